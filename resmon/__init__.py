@@ -1,0 +1,60 @@
+"""resmon watches the residual connections of a neural network while it trains.
+
+    monitor = resmon.watch(model, optimizer, run="digits")
+
+is the one line. Importing resmon imports neither torch nor pandas; what needs them is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from resmon.errors import AgentError, ConfigurationError, DiscoveryError, FlightError, FlightVersionError, ResmonError
+from resmon.records import Finding, ResidualSite
+
+if TYPE_CHECKING:
+    from resmon.capture.discovery import discover
+    from resmon.capture.marker import residual_add
+    from resmon.flight.frames import Flight, load
+    from resmon.watch import Monitor, watch
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AgentError",
+    "ConfigurationError",
+    "DiscoveryError",
+    "Finding",
+    "Flight",
+    "FlightError",
+    "FlightVersionError",
+    "Monitor",
+    "ResidualSite",
+    "ResmonError",
+    "discover",
+    "load",
+    "residual_add",
+    "watch",
+]
+
+_ELSEWHERE = {
+    "Flight": "resmon.flight.frames",
+    "Monitor": "resmon.watch",
+    "discover": "resmon.capture.discovery",
+    "load": "resmon.flight.frames",
+    "residual_add": "resmon.capture.marker",
+    "watch": "resmon.watch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ELSEWHERE:
+        raise AttributeError(f"module 'resmon' has no attribute {name!r}")
+    value = getattr(import_module(_ELSEWHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ELSEWHERE])

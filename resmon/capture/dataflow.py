@@ -1,0 +1,300 @@
+"""The dataflow of one forward pass: a node for every value a tensor has had, and which values each one was made from.
+
+A `Trace` is entered around one forward pass of a model. A TorchFunctionMode sees every torch call; hooks on the model's modules
+tell whose forward is running and which values cross module borders. Tensors are known by identity and held weakly, so that
+the trace keeps no activation alive. An operation in place gives its tensor a new node; a function that gives its input back
+makes none. The trace changes nothing: it only calls what the model calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
+
+from resmon.capture.marker import residual_add
+
+ADDS = frozenset(
+    {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, residual_add}
+)  # fmt: skip
+
+# No gradient takes the way through these, so no residual connection does.
+_CUTS = frozenset({"detach", "detach_", "data"})
+_NOISE = frozenset({"randn", "randn_like", "normal", "normal_"})
+# Functions that take `inplace=True` or `out=`, and then return what they wrote into.
+_MAY_WRITE = frozenset(
+    """relu relu6 leaky_relu elu selu celu silu mish hardtanh hardswish hardsigmoid rrelu threshold dropout dropout1d dropout2d
+    dropout3d alpha_dropout feature_alpha_dropout add sub mul div matmul""".split()
+)
+
+
+class Frame:
+    """One call of one module's forward.
+
+    `call` numbers the calls of that module in this pass, from 0; `adds` counts the candidate adds inside it, its submodules' too.
+    """
+
+    __slots__ = ("adds", "call", "path")
+
+    def __init__(self, path: str, call: int) -> None:
+        self.path = path
+        self.call = call
+        self.adds = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a hook meets a value: going into or out of one call of a module.
+
+    `position` holds the keys that lead to it in (args, kwargs) or in the output; empty where the output is the tensor itself.
+    """
+
+    path: str
+    call: int
+    side: str  # "in" or "out"
+    position: tuple[Any, ...]
+
+
+class Node:
+    """One value of one tensor.
+
+    `parents` are the floating-point values that it was computed from: dependence through integers (token ids, positions,
+    routing) is no way for a gradient. `live` tells whether it depends on the model's input at all; what is not live is made of
+    parameters and constants only, and `parameters` names the former. `places` are where hooks would meet it. `carries` is set
+    where it is a residual add's result: the skip operand that lives on in it.
+    """
+
+    __slots__ = ("carries", "frame", "live", "noise", "numel", "op", "order", "parameters", "parents", "places")
+
+    def __init__(self, order: int, op: str, parents: tuple[Node, ...], live: bool, frame: Frame | None, numel: int) -> None:
+        self.order = order
+        self.op = op
+        self.parents = parents
+        self.live = live
+        self.frame = frame
+        self.numel = numel
+        self.parameters: frozenset[str] = frozenset()
+        self.noise = False
+        self.places: list[Place] = []
+        self.carries: Node | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Add:
+    """A candidate add that the trace meets, told to the listener before it runs."""
+
+    first: Tensor
+    second: Tensor
+    first_node: Node
+    second_node: Node
+    alpha: float  # what the second operand is multiplied with
+    frame: Frame
+    ordinal: int  # how many candidate adds this call of the holder has seen before
+    marked: bool  # through resmon.residual_add
+
+
+# Hears of each candidate add before it runs, and answers with what is to be told its result, or None.
+Listener = Callable[[Add], Callable[[Tensor, Node], None] | None]
+
+
+def leaves(tree: Any, position: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """The tensors in nested tuples, lists and mappings (which model outputs are), each with its position."""
+    if isinstance(tree, Tensor):
+        yield position, tree
+    elif isinstance(tree, (tuple, list)):
+        for i, item in enumerate(tree):
+            yield from leaves(item, (*position, i))
+    elif isinstance(tree, Mapping):
+        for key, item in tree.items():
+            yield from leaves(item, (*position, key))
+
+
+def operands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The two operands of a call of one of ADDS."""
+    first = args[0] if args else kwargs.get("input", kwargs.get("skip"))
+    second = args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("branch"))
+    return first, second
+
+
+def is_candidate(first: Any, second: Any) -> bool:
+    """Whether an add can be a residual add at all: two floating-point tensors of one shape."""
+    return (
+        isinstance(first, Tensor)
+        and isinstance(second, Tensor)
+        and first.shape == second.shape
+        and first.is_floating_point()
+        and second.is_floating_point()
+    )
+
+
+class Trace(TorchFunctionMode):
+    """Traces one forward pass of `model`, which `begin` and `finish` enclose. `listener` hears of every candidate add.
+
+    `begin` and `finish` stand where hooks of the model itself would, because hooks that are added during a call are not called.
+    """
+
+    def __init__(self, model: nn.Module, listener: Listener) -> None:
+        super().__init__()
+        self._listener = listener
+        self._nodes: Any = WeakIdKeyDictionary()
+        self._order = 0
+        self._calls: dict[str, int] = {}
+        self._frames: list[Frame] = []
+        self._handles: list[RemovableHandle] = []
+        self._function_apply: Any = None
+        self._paths = {module: path for path, module in model.named_modules()}
+        self._model = model
+        for name, parameter in model.named_parameters():
+            self._leaf(parameter, live=False).parameters = frozenset({name})
+        for buffer in model.buffers():
+            self._leaf(buffer, live=False)
+
+    @property
+    def ran(self) -> frozenset[str]:
+        """The paths of the modules that have been called."""
+        return frozenset(self._calls)
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for module in self._paths:
+            if module is not self._model:
+                self._handles.append(module.register_forward_pre_hook(self._enter_module, prepend=True, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True))
+        self._wrap_function_apply()
+        self._enter_module(self._model, args, kwargs)
+        self.__enter__()
+
+    def finish(self, output: Any) -> None:
+        """Also after a forward that raised, with whatever output; every trace of the trace is gone afterwards."""
+        if self._function_apply is None:
+            return
+        self.__exit__(None, None, None)
+        torch.autograd.Function.apply = self._function_apply
+        self._function_apply = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        del self._frames[1:]
+        self._leave_module(self._model, (), {}, output)
+
+    def _wrap_function_apply(self) -> None:
+        # Custom autograd functions are no torch functions: without this, what their kernels return would come from nowhere.
+        original = torch.autograd.Function.__dict__["apply"]
+
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            read = [(tensor, self._node(tensor)) for _, tensor in leaves((args, kwargs))]
+            result = original.__func__(cls, *args, **kwargs)
+            known = [node for _, node in read]
+            for _, tensor in leaves(result):
+                node = self._nodes.get(tensor)
+                # What its forward computed with torch functions has been seen already.
+                if node is None or not (node.parents or node in known):
+                    self._record(tensor, cls.__name__, read)
+            return result
+
+        self._function_apply = original
+        torch.autograd.Function.apply = classmethod(apply)
+
+    # -- modules -------------------------------------------------------------------------------------------------------
+
+    def _enter_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        path = self._paths[module]
+        call = self._calls.get(path, 0)
+        self._calls[path] = call + 1
+        outermost = not self._frames
+        self._frames.append(Frame(path, call))
+        for position, tensor in leaves((args, kwargs)):
+            node = self._nodes.get(tensor)
+            if node is None:
+                node = self._leaf(tensor, live=outermost or tensor.requires_grad)
+            node.places.append(Place(path, call, "in", position))
+
+    def _leave_module(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        frame = self._frames.pop()
+        for position, tensor in leaves(output):
+            self._node(tensor).places.append(Place(frame.path, frame.call, "out", position))
+
+    # -- values --------------------------------------------------------------------------------------------------------
+
+    def _leaf(self, tensor: Tensor, *, live: bool) -> Node:
+        self._order += 1
+        node = Node(self._order, "", (), live, None, tensor.numel())
+        self._nodes[tensor] = node
+        return node
+
+    def _node(self, tensor: Tensor) -> Node:
+        node: Node | None = self._nodes.get(tensor)
+        # Not seen before: part of a graph that was made elsewhere, or a constant.
+        return self._leaf(tensor, live=tensor.requires_grad) if node is None else node
+
+    def _record(self, tensor: Tensor, op: str, read: Sequence[tuple[Tensor, Node]]) -> Node:
+        """A new node for `tensor`, which `op` computed from what it read."""
+        self._order += 1
+        live = any(node.live for _, node in read)
+        way = _is_floating(tensor) and op not in _CUTS
+        parents = tuple(node for t, node in read if _is_floating(t)) if way else ()  # twice where it was read twice: x * x
+        node = Node(self._order, op, parents, live, self._frames[-1] if self._frames else None, tensor.numel())
+        if not live:
+            node.parameters = frozenset().union(*(n.parameters for _, n in read))
+        node.noise = op in _NOISE or (not live and any(n.noise for _, n in read))
+        self._nodes[tensor] = node
+        return node
+
+    # -- calls ---------------------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not self._frames:
+            return func(*args, **kwargs)
+        told = None
+        if func in ADDS:
+            first, second = operands(args, kwargs)
+            if is_candidate(first, second):
+                frame = self._frames[-1]
+                nodes = (self._node(first), self._node(second))
+                add = Add(first, second, *nodes, kwargs.get("alpha", 1), frame, frame.adds, func is residual_add)
+                told = self._listener(add)
+                for outer in self._frames:
+                    outer.adds += 1
+        read = [(tensor, self._node(tensor)) for _, tensor in leaves((args, kwargs))]
+        result = func(*args, **kwargs)
+        op = _name(func)
+        if func is Tensor.__setitem__:
+            self._wrote(args[0], op, read)
+        for _, tensor in leaves(result):
+            given = any(t is tensor for t, _ in read)
+            if given and not _writes(op, kwargs):
+                continue  # the function gave its input back
+            node = self._wrote(tensor, op, read) if given else self._record(tensor, op, read)
+            if told is not None:
+                told(tensor, node)
+        return result
+
+    def _wrote(self, tensor: Tensor, op: str, read: Sequence[tuple[Tensor, Node]]) -> Node:
+        """`op` changed `tensor` in place, and with it the tensor that it is a view of."""
+        node = self._record(tensor, op, read)
+        if tensor._base is not None:
+            self._record(tensor._base, op, [(tensor._base, self._node(tensor._base)), (tensor, node)])
+        return node
+
+
+def _name(func: Any) -> str:
+    name: str = getattr(func, "__name__", "")
+    if name == "__get__":  # a property, such as Tensor.T or Tensor.data
+        name = getattr(func.__self__, "__name__", name)
+    return name
+
+
+def _writes(op: str, kwargs: Mapping[str, Any]) -> bool:
+    """Whether the function of that name changes a tensor that it returns."""
+    in_place = (op.endswith("_") and not op.endswith("__")) or op.startswith("__i")
+    return in_place or op in _MAY_WRITE or kwargs.get("output") is not None  # the last one: residual_add's sum made elsewhere
+
+
+def _is_floating(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()

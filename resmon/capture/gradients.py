@@ -1,0 +1,81 @@
+"""The gradients of a model's parameters, read once a step from `.grad`, where they are whole, summed over micro-batches and unscaled.
+
+Sums of squares are this rank's share of the truth (DESIGN.md, law 3); in a single process that is the truth itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from resmon.capture.sums import ROW, square_sum
+from resmon.records import Bools, Floats
+
+_SAFE = (1e-12, 1e18)  # norms of at most ROW elements between these have lost nothing in float32
+
+
+class Gradients:
+    """Reads the squared gradient norms of `parameters`, (name, parameter) pairs in which shared ones stand once."""
+
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+        names, self._parameters = zip(*parameters, strict=True) if (parameters := list(parameters)) else ((), ())
+        self._index = {name: i for i, name in enumerate(names)}
+        self._squares: Floats = np.zeros(len(names) + 1)
+        self._present: Bools = np.zeros(len(names) + 1, np.bool_)
+        self._members: np.ndarray[tuple[int], np.dtype[np.intp]] = np.zeros(0, np.intp)
+        self._starts: list[int] = []
+
+    def group(self, groups: Sequence[Sequence[str]]) -> None:
+        """Fix which parameters belong to which site, by name."""
+        nobody = len(self._parameters)  # its square is 0 and absent, so that every group has a member
+        members: list[int] = []
+        self._starts = []
+        for names in groups:
+            self._starts.append(len(members))
+            members += [self._index[name] for name in names if name in self._index]
+            members.append(nobody)
+        self._members = np.array(members, np.intp)
+
+    def read(self) -> None:
+        """Take every gradient's sum of squares now."""
+        self._present[:] = False
+        self._squares[:] = 0
+        small: list[Tensor] = []
+        places: list[int] = []
+        for i, parameter in enumerate(self._parameters):
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            self._present[i] = True
+            if gradient.layout is not torch.strided:
+                gradient = gradient.coalesce().values()
+            if gradient.dtype is torch.float32 and gradient.numel() <= ROW:
+                small.append(gradient)
+                places.append(i)
+            else:
+                self._squares[i] = square_sum(gradient)
+        if small:
+            # One call for all that fit one row: the call itself is what such a gradient costs.
+            norms = torch.stack(torch._foreach_norm(small)).double().numpy()
+            self._squares[places] = norms * norms
+            for j in np.flatnonzero(~((norms > _SAFE[0]) & (norms < _SAFE[1]))):
+                self._squares[places[j]] = square_sum(small[j])
+
+    def clear(self) -> None:
+        self._present[:] = False
+
+    def total(self) -> tuple[float, bool]:
+        """The squared norm of all gradients, and whether there is one."""
+        present = bool(self._present.any())
+        return (float(self._squares.sum()) if present else 0.0), present
+
+    def by_group(self) -> tuple[Floats, Bools]:
+        """The squared norm of each group's gradients, and which groups have one."""
+        if not self._starts:
+            return np.zeros(0), np.zeros(0, np.bool_)
+        squares = np.add.reduceat(self._squares[self._members], self._starts)
+        present = np.logical_or.reduceat(self._present[self._members], self._starts)
+        return squares, present

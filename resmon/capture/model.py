@@ -1,0 +1,232 @@
+"""One watched model: which forward passes count, which of them are traced, and where the hooks are.
+
+The first pass that builds a graph is traced; so are the next ones while modules with parameters have not run yet (stochastic
+depth that skips whole blocks), and any later one in which such a module wakes up. All others only pass the taps.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from resmon.capture import rule
+from resmon.capture.channel import Channel, Gauge
+from resmon.capture.dataflow import Add, Trace
+from resmon.capture.survey import Names, Sighting, Survey, is_watched
+from resmon.capture.taps import GradientTap, Hook, Installed, Plan, install, plan
+from resmon.records import ResidualSite
+
+log = logging.getLogger("resmon")
+
+_TRACES_WHILE_ASLEEP = 16
+_TRACES = 64  # in all: a model that takes another way every time is not traced for ever
+_UNKNOWN = ResidualSite("", "", "identity", (), (), ())
+
+
+class Owner(Protocol):
+    """Who gathers the steps of one or several models."""
+
+    def pass_begun(self) -> None: ...
+    def sites_changed(self) -> None: ...
+    def fault(self, error: Exception) -> None: ...
+
+
+class ModelWatch:
+    """Watches `model`; `key` names it among several."""
+
+    def __init__(
+        self, owner: Owner, key: str, model: nn.Module, *, include: Sequence[str], exclude: Sequence[str], sample: int
+    ) -> None:
+        self.model = model
+        self.key = key
+        self.channels: list[Channel] = []  # in order of execution
+        self.gauge = Gauge()
+        self.active = False
+        self.seconds = 0.0
+        self.process = os.getpid()
+        self._owner = owner
+        self._include, self._exclude, self._sample = include, exclude, sample
+        self._names = Names(model, key)
+        self._plans: dict[str, Plan] = {}
+        self._installed = Installed((), ())
+        self._trace: Trace | None = None
+        self._stand_ins: list[tuple[Sighting, Channel, GradientTap | None]] = []
+        self._traces = 0
+        self._trace_next = True
+        self._asleep = {
+            path: module for path, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None
+        }
+        self._alarms: dict[str, RemovableHandle] = {}
+        self._handles: list[RemovableHandle] = []
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        self._handles = [
+            self.model.register_forward_pre_hook(_Begin(self), with_kwargs=True),
+            self.model.register_forward_hook(_End(self), with_kwargs=True, always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Leave no hook behind."""
+        if self._trace is not None:
+            self._trace.finish(None)
+            self._trace = None
+        self.active = False
+        for handle in (*self._handles, *self._alarms.values()):
+            handle.remove()
+        self._handles.clear()
+        self._alarms.clear()
+        self._installed.remove()
+        self._installed = Installed((), ())
+
+    def fault(self, error: Exception) -> None:
+        self._owner.fault(error)
+
+    @property
+    def traced(self) -> bool:
+        return self._traces > 0
+
+    def trace_again(self) -> None:
+        self._trace_next = True
+
+    # -- a pass --------------------------------------------------------------------------------------------------------
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.active or self._trace is not None or not torch.is_grad_enabled() or os.getpid() != self.process:
+            return
+        if torch._C._current_graph_task_id() != -1:  # a checkpoint's recomputation
+            return
+        started = perf_counter()
+        try:
+            self._owner.pass_begun()
+            for channel in self.channels:
+                channel.begin_pass()
+            asleep = self._asleep and self._traces < _TRACES_WHILE_ASLEEP
+            if (self._trace_next or asleep) and self._traces < _TRACES:
+                self._traces += 1
+                self._trace_next = False
+                self._trace = Trace(self.model, Survey(self._witness))
+                self._trace.begin(args, kwargs)
+            else:
+                self._installed.begin_pass()
+                self.active = True
+        except Exception as error:
+            self.fault(error)
+        self.seconds += perf_counter() - started
+
+    def end(self, output: Any) -> None:
+        self.active = False
+        trace, self._trace = self._trace, None
+        if trace is None:
+            return
+        started = perf_counter()
+        try:
+            trace.finish(output)
+            self._learn(trace)
+        except Exception as error:
+            self.fault(error)
+        self.seconds += perf_counter() - started
+
+    def _witness(self, add: Add, residual: rule.Residual) -> Callable[[Tensor, Sighting], None] | None:
+        """Takes the operands of a traced add; whose they are is known when the pass is over."""
+        started = perf_counter()
+        channel = Channel(_UNKNOWN, self._sample)
+        first, second = ("offer_skip", "offer_branch") if residual.skip_is_first else ("offer_branch", "offer_skip")
+        try:
+            getattr(channel, first)(self.gauge, add.first, 1)
+            getattr(channel, second)(self.gauge, add.second, add.alpha)
+        except Exception as error:
+            self.fault(error)
+            return None
+        self.seconds += perf_counter() - started
+
+        def output_is_there(output: Tensor, sighting: Sighting) -> None:
+            started = perf_counter()
+            tap = None
+            try:
+                channel.offer_output(self.gauge, output)
+                if output.requires_grad:
+                    tap = GradientTap(self, None)
+                    output.register_hook(tap)
+                self._stand_ins.append((sighting, channel, tap))
+            except Exception as error:
+                self.fault(error)
+            self.seconds += perf_counter() - started
+
+        return output_is_there
+
+    def _learn(self, trace: Trace) -> None:
+        """Name the sites of a traced pass, give each its channel, and put hooks where the next pass needs them."""
+        stand_ins, self._stand_ins = self._stand_ins, []
+        sites = self._names.sites([sighting for sighting, _, _ in stand_ins])
+        known = {channel.site.name: channel for channel in self.channels}
+        order = [channel.site.name for channel in self.channels]
+        position = 0
+        for site, (sighting, stand_in, tap) in zip(sites, stand_ins, strict=True):
+            if not is_watched(site, self._include, self._exclude):
+                continue
+            if site.name in known:
+                channel = known[site.name]
+                channel.absorb(stand_in)
+                position = order.index(site.name) + 1
+            else:
+                channel = known[site.name] = stand_in
+                order.insert(position, site.name)
+                position += 1
+            if tap is not None:
+                tap.belongs_to(channel)
+            planned = plan(sighting, channel)
+            channel.site = replace(site, observed="hooks" if planned.places else "mode")
+            self._plans[site.name] = planned
+        new = len(order) > len(self.channels)
+        self.channels = [known[name] for name in order]
+        self._installed.remove()
+        self._installed = install(self, self.model, list(self._plans.values()))
+        self._watch_sleepers(trace.ran)
+        if new or self._traces == 1:
+            self._owner.sites_changed()
+
+    def _watch_sleepers(self, ran: frozenset[str]) -> None:
+        for path in ran & self._asleep.keys():
+            del self._asleep[path]
+            if path in self._alarms:
+                self._alarms.pop(path).remove()
+        if self._traces >= _TRACES_WHILE_ASLEEP:
+            for path in self._asleep.keys() - self._alarms.keys():
+                self._alarms[path] = self._asleep[path].register_forward_pre_hook(_Wake(self), with_kwargs=True)
+
+
+class _Begin(Hook):
+    def __init__(self, watch: ModelWatch) -> None:
+        self._watch = watch
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._watch.begin(args, kwargs)
+
+
+class _End(Hook):
+    def __init__(self, watch: ModelWatch) -> None:
+        self._watch = watch
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._watch.end(output)
+
+
+class _Wake(Hook):
+    """On a module that no traced pass has run: the next pass is traced."""
+
+    def __init__(self, watch: ModelWatch) -> None:
+        self._watch = watch
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._watch.active:
+            self._watch.trace_again()

@@ -1,0 +1,336 @@
+"""The hooks that take a residual add's operands in every pass after the traced one.
+
+Where skip, branch and output all cross module borders, hooks on those modules take them (`Tap`). Where one does not, because of a
+functional dropout, say, a TorchFunctionMode that the block's own hooks enter and leave sees the very call (`AddMode`). Both are
+callable objects and not closures, so that a watched model can be pickled and copied: the copy carries hooks that do nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from resmon.capture.channel import Channel, Gauge
+from resmon.capture.dataflow import ADDS, Place, is_candidate, operands
+from resmon.capture.survey import Sighting
+
+
+class Watcher(Protocol):
+    """What a hook needs to know of the one who installed it."""
+
+    gauge: Gauge
+    active: bool  # a pass is under way that is to be observed
+    seconds: float  # what observing has cost in this step
+    process: int
+
+    def fault(self, error: Exception) -> None: ...
+    def trace_again(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where one site's operands are taken: by hooks at three places, or, where `places` is None, at the call itself."""
+
+    channel: Channel
+    places: tuple[Place, Place, Place] | None  # skip, branch, output
+    holder: tuple[str, int]
+    ordinal: int
+    adds: int  # candidate adds in one call of the holder
+    skip_is_first: bool
+    factors: tuple[float, float]  # of skip and branch
+
+
+def plan(sighting: Sighting, channel: Channel) -> Plan:
+    holder = sighting.frame.path
+    inside = holder + "." if holder else ""
+
+    def within(place: Place) -> bool:
+        return place.path != holder and place.path.startswith(inside)
+
+    def choose(places: Sequence[Place], *wanted: Callable[[Place], bool]) -> Place | None:
+        return next((p for want in wanted for p in places if want(p)), None)
+
+    def own(side: str) -> Callable[[Place], bool]:
+        return lambda p: (p.path, p.call) == sighting.call and p.side == side
+
+    places = None
+    if sighting.residual.kind != "marked":
+        skip = choose(sighting.skip.places, own("in"), within, lambda p: p.side == "out")
+        branch = choose(sighting.branch.places, lambda p: within(p) and p.side == "out", within)
+        output = choose(sighting.output.places, lambda p: within(p) and p.side == "in", own("out"))
+        if skip and branch and output:
+            places = (skip, branch, output)
+    return Plan(
+        channel,
+        places,
+        sighting.call,
+        sighting.ordinal,
+        sighting.frame.adds,
+        sighting.residual.skip_is_first,
+        sighting.factors,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """The hooks that are on a model."""
+
+    handles: Sequence[RemovableHandle]
+    counters: Sequence[Tap | AddMode]
+
+    def begin_pass(self) -> None:
+        for counter in self.counters:
+            counter.begin_pass()
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan]) -> Installed:
+    """Put the hooks that `plans` need on the modules of `model`."""
+    taps: dict[tuple[str, str], Tap] = {}
+    modes: dict[str, AddMode] = {}
+    for p in plans:
+        if p.places is None:
+            path, call = p.holder
+            modes.setdefault(path, AddMode(watcher)).add(call, p)
+            continue
+        for role, place in enumerate(p.places):
+            tap = taps.setdefault((place.path, place.side), Tap(watcher))
+            tap.add(place.call, Reading(role, place.position, p.channel, p.factors[role] if role != OUTPUT else 1))
+    handles = []
+    for (path, side), tap in taps.items():
+        module = model.get_submodule(path)
+        tap.sort()
+        if side == "in":
+            handles.append(module.register_forward_pre_hook(tap, with_kwargs=True))
+        else:
+            # Before the watcher's own hook on the outermost module, which ends the pass.
+            handles.append(module.register_forward_hook(tap, with_kwargs=True, prepend=not path))
+    for path, mode in modes.items():
+        module = model.get_submodule(path)
+        handles.append(module.register_forward_pre_hook(Enter(mode), with_kwargs=True))
+        handles.append(module.register_forward_hook(Leave(mode), with_kwargs=True, always_call=True, prepend=not path))
+    return Installed(handles, (*taps.values(), *modes.values()))
+
+
+def inert(*_: Any, **__: Any) -> None:
+    """What is left of a hook in a copy of a watched model: nothing happens."""
+
+
+class Hook:
+    """A callable that becomes `inert` where it is pickled or copied."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _inert, ()
+
+    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
+        return inert
+
+
+def _inert() -> Callable[..., None]:
+    return inert
+
+
+SKIP, BRANCH, OUTPUT = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    role: int
+    position: tuple[Any, ...]
+    channel: Channel
+    factor: float
+
+
+class Tap(Hook):
+    """The hook on one side of one module; `readings` by the call of the module in the pass."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._readings: dict[int, list[Reading]] = {}
+        self._calls = 0
+
+    def add(self, call: int, reading: Reading) -> None:
+        self._readings.setdefault(call, []).append(reading)
+
+    def sort(self) -> None:
+        # A value may be the output of one site and the skip of the next: the output counts first.
+        for readings in self._readings.values():
+            readings.sort(key=lambda r: -r.role)
+
+    def begin_pass(self) -> None:
+        self._calls = 0
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        watcher = self._watcher
+        if not watcher.active:
+            if torch._C._current_graph_task_id() != -1:
+                self._recomputed(args, kwargs, output)
+            return
+        started = perf_counter()
+        try:
+            readings = self._readings.get(self._calls)
+            self._calls += 1
+            if readings is not None:
+                tree = (args, kwargs) if output is None else output
+                for reading in readings:
+                    tensor = at(tree, reading.position)
+                    if tensor is None:
+                        continue
+                    if reading.role == SKIP:
+                        reading.channel.offer_skip(watcher.gauge, tensor, reading.factor)
+                    elif reading.role == BRANCH:
+                        reading.channel.offer_branch(watcher.gauge, tensor, reading.factor)
+                    elif reading.channel.offer_output(watcher.gauge, tensor) and tensor.requires_grad:
+                        tensor.register_hook(GradientTap(watcher, reading.channel))
+        except Exception as error:
+            watcher.fault(error)
+        watcher.seconds += perf_counter() - started
+
+    def _recomputed(self, args: Any, kwargs: Any, output: Any) -> None:
+        # A checkpoint runs the forward again inside the backward pass. The values have been taken; but with the reentrant kind only
+        # this second output belongs to a graph.
+        try:
+            tree = (args, kwargs) if output is None else output
+            for reading in self._readings.get(0, ()) if len(self._readings) == 1 else ():
+                tensor = at(tree, reading.position) if reading.role == OUTPUT else None
+                if tensor is not None and tensor.requires_grad:
+                    tensor.register_hook(GradientTap(self._watcher, reading.channel))
+        except Exception as error:
+            self._watcher.fault(error)
+
+
+def at(tree: Any, position: tuple[Any, ...]) -> Tensor | None:
+    """The tensor at `position` in nested arguments or outputs, or None where this call is built otherwise."""
+    try:
+        for key in position:
+            tree = tree[key]
+    except (LookupError, TypeError):
+        return None
+    return tree if isinstance(tree, Tensor) else None
+
+
+class GradientTap(Hook):
+    """The hook on a site's output that the backward pass calls with its gradient."""
+
+    __slots__ = ("_channel", "_watcher")
+
+    def __init__(self, watcher: Watcher, channel: Channel | None) -> None:
+        self._watcher = watcher
+        self._channel = channel
+
+    def belongs_to(self, channel: Channel) -> None:
+        """Named later, where the gradient's site has its channel only once the traced pass is over."""
+        self._channel = channel
+
+    def __call__(self, gradient: Tensor) -> None:
+        watcher, channel = self._watcher, self._channel
+        if channel is None or watcher.process != os.getpid():
+            return
+        started = perf_counter()
+        try:
+            channel.gradient(gradient)
+        except Exception as error:
+            watcher.fault(error)
+        watcher.seconds += perf_counter() - started
+
+
+class AddMode(Hook, TorchFunctionMode):
+    """Sees the torch calls inside one module and takes the operands of its residual adds, known by their ordinal in the call."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        super().__init__()
+        self._watcher = watcher
+        self._plans: dict[int, dict[int, Plan]] = {}
+        self._calls = 0
+        self._adds = 0
+        self._here: Mapping[int, Plan] = {}
+        self._observing = False
+        self._entered = False
+
+    def add(self, call: int, plan: Plan) -> None:
+        self._plans.setdefault(call, {})[plan.ordinal] = plan
+
+    def begin_pass(self) -> None:
+        self._calls = 0
+
+    def enter(self) -> None:
+        observing = self._watcher.active
+        recomputing = not observing and torch._C._current_graph_task_id() != -1
+        if not observing and not (recomputing and len(self._plans) == 1):
+            return
+        call = self._calls if observing else next(iter(self._plans))
+        self._calls += observing
+        self._here = self._plans.get(call, {})
+        self._observing = observing
+        self._adds = 0
+        if self._here:
+            self._entered = True
+            self.__enter__()
+
+    def leave(self) -> None:
+        if not self._entered:
+            return
+        self._entered = False
+        self.__exit__(None, None, None)
+        expected = next(iter(self._here.values())).adds
+        if self._observing and self._adds not in (0, expected):
+            # Another way through the block than the traced one: the ordinals may mean other adds.
+            self._watcher.trace_again()
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in ADDS:
+            return func(*args, **kwargs)
+        first, second = operands(args, kwargs)
+        if not is_candidate(first, second):
+            return func(*args, **kwargs)
+        plan = self._here.get(self._adds)
+        self._adds += 1
+        if plan is None:
+            return func(*args, **kwargs)
+        watcher = self._watcher
+        started = perf_counter()
+        if self._observing:
+            try:
+                skip, branch = (first, second) if plan.skip_is_first else (second, first)
+                plan.channel.offer_skip(watcher.gauge, skip, plan.factors[SKIP])
+                plan.channel.offer_branch(watcher.gauge, branch, plan.factors[BRANCH])
+            except Exception as error:
+                watcher.fault(error)
+        watcher.seconds += perf_counter() - started
+        result = func(*args, **kwargs)
+        started = perf_counter()
+        try:
+            if (not self._observing or plan.channel.offer_output(watcher.gauge, result)) and result.requires_grad:
+                result.register_hook(GradientTap(watcher, plan.channel))
+        except Exception as error:
+            watcher.fault(error)
+        watcher.seconds += perf_counter() - started
+        return result
+
+
+class Enter(Hook):
+    def __init__(self, mode: AddMode) -> None:
+        self._mode = mode
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._mode.enter()
+
+
+class Leave(Hook):
+    def __init__(self, mode: AddMode) -> None:
+        self._mode = mode
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        self._mode.leave()

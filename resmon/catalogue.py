@@ -1,0 +1,105 @@
+"""Every metric that resmon exports, in one table.
+
+A metric that is not here is not exported, alerted on, drawn or documented (DESIGN.md, law 7). Names follow Prometheus'
+conventions: base units, `_total` on counters, ratios from 0 to 1; the block is a label, never part of a name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MetricKind = Literal["gauge", "counter", "histogram"]
+
+# The classic buckets in which `resmon_block_activation_magnitude` is exported: every second edge of the flight's histogram
+# (records.MAGNITUDE_EDGES) in the range where activations live, so that a block costs 17 bucket series and not 42.
+EXPORTED_MAGNITUDE_EXPONENTS = tuple(range(-14, 17, 2))
+
+# How far back the `_max` gauges look, in seconds. A fixed window instead of "since the last scrape", so that two Prometheus
+# servers that scrape the same agent do not rob each other of a spike; longer than any usual scrape interval.
+MAXIMUM_WINDOW = 60.0
+
+RUN = ("run", "model")
+BLOCK = ("run", "model", "block")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric family; `labels` are all the labels that its samples carry (besides `le`)."""
+
+    name: str
+    kind: MetricKind
+    unit: str  # "" where it is a count or has none
+    labels: tuple[str, ...]
+    help: str
+
+
+CATALOGUE: tuple[Metric, ...] = (
+    # Per block, merged over the ranks of this machine.
+    Metric("resmon_block_skip_rms", "gauge", "", BLOCK, "Root mean square of the skip operand of the residual add, last step."),
+    Metric("resmon_block_branch_rms", "gauge", "", BLOCK, "Root mean square of the branch operand of the residual add, last step."),
+    Metric("resmon_block_output_rms", "gauge", "", BLOCK, "Root mean square of the residual add's result, last step."),
+    Metric("resmon_block_branch_skip_ratio", "gauge", "", BLOCK, "branch_rms / skip_rms, last step; absent where skip_rms is 0."),
+    Metric(
+        "resmon_block_branch_skip_ratio_max", "gauge", "", BLOCK, "Largest branch_skip_ratio of the steps of the last 60 seconds."
+    ),
+    Metric(
+        "resmon_block_gradient_norm",
+        "gauge",
+        "",
+        BLOCK,
+        "L2 norm of the gradients of the parameters between skip and add, last step; absent where all are frozen.",
+    ),
+    Metric("resmon_block_gradient_norm_max", "gauge", "", BLOCK, "Largest gradient_norm of the steps of the last 60 seconds."),
+    Metric("resmon_block_output_gradient_norm", "gauge", "", BLOCK, "L2 norm of the loss gradient at the add's result, last step."),
+    Metric(
+        "resmon_block_output_gradient_norm_max",
+        "gauge",
+        "",
+        BLOCK,
+        "Largest output_gradient_norm of the steps of the last 60 seconds.",
+    ),
+    Metric(
+        "resmon_block_activation_magnitude", "histogram", "", BLOCK, "Absolute values at the add's result, sampled at every step."
+    ),
+    Metric(
+        "resmon_block_nonfinite_steps_total",
+        "counter",
+        "",
+        BLOCK,
+        "Steps in which the add's result or its gradient had a NaN or infinite element.",
+    ),
+    # Per run.
+    Metric("resmon_run_info", "gauge", "", ("run", "attempt", "models", "host", "world_size", "git_commit", "torch", "resmon"), "1."),
+    Metric("resmon_run_blocks", "gauge", "", RUN, "Residual blocks watched."),
+    Metric("resmon_loss", "gauge", "", ("run",), "The loss as logged, newest step that has one."),
+    Metric("resmon_loss_max", "gauge", "", ("run",), "Largest logged loss of the steps of the last 60 seconds."),
+    Metric("resmon_score", "gauge", "", ("run", "score"), "Any other scalar as logged, newest step that has one."),
+    Metric("resmon_learning_rate", "gauge", "", ("run",), "Learning rate of the first parameter group, last step."),
+    Metric("resmon_gradient_norm", "gauge", "", ("run",), "L2 norm of all gradients, last step."),
+    Metric("resmon_steps_total", "counter", "", ("run", "rank"), "Optimizer steps attempted and recorded in this attempt."),
+    Metric("resmon_step_duration_seconds", "histogram", "seconds", ("run", "rank"), "Time from one step boundary to the next."),
+    Metric(
+        "resmon_monitor_step_seconds", "gauge", "seconds", ("run", "rank"), "Time that resmon itself took of the last step."
+    ),
+    Metric(
+        "resmon_monitor_errors_total",
+        "counter",
+        "",
+        ("run", "rank"),
+        "Faults inside the monitor that were kept from the training loop.",
+    ),
+    Metric("resmon_last_step_timestamp_seconds", "gauge", "seconds", ("run", "rank"), "Unix time of the last recorded step."),
+    Metric(
+        "resmon_finding_active", "gauge", "", ("run", "model", "block", "finding", "severity"), "1 while the finding is open, then 0."
+    ),
+    # The agent itself.
+    Metric("resmon_runs_total", "counter", "", ("outcome",), "Attempts that ended, by outcome."),
+    Metric("resmon_runs_active", "gauge", "", (), "Attempts under way."),
+    Metric("resmon_agent_info", "gauge", "", ("version",), "1."),
+    Metric("resmon_agent_skipped_rows_total", "counter", "", (), "Damaged rows of flights that were skipped."),
+    Metric("resmon_agent_errors_total", "counter", "", (), "Flights that could not be followed and faults of detectors."),
+    Metric("resmon_agent_collect_duration_seconds", "gauge", "seconds", (), "Time that the last scrape took to collect and render."),
+)
+
+BY_NAME = {metric.name: metric for metric in CATALOGUE}

@@ -1,0 +1,362 @@
+"""The block that went NaN or Inf first, and what it looked like before.
+
+Once one tensor is non-finite the rest of the network follows within a step, so the useful word is *first*: the earliest step, and
+within that step the place where the data flow turned bad. Every step is seen, so nothing depends on when somebody looked.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from resmon.records import (
+    BLOCK_COUNTS,
+    BLOCK_VALUES,
+    Bools,
+    Finding,
+    Floats,
+    Ints,
+    ResidualSite,
+    ScalarRecord,
+    StepRecord,
+    finding_id,
+)
+
+SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT = map(
+    BLOCK_VALUES.index, ("skip_square", "branch_square", "output_square", "gradient_square", "output_gradient_square")
+)
+ELEMENTS, FORWARD, BACKWARD = map(BLOCK_COUNTS.index, ("elements", "nonfinite_forward", "nonfinite_backward"))
+
+# What is remembered of a block's finite steps, in this order.
+SIGNS = ("skip_rms", "branch_rms", "branch_skip_ratio", "gradient_norm", "output_gradient_norm")
+
+HISTORY = 50  # steps back that tell what was usual
+CALM = 20  # finite steps after which it is over: longer than the back-off of a gradient scaler that looks for its scale
+NAMES = 50  # names of blocks that the evidence lists; the count beside them is whole
+
+
+@dataclass(frozen=True, slots=True)
+class _Flags:
+    """Which sites are non-finite in one step, [S] each."""
+
+    skip: Bools
+    forward: Bools
+    backward: Bools
+    gradient: Bools
+    any: Bools
+
+    @classmethod
+    def of(cls, record: StepRecord) -> _Flags:
+        broken = record.blocks_present & ~np.isfinite(record.blocks)
+        nan = record.blocks_present & np.isnan(record.blocks)
+        forward = record.counts[FORWARD] > 0
+        # An infinite sum of squares whose output was counted and found finite is a norm that overflowed, not a non-finite
+        # tensor (law 5): finite data has finite operands. Of parameter gradients there is no count, the sum must do.
+        skip = nan[SKIP] | (broken[SKIP] & forward)
+        forward = forward | skip | nan[BRANCH] | nan[OUTPUT]
+        backward = (record.counts[BACKWARD] > 0) | nan[OUTPUT_GRADIENT]
+        gradient = broken[GRADIENT]
+        return cls(skip, forward, backward, gradient, forward | backward | gradient)
+
+
+@dataclass(slots=True)
+class _Episode:
+    """One model being non-finite: from its first bad step until it was finite for CALM steps."""
+
+    finding: Finding
+    reached: set[str]  # blocks that were bad at any of its steps
+    calm: int = 0
+    steps: int = 1
+
+
+class NonFinite:
+    """Non-finite activations and gradients by block, and a non-finite loss that no block explains.
+
+    *Meaning.* `nonfinite` (page), one per model and episode: a residual add's operands, its result, the loss gradient at its result
+    or the gradients of its parameters held NaN or Inf. The block named is the one that went first. At the earliest such step: the
+    first in forward order whose add is non-finite (`born_before` where already its skip operand was: then the cause lies before it,
+    and no watched block had it); if the forward pass was finite, the last in order whose output gradient is not, as the backward
+    pass comes from there; if these are finite too, the last in order whose parameter gradients are not. Updated when it reaches
+    further blocks, closed after 20 finite steps or with the run. `nonfinite_loss` (page): the logged `loss` was NaN or Inf at a step
+    where no block was, so the fault lies behind the last block: the head, the loss function or the targets.
+
+    *Evidence.* What the block showed at its last finite step and how many times the median of its last 50 finite steps that was: a
+    branch/skip ratio or a gradient far above 1 says that it was coming, all near 1 that it came at once (bad input, a division, a
+    logarithm of 0).
+
+    *Expected false alarms.* A gradient scaler (float16) that looks for its scale makes isolated steps with infinite gradients on a
+    healthy model: such findings name only gradients, have confidence 0.6 and close by themselves. Blocks are compared in the order
+    of the record; where a model runs them in another order than it was traced in, the block named is a follower.
+
+    *Reference.* Where a fault is born against where it surfaces: transformers' DebugUnderflowOverflow reports the first module in
+    forward order likewise; that a growing branch precedes it: Takase et al., Spike No More, arXiv 2312.16903.
+    """
+
+    def __init__(self) -> None:
+        self._sites: tuple[ResidualSite, ...] = ()
+        self._models: dict[str, Ints] = {}
+        self._history: Floats = np.empty((HISTORY, len(SIGNS), 0))
+        self._history_steps = np.full(HISTORY, -1, np.int64)
+        self._rows = 0
+        self._newest = -1
+        self._episodes: dict[str, _Episode] = {}
+        self._bad_steps: deque[int] = deque(maxlen=1024)
+        self._early_losses: deque[tuple[int, float, float]] = deque(maxlen=1024)  # logged before their step was recorded
+        self._loss: _Episode | None = None
+
+    def step(self, record: StepRecord, sites: Sequence[ResidualSite]) -> Iterable[Finding]:
+        if sites is not self._sites:
+            self._arrange(tuple(sites))
+        flags = _Flags.of(record)
+        self._newest = record.step
+        events: list[Finding] = []
+        if flags.any.any():
+            self._bad_steps.append(record.step)
+        if self._episodes or flags.any.any():
+            for model, mine in self._models.items():
+                events.extend(self._model_step(record, model, mine, flags))
+        self._remember(record, flags)
+        while self._early_losses and self._early_losses[0][0] <= record.step:
+            events.extend(self._judge_loss(*self._early_losses.popleft()))
+        return events
+
+    def scalars(self, record: ScalarRecord) -> Iterable[Finding]:
+        loss = record.values.get("loss")
+        if loss is None:
+            return ()
+        if record.step > self._newest:
+            self._early_losses.append((record.step, record.time, loss))
+            return ()
+        return list(self._judge_loss(record.step, record.time, loss))
+
+    def end(self, step: int, time: float) -> Iterable[Finding]:
+        events = [event for early in self._early_losses for event in self._judge_loss(*early)]
+        self._early_losses.clear()
+        for episode in [*self._episodes.values(), *([self._loss] if self._loss else [])]:
+            events.append(_closed(episode, step, time, "the run ended so"))
+        self._episodes.clear()
+        self._loss = None
+        return events
+
+    def _arrange(self, sites: tuple[ResidualSite, ...]) -> None:
+        """Takes over a new set of sites; what is remembered of a site stays with it."""
+        places = {(site.model, site.name): i for i, site in enumerate(self._sites)}
+        history = np.full((HISTORY, len(SIGNS), len(sites)), np.nan)
+        for i, site in enumerate(sites):
+            before = places.get((site.model, site.name))
+            if before is not None:
+                history[:, :, i] = self._history[:, :, before]
+        self._history = history
+        self._sites = sites
+        models: dict[str, list[int]] = {}
+        for i, site in enumerate(sites):
+            models.setdefault(site.model, []).append(i)
+        self._models = {model: np.array(mine, np.int64) for model, mine in models.items()}
+
+    def _remember(self, record: StepRecord, flags: _Flags) -> None:
+        row = self._rows % HISTORY
+        self._rows += 1
+        self._history_steps[row] = record.step
+        squares = np.where(record.blocks_present & ~flags.any & np.isfinite(record.blocks), record.blocks, np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            signs = self._history[row]
+            elements = record.counts[ELEMENTS]
+            signs[0] = np.sqrt(squares[SKIP] / elements)
+            signs[1] = np.sqrt(squares[BRANCH] / elements)
+            signs[2] = signs[1] / signs[0]
+            signs[3] = np.sqrt(squares[GRADIENT])
+            signs[4] = np.sqrt(squares[OUTPUT_GRADIENT])
+        signs[~np.isfinite(signs)] = np.nan
+
+    def _model_step(self, record: StepRecord, model: str, mine: Ints, flags: _Flags) -> Iterator[Finding]:
+        episode = self._episodes.get(model)
+        bad = mine[flags.any[mine]]
+        names = [self._sites[i].name for i in bad]
+        if not names:
+            ran = bool(record.counts[ELEMENTS, mine].any() or record.blocks_present[:, mine].any())
+            if episode and ran:
+                episode.calm += 1
+                if episode.calm >= CALM:
+                    del self._episodes[model]
+                    yield _closed(episode, record.step, record.time, f"all blocks were finite for {CALM} steps")
+            return
+        if episode is None:
+            finding = self._opened(record, model, mine, flags, names)
+            self._episodes[model] = _Episode(finding, set(names))
+            yield finding
+            return
+        episode.calm = 0
+        episode.steps += 1
+        new = [name for name in names if name not in episode.reached]
+        if new:
+            episode.reached.update(new)
+            in_order = [self._sites[i].name for i in mine if self._sites[i].name in episode.reached]
+            episode.finding = replace(
+                episode.finding,
+                state="updated",
+                step=record.step,
+                time=record.time,
+                summary=f"{episode.finding.evidence['first']}; by step {record.step} it had reached {_count(len(in_order), 'block')}.",
+                evidence=episode.finding.evidence
+                | {"blocks": in_order[:NAMES], "blocks_count": len(in_order), "nonfinite_steps": episode.steps},
+            )
+            yield episode.finding
+
+    def _opened(self, record: StepRecord, model: str, mine: Ints, flags: _Flags, names: list[str]) -> Finding:
+        direction, place, born_before = _first(mine, flags)
+        site = self._sites[place]
+        followers = [name for name in names if name != site.name]
+        elements, forward, backward = (int(n) for n in record.counts[:, place])
+        where = f"{site.name} of {model}" if model else site.name
+        later = [self._sites[i].name for i in mine if i > place]
+        if direction == "forward" and born_before:
+            said = f"{where} is the first block that saw NaN or Inf, at step {record.step}: it was in its skip operand, so born before it"
+        elif direction == "forward":
+            said = f"{where} went non-finite first, at step {record.step}, in the forward pass: its skip operand was still finite"
+        elif direction == "backward" and later:
+            said = (
+                f"{where} went non-finite first, at step {record.step}, in the backward pass, "
+                f"on the way from {later[0]}, whose output gradient was still finite"
+            )
+        elif direction == "backward":
+            said = (
+                f"{where} went non-finite first, at step {record.step}, in the backward pass: "
+                "the gradient came so from the head or the loss"
+            )
+        else:
+            said = f"{where} went non-finite first, at step {record.step}: in the gradients of its parameters only"
+        last_step, last, over = self._before(place)
+        evidence: dict[str, Any] = {
+            "first": said,
+            "direction": direction,
+            "born_before": born_before,
+            "elements": elements,
+            "nonfinite_forward": forward,
+            "nonfinite_backward": backward,
+            "followers": followers[:NAMES],
+            "followers_count": len(followers),
+            "blocks": names[:NAMES],
+            "blocks_count": len(names),
+            "nonfinite_steps": 1,
+            "last_finite_step": last_step,
+            "last_finite": last,
+            "last_finite_over_median": over,
+        }
+        followed = f"; {_count(len(followers), 'other block')} in the same step" if followers else ""
+        return Finding(
+            id=finding_id("nonfinite", model, site.name, record.step),
+            state="opened",
+            kind="nonfinite",
+            severity="page",
+            model=model,
+            block=site.name,
+            opened_step=record.step,
+            opened_time=record.time,
+            step=record.step,
+            time=record.time,
+            summary=said + followed + ".",
+            expected="finite activations and gradients in every block",
+            seen=_seen(direction, elements, forward, backward) + _coming(last_step, last, over),
+            confidence=0.95 if direction == "forward" and not born_before else 0.8 if direction == "forward" else 0.6,
+            runbook="nonfinite",
+            evidence=evidence,
+        )
+
+    def _before(self, place: int) -> tuple[int | None, dict[str, float], dict[str, float]]:
+        """The last finite step of a site, its values, and these over the median of the site's finite steps up to it."""
+        finite = np.isfinite(self._history[:, :, place])
+        rows = np.flatnonzero(finite.any(axis=1))
+        if not len(rows):
+            return None, {}, {}
+        newest = rows[np.argmax(self._history_steps[rows])]
+        last = {sign: float(self._history[newest, k, place]) for k, sign in enumerate(SIGNS) if finite[newest, k]}
+        over = {}
+        for k, sign in enumerate(SIGNS):
+            usual = float(np.median(self._history[finite[:, k], k, place])) if finite[:, k].any() else 0.0
+            if sign in last and usual > 0:
+                over[sign] = last[sign] / usual
+        return int(self._history_steps[newest]), last, over
+
+    def _judge_loss(self, step: int, time: float, loss: float) -> Iterator[Finding]:
+        episode = self._loss
+        if isfinite(loss):
+            if episode:
+                episode.calm += 1
+                if episode.calm >= CALM:
+                    self._loss = None
+                    yield _closed(episode, step, time, f"{CALM} logged losses were finite")
+        elif episode:
+            episode.calm = 0
+            episode.steps += 1
+        elif step not in self._bad_steps:
+            said = f"The logged loss was {loss} at step {step} while every watched block was finite"
+            finding = Finding(
+                id=finding_id("nonfinite_loss", "", "", step),
+                state="opened",
+                kind="nonfinite_loss",
+                severity="page",
+                model="",
+                block="",
+                opened_step=step,
+                opened_time=time,
+                step=step,
+                time=time,
+                summary=said + ": look behind the last block, at the head, the loss function and the targets.",
+                expected="a finite loss",
+                seen=str(loss),
+                confidence=0.9,
+                runbook="nonfinite",
+                evidence={"first": said, "loss": str(loss), "nonfinite_steps": 1},
+            )
+            self._loss = _Episode(finding, set())
+            yield finding
+
+
+def _first(mine: Ints, flags: _Flags) -> tuple[str, int, bool]:
+    """Where a step turned bad first: the direction, the site's index, and whether it was bad before it came there."""
+    forward = mine[flags.forward[mine]]
+    if len(forward):
+        return "forward", int(forward[0]), bool(flags.skip[forward[0]])
+    backward = mine[flags.backward[mine]]
+    if len(backward):
+        return "backward", int(backward[-1]), False
+    return "parameter_gradients", int(mine[flags.gradient[mine]][-1]), False
+
+
+def _closed(episode: _Episode, step: int, time: float, why: str) -> Finding:
+    evidence = episode.finding.evidence | {"nonfinite_steps": episode.steps}
+    return replace(
+        episode.finding,
+        state="closed",
+        step=step,
+        time=time,
+        summary=f"{evidence['first']}; closed because {why}.",
+        evidence=evidence,
+    )
+
+
+def _seen(direction: str, elements: int, forward: int, backward: int) -> str:
+    if direction == "parameter_gradients":
+        return "non-finite gradients of its parameters"
+    count, what = (forward, "its output") if direction == "forward" else (backward, "its output's gradient")
+    return f"{count} of {elements} elements of {what}" if count and elements else f"non-finite elements in {what}"
+
+
+def _coming(step: int | None, last: dict[str, float], over: dict[str, float]) -> str:
+    if step is None:
+        return "; no finite step of it is known"
+    told = [
+        f"{words} {last[sign]:.3g}" + (f" ({over[sign]:.3g} times its median)" if sign in over else "")
+        for sign, words in (("branch_skip_ratio", "branch/skip"), ("branch_rms", "branch RMS"), ("gradient_norm", "gradient norm"))
+        if sign in last
+    ]
+    return f"; at its last finite step, {step}: {', '.join(told)}" if told else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,31 @@
+"""The errors that resmon raises, one small tree.
+
+Every message says what happened, where, and what to do next. Errors are raised where the user stands and can act (a call of
+`watch`, `discover`, `load`, a command); inside a running training loop nothing is raised, it is counted and logged once.
+"""
+
+from __future__ import annotations
+
+
+class ResmonError(Exception):
+    """The root: `except resmon.ResmonError` catches everything that resmon raises on purpose."""
+
+
+class ConfigurationError(ResmonError):
+    """An argument, environment variable or key of resmon.toml that cannot be used."""
+
+
+class DiscoveryError(ResmonError):
+    """The traced forward pass did not run, so no site could be found."""
+
+
+class FlightError(ResmonError):
+    """A flight that cannot be read: not there, empty, or damaged beyond its last readable row."""
+
+
+class FlightVersionError(FlightError):
+    """A flight that a newer resmon wrote."""
+
+
+class AgentError(ResmonError):
+    """The agent could not be started, found or served."""

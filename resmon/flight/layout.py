@@ -1,0 +1,207 @@
+"""Where a flight's files lie: names, attempts, ranks, the lock that tells that a process lives.
+
+Folders are made with mode 0700 and claimed by operations that the file system makes atomic (mkdir, rename), so that the ranks of
+one launch find the same attempt without speaking to each other, and two launches never share one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from resmon.errors import ConfigurationError
+
+LAUNCH = "launch.json"
+INFO = "info.json"
+END = "end.json"
+LOCK = "alive.lock"
+FINDINGS = "findings.jsonl"
+
+_HARMLESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,79}", re.ASCII)
+_ATTEMPT = re.compile(r"attempt-(\d{4,9})", re.ASCII)
+_RANK = re.compile(r"rank-(\d{5,9})", re.ASCII)
+
+# Lock files that this process holds: (device, inode) -> process id. A POSIX lock is lost as soon as its owner closes any
+# descriptor of that file, so the owner must never open one of these to probe it. The id tells a forked child that its copy of
+# the table speaks of its parent.
+_held: dict[tuple[int, int], int] = {}
+
+
+def safe_name(run: str) -> str:
+    """The folder name of a run. Harmless names stay; others become a readable stem, a tilde (which no harmless name has) and a hash."""
+    if not run:
+        raise ConfigurationError("the name of the run is empty; give it one, such as run='digits', or None to have one made.")
+    if _HARMLESS.fullmatch(run):
+        return run
+    stem = re.sub(r"[^A-Za-z0-9_.+=@-]+", "-", run[:200]).strip("-.")[:60] or "run"
+    return f"{stem}~{hashlib.sha256(run.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+
+
+def claim(directory: Path, run: str, launch: str, rank: int) -> tuple[Path, int]:
+    """Make this rank's folder and say which attempt it belongs to.
+
+    Ranks with the same `launch` share that launch's attempt if it is the newest; where it holds this rank already (the launch was
+    restarted) or is another launch's, a new attempt begins.
+    """
+    folder = Path(directory) / safe_name(run)
+    try:
+        _make_folders(folder)
+        while True:
+            newest, path = max(attempts(folder).items(), default=(0, folder))
+            if newest and _launch_of(path) == launch:
+                mine = path / f"rank-{rank:05d}"
+                try:
+                    mine.mkdir(mode=0o700)
+                except FileExistsError:
+                    pass
+                else:
+                    return mine, newest
+            _begin_attempt(folder, newest + 1, launch)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the run {run[:80]!r} cannot be recorded in {folder}: {error.strerror or error} ({error.filename or folder}). "
+            "Choose a folder that you may write to and that has room, with directory= or RESMON_DIRECTORY."
+        ) from error
+
+
+def _make_folders(folder: Path) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+
+def _begin_attempt(folder: Path, number: int, launch: str) -> None:
+    """Make the attempt with its launch.json already in it, unless another rank was faster: a rename onto a full folder fails."""
+    making = Path(tempfile.mkdtemp(prefix=".attempt-", dir=folder))
+    try:
+        write_json(making / LAUNCH, {"launch": launch})
+        making.rename(folder / f"attempt-{number:04d}")
+    except OSError:
+        shutil.rmtree(making, ignore_errors=True)
+        if not (folder / f"attempt-{number:04d}").exists():
+            raise
+
+
+def _launch_of(attempt: Path) -> str | None:
+    try:
+        launch = json.loads((attempt / LAUNCH).read_bytes())["launch"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return launch if isinstance(launch, str) else None
+
+
+def runs(directory: Path) -> list[Path]:
+    """The folders of the runs in `directory`, by name."""
+    return sorted(path for path in _folders(Path(directory)) if attempts(path))
+
+
+def attempts(run_folder: Path) -> dict[int, Path]:
+    """The attempts of a run, oldest first."""
+    return _numbered(run_folder, _ATTEMPT)
+
+
+def ranks(attempt_folder: Path) -> dict[int, Path]:
+    """The ranks' folders of an attempt."""
+    return _numbered(attempt_folder, _RANK)
+
+
+def attempt_number(path: Path) -> int | None:
+    """The number of an attempt's folder; None where `path` is not called like one."""
+    match = _ATTEMPT.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def rank_number(path: Path) -> int | None:
+    """The rank of a rank's folder; None where `path` is not called like one."""
+    match = _RANK.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    found = ((pattern.fullmatch(path.name), path) for path in _folders(Path(folder)))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (Path(entry.path) for entry in entries if entry.is_dir())
+    except OSError:
+        return
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` whole: a reader sees the file as it was before or as it is after."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def boot_id() -> str:
+    """What tells this boot of this machine from every other; "" where the system does not say, which equals nothing."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def hold(lock: Path) -> int:
+    """Create and lock a lock file for as long as this process lives; the descriptor is for `release`.
+
+    lockf and not flock: a flock is inherited by forked children and would outlive the process whose life it stands for.
+    """
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigurationError(
+            f"{lock} cannot be locked: {error.strerror}. Either another process records there, or the file system has no locks; "
+            "choose a folder on a local disk with directory= or RESMON_DIRECTORY."
+        ) from error
+    _held[_identity(os.fstat(descriptor))] = os.getpid()
+    return descriptor
+
+
+def release(descriptor: int) -> None:
+    """Give a lock back."""
+    _held.pop(_identity(os.fstat(descriptor)), None)
+    os.close(descriptor)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process, this one included, holds the lock file."""
+    try:
+        if _held.get(_identity(lock.stat())) == os.getpid():
+            return True
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two readers that probe at one moment do not take each other for the owner.
+        fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -1,0 +1,189 @@
+"""The immutable values that travel between rooms.
+
+capture makes `StepRecord` and `ScalarRecord`; flight writes and reads them; detectors turn them into `Finding`; the agent hands
+both to the exporters. This module also fixes what can hardly be changed later, because files carry it: which numbers a record
+holds and in which order, the edges of the magnitude histogram, the vocabulary of outcomes, the life cycle of a finding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+SiteKind = Literal["identity", "projection", "marked"]
+
+Outcome = Literal[
+    "finished",
+    "failed",
+    "nonfinite",
+    "out_of_memory",
+    "shape_mismatch",
+    "interrupted",
+    "killed",
+    "stalled",
+    "unknown",
+]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+# The magnitude histogram of a site's output, |y|. Bucket i holds (2^(i-1), 2^i], as Prometheus' native histograms of schema 0.
+# From float16's smallest normal numbers' neighbourhood to well beyond the largest activations reported in healthy models.
+MAGNITUDE_LOW = -20  # exponent of the first bucket's upper edge; it also takes everything smaller but zero
+MAGNITUDE_HIGH = 20  # exponent of the last finite bucket's upper edge
+MAGNITUDE_EDGES: Floats = np.ldexp(1.0, np.arange(MAGNITUDE_LOW, MAGNITUDE_HIGH + 1))
+# Columns: one per edge, then larger than the last edge, then exactly zero, then NaN or infinite.
+MAGNITUDE_LARGER = len(MAGNITUDE_EDGES)
+MAGNITUDE_ZERO = MAGNITUDE_LARGER + 1
+MAGNITUDE_NONFINITE = MAGNITUDE_LARGER + 2
+MAGNITUDE_COLUMNS = MAGNITUDE_LARGER + 3
+
+# The histogram of step durations in seconds: upper edges 2^-10 (about 1 ms) to 2^9 (about 8.5 min), then everything longer.
+DURATION_EDGES: Floats = np.ldexp(1.0, np.arange(-10, 10))
+DURATION_COLUMNS = len(DURATION_EDGES) + 1
+
+# Values of a step that may be absent. Squares are sums of squares, as this rank's share where the name says gradient.
+RUN_VALUES = ("duration", "learning_rate", "gradient_square", "monitor_seconds")
+BLOCK_VALUES = ("skip_square", "branch_square", "output_square", "gradient_square", "output_gradient_square")
+# Counts of a step and site: elements of the add's output, non-finite elements of the output and of its gradient.
+BLOCK_COUNTS = ("elements", "nonfinite_forward", "nonfinite_backward")
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualSite:
+    """One residual addition y = skip + branch in a model.
+
+    `name` is the value of the label `block`: the path of the module that holds the add, made unique as DESIGN.md, section 4,
+    says. `module` is that path itself ("" is the model). `branch` holds the paths of the modules with parameters on the way
+    from the skip tensor to the add, `skip` those of the projection (none for an identity skip). `shape` is the output's shape
+    in the traced forward pass. `parameters` names the parameters whose gradients make the site's gradient norm. `model` is the
+    key of the watched model where several are watched together, "" in `discover`. `observed` says how the operands are taken:
+    "hooks" (module inputs and outputs), "mode" (at the very call, inside the module), or the reason why they are not.
+    """
+
+    name: str
+    module: str
+    kind: SiteKind
+    branch: tuple[str, ...]
+    skip: tuple[str, ...]
+    shape: tuple[int, ...]
+    parameters: tuple[str, ...] = ()
+    model: str = ""
+    observed: str = "hooks"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepRecord:
+    """One attempted optimizer step of one rank, S sites.
+
+    Arrays of values come with an array of the same shape that tells which are present: absence is not NaN (law 5).
+    The counters are cumulative since the attempt began, so that any single row tells them.
+    """
+
+    step: int
+    time: float  # Unix seconds at the step boundary
+    complete: bool  # False for the row of a step that an exception or the end of the run cut short
+    run: Floats  # [len(RUN_VALUES)]
+    run_present: Bools  # [len(RUN_VALUES)]
+    blocks: Floats  # [len(BLOCK_VALUES), S]
+    blocks_present: Bools  # [len(BLOCK_VALUES), S]
+    counts: Ints  # [len(BLOCK_COUNTS), S]; elements is 0 where the site did not run in this step
+    steps_total: int  # cumulative: steps recorded
+    errors_total: int  # cumulative: faults inside the monitor that were kept from the training loop
+    duration_total: float  # cumulative: seconds of all steps
+    duration_buckets: Ints  # cumulative [DURATION_COLUMNS]
+    nonfinite_steps: Ints  # cumulative [S]: steps with a non-finite element, forward or backward
+    magnitude_buckets: Ints  # cumulative [S, MAGNITUDE_COLUMNS]: sampled |y|
+    magnitude_sum: Floats  # cumulative [S]: sum of the sampled finite |y|
+
+    def run_value(self, name: str) -> float | None:
+        """The run-level value `name`, or None where it is absent."""
+        i = RUN_VALUES.index(name)
+        return float(self.run[i]) if self.run_present[i] else None
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarRecord:
+    """What one call of `Monitor.log` said of one step."""
+
+    step: int
+    time: float
+    values: dict[str, float]
+
+
+Severity = Literal["page", "ticket"]
+FindingState = Literal["opened", "updated", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about a run that a person should know.
+
+    A finding is *opened* once, *updated* while it lasts (evidence or severity changed) and *closed* when it is over or the run
+    ends. Every event is the whole finding in its new state, under the same `id`, so that the newest event of an id is the
+    finding and an event that was lost costs nothing but its moment. `id` is made from kind, model, block and opening step, so
+    that replaying the same flight gives the same findings.
+    """
+
+    id: str
+    state: FindingState
+    kind: str  # a name from detectors, the value of the label `finding`
+    severity: Severity
+    model: str
+    block: str  # "" where the finding concerns the whole run
+    opened_step: int
+    opened_time: float
+    step: int  # the step of this event
+    time: float
+    summary: str  # one sentence
+    expected: str
+    seen: str
+    confidence: float  # 0 to 1
+    runbook: str  # name of the runbook, runbooks/<name>.md
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+def finding_id(kind: str, model: str, block: str, opened_step: int) -> str:
+    """The id of a finding: short, safe in a file name or a URL, the same in every replay."""
+    return f"{kind}-{opened_step}-{hashlib.sha256(json.dumps([kind, model, block]).encode()).hexdigest()[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """Who wrote a rank's flight, where and from what; written once, before the first row."""
+
+    run: str  # the label value: the name as the user gave it
+    attempt: int
+    rank: int
+    world_size: int
+    models: dict[str, str]  # key of the model -> its label value (its class name unless told otherwise)
+    started: float  # Unix seconds
+    start_step: int
+    launch: str  # what the ranks of one launch share
+    host: str
+    boot_id: str
+    pid: int
+    resmon: str  # versions
+    python: str
+    torch: str
+    command: tuple[str, ...]
+    working_directory: str
+    git_commit: str | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """How a rank's attempt ended; its absence, once the process is gone, means killed."""
+
+    outcome: Outcome
+    time: float
+    step: int | None
+    reason: str = ""  # the exception's type and message, or what the reader concluded from
