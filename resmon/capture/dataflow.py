@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -27,6 +27,12 @@ ADDS = frozenset(
 # No gradient takes the way through these, so no residual connection does.
 _CUTS = frozenset({"detach", "detach_", "data"})
 _NOISE = frozenset({"randn", "randn_like", "normal", "normal_"})
+# These take shape, dtype or device of some arguments, not their values: of all but the first, or of all.
+_VALUE_OF_FIRST = frozenset("expand_as view_as reshape_as type_as to".split())
+_VALUE_OF_NONE = frozenset(
+    """zeros_like ones_like full_like empty_like rand_like randn_like randint_like
+    new_zeros new_ones new_full new_empty new_tensor new_empty_strided""".split()
+)
 # Functions that take `inplace=True` or `out=`, and then return what they wrote into.
 _MAY_WRITE = frozenset(
     """relu relu6 leaky_relu elu selu celu silu mish hardtanh hardswish hardsigmoid rrelu threshold dropout dropout1d dropout2d
@@ -173,7 +179,8 @@ class Trace(TorchFunctionMode):
         """Also after a forward that raised, with whatever output; every trace of the trace is gone afterwards."""
         if self._function_apply is None:
             return
-        self.__exit__(None, None, None)
+        if _get_current_function_mode() is self:  # not so after an interrupt that its owner has cleared away
+            self.__exit__(None, None, None)
         torch.autograd.Function.apply = self._function_apply
         self._function_apply = None
         for handle in self._handles:
@@ -263,7 +270,11 @@ class Trace(TorchFunctionMode):
                     outer.adds += 1
         read = [(tensor, self._node(tensor)) for _, tensor in leaves((args, kwargs))]
         result = func(*args, **kwargs)
-        op = _name(func)
+        if (name := _name(func)) in _VALUE_OF_NONE:
+            read = []
+        elif name in _VALUE_OF_FIRST:
+            read = read[:1]
+        op = "subsample" if func is Tensor.__getitem__ and _subsamples(args[1]) else name
         if func is Tensor.__setitem__:
             self._wrote(args[0], op, read)
         for _, tensor in leaves(result):
@@ -288,6 +299,12 @@ def _name(func: Any) -> str:
     if name == "__get__":  # a property, such as Tensor.T or Tensor.data
         name = getattr(func.__self__, "__name__", name)
     return name
+
+
+def _subsamples(index: Any) -> bool:
+    """Whether x[index] keeps every n-th element along some dimensions and everything along the others, as a strided pooling does."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is ... or (isinstance(part, slice) and part.start is None and part.stop is None) for part in parts)
 
 
 def _writes(op: str, kwargs: Mapping[str, Any]) -> bool:

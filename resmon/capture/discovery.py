@@ -81,15 +81,15 @@ def _explain(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], er
     except (TypeError, ValueError):
         return message
     needed = [
-        p.name
+        p
         for p in signature.parameters.values()
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
-    missing = [p for p in needed[len(args) :] if p not in kwargs]
+    missing = [p.name for p in needed[len(args) :] if p.name not in kwargs]
     if missing:
         message += f" Not given: {', '.join(missing)}."
-    example = ", ".join(needed or list(signature.parameters)[:1])
-    return f"{message} forward takes {signature}; pass what it needs: resmon.discover(model, {example})."
+    example = ", ".join(f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else p.name for p in needed)
+    return f"{message} forward takes {signature}; pass what it needs: resmon.discover(model, {example or '...'})."
 
 
 def _describe(value: Any) -> str:

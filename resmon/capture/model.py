@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode, _pop_mode
 from torch.utils.hooks import RemovableHandle
 
 from resmon.capture import rule
@@ -56,11 +57,13 @@ class ModelWatch:
         self._include, self._exclude, self._sample = include, exclude, sample
         self._names = Names(model, key)
         self._plans: dict[str, Plan] = {}
-        self._installed = Installed((), ())
+        self._installed = Installed()
         self._trace: Trace | None = None
-        self._stand_ins: list[tuple[Sighting, Channel, GradientTap | None]] = []
+        self._stand_ins: list[tuple[Sighting, Channel, GradientTap]] = []
         self._traces = 0
         self._trace_next = True
+        self._in_pass = False
+        self._retired = False
         self._asleep = {
             path: module for path, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None
         }
@@ -77,16 +80,33 @@ class ModelWatch:
 
     def detach(self) -> None:
         """Leave no hook behind."""
-        if self._trace is not None:
-            self._trace.finish(None)
-            self._trace = None
-        self.active = False
+        self._give_up_pass()
         for handle in (*self._handles, *self._alarms.values()):
             handle.remove()
         self._handles.clear()
         self._alarms.clear()
         self._installed.remove()
-        self._installed = Installed((), ())
+        self._installed = Installed()
+
+    def retire(self) -> None:
+        """Observe nothing any more, and detach as soon as no pass is under way: hooks that must run yet may not be taken off."""
+        self.active = False
+        self._retired = True
+        if not self._in_pass:
+            self.detach()
+
+    def _give_up_pass(self) -> None:
+        """Clear away a pass that did not end: an interrupt passes by every hook, and leaves our modes entered."""
+        self.active = self._in_pass = False
+        ours = {id(self._trace), *(id(mode) for mode in self._installed.modes)}
+        while torch._C._len_torch_function_stack() and id(_get_current_function_mode()) in ours:
+            _pop_mode()
+        for mode in self._installed.modes:
+            mode.abandon()
+        if self._trace is not None:
+            self._trace.finish(None)
+            self._trace = None
+            self._stand_ins.clear()
 
     def fault(self, error: Exception) -> None:
         self._owner.fault(error)
@@ -101,12 +121,15 @@ class ModelWatch:
     # -- a pass --------------------------------------------------------------------------------------------------------
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.active or self._trace is not None or not torch.is_grad_enabled() or os.getpid() != self.process:
+        if not torch.is_grad_enabled() or os.getpid() != self.process:
             return
         if torch._C._current_graph_task_id() != -1:  # a checkpoint's recomputation
             return
         started = perf_counter()
         try:
+            if self._in_pass:
+                self._give_up_pass()
+            self._in_pass = True
             self._owner.pass_begun()
             for channel in self.channels:
                 channel.begin_pass()
@@ -124,26 +147,34 @@ class ModelWatch:
         self.seconds += perf_counter() - started
 
     def end(self, output: Any) -> None:
-        self.active = False
-        trace, self._trace = self._trace, None
-        if trace is None:
+        if not self._in_pass:
             return
         started = perf_counter()
+        self.active = self._in_pass = False
+        trace, self._trace = self._trace, None
         try:
-            trace.finish(output)
-            self._learn(trace)
+            if trace is not None:
+                trace.finish(output)
+                if not self._retired:
+                    self._learn(trace)
         except Exception as error:
             self.fault(error)
+        if self._retired:
+            self.detach()
         self.seconds += perf_counter() - started
 
     def _witness(self, add: Add, residual: rule.Residual) -> Callable[[Tensor, Sighting], None] | None:
         """Takes the operands of a traced add; whose they are is known when the pass is over."""
+        if self._retired:
+            return None
         started = perf_counter()
         channel = Channel(_UNKNOWN, self._sample)
-        first, second = ("offer_skip", "offer_branch") if residual.skip_is_first else ("offer_branch", "offer_skip")
+        skip, branch = (channel.offer_skip, channel.offer_branch)
+        first, second = (skip, branch) if residual.skip_is_first else (branch, skip)
         try:
-            getattr(channel, first)(self.gauge, add.first, 1)
-            getattr(channel, second)(self.gauge, add.second, add.alpha)
+            with torch.no_grad():
+                first(self.gauge, add.first, 1)
+                second(self.gauge, add.second, add.alpha)
         except Exception as error:
             self.fault(error)
             return None
@@ -151,11 +182,11 @@ class ModelWatch:
 
         def output_is_there(output: Tensor, sighting: Sighting) -> None:
             started = perf_counter()
-            tap = None
+            tap = GradientTap(self, None)
             try:
-                channel.offer_output(self.gauge, output)
+                with torch.no_grad():
+                    channel.offer_output(self.gauge, output)
                 if output.requires_grad:
-                    tap = GradientTap(self, None)
                     output.register_hook(tap)
                 self._stand_ins.append((sighting, channel, tap))
             except Exception as error:
@@ -182,8 +213,7 @@ class ModelWatch:
                 channel = known[site.name] = stand_in
                 order.insert(position, site.name)
                 position += 1
-            if tap is not None:
-                tap.belongs_to(channel)
+            tap.belongs_to(channel)
             planned = plan(sighting, channel)
             channel.site = replace(site, observed="hooks" if planned.places else "mode")
             self._plans[site.name] = planned

@@ -29,6 +29,7 @@ _ARITHMETIC = frozenset(
 _SCALING = frozenset(
     "mul mul_ __mul__ __rmul__ __imul__ multiply div div_ __truediv__ __itruediv__ true_divide divide neg __neg__".split()
 )
+_ADDING = frozenset("add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __isub__".split())
 # The same numbers in another order, layout or precision.
 _REARRANGING = frozenset(
     """view reshape permute transpose transpose_ swapaxes swapdims movedim moveaxis t T mT flatten unflatten squeeze unsqueeze contiguous clone
@@ -37,14 +38,14 @@ _REARRANGING = frozenset(
 _AFFINE = (
     _REARRANGING
     | _SCALING
+    | _ADDING
     | frozenset(
         """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm mm bmm matmul __matmul__ __rmatmul__ einsum
         batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm
         avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean sum lp_pool1d lp_pool2d
-        max_pool1d max_pool2d max_pool3d boolean_dispatch _max_pool1d _max_pool2d _max_pool3d adaptive_max_pool1d adaptive_max_pool2d
-        pad interpolate upsample upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle
-        dropout dropout_ dropout1d dropout2d dropout3d feature_dropout alpha_dropout expand expand_as
-        add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __isub__""".split()
+        max_pool1d max_pool2d max_pool3d boolean_dispatch _max_pool1d _max_pool2d _max_pool3d adaptive_max_pool1d adaptive_max_pool2d amax max
+        subsample pad interpolate upsample upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle
+        dropout dropout_ dropout1d dropout2d dropout3d feature_dropout alpha_dropout expand expand_as""".split()
     )
 )
 _PRODUCTS = _SCALING | frozenset("mm bmm matmul __matmul__ __rmatmul__ einsum".split())
@@ -56,6 +57,7 @@ class Residual:
 
     kind: SiteKind
     skip_is_first: bool
+    shared: Node
     branch: tuple[Node, ...]  # in order of execution
     skip: tuple[Node, ...]  # of the projection; empty for an identity skip
 
@@ -64,61 +66,65 @@ def judge(add: Add) -> Residual | None:
     """The verdict on one candidate add: None where it is no residual add."""
     first, second = add.first_node, add.second_node
     if add.marked:
-        return Residual("marked", True, _between(first, second), ())
-    if first is second or not (first.live or second.live):
+        return Residual("marked", True, first, _between(first, second), ())
+    if first is second:
         return None
     for skip, branch in ((first, second), (second, first)):
-        way = _identity(skip, branch, add)
-        if way:
-            return Residual("identity", skip is first, way, ())
+        identity = _identity(skip, branch, add)
+        if identity:
+            return Residual("identity", skip is first, *identity, ())
     for skip, branch in ((first, second), (second, first)):
-        ways = _projection(skip, branch)
-        if ways:
-            return Residual("projection", skip is first, *ways)
+        projection = _projection(skip, branch)
+        if projection:
+            return Residual("projection", skip is first, *projection)
     return None
 
 
-def parameters(nodes: tuple[Node, ...]) -> tuple[str, ...]:
-    """The names of the parameters that the values in `nodes` read, in order of execution."""
-    inside = set(nodes)
+def parameters(shared: Node, way: tuple[Node, ...]) -> tuple[str, ...]:
+    """The names of the parameters that the values on `way`, which begins at `shared`, read, in order of execution."""
     names: dict[str, None] = {}
-    for node in nodes:
-        for operand in node.parents:
-            if operand not in inside and not operand.live:
-                names.update(dict.fromkeys(sorted(operand.parameters)))
+    for node in way:
+        for operand in _read_beside(shared, way, node):
+            names.update(dict.fromkeys(sorted(operand.parameters)))
     return tuple(names)
 
 
-def _identity(skip: Node, branch: Node, add: Add) -> tuple[Node, ...]:
-    """The way of the branch, where `skip` carries the tensor that it begins at."""
+def _read_beside(shared: Node, way: tuple[Node, ...], node: Node) -> list[Node]:
+    """The parameters and constants, plain or computed, that `node` on `way` reads."""
+    inside = {shared, *way}
+    return [parent for parent in node.parents if not parent.live and parent not in inside]
+
+
+def _identity(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, ...]] | None:
+    """The tensor that `skip` carries and the branch begins at, and the way of the branch."""
     origin = skip
     while True:
         way = _between(origin, branch)
-        if _is_branch(way):
-            return way
-        if origin.op in _REARRANGING or origin.op in _SCALING:
-            scaled = [p for p in origin.parents if not _is_factor(p)]
-            if len(scaled) != 1:
-                return ()
-            origin = scaled[0]
+        if _is_branch(origin, way):
+            return origin, way
+        if origin.op in _REARRANGING or origin.op in _SCALING or (origin.op in _ADDING and len(origin.parents) == 1):
+            carried = [p for p in origin.parents if p.live or p.parameters]
+            if len(carried) != 1:
+                return None
+            origin = carried[0]
         elif origin.carries is not None and origin.frame is add.frame and branch.carries is None:
             origin = origin.carries
         else:
-            return ()
+            return None
 
 
-def _projection(skip: Node, branch: Node) -> tuple[tuple[Node, ...], tuple[Node, ...]] | None:
-    """The ways of branch and skip, where both begin at one tensor and the skip is affine in it."""
+def _projection(skip: Node, branch: Node) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
+    """The tensor that both sides begin at, where the skip is affine in it, and the ways of branch and skip."""
     for shared in _affine_sources(skip):
         way = _between(shared, branch)
         if not way:
             continue
         projection = _between(shared, skip)
         # Ways that share a value split behind it, and there they were not a projection and a branch.
-        if not _is_affine(shared, projection) or not set(way).isdisjoint(projection):
+        if not _is_affine(shared, projection) or not set(way).isdisjoint(projection) or _is_gate(shared, projection):
             return None
-        if _is_branch(way) and not _is_affine(shared, way):
-            return way, projection
+        if _is_branch(shared, way) and not _is_affine(shared, way):
+            return shared, way, projection
     return None
 
 
@@ -130,7 +136,7 @@ def _between(ancestor: Node, descendant: Node) -> tuple[Node, ...]:
     seen = {descendant}
     stack = [descendant]
     while stack:
-        for parent in stack.pop().parents:
+        for parent in _sources(stack.pop()):
             if parent.order >= ancestor.order and parent not in seen:
                 seen.add(parent)
                 stack.append(parent)
@@ -138,39 +144,55 @@ def _between(ancestor: Node, descendant: Node) -> tuple[Node, ...]:
         return ()
     reached = {ancestor}
     for node in sorted(seen, key=lambda n: n.order):
-        if any(parent in reached for parent in node.parents):
+        if any(parent in reached for parent in _sources(node)):
             reached.add(node)
     reached.discard(ancestor)
     return tuple(sorted(reached, key=lambda n: n.order))
 
 
-def _is_branch(between: tuple[Node, ...]) -> bool:
-    inside = set(between)
+def _sources(node: Node) -> tuple[Node, ...]:
+    """The parents that `node` continues.
+
+    A sum does not continue what is added to it without depending on the model's input, such as a position bias that every layer
+    adds: the next layer's sum with it is no residual add. Of several that do not depend on the input it continues the newest.
+    """
+    if node.op not in _ADDING or len(node.parents) < 2:
+        return node.parents
+    if node.live:
+        return tuple(parent for parent in node.parents if parent.live)
+    return (max(node.parents, key=lambda parent: parent.order),)
+
+
+def _is_branch(shared: Node, way: tuple[Node, ...]) -> bool:
     mixes = False
-    for node in between:
-        outside = [p for p in node.parents if p not in inside]
-        if node.op in _SCALING and any(p.noise for p in outside):
+    for node in way:
+        beside = _read_beside(shared, way, node)
+        if node.op in _SCALING and any(p.noise for p in beside):
             return False
-        mixes = mixes or (node.op not in _ARITHMETIC and any(p.parameters for p in outside if not p.live))
+        mixes = mixes or (node.op not in _ARITHMETIC and any(p.parameters for p in beside))
     return mixes
 
 
-def _is_factor(node: Node) -> bool:
-    """A constant, or a learned scalar: multiplying with it is scaling. A learned vector is a gate (the D of a state-space scan)."""
-    return not node.live and (node.numel == 1 or not node.parameters)
+def _is_affine(shared: Node, way: tuple[Node, ...]) -> bool:
+    """Whether the end of `way` is affine in its beginning.
 
-
-def _is_affine(beginning: Node, way: tuple[Node, ...]) -> bool:
-    """Whether the end of `way` is affine in `beginning`."""
-    depends = {beginning, *way}
+    A product is so where everything else that it reads is made of constants and parameters.
+    """
+    inside = {shared, *way}
     for node in way:
         if node.op not in _AFFINE:
             return False
-        if node.op in _PRODUCTS and sum(p in depends for p in node.parents) > 1:
-            return False
-        if node.op in _SCALING and not all(p in depends or p.live or _is_factor(p) for p in node.parents):
+        if node.op in _PRODUCTS and sum(parent in inside or parent.live for parent in node.parents) > 1:
             return False
     return True
+
+
+def _is_gate(shared: Node, way: tuple[Node, ...]) -> bool:
+    """Whether `way` does nothing but scale by a learned vector, as the D of a state-space scan does."""
+    plain = _SCALING | _ADDING | _REARRANGING
+    return all(node.op in plain for node in way) and any(
+        p.parameters and p.numel > 1 for node in way for p in _read_beside(shared, way, node)
+    )
 
 
 def _affine_sources(node: Node) -> Iterator[Node]:

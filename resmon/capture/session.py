@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from time import perf_counter
@@ -36,6 +37,9 @@ from resmon.records import (
     DURATION_EDGES,
     MAGNITUDE_COLUMNS,
     RUN_VALUES,
+    Bools,
+    Floats,
+    Ints,
     ResidualSite,
     ScalarRecord,
     StepRecord,
@@ -67,6 +71,7 @@ class Session:
         sample: int = 1024,
     ) -> None:
         _check(models, optimizer)
+        self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent
         self._optimizer = optimizer
         self._sink: Sink | None = sink
         self._watches = [
@@ -77,6 +82,7 @@ class Session:
         self._step = start_step
         self._start_step = start_step
         self._under_way = False
+        self._stepped_aside = False  # after a fault: steps are recorded, their blocks are not
         self._boundary = perf_counter()
         self._learning_rate: float | None = None
         self._seconds = 0.0  # of this step, outside of the models' hooks
@@ -144,36 +150,49 @@ class Session:
     def fault(self, error: Exception) -> None:
         """Something of resmon's own went wrong inside the loop: count it, say so once, step aside."""
         self._errors_total += 1
+        self._stepped_aside = True
         self._say(
             f"resmon met an error of its own and observes the blocks no longer; training is not affected. "
             f"Please report it: {type(error).__name__}: {error}",
             error,
         )
         for watch in self._watches:
-            watch.detach()
+            watch.retire()
 
     # -- what the loop does --------------------------------------------------------------------------------------------
 
     def before_step(self, has_closure: bool = False) -> None:
         """The optimizer is about to step; with a closure the gradients are not there yet."""
+        if os.getpid() != self._process:
+            return
         started = perf_counter()
-        try:
-            if not has_closure:
-                self._gradients.read()
-                self._gradients_read = True
-            if self._optimizer is not None:
-                self._learning_rate = float(self._optimizer.param_groups[0]["lr"])
-        except Exception as error:
-            self.fault(error)
+        if not has_closure:
+            self._read_gradients()
+        if self._optimizer is not None:
+            rate = self._optimizer.param_groups[0]["lr"]
+            # A capturable optimizer keeps it on the GPU; reading it there would wait for the device.
+            self._learning_rate = None if isinstance(rate, torch.Tensor) and rate.device.type != "cpu" else float(rate)
         self._seconds += perf_counter() - started
 
     def after_step(self) -> None:
-        started = perf_counter()
-        try:
-            if not self._gradients_read:
-                self._gradients.read()
+        """The optimizer has stepped: the step is over."""
+        if os.getpid() != self._process:
+            return
+        if not self._gradients_read:
+            started = perf_counter()
+            self._read_gradients()
             self._seconds += perf_counter() - started
+        try:
             self._end_step(complete=True)
+        except Exception as error:
+            self.fault(error)
+
+    def _read_gradients(self) -> None:
+        self._gradients_read = True
+        if self._stepped_aside:
+            return
+        try:
+            self._gradients.read()
         except Exception as error:
             self.fault(error)
 
@@ -223,19 +242,13 @@ class Session:
         values = np.zeros((len(BLOCK_VALUES), sites))
         present = np.zeros((len(BLOCK_VALUES), sites), np.bool_)
         counts = np.zeros((len(BLOCK_COUNTS), sites), np.int64)
-        if sites:
-            values[0] = [c.skip_square for c in channels]
-            values[1] = [c.branch_square for c in channels]
-            values[2] = [c.output_square for c in channels]
-            counts[0] = [c.elements for c in channels]
-            present[:3] = counts[0] > 0
-            values[3], present[3] = self._gradients.by_group()
-            values[4] = [c.output_gradient_square for c in channels]
-            present[4] = [c.gradient_arrived for c in channels]
-            counts[1] = [c.nonfinite_forward for c in channels]
-            counts[2] = [c.nonfinite_backward for c in channels]
-            self._fold_samples(counts)
-        gradient, has_gradient = self._gradients.total()
+        if sites and not self._stepped_aside:
+            try:
+                self._gather(values, present, counts)
+            except Exception as error:
+                self.fault(error)
+                present[:], counts[:] = False, 0
+        gradient, has_gradient = self._gradients.total() if not self._stepped_aside else (0.0, False)
         run = [duration, self._learning_rate, gradient if has_gradient else None, seconds + perf_counter() - started]
         return StepRecord(
             step=self._step,
@@ -255,7 +268,22 @@ class Session:
             magnitude_sum=np.array([c.magnitude_sum for c in channels], np.float64),
         )
 
-    def _fold_samples(self, counts: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+    def _gather(self, values: Floats, present: Bools, counts: Ints) -> None:
+        """Fill a record's arrays from the channels."""
+        channels = self._channels
+        values[0] = [c.skip_square for c in channels]
+        values[1] = [c.branch_square for c in channels]
+        values[2] = [c.output_square for c in channels]
+        counts[0] = [c.elements for c in channels]
+        present[:3] = counts[0] > 0
+        values[3], present[3] = self._gradients.by_group()
+        values[4] = [c.output_gradient_square for c in channels]
+        present[4] = [c.gradient_arrived for c in channels]
+        counts[1] = [c.nonfinite_forward for c in channels]
+        counts[2] = [c.nonfinite_backward for c in channels]
+        self._fold_samples(counts)
+
+    def _fold_samples(self, counts: Ints) -> None:
         sampled = np.array([c.sampled for c in self._channels])
         buckets, sums = sampling.histograms(self._samples, sampled)
         for i, channel in enumerate(self._channels):

@@ -54,8 +54,8 @@ class Survey:
         if not residual.skip_is_first:
             skip, branch = branch, skip
         told = self._witness(add, residual) if self._witness else None
-        branch_parameters = rule.parameters(residual.branch)
-        skip_parameters = rule.parameters(residual.skip)
+        branch_parameters = rule.parameters(residual.shared, residual.branch)
+        skip_parameters = rule.parameters(residual.shared, residual.skip)
 
         def finished(output: Tensor, node: Node) -> None:
             node.carries = skip

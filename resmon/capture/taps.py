@@ -83,21 +83,26 @@ def plan(sighting: Sighting, channel: Channel) -> Plan:
 class Installed:
     """The hooks that are on a model."""
 
-    handles: Sequence[RemovableHandle]
-    counters: Sequence[Tap | AddMode]
+    handles: Sequence[RemovableHandle] = ()
+    taps: Sequence[Tap] = ()
+    modes: Sequence[AddMode] = ()
 
     def begin_pass(self) -> None:
-        for counter in self.counters:
-            counter.begin_pass()
+        for tap in self.taps:
+            tap.begin_pass()
+        for mode in self.modes:
+            mode.begin_pass()
 
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
+        for tap in self.taps:
+            tap.take_down()
 
 
 def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan]) -> Installed:
     """Put the hooks that `plans` need on the modules of `model`."""
-    taps: dict[tuple[str, str], Tap] = {}
+    taps: dict[tuple[str, bool, bool], Tap] = {}
     modes: dict[str, AddMode] = {}
     for p in plans:
         if p.places is None:
@@ -105,22 +110,20 @@ def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan]) -> Instal
             modes.setdefault(path, AddMode(watcher)).add(call, p)
             continue
         for role, place in enumerate(p.places):
-            tap = taps.setdefault((place.path, place.side), Tap(watcher))
+            # A hook of the user's that replaces what passes comes after the value of an add, and before an operand is used.
+            first = place.side == "in" or role == OUTPUT
+            tap = taps.setdefault((place.path, place.side == "in", first), Tap(watcher))
             tap.add(place.call, Reading(role, place.position, p.channel, p.factors[role] if role != OUTPUT else 1))
     handles = []
-    for (path, side), tap in taps.items():
-        module = model.get_submodule(path)
+    for (path, goes_in, first), tap in taps.items():
         tap.sort()
-        if side == "in":
-            handles.append(module.register_forward_pre_hook(tap, with_kwargs=True))
-        else:
-            # Before the watcher's own hook on the outermost module, which ends the pass.
-            handles.append(module.register_forward_hook(tap, with_kwargs=True, prepend=not path))
+        tap.hang(model.get_submodule(path), goes_in=goes_in, first=first or not path)
     for path, mode in modes.items():
         module = model.get_submodule(path)
         handles.append(module.register_forward_pre_hook(Enter(mode), with_kwargs=True))
+        # On the outermost module before the watcher's own hook, which ends the pass.
         handles.append(module.register_forward_hook(Leave(mode), with_kwargs=True, always_call=True, prepend=not path))
-    return Installed(handles, (*taps.values(), *modes.values()))
+    return Installed(handles, tuple(taps.values()), tuple(modes.values()))
 
 
 def inert(*_: Any, **__: Any) -> None:
@@ -159,6 +162,19 @@ class Tap(Hook):
         self._watcher = watcher
         self._readings: dict[int, list[Reading]] = {}
         self._calls = 0
+        self._module: nn.Module | None = None
+        self._handle: RemovableHandle | None = None
+        self._goes_in = self._first = False
+
+    def hang(self, module: nn.Module, *, goes_in: bool, first: bool) -> None:
+        """Hook onto the input or the output side of `module`, before or behind all other hooks."""
+        self._module, self._goes_in, self._first = module, goes_in, first
+        register = module.register_forward_pre_hook if goes_in else module.register_forward_hook
+        self._handle = register(self, with_kwargs=True, prepend=first)
+
+    def take_down(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
 
     def add(self, call: int, reading: Reading) -> None:
         self._readings.setdefault(call, []).append(reading)
@@ -170,6 +186,10 @@ class Tap(Hook):
 
     def begin_pass(self) -> None:
         self._calls = 0
+        module, handle = self._module, self._handle
+        if not self._first and module is not None and handle is not None and next(reversed(module._forward_hooks)) != handle.id:
+            handle.remove()  # somebody hooked on behind
+            self.hang(module, goes_in=self._goes_in, first=False)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
         watcher = self._watcher
@@ -178,15 +198,17 @@ class Tap(Hook):
                 self._recomputed(args, kwargs, output)
             return
         started = perf_counter()
+        readings = self._readings.get(self._calls)
+        self._calls += 1
+        if readings is None:
+            return
+        tree = (args, kwargs) if output is None else output
+        had_gradients = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
         try:
-            readings = self._readings.get(self._calls)
-            self._calls += 1
-            if readings is not None:
-                tree = (args, kwargs) if output is None else output
-                for reading in readings:
-                    tensor = at(tree, reading.position)
-                    if tensor is None:
-                        continue
+            for reading in readings:
+                tensor = at(tree, reading.position)
+                if tensor is not None:
                     if reading.role == SKIP:
                         reading.channel.offer_skip(watcher.gauge, tensor, reading.factor)
                     elif reading.role == BRANCH:
@@ -195,6 +217,8 @@ class Tap(Hook):
                         tensor.register_hook(GradientTap(watcher, reading.channel))
         except Exception as error:
             watcher.fault(error)
+        finally:
+            torch._C._set_grad_enabled(had_gradients)
         watcher.seconds += perf_counter() - started
 
     def _recomputed(self, args: Any, kwargs: Any, output: Any) -> None:
@@ -278,6 +302,10 @@ class AddMode(Hook, TorchFunctionMode):
             self._entered = True
             self.__enter__()
 
+    def abandon(self) -> None:
+        """The module was left without its hook: an interrupt passes by every hook."""
+        self._entered = False
+
     def leave(self) -> None:
         if not self._entered:
             return
@@ -301,23 +329,31 @@ class AddMode(Hook, TorchFunctionMode):
             return func(*args, **kwargs)
         watcher = self._watcher
         started = perf_counter()
+        skip, branch = (first, second) if plan.skip_is_first else (second, first)
         if self._observing:
-            try:
-                skip, branch = (first, second) if plan.skip_is_first else (second, first)
-                plan.channel.offer_skip(watcher.gauge, skip, plan.factors[SKIP])
-                plan.channel.offer_branch(watcher.gauge, branch, plan.factors[BRANCH])
-            except Exception as error:
-                watcher.fault(error)
+            self._guarded(lambda: self._offer(plan, skip, branch))
         watcher.seconds += perf_counter() - started
         result = func(*args, **kwargs)
         started = perf_counter()
-        try:
-            if (not self._observing or plan.channel.offer_output(watcher.gauge, result)) and result.requires_grad:
-                result.register_hook(GradientTap(watcher, plan.channel))
-        except Exception as error:
-            watcher.fault(error)
+        self._guarded(lambda: self._offer_result(plan, result))
         watcher.seconds += perf_counter() - started
         return result
+
+    def _guarded(self, offer: Callable[[], None]) -> None:
+        try:
+            with torch.no_grad():
+                offer()
+        except Exception as error:
+            self._watcher.fault(error)
+
+    def _offer(self, plan: Plan, skip: Tensor, branch: Tensor) -> None:
+        plan.channel.offer_skip(self._watcher.gauge, skip, plan.factors[SKIP])
+        plan.channel.offer_branch(self._watcher.gauge, branch, plan.factors[BRANCH])
+
+    def _offer_result(self, plan: Plan, result: Tensor) -> None:
+        counts = not self._observing or plan.channel.offer_output(self._watcher.gauge, result)
+        if counts and result.requires_grad:
+            result.register_hook(GradientTap(self._watcher, plan.channel))
 
 
 class Enter(Hook):

@@ -1,10 +1,11 @@
 """Transformers written by hand or out of torch.nn: orders of the sums, norms, gates, experts, mixers."""
-# mypy: disable-error-code="no-any-return"  (torch types a module's call as Any)
+# torch types a module's call as Any:
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, identity, projection
@@ -85,7 +86,7 @@ class NanoGPT(nn.Module):
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         position = torch.arange(idx.shape[1])
         x = self.transformer["drop"](self.transformer["wte"](idx) + self.transformer["wpe"](position))
-        for block in self.transformer["h"]:  # type: ignore[union-attr]
+        for block in self.transformer["h"].children():
             x = block(x)
         logits = self.lm_head(self.transformer["ln_f"](x))
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
@@ -265,8 +266,7 @@ class VisionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
-        x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-        return x
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class MixerBlock(nn.Module):
@@ -437,6 +437,26 @@ class GraphNet(nn.Module):
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         for layer in self.layers:
             x = layer(x, adjacency)
+        return x
+
+
+class PositionsEveryLayer(nn.Module):
+    """Positions are added to queries and keys anew in every layer (DETR, SAM), and a table of position biases to every layer's
+    scores (T5): from the second layer on, both are ancestors of what they are added to, and yet no skip. One sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(6, WIDTH))
+        self.bias = nn.Embedding(6, 6)
+        self.layers = nn.ModuleList([nn.Linear(WIDTH, 3 * WIDTH) for _ in range(3)])
+        self.norms = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias(torch.arange(6))
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            q, k, _ = layer(x + self.positions).chunk(3, -1)
+            scores = q @ k.transpose(0, 1) + bias
+            x = x + norm(scores.softmax(-1) @ x)
         return x
 
 
@@ -631,6 +651,13 @@ CASES = (
         lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), CrossAttentionReader()),
         sequence,
         sites=pair("1", "norm attn attn.out_proj", "mlp_norm mlp.c_fc mlp.c_proj"),
+    ),
+    Case(
+        # The model holds the adds and owns the positions, so it is on the branch itself (".").
+        "positions_every_layer",
+        PositionsEveryLayer,
+        lambda: (torch.randn(6, WIDTH),),
+        sites=tuple(identity(f"norms{suffix}", f". layers.{i} bias norms.{i}") for i, suffix in enumerate(("", "#2", "#3"))),
     ),
     Case(
         "graph_network",

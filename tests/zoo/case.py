@@ -7,10 +7,10 @@ the rules where they leave room:
 
 - a branch lists every module that owns a parameter read on the way, whatever reads it, once it has one that is read by more
   than elementwise arithmetic (so the scale of a layer scale, of a hand-written RMS norm or of ReZero is listed);
-- the order is that of the operations on the way that read them; a weight made from parameters alone (weight norm, a table of
-  position biases that is indexed) counts where the operation on the way reads it, as its owner's parameter;
-- what is fed to a branch from elsewhere (keys and values of cross-attention, a time embedding, an embedded position bias) is
-  not on the way, so its modules are not listed.
+- the order is that of the operations on the way that read them; what is made from parameters alone (a normalised weight, a
+  table of position biases, indexed by constants) counts where the operation on the way reads it, as its owner's parameter;
+- what is fed to a branch from another input (keys and values of cross-attention, the embedding of a time or a class) is not on
+  the way, so its modules are not listed; nor is what the skip tensor itself is made of.
 """
 
 from __future__ import annotations

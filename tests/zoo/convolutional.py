@@ -1,10 +1,11 @@
 """Convolutional networks: the ResNet family, its shortcuts, and networks whose sums or concatenations are no residual adds."""
-# mypy: disable-error-code="no-any-return"  (torch types a module's call as Any)
+# torch types a module's call as Any:
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, identity, projection
@@ -181,7 +182,9 @@ class ResNetDBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(conv(8, 16, stride=2), nn.BatchNorm2d(16), nn.ReLU(inplace=True), conv(16, 16), nn.BatchNorm2d(16))
+        self.body = nn.Sequential(
+            conv(8, 16, stride=2), nn.BatchNorm2d(16), nn.ReLU(inplace=True), conv(16, 16), nn.BatchNorm2d(16)
+        )
         self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2), conv(8, 16, 1), nn.BatchNorm2d(16))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Recurrence and reuse: cells unrolled by hand, highways, one module that runs many times."""
-# mypy: disable-error-code="no-any-return"  (torch types a module's call as Any)
+# torch types a module's call as Any:
+# mypy: disable-error-code="no-any-return"
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, identity, projection

@@ -1,0 +1,46 @@
+# `make test` and `make demo` do all the set-up on a bare machine; no other step is needed.
+# The set-up is done once and again whenever pyproject.toml changes.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH := torch==2.13.0
+BIN := .venv/bin
+
+.PHONY: help setup test test-slow lint demo bench clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: .venv/.stamp ## virtual environment, the pinned torch, Prometheus where apt can install it
+
+test: setup ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup ## the others
+	$(BIN)/python -m pytest -m slow
+
+lint: setup ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+demo: setup ## train on real digits with the live view, then let it blow up
+	$(BIN)/resmon demo
+
+bench: setup ## step time with and without resmon and its alternatives
+	$(BIN)/python -m benchmarks.run
+
+clean: ## remove what the set-up and the tools made; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch stands in the one command that installs everything, so that nothing can replace the pinned version.
+.venv/.stamp: pyproject.toml .ci/prometheus
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'resmon needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(TORCH) --editable '.[dev]'
+	bash .ci/prometheus
+	touch $@

@@ -1,0 +1,100 @@
+"""Finding the agent, or starting one, from inside a training process: quickly, and without leaving anything behind in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import resmon
+from resmon.agent import runtime
+from resmon.errors import AgentError
+from resmon.settings import Settings
+
+# How long a training process may be held up here, in seconds, for what usually takes 5 ms: by others who look, by the start.
+PATIENCE = 0.05
+STARTED = 0.15
+# How long an agent that was started may take until it holds its lock, before the next training process tries again.
+STARTING = 20.0
+
+LARGEST_LOG = 1 << 20
+
+# The shell starts the agent in the background and ends at once. So the agent is nobody's child here: no zombie when it leaves,
+# nothing to wait for, no thread.
+IN_BACKGROUND = '"$@" </dev/null >>"$0" 2>&1 & echo $!'
+
+
+def find_or_start(settings: Settings) -> str | None:
+    """The address of this user's agent, which is started where none runs; it may need a second until it answers.
+
+    None where there is no way to start one (an interpreter that does not know its own executable). Raises AgentError where the
+    runtime folder cannot be used or the start failed.
+    """
+    expected = f"http://{settings.listen}"
+    folder = runtime.folder()
+    with runtime.gate(folder, PATIENCE) as descriptor:
+        now = runtime.serving(folder)
+        if now is not None and not now.leaving:
+            return now.url or expected
+        if descriptor is None or _is_starting(descriptor):  # another training process is at it
+            return expected
+        if not sys.executable:
+            return None
+        _note_started(descriptor, _start(folder, settings.listen))
+    return expected
+
+
+def _start(folder: Path, listen: str) -> int:
+    """Start an agent, detached, and give its process id."""
+    log = folder / runtime.LOG
+    try:
+        if log.stat().st_size > LARGEST_LOG:
+            log.replace(log.with_suffix(".log.1"))
+    except OSError:
+        pass  # there is none yet
+    environment = os.environ | {
+        "RESMON_RUNTIME_DIR": str(folder),
+        "CUDA_VISIBLE_DEVICES": "",  # it needs no GPU and must not take memory on one
+        "OMP_NUM_THREADS": "1",  # its arrays are small; pools of threads would only cost memory
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    package = Path(resmon.__file__).absolute().parent.parent
+    if package.name not in ("site-packages", "dist-packages"):  # a source tree that may be importable from its own folder only
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+    # -P: the folder it starts in is not a place to import from.
+    command = [sys.executable, "-P", "-m", "resmon", "agent", "--listen", listen]
+    try:
+        shell = subprocess.run(
+            ["/bin/sh", "-c", IN_BACKGROUND, str(log), *command],
+            env=environment,
+            cwd="/",  # so that no folder is kept from being unmounted
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a signal to the training's process group is not for the agent
+            close_fds=True,
+            umask=0o077,
+            timeout=STARTED,
+            check=True,
+        )
+        return int(shell.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise AgentError(f"the agent could not be started: {error}. Start it by hand to see why: resmon agent") from error
+
+
+def _is_starting(descriptor: int) -> bool:
+    """Whether an agent that was started a moment ago is still on its way to the lock."""
+    try:
+        pid, started = os.pread(descriptor, 100, 0).split()
+        os.kill(int(pid), 0)
+        return 0 <= time.time() - float(started) < STARTING
+    except (ValueError, OSError, OverflowError):
+        return False
+
+
+def _note_started(descriptor: int, pid: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{pid} {time.time()}".encode(), 0)

@@ -1,0 +1,196 @@
+"""The runtime folder: where training processes and the one agent of a user and machine find each other.
+
+    agent.lock     held (fcntl.lockf) by the agent while it serves; says its pid, url and version as JSON
+    start.lock     held for moments, by who starts an agent and by an agent that makes up its mind to leave
+    runs/          registrations, one small JSON file per rank's folder, written by the training process
+    state.json     counters that survive a restart of the agent
+    targets.json   the agent's address for Prometheus' file_sd; [] when no agent serves
+    agent.log      what the agent says, where a training process started it
+
+It is on a local disk, never shared between machines: a lock must tell the truth about processes here. It is the user's alone, and
+one that is not is refused, as others could make the agent read and write where they please.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from resmon.errors import AgentError, ConfigurationError
+from resmon.flight import layout
+
+log = logging.getLogger("resmon.agent")
+
+LOCK = "agent.lock"
+GATE = "start.lock"
+RUNS = "runs"
+STATE = "state.json"
+TARGETS = "targets.json"
+LOG = "agent.log"
+
+CHANGE_IT = "Set RESMON_RUNTIME_DIR to a folder on a local disk that only you may write to."
+
+
+def folder() -> Path:
+    """The runtime folder, made where it is missing. Raises AgentError where it cannot be trusted or made."""
+    given, session = os.environ.get("RESMON_RUNTIME_DIR"), os.environ.get("XDG_RUNTIME_DIR")
+    if given:
+        path = Path(given).absolute()
+    elif session and os.path.isdir(session):
+        path = Path(session) / "resmon"
+    else:
+        path = Path(tempfile.gettempdir()) / f"resmon-{os.getuid()}"
+    try:
+        path.mkdir(mode=0o700, parents=bool(given), exist_ok=True)
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+            raise AgentError(
+                f"the runtime folder {path} is not a folder that is yours alone (owner {found.st_uid}, mode "
+                f"{stat.filemode(found.st_mode)}), so it is not used. Remove it or take the others' write permission away. {CHANGE_IT}"
+            )
+        (path / RUNS).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise AgentError(f"the runtime folder {path} cannot be made: {error.strerror or error}. {CHANGE_IT}") from error
+    return path
+
+
+def register(rank_folder: Path) -> None:
+    """Ask the agent to follow a rank's flight. The folder holds its info.json already."""
+    target = os.path.realpath(rank_folder)
+    name = hashlib.sha256(os.fsencode(target)).hexdigest()[:24]
+    layout.write_json(folder() / RUNS / f"{name}.json", {"rank_folder": target})
+
+
+def registrations(runtime: Path) -> dict[Path, Path | None]:
+    """Each registration's file and the rank's folder that it names; None where it cannot be read."""
+    found: dict[Path, Path | None] = {}
+    try:
+        with os.scandir(runtime / RUNS) as entries:
+            files = sorted(Path(entry.path) for entry in entries if entry.name.endswith(".json") and not entry.name.startswith("."))
+    except OSError:
+        return found
+    for file in files:
+        content = _read_object(file)
+        rank_folder = content.get("rank_folder")
+        usable = isinstance(rank_folder, str) and os.path.isabs(rank_folder) and "\0" not in rank_folder
+        found[file] = Path(rank_folder) if usable else None
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a running agent says of itself. `url` is empty while it is still starting."""
+
+    pid: int = 0
+    url: str = ""
+    version: str = ""
+    leaving: bool = False
+
+
+def serving(runtime: Path) -> Serving | None:
+    """The agent that holds the lock; None where none does."""
+    lock = runtime / LOCK
+    if not layout.is_held(lock):
+        return None
+    content = _read_object(lock)
+    try:
+        return Serving(int(content["pid"]), str(content["url"]), str(content["version"]), bool(content["leaving"]))
+    except (KeyError, TypeError, ValueError):
+        return Serving()
+
+
+class Seat:
+    """The one place of the agent: the lock that it holds. Only `take` makes one."""
+
+    def __init__(self, runtime: Path, descriptor: int) -> None:
+        self._runtime = runtime
+        self._descriptor = descriptor
+        self._said = Serving()
+
+    @classmethod
+    def take(cls, runtime: Path, patience: float) -> Seat | None:
+        """The seat, or None where another agent keeps it for `patience` seconds.
+
+        Patience is needed because whoever asks whether the lock is held takes a shared lock for a moment, and because an agent that
+        leaves needs a moment to be gone.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return cls(runtime, layout.hold(runtime / LOCK))
+            except ConfigurationError:
+                now = serving(runtime)
+                if time.monotonic() > deadline or (now is not None and now.url and not now.leaving):
+                    return None
+                time.sleep(0.02)
+            except OSError as error:
+                raise AgentError(f"{runtime / LOCK} cannot be opened: {error.strerror or error}. {CHANGE_IT}") from error
+
+    def announce(self, url: str, version: str) -> None:
+        """Say where this agent serves, to training processes and to Prometheus."""
+        self._say(Serving(os.getpid(), url, version))
+        layout.write_json(self._runtime / TARGETS, [{"targets": [url.removeprefix("http://")], "labels": {}}])
+
+    def mark_leaving(self) -> None:
+        """From here on nobody counts on this agent, though it still holds the lock. Call it within the gate."""
+        self._say(Serving(self._said.pid, self._said.url, self._said.version, leaving=True))
+
+    def leave(self) -> None:
+        """Give the seat back. What the files say is taken back first, while nobody else can have written there."""
+        try:
+            layout.write_json(self._runtime / TARGETS, [])
+            os.ftruncate(self._descriptor, 0)
+        except OSError as error:
+            log.warning("%s could not be cleaned up: %s", self._runtime, error)
+        layout.release(self._descriptor)
+
+    def _say(self, said: Serving) -> None:
+        # Through the descriptor that holds the lock: closing any other of the same file would lose it.
+        content = json.dumps(asdict(said)).encode() + b"\n"
+        os.pwrite(self._descriptor, content, 0)
+        os.ftruncate(self._descriptor, len(content))
+        self._said = said
+
+
+@contextmanager
+def gate(runtime: Path, patience: float) -> Iterator[int | None]:
+    """Holds start.lock and gives its descriptor; None where others held it for `patience` seconds."""
+    descriptor = os.open(runtime / GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise AgentError(f"{runtime / GATE} cannot be locked: {error.strerror}. {CHANGE_IT}") from error
+                if time.monotonic() > deadline:
+                    yield None
+                    return
+                time.sleep(0.005)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A small JSON object; empty where the file is not one."""
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read(1 << 16))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,204 @@
+"""The command `resmon`: one table of verbs. A verb imports what it needs when it runs, so that the help comes at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from resmon.errors import ConfigurationError, ResmonError
+
+Directory = Annotated[Path | None, typer.Option("--directory", "-d", help="Folder of the runs; runs/ unless settings say otherwise.")]
+
+
+def demo(
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long the healthy run trains.")] = 60.0,
+    directory: Directory = None,
+) -> None:
+    """Train a small residual network on real images, watch it, then let it blow up and see which block went first."""
+    from resmon.demo import run_demo
+
+    run_demo(Console(), _runs_directory(directory), seconds)
+
+
+def agent(
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT to serve on; 127.0.0.1:9699 unless settings say otherwise.")] = None,
+    linger: Annotated[float, typer.Option(min=0.0, help="Seconds to stay when there is nothing left to follow.")] = 60.0,
+) -> None:
+    """Follow the flights of this machine and serve them to Prometheus. `resmon.watch` starts one by itself."""
+    from resmon.agent import service
+    from resmon.settings import Settings
+
+    service.main(Settings.of(listen=listen).listen, linger)
+
+
+def list_runs(
+    directory: Annotated[Path | None, typer.Argument(help="Folder of the runs; runs/ unless settings say otherwise.")] = None,
+) -> None:
+    """List the runs of a folder: outcome, steps, newest loss, blocks, size on disk, age."""
+    from resmon.tail import summaries
+
+    folder = _runs_directory(directory)
+    rows = summaries(folder)
+    console = Console()
+    if not rows:
+        console.print(f"no runs in {folder}. A script that calls resmon.watch makes one; so does: resmon demo")
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("run", "attempt", "outcome", "steps", "loss", "blocks", "size", "age"):
+        table.add_column(name, justify="left" if name in ("run", "outcome") else "right", overflow="ellipsis", no_wrap=True)
+    now = time.time()
+    for row in rows:
+        table.add_row(
+            row.name,
+            str(row.attempt),
+            Text(row.outcome, style={"running": "green", "finished": ""}.get(row.outcome, "red")),
+            f"{row.steps:,}",
+            "–" if row.loss is None else f"{row.loss:.4g}",
+            f"{row.blocks:,}",
+            _size(row.size),
+            _age(now - row.time),
+        )
+    console.print(table)
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="package.module:name of a model, its class or a function that makes it.")],
+    input: Annotated[  # noqa: A002, the option's name
+        list[str] | None,
+        typer.Option(
+            "--input", "-i", help="A random input: a shape, 8,3,32,32, or int:SHAPE:LIMIT for token ids, int:8,128:50257. Once for each."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the residual blocks that resmon finds in a model."""
+    from resmon.capture.discovery import discover
+    from resmon.capture.target import load_target, parameter_count, random_input
+
+    module, args, kwargs = load_target(model)
+    if input:
+        args = tuple(random_input(text) for text in input)
+    sites = discover(module, *args, **kwargs)
+    counts = [parameter_count(module, site.parameters) for site in sites]
+    if as_json:
+        print(json.dumps([asdict(site) | {"parameter_count": n} for site, n in zip(sites, counts, strict=True)], indent=2))
+        return
+    console = Console()
+    if not sites:
+        console.print(f"{type(module).__name__} has no residual block: no addition joins a tensor and what a branch made of it.")
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("block", "kind", "branch", "skip", "shape", "parameters", "observed"):
+        table.add_column(name, justify="right" if name == "parameters" else "left", overflow="fold")
+    for site, count in zip(sites, counts, strict=True):
+        table.add_row(
+            site.name,
+            site.kind,
+            _paths(site.branch, site.module),
+            _paths(site.skip, site.module) or "–",
+            "×".join(map(str, site.shape)),
+            f"{count:,}",
+            site.observed,
+        )
+    console.print(table)
+    console.print(f"{len(sites):,} residual {'block' if len(sites) == 1 else 'blocks'} in {type(module).__name__}", style="dim")
+
+
+def tail(
+    run: Annotated[str, typer.Argument(help="Name of a run in the runs folder, or the path of its folder.")],
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
+    directory: Directory = None,
+) -> None:
+    """Watch a run, live or finished, in the terminal."""
+    from resmon.tail import Tail, find_run, show
+
+    console = Console()
+    view = show(console, Tail(find_run(run, _runs_directory(directory))), once=once)
+    if view.end is not None and view.end.reason:
+        console.print(Text(view.end.reason, style="dim"))
+
+
+VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("demo", demo),
+    ("ls", list_runs),
+    ("tail", tail),
+    ("inspect", inspect),
+    ("agent", agent),
+)
+
+
+def application() -> typer.Typer:
+    """The command with all its verbs."""
+    made = typer.Typer(
+        help="resmon watches the residual blocks of neural networks while they train.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    made.callback()(_options)
+    for name, function in VERBS:
+        made.command(name)(function)
+    return made
+
+
+def main() -> None:
+    """Run the command. What resmon raises on purpose is one message and exit status 2, anything else a traceback."""
+    try:
+        application()(prog_name="resmon")
+    except ResmonError as error:
+        Console(stderr=True).print(Text(f"resmon: {error}", style="red"), soft_wrap=True)
+        raise SystemExit(2) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from resmon import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
+    """What stands before the verb."""
+
+
+def _runs_directory(directory: Path | None) -> Path:
+    if directory is None:
+        from resmon.settings import Settings
+
+        return Settings.of().directory
+    if not directory.is_dir():
+        raise ConfigurationError(f"there is no folder {directory}. Name the folder that holds the runs.")
+    return directory
+
+
+def _paths(paths: tuple[str, ...], module: str) -> str:
+    """Module paths, those below the site's own module without it."""
+    return ", ".join(path.removeprefix(f"{module}.") for path in paths)
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"

@@ -1,0 +1,326 @@
+"""A view as Prometheus reads it: text format 0.0.4 or OpenMetrics 1.0, as the scraper's Accept header asks.
+
+Per-block families are written straight from arrays: a run has tens of series per block, and one Python object per series would
+take a quarter of a second for 6,000. Label sets are escaped once per set of sites, a histogram is one format string per run that all
+its counts fill at once. Everything else goes through prometheus_client, from a registry of our own. Only what the catalogue names is
+written, with the catalogue's help.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import generate_latest as generate_text
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.registry import Collector
+
+from resmon.catalogue import BLOCK, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, Metric
+from resmon.exporters.view import AgentView, BlockTable, Column, RunView
+from resmon.records import (
+    DURATION_EDGES,
+    MAGNITUDE_EDGES,
+    MAGNITUDE_LARGER,
+    MAGNITUDE_LOW,
+    MAGNITUDE_ZERO,
+    OUTCOMES,
+    ResidualSite,
+)
+
+TEXT = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+PREFIX = "resmon_block_"
+
+_EXPORTED_EDGES = np.array(EXPORTED_MAGNITUDE_EXPONENTS) - MAGNITUDE_LOW  # columns of magnitude_buckets
+_EXPORTED_LE = [repr(float(MAGNITUDE_EDGES[i])) for i in _EXPORTED_EDGES] + ["+Inf"]
+_DURATION_LE = [repr(float(edge)) for edge in DURATION_EDGES] + ["+Inf"]
+
+# Halves of surrogate pairs are not UTF-8 at all; Prometheus' text parser ends at a NUL.
+_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def negotiate(accept: str) -> str:
+    """The content type to answer with: OpenMetrics where it is asked for and not liked less than plain text."""
+    liked = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    for part in accept.split(","):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        given = dict(parameter.partition("=")[::2] for parameter in parameters)
+        if kind in liked and given.get("version", "") in ("", "0.0.1", "0.0.4", "1.0.0"):
+            try:
+                liked[kind] = max(liked[kind], float(given.get("q", "1")))
+            except ValueError:
+                continue
+    openmetrics, text = liked.values()
+    return OPENMETRICS if openmetrics > 0 and openmetrics >= text else TEXT
+
+
+def writable(value: str) -> str:
+    """A label value without what no exposition can carry."""
+    return _UNWRITABLE.sub("\ufffd", value)
+
+
+def _escaped(value: str) -> str:
+    return writable(value).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+class Prometheus:
+    """Renders views. One instance per agent: it remembers label sets and the registry, nothing of the values."""
+
+    def __init__(self) -> None:
+        self._labels: dict[str, _Labels] = {}
+        self._collector = _Collector()
+        self._registry = CollectorRegistry()
+        self._registry.register(self._collector)
+
+    def render(self, view: AgentView, accept: str) -> tuple[bytes, str]:
+        """The exposition and its content type."""
+        kind = negotiate(accept)
+        self._labels = {run.run: self._labels_of(run, run.blocks.sites) for run in view.runs if run.blocks}
+        tables = "".join(self._tables(view, kind)).encode()
+        self._collector.view = view
+        if kind is OPENMETRICS:
+            rest: bytes = generate_openmetrics(self._registry)
+            return tables + rest, kind  # it ends with the mark of the end
+        rest = generate_text(self._registry)
+        return tables + rest, kind
+
+    def _labels_of(self, run: RunView, sites: tuple[ResidualSite, ...]) -> _Labels:
+        known = self._labels.get(run.run)
+        if known is not None and known.sites is sites and known.models == run.info.models:
+            return known
+        return _Labels.of(run, sites)
+
+    def _tables(self, view: AgentView, kind: str) -> Iterator[str]:
+        tables = [(self._labels[run.run], run.blocks) for run in view.runs if run.blocks and run.blocks.sites]
+        for metric in CATALOGUE:
+            if metric.labels != BLOCK or not tables:
+                continue
+            family = metric.name
+            if kind is OPENMETRICS and metric.kind == "counter":
+                family = family.removesuffix("_total")
+            yield f"# HELP {family} {metric.help}\n# TYPE {family} {metric.kind}\n"
+            if metric.unit and kind is OPENMETRICS:
+                yield f"# UNIT {family} {metric.unit}\n"
+            for labels, blocks in tables:
+                if metric.kind == "histogram":
+                    yield _magnitudes(labels, blocks)
+                elif metric.kind == "counter":
+                    yield _lines(metric.name, labels.sets, map(str, blocks.nonfinite_steps.tolist()))
+                else:
+                    yield _gauges(metric.name, labels.sets, blocks.gauges[metric.name.removeprefix(PREFIX)])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Labels:
+    """What stands between the name and the value in every line of one run."""
+
+    sites: tuple[ResidualSite, ...]
+    models: dict[str, str]
+    sets: list[str]  # one per site, with braces and the blank before the value
+    magnitudes: str  # the lines of the histogram, with %d for counts and %s for sums
+
+    @classmethod
+    def of(cls, run: RunView, sites: tuple[ResidualSite, ...]) -> _Labels:
+        bare: list[str] = []
+        seen: set[str] = set()
+        for site in sites:
+            model = run.info.models.get(site.model, site.model)
+            labels = f'run="{_escaped(run.run)}",model="{_escaped(model)}",block="{_escaped(site.name)}'
+            # Two sites with one label set would make Prometheus refuse the whole scrape; distinct names can become the same
+            # where unwritable characters were replaced, or where two models were given one label.
+            again = 2
+            unique = labels
+            while unique in seen:
+                unique = f"{labels}#{again}"
+                again += 1
+            seen.add(unique)
+            bare.append(unique + '"')
+        name = PREFIX + "activation_magnitude"
+        magnitudes = "".join(
+            "".join(f'{name}_bucket{{{labels},le="{le}"}} %d\n' for le in _EXPORTED_LE)
+            + f"{name}_count{{{labels}}} %d\n{name}_sum{{{labels}}} %s\n"
+            for labels in (labels.replace("%", "%%") for labels in bare)
+        )
+        return cls(sites, dict(run.info.models), [f"{{{labels}}} " for labels in bare], magnitudes)
+
+
+def _gauges(name: str, sets: list[str], column: Column) -> str:
+    values, present = column
+    if not present.all():
+        if not present.any():
+            return ""
+        sets = [sets[i] for i in np.flatnonzero(present)]
+        values = values[present]
+    return _lines(name, sets, _numbers(values.tolist(), bool(np.isfinite(values).all())))
+
+
+def _lines(name: str, sets: list[str], numbers: Iterable[str]) -> str:
+    return name + f"\n{name}".join(map(str.__add__, sets, numbers)) + "\n"
+
+
+def _numbers(values: list[float], finite: bool) -> Iterable[str]:
+    return map(repr, values) if finite else map(_number, values)
+
+
+def _number(value: float) -> str:
+    if value != value:
+        return "NaN"
+    return {"inf": "+Inf", "-inf": "-Inf"}.get(text := repr(value), text)
+
+
+def _magnitudes(labels: _Labels, blocks: BlockTable) -> str:
+    buckets = blocks.magnitude_buckets
+    below = buckets[:, :MAGNITUDE_LARGER].cumsum(axis=1) + buckets[:, MAGNITUDE_ZERO, None]  # zero is below every edge
+    count = below[:, -1] + buckets[:, MAGNITUDE_LARGER]
+    counts = np.column_stack((below[:, _EXPORTED_EDGES], count, count)).tolist()  # +Inf and _count are the same number
+    sums = _numbers(blocks.magnitude_sum.tolist(), bool(np.isfinite(blocks.magnitude_sum).all()))
+    return labels.magnitudes % tuple(chain.from_iterable((*row, total) for row, total in zip(counts, sums, strict=True)))
+
+
+Sample = tuple[tuple[str, ...], float]
+
+
+class _Collector(Collector):
+    """The run-level and the agent's own families, from the view that is being rendered."""
+
+    view: AgentView | None = None
+
+    def collect(self) -> Iterator[Family]:
+        if self.view is None:  # prometheus_client looks at a new collector once
+            return
+        for metric in CATALOGUE:
+            if metric.name == "resmon_step_duration_seconds":
+                yield _durations(metric, self.view)
+            elif metric.labels != BLOCK:
+                make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                family = make(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
+                seen: set[tuple[str, ...]] = set()
+                for labels, value in _SAMPLES[metric.name](self.view):
+                    labels = tuple(map(writable, labels))
+                    if labels not in seen:
+                        seen.add(labels)
+                        family.add_metric(labels, value)
+                yield family
+
+
+def _durations(metric: Metric, view: AgentView) -> Family:
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
+    for run in view.runs:
+        for rank in run.ranks:
+            if rank.record is not None:
+                counts = rank.record.duration_buckets.cumsum().tolist()
+                family.add_metric(
+                    (writable(run.run), str(rank.rank)), list(zip(_DURATION_LE, counts, strict=True)), rank.record.duration_total
+                )
+    return family
+
+
+def _run_info(view: AgentView) -> Iterator[Sample]:
+    for run in view.runs:
+        info = run.info
+        models = ",".join(info.models.values())
+        versions = (info.git_commit or "", info.torch, info.resmon)
+        yield (run.run, str(info.attempt), models, info.host, str(info.world_size), *versions), 1.0
+
+
+def _run_blocks(view: AgentView) -> Iterator[Sample]:
+    for run in view.runs:
+        for key, model in run.info.models.items():
+            yield (run.run, model), sum(site.model == key for site in run.blocks.sites) if run.blocks else 0
+
+
+def _scores(view: AgentView) -> Iterator[Sample]:
+    return (((run.run, name), value) for run in view.runs for name, value in run.scores.items() if name != "loss")
+
+
+def _learning_rate(view: AgentView) -> Iterator[Sample]:
+    for run in view.runs:
+        rates = (rank.record.run_value("learning_rate") for rank in run.ranks if rank.record is not None)
+        rate = next((rate for rate in rates if rate is not None), None)
+        if rate is not None:
+            yield (run.run,), rate
+
+
+def _findings(view: AgentView) -> Iterator[Sample]:
+    for run in view.runs:
+        active: dict[tuple[str, ...], float] = {}
+        for finding, is_open in run.findings:
+            model = run.info.models.get(finding.model, finding.model)
+            labels = (run.run, model, finding.block, finding.kind, finding.severity)
+            active[labels] = max(active.get(labels, 0.0), float(is_open))
+        yield from active.items()
+
+
+def _per_run(value: Callable[[RunView], float | None]) -> Callable[[AgentView], Iterator[Sample]]:
+    def samples(view: AgentView) -> Iterator[Sample]:
+        return (((run.run,), number) for run in view.runs if (number := value(run)) is not None)
+
+    return samples
+
+
+def _per_rank(value: Callable[[RunView, int], float | None]) -> Callable[[AgentView], Iterator[Sample]]:
+    def samples(view: AgentView) -> Iterator[Sample]:
+        for run in view.runs:
+            for i, rank in enumerate(run.ranks):
+                number = value(run, i)
+                if number is not None:
+                    yield (run.run, str(rank.rank)), number
+
+    return samples
+
+
+def _of_record(name: str) -> Callable[[RunView, int], float | None]:
+    def value(run: RunView, i: int) -> float | None:
+        record = run.ranks[i].record
+        return None if record is None else float(getattr(record, name))
+
+    return value
+
+
+def _counter(name: str) -> Callable[[RunView, int], float | None]:
+    """A counter is there, at 0, before the first record: the increase to its first value must be seen."""
+
+    def value(run: RunView, i: int) -> float | None:
+        record = run.ranks[i].record
+        return 0.0 if record is None else float(getattr(record, name))
+
+    return value
+
+
+def _monitor_seconds(run: RunView, i: int) -> float | None:
+    record = run.ranks[i].record
+    return None if record is None else record.run_value("monitor_seconds")
+
+
+def _agent(value: Callable[[AgentView], float]) -> Callable[[AgentView], Iterator[Sample]]:
+    return lambda view: iter([((), value(view))])
+
+
+# Where each family's samples come from; the catalogue holds the rest.
+_SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
+    "resmon_run_info": _run_info,
+    "resmon_run_blocks": _run_blocks,
+    "resmon_loss": _per_run(lambda run: run.scores.get("loss")),
+    "resmon_loss_max": _per_run(lambda run: run.loss_max),
+    "resmon_score": _scores,
+    "resmon_learning_rate": _learning_rate,
+    "resmon_gradient_norm": _per_run(lambda run: run.gradient_norm),
+    "resmon_steps_total": _per_rank(_counter("steps_total")),
+    "resmon_monitor_step_seconds": _per_rank(_monitor_seconds),
+    "resmon_monitor_errors_total": _per_rank(_counter("errors_total")),
+    "resmon_last_step_timestamp_seconds": _per_rank(_of_record("time")),
+    "resmon_finding_active": _findings,
+    "resmon_runs_total": lambda view: (((outcome,), view.runs_total.get(outcome, 0)) for outcome in OUTCOMES),
+    "resmon_runs_active": _agent(lambda view: view.runs_active),
+    "resmon_agent_info": lambda view: [((view.version,), 1.0)],
+    "resmon_agent_skipped_rows_total": _agent(lambda view: view.skipped_rows),
+    "resmon_agent_errors_total": _agent(lambda view: view.errors),
+    "resmon_agent_collect_duration_seconds": _agent(lambda view: view.collect_seconds),
+}

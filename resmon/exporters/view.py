@@ -1,0 +1,66 @@
+"""What an exporter is given: one moment of everything that the agent follows, as plain values and arrays.
+
+The agent makes a view, exporters render it; neither knows more of the other than this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from resmon.records import Bools, Finding, Floats, Ints, Outcome, ResidualSite, RunInfo, StepRecord
+
+
+class Column(NamedTuple):
+    """One number per block, [S] each; a value that is not present is absent, whatever stands in its place."""
+
+    values: Floats
+    present: Bools
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockTable:
+    """The blocks of one run, merged over the ranks of this machine."""
+
+    sites: tuple[ResidualSite, ...]
+    gauges: Mapping[str, Column]  # by the metric's name without its prefix resmon_block_
+    nonfinite_steps: Ints  # cumulative [S]
+    magnitude_buckets: Ints  # cumulative [S, MAGNITUDE_COLUMNS]
+    magnitude_sum: Floats  # cumulative [S]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankView:
+    """One rank's newest record; None before its first step."""
+
+    rank: int
+    record: StepRecord | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunView:
+    """One attempt of one run. `run` is the label's value, which the agent keeps unique among the runs that it exports."""
+
+    run: str
+    info: RunInfo
+    outcome: Outcome | None  # None while it is under way
+    ranks: tuple[RankView, ...]
+    blocks: BlockTable | None
+    gradient_norm: float | None
+    scores: Mapping[str, float]  # as logged, newest of each name
+    loss_max: float | None
+    findings: tuple[tuple[Finding, bool], ...]  # with whether it is open
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AgentView:
+    """Everything, at one moment."""
+
+    version: str
+    runs: tuple[RunView, ...]
+    runs_total: Mapping[Outcome, int]
+    runs_active: int
+    skipped_rows: int
+    errors: int
+    collect_seconds: float  # of the scrape before this one

@@ -1,0 +1,227 @@
+"""Thinned history: minimum, maximum, sum and count of every value over growing bins.
+
+Bins of 64 steps are made from steps, those of 512 from eight of these, and so on by eights; so what is thinned at one level is
+whole in the next. Values that are absent, NaN or infinite are left out of all four numbers, a bin without a finite value has
+count 0 and no minimum. Each step costs a handful of vector operations, whatever the number of levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Row, nanoseconds
+from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, RUN_VALUES, Floats, Ints, ScalarRecord, StepRecord
+
+LEVELS = 6  # bins of 64, 512, 4,096, 32,768, 262,144 and 2,097,152 steps
+STEPS = 64  # of a bin of the first level
+FACTOR = 8
+
+# A run that logs under ever new names must not grow the training process: beyond this many a bin takes no new ones.
+NAMES = 1000
+
+_SKIP = BLOCK_VALUES.index("skip_square")
+_BRANCH = BLOCK_VALUES.index("branch_square")
+
+
+@dataclass(slots=True, eq=False)
+class Bin:
+    """What is summarised of some steps; arrays of numbers hold the run's values first, then S of each block value."""
+
+    low: Floats
+    high: Floats
+    sum: Floats
+    count: Ints
+    counts: Ints  # sums of [len(BLOCK_COUNTS), S]
+    steps: int = 0
+    first_step: int = 0
+    first_time: float = 0.0
+    last: StepRecord | None = None  # for the counters as at the bin's end
+    parts: int = 0  # bins of the finer level in this one
+    scalars: dict[str, ScalarBin] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, sites: int) -> Bin:
+        size = len(RUN_VALUES) + len(BINNED_BLOCK_VALUES) * sites
+        nothing = np.full(size, np.nan)
+        return cls(nothing, nothing.copy(), np.zeros(size), np.zeros(size, np.int64), np.zeros((len(BLOCK_COUNTS), sites), np.int64))
+
+    def clear(self) -> None:
+        self.low.fill(np.nan)
+        self.high.fill(np.nan)
+        for array in (self.sum, self.count, self.counts):
+            array.fill(0)
+        self.steps = self.parts = 0
+        self.last = None
+        self.scalars = {}
+
+    def fold(self, finer: Bin) -> None:
+        """Take a whole bin of the finer level in."""
+        np.fmin(self.low, finer.low, out=self.low)
+        np.fmax(self.high, finer.high, out=self.high)
+        self.sum += finer.sum
+        self.count += finer.count
+        self.counts += finer.counts
+        if not self.steps:
+            self.first_step, self.first_time = finer.first_step, finer.first_time
+        self.steps += finer.steps
+        self.parts += 1
+        self.last = finer.last or self.last
+        for name, scalar in finer.scalars.items():
+            self.logged(name, scalar)
+
+    def logged(self, name: str, scalar: ScalarBin) -> None:
+        """Take a name's summary in."""
+        mine = self.scalars.get(name)
+        if mine is not None:
+            mine.fold(scalar)
+        elif len(self.scalars) < NAMES:
+            self.scalars[name] = ScalarBin(**{slot: getattr(scalar, slot) for slot in ScalarBin.__slots__})
+
+    def fill(self, row: Row) -> None:
+        """Write the bin into a row of kind "bins"."""
+        last = self.last
+        assert last is not None, "an empty bin is never written"
+        row.fill(
+            {
+                "first_step": self.first_step,
+                "last_step": last.step,
+                "steps": self.steps,
+                "first_time": nanoseconds(self.first_time),
+                "last_time": nanoseconds(last.time),
+            }
+        )
+        sites = self.counts.shape[1]
+        names = [(name, slice(i, i + 1)) for i, name in enumerate(RUN_VALUES)]
+        for i, name in enumerate(BINNED_BLOCK_VALUES):
+            begin = len(RUN_VALUES) + i * sites
+            names.append((f"block_{name}", slice(begin, begin + sites)))
+        for name, part in names:
+            for statistic, values in zip(STATISTICS, (self.low, self.high, self.sum, self.count), strict=True):
+                row.fields[f"{name}_{statistic}"][:] = values[part]
+            for statistic in ("min", "max"):
+                row.validity(f"{name}_{statistic}", self.count[part] > 0)
+        for name, values in zip(BLOCK_COUNTS, self.counts, strict=True):
+            row.fields[f"block_{name}_sum"][:] = values
+        fill_counters(row, last)
+
+
+@dataclass(slots=True)
+class ScalarBin:
+    """What is summarised of one logged name."""
+
+    first_step: int
+    last_step: int
+    last_time: float
+    low: float = float("inf")
+    high: float = float("-inf")
+    sum: float = 0.0
+    count: int = 0
+
+    def fold(self, other: ScalarBin) -> None:
+        self.first_step = min(self.first_step, other.first_step)
+        self.last_step = max(self.last_step, other.last_step)
+        self.last_time = max(self.last_time, other.last_time)
+        self.low = min(self.low, other.low)
+        self.high = max(self.high, other.high)
+        self.sum += other.sum
+        self.count += other.count
+
+    def fill(self, row: Row, name: bytes) -> None:
+        """Write it into a row of kind "scalarbins"."""
+        there = np.array([self.count > 0])
+        row.fill(
+            {
+                "first_step": self.first_step,
+                "last_step": self.last_step,
+                "last_time": nanoseconds(self.last_time),
+                "value_min": self.low if self.count else 0.0,
+                "value_max": self.high if self.count else 0.0,
+                "value_sum": self.sum,
+                "value_count": self.count,
+            }
+        )
+        row.text("name", name)
+        row.validity("value_min", there)
+        row.validity("value_max", there)
+
+
+class Bins:
+    """All levels of one rank's bins; a full bin is handed to `write(level, bin)` and folded into the next level.
+
+    A bin is closed by the step after it, not by its own last one, so that what is logged at the last step finds its bin.
+    """
+
+    def __init__(self, sites: int, write: Callable[[int, Bin], None]) -> None:
+        self._write = write
+        self._levels = [Bin.empty(sites) for _ in range(LEVELS)]
+        self._values = np.empty(len(RUN_VALUES) + len(BINNED_BLOCK_VALUES) * sites)
+        split = len(RUN_VALUES)
+        by_value = self._values[split:].reshape(len(BINNED_BLOCK_VALUES), sites)
+        self._run, self._blocks, self._ratio = self._values[:split], by_value[:-1], by_value[-1]
+
+    def step(self, record: StepRecord) -> None:
+        """Take a step in."""
+        bin = self._levels[0]
+        if bin.steps == STEPS:
+            self._close(0)
+        with np.errstate(all="ignore"):
+            self._run[:] = record.run
+            self._blocks[:] = record.blocks
+            np.copyto(self._run, np.nan, where=~record.run_present)
+            np.copyto(self._blocks, np.nan, where=~record.blocks_present)
+            np.divide(self._blocks[_BRANCH], self._blocks[_SKIP], out=self._ratio)
+            np.sqrt(self._ratio, out=self._ratio)
+            finite = np.isfinite(self._values)
+            np.copyto(self._values, np.nan, where=~finite)
+            np.fmin(bin.low, self._values, out=bin.low)
+            np.fmax(bin.high, self._values, out=bin.high)
+            np.add(bin.sum, self._values, out=bin.sum, where=finite)
+        bin.count += finite
+        bin.counts += record.counts
+        if not bin.steps:
+            bin.first_step, bin.first_time = record.step, record.time
+        bin.steps += 1
+        bin.last = record
+
+    def scalars(self, record: ScalarRecord) -> None:
+        """Take logged values in."""
+        for name, value in record.values.items():
+            one = ScalarBin(record.step, record.step, record.time)
+            if abs(value) < float("inf"):
+                one.low = one.high = one.sum = value
+                one.count = 1
+            self._levels[0].logged(name, one)
+
+    def close(self) -> None:
+        """Write what is open on every level, as far as it goes: the run is over, or its sites change."""
+        for level in range(LEVELS):
+            self._close(level)
+
+    def _close(self, level: int) -> None:
+        bin = self._levels[level]
+        if not bin.steps:
+            return
+        if level + 1 < LEVELS:
+            coarser = self._levels[level + 1]
+            if coarser.parts == FACTOR:
+                self._close(level + 1)
+            coarser.fold(bin)
+        try:
+            self._write(level, bin)
+        finally:
+            bin.clear()
+
+
+def fill_counters(row: Row, record: StepRecord) -> None:
+    """The cumulative counters, which rows of steps and of bins have alike."""
+    fields = row.fields
+    fields["steps_total"][0] = record.steps_total
+    fields["errors_total"][0] = record.errors_total
+    fields["duration_total"][0] = record.duration_total
+    fields["duration_buckets"][:] = record.duration_buckets
+    fields["nonfinite_steps"][:] = record.nonfinite_steps
+    fields["magnitude_buckets"][:] = record.magnitude_buckets.reshape(-1)
+    fields["magnitude_sum"][:] = record.magnitude_sum

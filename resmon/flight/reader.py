@@ -1,0 +1,556 @@
+"""The reading end of a flight, live or long after: rows in order, each once, whatever state the files are in.
+
+A row is taken only if its checksum holds; what does not hold is skipped, counted and described, and reading goes on at the next
+whole row behind it. A segment whose schema is damaged is read under another segment's, which the checksum proves to be the right
+one. No length, offset or type from a file is trusted, and files are read, not mapped: a file that shrinks costs rows, no crash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from resmon.errors import FlightError, FlightVersionError
+from resmon.flight import layout
+from resmon.flight.schema import (
+    FORMAT,
+    Kind,
+    Records,
+    RowFormat,
+    present,
+    row_format,
+    seconds,
+    sites_from_json,
+    texts,
+)
+from resmon.records import (
+    BLOCK_COUNTS,
+    BLOCK_VALUES,
+    MAGNITUDE_COLUMNS,
+    OUTCOMES,
+    RUN_VALUES,
+    ResidualSite,
+    RunEnd,
+    RunInfo,
+    ScalarRecord,
+    StepRecord,
+)
+
+CHUNK = 16 << 20  # bytes that are read at once
+LARGEST_SCHEMA = 64 << 20
+NEIGHBOURS = 8  # segments whose schema is tried in place of a damaged one
+HELD_BACK = 1000  # logged values that wait for the row of their step
+# A folder's time of change is as coarse as the kernel's clock tick: one this fresh may hide another change.
+FRESH = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A part of a file that could not be read. `rows` is an estimate: what was damaged cannot be counted."""
+
+    file: Path
+    offset: int
+    bytes: int
+    rows: int
+    reason: str
+
+
+class Segments:
+    """The rows of one kind in a rank's folder, in order, each once."""
+
+    def __init__(self, folder: Path, stem: str, kind: Kind) -> None:
+        self._folder = folder
+        self._kind = kind
+        self._name = re.compile(rf"{re.escape(stem)}-(\d{{12,18}})\.arrow", re.ASCII)
+        self._names: dict[int, Path] = {}
+        self._listed = 0  # the folder's time of change when it was listed
+        self._current: _Segment | None = None
+        self._after = -1  # segments up to here have been read or passed over
+        self.skips: list[Skip] = []
+
+    def read(self, limit: int, ended: bool = False) -> tuple[RowFormat, Records] | None:
+        """The next rows, at most `limit`; None where there is nothing new.
+
+        A row at the very end that is not all there is waited for, unless `ended` says that nobody writes any more.
+        """
+        while True:
+            following = next((first for first in self._list() if first > self._after), None)
+            # Asked for before the read: once there is a next segment, nothing is added to this one.
+            if self._current is not None:
+                rows = self._current.read(limit, ended or following is not None)
+                if rows is not None:
+                    return rows
+            if following is None:
+                return None
+            self.close()
+            self._after = following
+            path = self._names[following]
+            try:
+                self._current = _Segment(path, self._kind, self)
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError):  # else it was thinned meanwhile
+                    self.skips.append(Skip(path, 0, 0, 0, f"cannot be opened: {error.strerror}"))
+
+    def pass_over(self, segments_left: int) -> None:
+        """Go on with the newest segments only."""
+        names = list(self._list())
+        if names:
+            self.close()
+            self._after = names[-min(segments_left, len(names))] - 1
+
+    def newest(self) -> None:
+        """Go on with the newest row on file."""
+        for left in range(1, len(self._list()) + 1):
+            self.pass_over(left)
+            self._after = next(first for first in self._names if first > self._after)
+            try:
+                self._current = _Segment(self._names[self._after], self._kind, self)
+            except OSError:
+                continue
+            if self._current.seek_last():
+                return
+
+    def close(self) -> None:
+        """Let the open segment go."""
+        if self._current is not None:
+            self._current.close()
+            self._current = None
+
+    def neighbours(self, path: Path) -> Iterator[RowFormat]:
+        """The formats of the segments next to `path`, nearest first."""
+        if self._kind in ("scalars", "scalarbins"):  # has no sites, so there is but one format
+            yield row_format(self._kind, ())
+            return
+        paths = list(self._names.values())
+        here = paths.index(path) if path in paths else 0
+        for other in sorted(paths, key=lambda other: abs(paths.index(other) - here))[1 : 1 + NEIGHBOURS]:
+            try:
+                with open(other, "rb") as file:
+                    schema = _Schema.of(file.read(8), file)
+            except OSError:
+                continue
+            if schema is not None and schema.sites is not None:
+                yield row_format(self._kind, schema.sites)
+
+    def _list(self) -> dict[int, Path]:
+        """The segments on file; the folder is listed only when it changed."""
+        try:
+            changed = self._folder.stat().st_mtime_ns
+        except OSError:
+            changed = -1
+        if changed != self._listed:
+            try:
+                names = os.listdir(self._folder)
+            except OSError:
+                names = []
+            matches = (self._name.fullmatch(name) for name in names)
+            found = {int(match[1]): self._folder / match[0] for match in matches if match}
+            self._names = dict(sorted(found.items()))
+            self._listed = changed if time.time() - changed / 1e9 > FRESH else 0
+        return self._names
+
+
+class _Segment:
+    """One file and how far it has been read."""
+
+    def __init__(self, path: Path, kind: Kind, among: Segments) -> None:
+        self._path = path
+        self._kind = kind
+        self._among = among
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe of that name must not hang us
+        self._offset = 0
+        self._format: RowFormat | None = None
+        self._given_up = -1  # the size at which no format fitted
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def read(self, limit: int, final: bool) -> tuple[RowFormat, Records] | None:
+        """The next rows. `final` says that the file grows no more, so that a row that is cut is damage."""
+        try:
+            while (size := os.fstat(self._descriptor).st_size) > self._offset:
+                format = self._format or self._recognise(size, final)
+                if format is None:
+                    return None
+                wanted = min(size - self._offset, max(format.size, min(limit * format.size, CHUNK)))
+                data = os.pread(self._descriptor, wanted, self._offset)
+                starts, damage, consumed = walk(memoryview(data), format)
+                for begin, end in damage:
+                    self._skip(self._offset + begin, end - begin, "damaged")
+                if not consumed:  # less than a row is left
+                    if final:
+                        self._skip(self._offset, size - self._offset, "cut off")
+                        self._offset = size
+                    return None
+                self._offset += consumed
+                if starts:
+                    return format, _gather(data, starts, format)
+        except OSError as error:
+            self._skip(self._offset, 0, f"cannot be read: {error.strerror}")
+        return None
+
+    def seek_last(self) -> bool:
+        """Go to the last whole row; False where there is none."""
+        size = os.fstat(self._descriptor).st_size
+        format = self._recognise(size, False) if size else None
+        if format is None:
+            return False
+        begin = self._offset
+        last = begin + ((size - begin) // format.size - 1) * format.size
+        if last >= begin and format.is_whole(memoryview(os.pread(self._descriptor, format.size, last)), 0):
+            self._offset = last
+            return True
+        starts, _, _ = walk(memoryview(os.pread(self._descriptor, size - begin, begin)), format)
+        if starts:
+            self._offset = begin + starts[-1]
+        return bool(starts)
+
+    def _recognise(self, size: int, final: bool) -> RowFormat | None:
+        """Find out what the rows look like and go to the first; None where that cannot be told (yet)."""
+        if size == self._given_up and not final:
+            return None
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            schema = _Schema.of(file.read(8), file)
+        if schema is not None and schema.sites is not None:
+            own = row_format(self._kind, schema.sites)
+            first = os.pread(self._descriptor, own.size, schema.end)
+            if own.is_whole(memoryview(first), 0):
+                return self._begin(own, schema.end, schema.end)
+            if len(first) < own.size and not final:
+                return None
+        data = memoryview(os.pread(self._descriptor, min(size, CHUNK), 0))
+        for format, expected in self._candidates(schema):
+            starts, _, _ = walk(data, format, at_most=1)
+            if starts:
+                return self._begin(format, expected, starts[0])
+        self._given_up = size
+        if schema is not None and schema.version > FORMAT:
+            raise newer(self._path, schema.version)
+        if final:
+            whole_schema = schema is not None and schema.sites is not None
+            begin = schema.end if schema is not None and whole_schema else 0
+            if size > begin:
+                self._skip(begin, size - begin, "cut off or damaged" if whole_schema else "not a segment, or its schema is damaged")
+            self._offset = size
+        return None
+
+    def _candidates(self, schema: _Schema | None) -> Iterator[tuple[RowFormat, int]]:
+        """Formats that may fit, and where their rows should begin."""
+        if schema is not None and schema.sites is not None:
+            yield row_format(self._kind, schema.sites), schema.end
+        for format in self._among.neighbours(self._path):
+            yield format, 0
+
+    def _begin(self, format: RowFormat, expected: int, first: int) -> RowFormat:
+        self._format = format
+        self._offset = first
+        if first > expected:
+            self._skip(expected, first - expected, "damaged" if expected else "damaged schema, read under another segment's")
+        return format
+
+    def _skip(self, offset: int, length: int, reason: str) -> None:
+        skips = self._among.skips
+        if skips and skips[-1].file == self._path and skips[-1].offset + skips[-1].bytes == offset:
+            before = skips.pop()
+            offset, length, reason = before.offset, before.bytes + length, before.reason
+        size = self._format.size if self._format else length
+        skips.append(Skip(self._path, offset, length, max(1, round(length / size)) if length else 0, reason))
+
+
+def walk(data: memoryview, format: RowFormat, at_most: int | None = None) -> tuple[list[int], list[tuple[int, int]], int]:
+    """Where whole rows begin in `data`, which parts are damaged, and how much is done with; the rest may be a row's beginning."""
+    starts: list[int] = []
+    damage: list[tuple[int, int]] = []
+    position, size, raw = 0, format.size, bytes(data) if not isinstance(data.obj, bytes) else data.obj
+    while position + size <= len(data) and (at_most is None or len(starts) < at_most):
+        if format.is_whole(data, position):
+            starts.append(position)
+            position += size
+            continue
+        following = raw.find(format.prefix, position + 1)
+        if following < 0:
+            # A row may begin in the last few bytes.
+            following = max(position + 1, len(data) - len(format.prefix) + 1)
+        if damage and damage[-1][1] == position:
+            damage[-1] = (damage[-1][0], following)
+        else:
+            damage.append((position, following))
+        position = following
+    return starts, damage, position
+
+
+def _gather(data: bytes, starts: list[int], format: RowFormat) -> Records:
+    if starts[-1] - starts[0] != (len(starts) - 1) * format.size:
+        data = b"".join(data[start : start + format.size] for start in starts)
+        starts = [0, *starts[1:]]
+    return np.frombuffer(data, format.dtype, len(starts), starts[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    """What a segment's first message says; `sites` is None where it cannot be understood."""
+
+    version: int
+    sites: tuple[ResidualSite, ...] | None
+    end: int
+
+    @classmethod
+    def of(cls, begin: bytes, file: Any) -> _Schema | None:
+        """Parse the message of which `begin` is the first 8 bytes; None where it is damaged."""
+        if len(begin) < 8:
+            return None
+        marker, length = struct.unpack("<II", begin)
+        if marker != 0xFFFFFFFF or length % 8 or not 0 < length <= LARGEST_SCHEMA:
+            return None
+        message = file.read(length)
+        if len(message) < length:
+            return None
+        try:
+            # Arrow verifies the flatbuffer before it reads it.
+            metadata = pa.ipc.read_schema(pa.py_buffer(begin + message)).metadata or {}
+            version = int(metadata[b"resmon.format"])
+        except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError):
+            return None
+        try:
+            sites = sites_from_json(metadata[b"resmon.sites"]) if version <= FORMAT else None
+        except (ValueError, KeyError):
+            sites = None
+        return cls(version, sites, 8 + length)
+
+
+def newer(path: Path, version: int) -> FlightVersionError:
+    """The error for a file of a later format."""
+    return FlightVersionError(
+        f"{path} has flight format {version}; this resmon reads up to {FORMAT}. "
+        "Read it with the resmon that wrote it or a later one: pip install --upgrade resmon."
+    )
+
+
+def step_records(format: RowFormat, records: Records) -> list[StepRecord]:
+    """Rows of kind "steps" as records."""
+    sites = len(format.sites)
+    blocks = np.stack([records[f"block_{name}"] for name in BLOCK_VALUES], axis=1)
+    blocks_present = np.stack([present(records, f"block_{name}") for name in BLOCK_VALUES], axis=1)
+    counts = np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1)
+    run = np.stack([records[name] for name in RUN_VALUES], axis=1)
+    run_present = np.stack([present(records, name) for name in RUN_VALUES], axis=1)
+    buckets = np.ascontiguousarray(records["magnitude_buckets"]).reshape(-1, sites, MAGNITUDE_COLUMNS)
+    arrays = zip(
+        run,
+        run_present,
+        blocks,
+        blocks_present,
+        counts,
+        np.ascontiguousarray(records["duration_buckets"]),
+        np.ascontiguousarray(records["nonfinite_steps"]),
+        buckets,
+        np.ascontiguousarray(records["magnitude_sum"]),
+        strict=True,
+    )
+    singles = zip(
+        *(records[name].tolist() for name in ("step", "time", "complete", "steps_total", "errors_total", "duration_total")), strict=True
+    )
+    return [
+        StepRecord(
+            step=step,
+            time=seconds(time),
+            complete=bool(complete),
+            run=run,
+            run_present=run_present,
+            blocks=blocks,
+            blocks_present=blocks_present,
+            counts=counts,
+            steps_total=steps_total,
+            errors_total=errors_total,
+            duration_total=duration_total,
+            duration_buckets=duration_buckets,
+            nonfinite_steps=nonfinite_steps,
+            magnitude_buckets=magnitude_buckets,
+            magnitude_sum=magnitude_sum,
+        )
+        for (step, time, complete, steps_total, errors_total, duration_total), (
+            run,
+            run_present,
+            blocks,
+            blocks_present,
+            counts,
+            duration_buckets,
+            nonfinite_steps,
+            magnitude_buckets,
+            magnitude_sum,
+        ) in zip(singles, arrays, strict=True)
+    ]
+
+
+def scalar_records(records: Records) -> list[ScalarRecord]:
+    """Rows of kind "scalars" as records: rows of one step and moment were logged together."""
+    made: list[ScalarRecord] = []
+    rows = zip(records["step"].tolist(), records["time"].tolist(), texts(records, "name"), records["value"].tolist(), strict=True)
+    for step, nanoseconds, name, value in rows:
+        time = seconds(nanoseconds)
+        if not made or (made[-1].step, made[-1].time) != (step, time) or name in made[-1].values:
+            made.append(ScalarRecord(step, time, {}))
+        made[-1].values[name] = value
+    return made
+
+
+Item = tuple[ResidualSite, ...] | StepRecord | ScalarRecord
+
+
+class Follower:
+    """Follows one rank's flight: every `poll` gives what is new.
+
+    With `newest` it begins at the newest row, which is enough for whoever was away: counters are cumulative in every row. Raises
+    FlightError where the folder has no readable info.json (yet), FlightVersionError where a newer resmon wrote it.
+    """
+
+    def __init__(self, rank_folder: Path, newest: bool = False) -> None:
+        self.folder = Path(rank_folder)
+        self.info: RunInfo = read_info(self.folder)
+        self.sites: tuple[ResidualSite, ...] = ()
+        self._end: RunEnd | None = None
+        self._steps = Segments(self.folder, "steps", "steps")
+        self._scalars = Segments(self.folder, "scalars", "scalars")
+        self._held_back: list[ScalarRecord] = []
+        self._last_step: int | None = None
+        if newest:
+            self._steps.newest()
+            self._newest_scalars()
+
+    @property
+    def end(self) -> RunEnd | None:
+        """The end mark, once it is there."""
+        if self._end is None:
+            self._end = read_end(self.folder)
+        return self._end
+
+    @property
+    def skips(self) -> list[Skip]:
+        """What could not be read so far."""
+        return [*self._steps.skips, *self._scalars.skips]
+
+    @property
+    def skipped(self) -> int:
+        """How many damaged rows were skipped so far, as far as that can be told."""
+        return sum(skip.rows for skip in self.skips)
+
+    def alive(self) -> bool:
+        """Whether the process that records this flight lives, as far as its lock can be seen from this machine."""
+        return layout.is_held(self.folder / layout.LOCK)
+
+    def poll(self, limit: int = 1000) -> list[Item]:
+        """At most `limit` new steps and what was logged at them, in step order; sites come before their first step."""
+        new: list[Item] = []
+        steps = 0
+        while steps < limit and (rows := self._steps.read(limit - steps)) is not None:
+            format, records = rows
+            if format.sites != self.sites:
+                self.sites = format.sites
+                new.append(self.sites)
+            new.extend(step_records(format, records))
+            steps += len(records)
+            self._last_step = int(records["step"][-1])
+        # Read after the steps: what was logged at a step was written before the next step's row.
+        held = self._held_back
+        while (not held or held[-1].step <= (self._last_step or 0)) and (rows := self._scalars.read(limit)) is not None:
+            held.extend(scalar_records(rows[1]))
+        if not held:
+            return new
+        items: list[Item] = []
+        held.sort(key=lambda record: record.step)
+        taken = 0
+        for item in new:
+            if isinstance(item, StepRecord):
+                while taken < len(held) and held[taken].step < item.step:
+                    items.append(held[taken])
+                    taken += 1
+            items.append(item)
+        over = not steps and (self.end is not None or not self.alive())
+        while taken < len(held) and (
+            over or len(held) - taken > HELD_BACK or (self._last_step is not None and held[taken].step <= self._last_step)
+        ):
+            items.append(held[taken])
+            taken += 1
+        del held[:taken]
+        return items
+
+    def close(self) -> None:
+        """Let the files go; a later poll opens them again from their beginning."""
+        self._steps.close()
+        self._scalars.close()
+
+    def _newest_scalars(self) -> None:
+        """Hold back the newest value of each name of the newest two segments."""
+        self._scalars.pass_over(2)
+        newest: dict[str, ScalarRecord] = {}
+        while (rows := self._scalars.read(CHUNK)) is not None:
+            for record in scalar_records(rows[1]):
+                newest |= dict.fromkeys(record.values, record)
+        for name, record in sorted(newest.items(), key=lambda item: item[1].step):
+            self._held_back.append(ScalarRecord(record.step, record.time, {name: record.values[name]}))
+
+
+def read_info(rank_folder: Path) -> RunInfo:
+    """The rank's RunInfo. Raises FlightError where it is missing or damaged."""
+    path = rank_folder / layout.INFO
+    values = _json_object(path)
+    if values is None:
+        raise FlightError(
+            f"{path} is missing or damaged, so it is not known who wrote this flight. "
+            "Name a folder that a run was recorded in; `resmon ls` lists them."
+        )
+    version = values.pop("format", None)
+    if not isinstance(version, int):
+        raise FlightError(f"{path} names no flight format; it is damaged or not resmon's.")
+    if version > FORMAT:
+        raise newer(path, version)
+    try:
+        return _typed(RunInfo, values)
+    except ValueError as error:
+        raise FlightError(f"{path} is damaged: {error}. Its rows may still be readable: load the attempt's folder.") from error
+
+
+def read_end(rank_folder: Path) -> RunEnd | None:
+    """The rank's end mark; None where there is none that can be read."""
+    values = _json_object(rank_folder / layout.END)
+    try:
+        end = _typed(RunEnd, values or {})
+    except ValueError:
+        return None
+    return end if end.outcome in OUTCOMES else None
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+# The types that a field of RunInfo and RunEnd may have, by its annotation.
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "str | None": (str, type(None)),
+    "int | None": (int, type(None)),
+    "Outcome": (str,),
+    "tuple[str, ...]": (list,),
+    "dict[str, str]": (dict,),
+}
+
+
+def _typed[T](kind: type[T], values: Mapping[str, Any]) -> T:
+    ...

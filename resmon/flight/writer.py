@@ -1,0 +1,307 @@
+"""The writing end of a flight, inside the training process.
+
+Each row goes to the kernel with one write as it comes, so it is on file whatever happens to the process after that. There is no
+thread, no buffer and no fsync. Nothing here is safe to call from two threads at once. A forked child that inherits a writer writes
+nothing: the rows and the lock are its parent's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from resmon.errors import ConfigurationError
+from resmon.flight import layout
+from resmon.flight.bins import LEVELS, Bin, Bins, fill_counters
+from resmon.flight.schema import FORMAT, TEXT, RowFormat, nanoseconds, row_format
+from resmon.records import (
+    BLOCK_COUNTS,
+    BLOCK_VALUES,
+    RUN_VALUES,
+    ResidualSite,
+    RunEnd,
+    RunInfo,
+    ScalarRecord,
+    StepRecord,
+)
+
+FIRST_STEPS = 1000  # these stay in full, whatever the budget
+
+# A segment is what is thinned at once and what a reader holds in memory: small against the budget, and never large.
+LARGEST_SEGMENT = 8 << 20
+# A segment's schema holds the sites; rows should outweigh it.
+HEADERS = 4
+
+
+class FlightWriter:
+    """Appends one rank's records to its folder.
+
+    `folder` is the rank's own from `layout.claim`. A folder that cannot be written raises ConfigurationError here; a disk that
+    fills up later raises OSError from the call that met it, with every row before it readable.
+    """
+
+    def __init__(self, folder: Path, info: RunInfo, budget: int) -> None:
+        self._folder = Path(folder)
+        self._pid = os.getpid()
+        self._ended = False
+        self._last_step: int | None = None
+        self._rows = 0
+        # Five eighths of the budget are for full rows; the levels of bins have an eighth, a sixteenth, ... of it.
+        self._full = Track(self._folder, "steps", "scalars", budget * 5 // 8, budget // 32)
+        shares = [budget >> (3 + level) for level in range(LEVELS)]
+        self._thinned = [Track(self._folder, f"bins-{i}", f"scalarbins-{i}", share, share // 8) for i, share in enumerate(shares)]
+        self._scalar_format = row_format("scalars", ())
+        self._scalar_row = self._scalar_format.row()
+        self._scalarbin_format = row_format("scalarbins", ())
+        self._scalarbin_row = self._scalarbin_format.row()
+        self._covered = [-1] * LEVELS  # the last step that the bins on file of each level hold
+        self._begin(())
+        try:
+            self._lock = layout.hold(self._folder / layout.LOCK)
+            try:
+                layout.write_json(self._folder / layout.INFO, {"format": FORMAT, **asdict(info)})
+            except OSError:
+                layout.release(self._lock)
+                raise
+        except OSError as error:
+            raise ConfigurationError(
+                f"the flight cannot be written in {self._folder}: {error.strerror or error}. "
+                "Choose a folder that you may write to and that has room, with directory= or RESMON_DIRECTORY."
+            ) from error
+
+    def sites(self, sites: Sequence[ResidualSite]) -> None:
+        """Rows from here on are of these sites."""
+        if self._elsewhere() or tuple(sites) == self._format.sites:
+            return
+        self._bins.close()
+        self._begin(tuple(sites))
+
+    def step(self, record: StepRecord) -> None:
+        """Append a step; steps come in rising order."""
+        if self._elsewhere():
+            return
+        if self._last_step is not None and record.step <= self._last_step:
+            raise ValueError(f"step {record.step} came after step {self._last_step}; the steps of a flight rise")
+        if record.blocks.shape != self._shape:
+            raise ValueError(f"a record of {record.blocks.shape[1]} sites in a segment of {self._shape[1]}; call sites() first")
+        if self._full.is_full(self._row.size) or self._rows == FIRST_STEPS:
+            self._rotate()
+        self._full.append(self._row.of(record), self._format, record.step, record.step)
+        self._last_step = record.step
+        self._rows += 1
+        self._bins.step(record)
+
+    def scalars(self, record: ScalarRecord) -> None:
+        """Append what was logged of one step."""
+        if self._elsewhere() or not record.values:
+            return
+        row = self._scalar_row
+        row.fill({"step": record.step, "time": nanoseconds(record.time)})
+        rows = bytearray()
+        for name, value in record.values.items():
+            row.text("name", _short(name))
+            row.fields["value"][0] = value
+            rows += row.seal()
+        # Values of a step may come before its row; in a segment that they begin, the row is the next one.
+        following = record.step if self._last_step is None else self._last_step + 1
+        self._full.append_scalars(rows, self._scalar_format, following)
+        self._bins.scalars(record)
+
+    def end(self, end: RunEnd) -> None:
+        """Write the open bins and the end mark, and give the lock back. Once; later calls do nothing."""
+        if self._elsewhere():
+            return
+        self._ended = True
+        try:
+            try:
+                self._bins.close()
+            finally:  # a full disk may still have room for the end mark
+                layout.write_json(self._folder / layout.END, asdict(end))
+        finally:
+            for track in (self._full, *self._thinned):
+                track.close()
+            layout.release(self._lock)
+
+    def _elsewhere(self) -> bool:
+        return self._ended or os.getpid() != self._pid
+
+    def _begin(self, sites: tuple[ResidualSite, ...]) -> None:
+        self._format = row_format("steps", sites)
+        self._shape = (len(BLOCK_VALUES), len(sites))
+        self._row = StepRow(self._format)
+        self._bin_format = row_format("bins", sites)
+        self._bin_row = self._bin_format.row()
+        self._bins = Bins(len(sites), self._write_bin)
+        self._rotate()
+        for track in self._thinned:
+            track.close()
+
+    def _rotate(self) -> None:
+        """The next row begins a segment; what the budget no longer holds goes."""
+        self._full.close(keep=self._rows <= FIRST_STEPS)
+        self._full.thin(self._covered[0])
+
+    def _write_bin(self, level: int, bin: Bin) -> None:
+        assert bin.last is not None, "an empty bin is never written"
+        track = self._thinned[level]
+        if track.is_full(len(self._bin_row.bytes)):
+            track.close()
+            track.thin(self._covered[level + 1] if level + 1 < LEVELS else -1)
+        bin.fill(self._bin_row)
+        track.append(self._bin_row.seal(), self._bin_format, bin.first_step, bin.last.step)
+        self._covered[level] = bin.last.step
+        rows = bytearray()
+        for name, scalar in bin.scalars.items():
+            scalar.fill(self._scalarbin_row, _short(name))
+            rows += self._scalarbin_row.seal()
+        if rows:
+            track.append_scalars(rows, self._scalarbin_format, bin.first_step)
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A finished segment: named by `first`, with steps up to `last`."""
+
+    first: int
+    last: int
+    bytes: int
+
+
+class Track:
+    """The segments of one level of detail, oldest first; the newest is open. Each is a file of rows and one of logged scalars.
+
+    `share` is how many bytes they may take together, `grain` how many one should.
+    """
+
+    def __init__(self, folder: Path, rows: str, scalars: str, share: int, grain: int) -> None:
+        self._folder = folder
+        self._rows, self._scalars = rows, scalars
+        self._share = share
+        self._grain = min(grain, LARGEST_SEGMENT)
+        self._header = 0  # bytes of the rows' schema
+        self._closed: deque[Closed] = deque()  # that may be thinned
+        self._closed_bytes = 0  # of all, those that are kept too
+        self._descriptors: dict[str, int] = {}  # of the open segment
+        self._bytes = 0
+        self._first = -1  # what it is, or the newest was, named by
+        self._last = -1
+
+    def is_full(self, row: int) -> bool:
+        """Whether a row of that many bytes belongs into the next segment."""
+        return self._rows in self._descriptors and self._bytes + row > max(self._grain, HEADERS * self._header)
+
+    def append(self, row: bytearray, format: RowFormat, first: int, last: int) -> None:
+        """Append a row, whole or (OSError) not at all."""
+        self._header = len(format.header)
+        self._append(self._rows, row, format, first)
+        self._last = last
+
+    def append_scalars(self, rows: bytearray, format: RowFormat, first: int) -> None:
+        """Append rows of scalars, all or (OSError) none."""
+        self._append(self._scalars, rows, format, first)
+
+    def _append(self, stem: str, rows: bytearray, format: RowFormat, first: int) -> None:
+        descriptor = self._descriptors.get(stem)
+        if descriptor is not None:
+            _write(descriptor, rows)
+            self._bytes += len(rows)
+            return
+        if not self._descriptors:
+            self._first = max(first, self._first + 1)
+        path = self._path(stem, self._first)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            _write(descriptor, format.header + rows)
+        except OSError:
+            os.close(descriptor)
+            path.unlink()
+            raise
+        self._descriptors[stem] = descriptor
+        self._bytes += len(format.header) + len(rows)
+
+    def close(self, keep: bool = False) -> None:
+        """Finish the open segment; `keep` says that it is never thinned."""
+        if not self._descriptors:
+            return
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+        if not keep:
+            self._closed.append(Closed(self._first, self._last, self._bytes))
+        self._closed_bytes += self._bytes
+        self._bytes = 0
+
+    def thin(self, covered: int) -> None:
+        """Delete the oldest segments until the next one fits the share, as far as coarser bins hold their steps (to `covered`)."""
+        room = max(self._grain, HEADERS * self._header)
+        while self._closed and self._closed[0].last <= covered and self._closed_bytes + room > self._share:
+            gone = self._closed.popleft()
+            self._closed_bytes -= gone.bytes
+            for stem in (self._rows, self._scalars):
+                self._path(stem, gone.first).unlink(missing_ok=True)
+
+    def _path(self, stem: str, first: int) -> Path:
+        return self._folder / f"{stem}-{first:012d}.arrow"
+
+
+def _write(descriptor: int, data: bytes | bytearray) -> None:
+    """Append `data` with one write; where the disk has no room for all of it, nothing of it stays."""
+    written = 0
+    try:
+        written = os.write(descriptor, data)
+        while written < len(data):
+            written += os.write(descriptor, memoryview(data)[written:])
+    except OSError:
+        if written:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
+        raise
+
+
+class StepRow:
+    """The row of a step, filled again for each."""
+
+    def __init__(self, format: RowFormat) -> None:
+        self._row = row = format.row()
+        self.size = format.size
+        blocks = [f"block_{name}" for name in BLOCK_VALUES]
+        self._step, self._time, self._complete = (row.fields[name] for name in ("step", "time", "complete"))
+        self._run = row.together(RUN_VALUES)
+        self._run_present = row.together([f"{name}?" for name in RUN_VALUES])
+        self._run_nulls = row.together([f"{name}#" for name in RUN_VALUES])
+        self._blocks = row.together(blocks)
+        self._counts = row.together([f"block_{name}" for name in BLOCK_COUNTS])
+        self._bitmaps = self._nulls = None
+        if format.sites:
+            self._bitmaps = row.together([f"{name}?" for name in blocks])
+            self._nulls = row.together([f"{name}#" for name in blocks])
+
+    def of(self, record: StepRecord) -> bytearray:
+        """The bytes of this record's row."""
+        self._step[0] = record.step
+        self._time[0] = nanoseconds(record.time)
+        self._complete[0] = record.complete
+        self._run[:] = record.run
+        self._run_present[:, 0] = record.run_present
+        np.logical_not(record.run_present, out=self._run_nulls)
+        self._blocks[:] = record.blocks
+        self._counts[:] = record.counts
+        if self._bitmaps is not None and self._nulls is not None:
+            present = record.blocks_present
+            self._bitmaps[:] = np.packbits(present, axis=1, bitorder="little")
+            np.subtract(present.shape[1], present.sum(axis=1), out=self._nulls)
+        fill_counters(self._row, record)
+        return self._row.seal()
+
+
+def _short(name: str) -> bytes:
+    """A logged name as the file holds it: cut where it is too long, with a hash, so that two names stay two."""
+    data = name.encode("utf-8", "replace")
+    if len(data) <= TEXT:
+        return data
+    return data[: TEXT - 13].decode("utf-8", "ignore").encode() + b"~" + hashlib.sha256(data).hexdigest()[:12].encode()

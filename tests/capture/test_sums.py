@@ -1,0 +1,113 @@
+"""Sums of squares against float64, over shapes, layouts, dtypes, sizes and magnitudes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resmon.capture.sums import PIECE, flattened, nonfinite_count, square_sum
+
+TOLERANCE = 1e-4  # relative, on the norm; issue 2, point 3
+
+
+def reference(tensor: torch.Tensor) -> float:
+    """The sum of squares by numpy in extended precision, piece by piece."""
+    values = tensor.detach().to(torch.float64).numpy().astype(np.longdouble).ravel()
+    return float(np.sum(values * values))
+
+
+def assert_norm_equal(tensor: torch.Tensor) -> None:
+    expected = math.sqrt(reference(tensor))
+    assert math.sqrt(square_sum(tensor)) == pytest.approx(expected, rel=TOLERANCE, abs=0)
+
+
+shapes = st.lists(st.integers(1, 12), min_size=0, max_size=5)
+dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64])
+layouts = st.sampled_from(["contiguous", "permuted", "channels_last", "sliced", "strided", "expanded", "flipped"])
+
+
+def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    if layout == "permuted" and tensor.dim():
+        return tensor.permute(*reversed(range(tensor.dim())))
+    if layout == "channels_last" and tensor.dim() == 4:
+        return tensor.to(memory_format=torch.channels_last)
+    if layout == "sliced" and tensor.dim():
+        return torch.cat([tensor, tensor], dim=-1)[..., : tensor.shape[-1]]
+    if layout == "strided" and tensor.dim():
+        return tensor.repeat_interleave(3, dim=0)[::3]
+    if layout == "expanded":
+        return tensor.unsqueeze(0).expand(3, *tensor.shape)
+    if layout == "flipped" and tensor.dim():
+        return tensor.flip(0)
+    return tensor
+
+
+@settings(max_examples=300, deadline=None)
+@given(shape=shapes, dtype=dtypes, layout=layouts, seed=st.integers(0, 2**31), magnitude=st.integers(-18, 18), shift=st.booleans())
+def test_any_shape_layout_dtype_and_magnitude(
+    shape: list[int], dtype: torch.dtype, layout: str, seed: int, magnitude: int, shift: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64) + 3 * shift
+    if dtype is torch.float16:
+        magnitude = max(-4, min(magnitude, 3))
+    assert_norm_equal(laid_out((values * 10.0**magnitude).to(dtype), layout))
+
+
+@pytest.mark.parametrize("numel", [PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 7, (1 << 20) - 1, 1 << 20, (1 << 20) + 12_347])
+@pytest.mark.parametrize("kind", ["random", "constant", "spike", "falling"])
+def test_sizes_around_every_seam(numel: int, kind: str) -> None:
+    tensor = {
+        "random": lambda: torch.randn(numel),
+        "constant": lambda: torch.full((numel,), 1.1),
+        "spike": lambda: torch.cat([torch.ones(64), torch.full((numel - 64,), 1e-3)]),
+        "falling": lambda: torch.logspace(3, -3, numel),
+    }[kind]()
+    assert_norm_equal(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_64_million_elements(dtype: torch.dtype) -> None:
+    tensor = torch.full((64, 1 << 20), 0.75, dtype=dtype)
+    assert square_sum(tensor) == pytest.approx(0.75**2 * tensor.numel(), rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("value", [1.7e19, 1e18, 1e-19, 1e-22, 1e-30])
+def test_squares_beyond_float32_are_neither_lost_nor_called_infinite(value: float) -> None:
+    tensor = torch.full((300, 1000), value)
+    assert square_sum(tensor) == pytest.approx(float(tensor[0, 0].double()) ** 2 * tensor.numel(), rel=TOLERANCE)
+
+
+def test_float64_beyond_float64_squares_is_finite() -> None:
+    assert math.isfinite(square_sum(torch.full((10,), 1e200, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", [0, 1234, -1])
+def test_one_nonfinite_element_is_seen_and_counted(dtype: torch.dtype, bad: float, where: int) -> None:
+    tensor = torch.ones(PIECE + 5, dtype=dtype)
+    tensor[where] = bad
+    assert not math.isfinite(square_sum(tensor))
+    assert nonfinite_count(tensor) == 1
+
+
+def test_zero_is_zero_and_empty_is_zero() -> None:
+    assert square_sum(torch.zeros(5, 7)) == 0.0
+    assert square_sum(torch.empty(0, 3)) == 0.0
+    assert nonfinite_count(torch.empty(0)) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(shape=shapes, layout=layouts)
+def test_a_flattened_view_holds_every_element_once(shape: list[int], layout: str) -> None:
+    tensor = laid_out(torch.arange(math.prod(shape)).reshape(shape), layout)
+    flat = flattened(tensor)
+    if flat is not None:
+        assert flat.data_ptr() == tensor.data_ptr() or layout == "flipped"
+        assert sorted(flat.tolist()) == sorted(tensor.flatten().tolist())

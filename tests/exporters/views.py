@@ -1,0 +1,40 @@
+"""Views for the exporters' tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from resmon.catalogue import MAXIMUM_WINDOW
+from resmon.exporters.maxima import Maxima
+from resmon.exporters.ranks import Ranks
+from resmon.exporters.view import AgentView, BlockTable, Column, RankView, RunView
+from resmon.records import Finding, ResidualSite, RunInfo, StepRecord
+from tests import synthetic
+
+MAXIMA = ("branch_skip_ratio", "gradient_norm", "output_gradient_norm")
+
+
+def table(sites: tuple[ResidualSite, ...], records: Sequence[StepRecord]) -> BlockTable:
+    """One rank's records as the agent would show them after the last."""
+    ranks, maxima = Ranks(), Maxima(MAXIMA, MAXIMUM_WINDOW)
+    for record in records:
+        merged = ranks.step([(sites, record)])
+        maxima.push(merged.time, merged.sites, merged.gauges)
+    gauges: dict[str, Column] = dict(merged.gauges)
+    gauges |= {f"{name}_max": column for name, column in maxima.columns(merged.sites).items()}
+    return BlockTable(sites, gauges, *ranks.counters([(sites, records[-1])])[1:])
+
+
+def run(
+    sites: tuple[ResidualSite, ...],
+    records: Sequence[StepRecord],
+    info: RunInfo | None = None,
+    scores: dict[str, float] | None = None,
+    findings: tuple[tuple[Finding, bool], ...] = (),
+) -> RunView:
+    info = info or synthetic.info()
+    return RunView(info.run, info, None, (RankView(0, records[-1]),), table(sites, records), 2.0, scores or {"loss": 1.5}, 2.5, findings)
+
+
+def agent(*runs: RunView) -> AgentView:
+    return AgentView("0", runs, {"finished": 1}, len(runs), 0, 0, 0.01)

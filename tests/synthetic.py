@@ -1,0 +1,113 @@
+"""Records as capture makes them, from a seed: a training without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from resmon.records import (
+    BLOCK_COUNTS,
+    BLOCK_VALUES,
+    DURATION_COLUMNS,
+    DURATION_EDGES,
+    MAGNITUDE_COLUMNS,
+    RUN_VALUES,
+    ResidualSite,
+    RunInfo,
+    StepRecord,
+)
+
+
+def sites(count: int, model: str = "") -> tuple[ResidualSite, ...]:
+    return tuple(ResidualSite(f"h.{i}", f"h.{i}", "identity", (f"h.{i}.mlp",), (), (4, 8), model=model) for i in range(count))
+
+
+def info(**changes: object) -> RunInfo:
+    made = RunInfo(
+        run="digits",
+        attempt=1,
+        rank=0,
+        world_size=1,
+        models={"": "Net"},
+        started=1000.0,
+        start_step=0,
+        launch="launch",
+        host="here",
+        boot_id="boot",
+        pid=1,
+        resmon="0",
+        python="3.11",
+        torch="2.13",
+        command=("train.py",),
+        working_directory="/",
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+class Training:
+    """Gives one record after another; what is cumulative in a flight is so here."""
+
+    def __init__(self, sites: Sequence[ResidualSite], seed: int = 0, start: float = 1000.0) -> None:
+        self.sites = tuple(sites)
+        self.random = np.random.default_rng(seed)
+        self.now = start
+        self.steps = 0
+        self.durations = np.zeros(DURATION_COLUMNS, np.int64)
+        self.duration_total = 0.0
+        self.nonfinite = np.zeros(len(sites), np.int64)
+        self.buckets = np.zeros((len(sites), MAGNITUDE_COLUMNS), np.int64)
+        self.sums = np.zeros(len(sites))
+
+    def step(
+        self,
+        forward: Sequence[int] = (),
+        backward: Sequence[int] = (),
+        absent: Sequence[tuple[str, int]] = (),
+        values: dict[tuple[str, int], float] | None = None,
+        time: float | None = None,
+    ) -> StepRecord:
+        """The next step. `forward` and `backward` name sites that are non-finite, `values` and `absent` change single values."""
+        count = len(self.sites)
+        duration = 0.25
+        self.now = self.now + duration if time is None else time
+        blocks = self.random.uniform(1.0, 100.0, (len(BLOCK_VALUES), count))
+        present = np.ones(blocks.shape, bool)
+        counts = np.zeros((len(BLOCK_COUNTS), count), np.int64)
+        counts[0] = 32
+        for i in forward:
+            counts[1, i] = 3
+            blocks[[BLOCK_VALUES.index("branch_square"), BLOCK_VALUES.index("output_square")], i] = np.nan
+        for i in backward:
+            counts[2, i] = 5
+            blocks[BLOCK_VALUES.index("output_gradient_square"), i] = np.nan
+        for (name, i), value in (values or {}).items():
+            blocks[BLOCK_VALUES.index(name), i] = value
+        for name, i in absent:
+            present[BLOCK_VALUES.index(name), i] = False
+        self.nonfinite[sorted({*forward, *backward})] += 1
+        sampled = self.random.integers(0, 5, self.buckets.shape)
+        self.buckets += sampled
+        self.sums += self.random.uniform(0, 50, count)
+        self.durations[np.searchsorted(DURATION_EDGES, duration)] += 1
+        self.duration_total += duration
+        record = StepRecord(
+            step=self.steps,
+            time=self.now,
+            complete=True,
+            run=np.array([duration, 0.1, 4.0, 0.001]),
+            run_present=np.ones(len(RUN_VALUES), bool),
+            blocks=blocks,
+            blocks_present=present,
+            counts=counts,
+            steps_total=self.steps + 1,
+            errors_total=0,
+            duration_total=self.duration_total,
+            duration_buckets=self.durations.copy(),
+            nonfinite_steps=self.nonfinite.copy(),
+            magnitude_buckets=self.buckets.copy(),
+            magnitude_sum=self.sums.copy(),
+        )
+        self.steps += 1
+        return record
