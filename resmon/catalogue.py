@@ -70,7 +70,9 @@ CATALOGUE: tuple[Metric, ...] = (
         "Steps in which the add's result or its gradient had a NaN or infinite element.",
     ),
     # Per run.
-    Metric("resmon_run_info", "gauge", "", ("run", "attempt", "models", "host", "world_size", "git_commit", "torch", "resmon"), "1."),
+    Metric(
+        "resmon_run_info", "gauge", "", ("run", "attempt", "models", "host", "world_size", "git_commit", "torch", "resmon"), "1."
+    ),
     Metric("resmon_run_blocks", "gauge", "", RUN, "Residual blocks watched."),
     Metric("resmon_loss", "gauge", "", ("run",), "The loss as logged, newest step that has one."),
     Metric("resmon_loss_max", "gauge", "", ("run",), "Largest logged loss of the steps of the last 60 seconds."),
@@ -79,9 +81,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("resmon_gradient_norm", "gauge", "", ("run",), "L2 norm of all gradients, last step."),
     Metric("resmon_steps_total", "counter", "", ("run", "rank"), "Optimizer steps attempted and recorded in this attempt."),
     Metric("resmon_step_duration_seconds", "histogram", "seconds", ("run", "rank"), "Time from one step boundary to the next."),
-    Metric(
-        "resmon_monitor_step_seconds", "gauge", "seconds", ("run", "rank"), "Time that resmon itself took of the last step."
-    ),
+    Metric("resmon_monitor_step_seconds", "gauge", "seconds", ("run", "rank"), "Time that resmon itself took of the last step."),
     Metric(
         "resmon_monitor_errors_total",
         "counter",
@@ -91,7 +91,11 @@ CATALOGUE: tuple[Metric, ...] = (
     ),
     Metric("resmon_last_step_timestamp_seconds", "gauge", "seconds", ("run", "rank"), "Unix time of the last recorded step."),
     Metric(
-        "resmon_finding_active", "gauge", "", ("run", "model", "block", "finding", "severity"), "1 while the finding is open, then 0."
+        "resmon_finding_active",
+        "gauge",
+        "",
+        ("run", "model", "block", "finding", "severity"),
+        "1 while the finding is open, then 0.",
     ),
     # The agent itself.
     Metric("resmon_runs_total", "counter", "", ("outcome",), "Attempts that ended, by outcome."),
@@ -99,7 +103,9 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("resmon_agent_info", "gauge", "", ("version",), "1."),
     Metric("resmon_agent_skipped_rows_total", "counter", "", (), "Damaged rows of flights that were skipped."),
     Metric("resmon_agent_errors_total", "counter", "", (), "Flights that could not be followed and faults of detectors."),
-    Metric("resmon_agent_collect_duration_seconds", "gauge", "seconds", (), "Time that the last scrape took to collect and render."),
+    Metric(
+        "resmon_agent_collect_duration_seconds", "gauge", "seconds", (), "Time that the last scrape took to collect and render."
+    ),
 )
 
 BY_NAME = {metric.name: metric for metric in CATALOGUE}

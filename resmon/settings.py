@@ -31,7 +31,9 @@ class Settings(BaseSettings):
     include: tuple[str, ...] = Field((), description="module patterns (as fnmatch); only sites in matching modules are watched")
     exclude: tuple[str, ...] = Field((), description="module patterns (as fnmatch); sites in matching modules are not watched")
     budget: int = Field(512 * MIB, ge=1 * MIB, description="bytes that one rank's flight may take before older steps are thinned")
-    sample: int = Field(1024, ge=16, le=8192, description="elements of a site's output that are sampled for its histogram each step")
+    sample: int = Field(
+        1024, ge=16, le=8192, description="elements of a site's output that are sampled for its histogram each step"
+    )
 
     @field_validator("include", "exclude", mode="before")
     @classmethod

@@ -163,9 +163,7 @@ class Monitor:
     def __enter__(self) -> Monitor:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._end(*_outcome(error))
 
     def _is_open(self) -> bool:
@@ -229,7 +227,14 @@ def _launch(world_size: int) -> str:
         return uuid.uuid4().hex
     words = [
         environment.get(name, "")
-        for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
+        for name in (
+            "TORCHELASTIC_RUN_ID",
+            "TORCHELASTIC_RESTART_COUNT",
+            "SLURM_JOB_ID",
+            "SLURM_RESTART_COUNT",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+        )
     ]
     return ":".join(words)
 

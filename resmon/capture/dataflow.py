@@ -181,7 +181,7 @@ class Trace(TorchFunctionMode):
             return
         if _get_current_function_mode() is self:  # not so after an interrupt that its owner has cleared away
             self.__exit__(None, None, None)
-        torch.autograd.Function.apply = self._function_apply
+        setattr(torch.autograd.Function, "apply", self._function_apply)
         self._function_apply = None
         for handle in self._handles:
             handle.remove()
@@ -205,7 +205,7 @@ class Trace(TorchFunctionMode):
             return result
 
         self._function_apply = original
-        torch.autograd.Function.apply = classmethod(apply)
+        setattr(torch.autograd.Function, "apply", classmethod(apply))
 
     # -- modules -------------------------------------------------------------------------------------------------------
 
@@ -310,7 +310,8 @@ def _subsamples(index: Any) -> bool:
 def _writes(op: str, kwargs: Mapping[str, Any]) -> bool:
     """Whether the function of that name changes a tensor that it returns."""
     in_place = (op.endswith("_") and not op.endswith("__")) or op.startswith("__i")
-    return in_place or op in _MAY_WRITE or kwargs.get("output") is not None  # the last one: residual_add's sum made elsewhere
+    made_elsewhere = kwargs.get("output") is not None  # residual_add's sum
+    return in_place or op in _MAY_WRITE or made_elsewhere
 
 
 def _is_floating(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The gradients of a model's parameters, read once a step from `.grad`, where they are whole, summed over micro-batches and unscaled.
+"""The gradients of a model's parameters, read once a step from `.grad`, where they are whole and summed over micro-batches.
 
 Sums of squares are this rank's share of the truth (DESIGN.md, law 3); in a single process that is the truth itself.
 """
@@ -21,7 +21,9 @@ class Gradients:
     """Reads the squared gradient norms of `parameters`, (name, parameter) pairs in which shared ones stand once."""
 
     def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        names, self._parameters = zip(*parameters, strict=True) if (parameters := list(parameters)) else ((), ())
+        pairs = list(parameters)
+        names = [name for name, _ in pairs]
+        self._parameters = [parameter for _, parameter in pairs]
         self._index = {name: i for i, name in enumerate(names)}
         self._squares: Floats = np.zeros(len(names) + 1)
         self._present: Bools = np.zeros(len(names) + 1, np.bool_)

@@ -16,5 +16,5 @@ def residual_add(skip: Tensor, branch: Tensor, *, output: Tensor | None = None) 
     """
     # As a torch function it reaches the mode that traces or observes the block, as any other add does.
     if has_torch_function((skip, branch)):
-        return handle_torch_function(residual_add, (skip, branch), skip, branch, output=output)  # type: ignore[no-any-return]
+        return handle_torch_function(residual_add, (skip, branch), skip, branch, output=output)
     return torch.add(skip, branch) if output is None else output

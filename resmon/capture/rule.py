@@ -3,13 +3,13 @@
 Let y = a + b with a and b of one shape.
 
 - Identity: one operand (through casts, reshapes and scaling by a number) is an ancestor of the other, and what lies between
-  them reads a parameter otherwise than by elementwise arithmetic. So the sum inside tanh-GELU is none (no parameter), nor a
-  learned interpolation or Snake activation (only arithmetic).
+  them reads a parameter otherwise than by elementwise arithmetic. So the sum inside tanh-GELU is none (no parameter), nor is a
+  learned interpolation or a Snake activation (only arithmetic).
 - Identity, continued: the operand is itself the result of a residual add in the same call of the same module, and that add's skip
-  tensor is the other operand's ancestor. So x + attn(x) + mlp(x) is two adds to one stream, whichever way it is bracketed.
-- Projection: both descend from one tensor, one side being affine in it (convolution and linear maps, normalisation, pooling, padding, casts, scaling; no
-  activation, no split, chunk or selection), the other not. The rest of the identity rule's conditions hold for the other side. Rotary embeddings,
-  state-space scans, gates and sums of parallel branches are none.
+  tensor is the other operand's ancestor. So x + attn(x) + mlp(x) is two adds to one stream.
+- Projection: both descend from one tensor on ways that share nothing, one side being affine in it (convolution and linear maps,
+  normalisation, pooling, padding, casts, scaling; no activation, no split, chunk or selection) and the other not; the other side
+  reads a parameter as above. Rotary embeddings, state-space scans, gates and sums of parallel branches are none.
 
 A side that is multiplied with fresh normal noise is a sample, not a branch (the reparametrisation of a VAE).
 """

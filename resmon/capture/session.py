@@ -4,8 +4,8 @@ A step begins with the first forward pass after the last boundary and ends when 
 Gradients are read just before the optimizer steps. What is logged belongs to the step under way or, between a boundary and the
 next forward pass, to the step that is just over.
 
-Nothing that goes wrong in here reaches the loop: a fault is counted, logged once, and the blocks are no longer observed; what can no longer be
-written is no longer written.
+Nothing that goes wrong in here reaches the loop: a fault is counted, logged once, and the blocks are no longer observed; what can
+no longer be written is no longer written.
 """
 
 from __future__ import annotations
@@ -290,8 +290,8 @@ class Session:
             if sampled[i]:
                 channel.magnitude_buckets += buckets[i]
                 channel.magnitude_sum += float(sums[i])
-        for i in np.flatnonzero(counts[1:].any(axis=0)):
-            self._channels[i].nonfinite_steps += 1
+        for j in np.flatnonzero(counts[1:].any(axis=0)):
+            self._channels[j].nonfinite_steps += 1
 
     # -- saying and writing --------------------------------------------------------------------------------------------
 
@@ -303,7 +303,9 @@ class Session:
         except OSError as error:
             self._sink = None
             self._errors_total += 1
-            self._say(f"the flight can no longer be written ({error}); recording stops here, training goes on. Free space and start again")
+            self._say(
+                f"the flight can no longer be written ({error}); recording stops here, training goes on. Free space and start again"
+            )
         except Exception as error:
             self._sink = None
             self.fault(error)
@@ -357,8 +359,8 @@ def _check(models: Mapping[str, nn.Module], optimizer: Optimizer | None) -> None
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if owned.isdisjoint(id(parameter) for model in models.values() for parameter in model.parameters()):
         raise ConfigurationError(
-            "the optimizer owns none of the model's parameters, so that its steps say nothing of the model. Pass the optimizer that was "
-            "made from this model's parameters(); one that was made before the model was replaced or converted owns the old ones."
+            "the optimizer owns none of the model's parameters, so that its steps say nothing of the model. Pass the optimizer that "
+            "was made from this model's parameters(); one made before the model was replaced or converted owns the old ones."
         )
 
 

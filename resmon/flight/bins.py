@@ -7,6 +7,7 @@ count 0 and no minimum. Each step costs a handful of vector operations, whatever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -75,24 +76,17 @@ class Bin:
     def logged(self, name: str, scalar: ScalarBin) -> None:
         """Take a name's summary in."""
         mine = self.scalars.get(name)
+        if mine is None and len(self.scalars) < NAMES:
+            mine = self.scalars[name] = ScalarBin()
         if mine is not None:
             mine.fold(scalar)
-        elif len(self.scalars) < NAMES:
-            self.scalars[name] = ScalarBin(**{slot: getattr(scalar, slot) for slot in ScalarBin.__slots__})
 
     def fill(self, row: Row) -> None:
         """Write the bin into a row of kind "bins"."""
         last = self.last
         assert last is not None, "an empty bin is never written"
-        row.fill(
-            {
-                "first_step": self.first_step,
-                "last_step": last.step,
-                "steps": self.steps,
-                "first_time": nanoseconds(self.first_time),
-                "last_time": nanoseconds(last.time),
-            }
-        )
+        self._fill_place(row, last)
+        row.fields["steps"][0] = self.steps
         sites = self.counts.shape[1]
         names = [(name, slice(i, i + 1)) for i, name in enumerate(RUN_VALUES)]
         for i, name in enumerate(BINNED_BLOCK_VALUES):
@@ -107,45 +101,39 @@ class Bin:
             row.fields[f"block_{name}_sum"][:] = values
         fill_counters(row, last)
 
+    def fill_scalar(self, row: Row, name: bytes, scalar: ScalarBin) -> None:
+        """Write what was logged under a name into a row of kind "scalarbins"."""
+        assert self.last is not None, "an empty bin is never written"
+        self._fill_place(row, self.last)
+        row.text("name", name)
+        there = np.array([scalar.count > 0])
+        for statistic, value in zip(STATISTICS, (scalar.low, scalar.high, scalar.sum, scalar.count), strict=True):
+            row.fields[f"value_{statistic}"][0] = value
+        row.validity("value_min", there)
+        row.validity("value_max", there)
+
+    def _fill_place(self, row: Row, last: StepRecord) -> None:
+        row.fields["first_step"][0] = self.first_step
+        row.fields["last_step"][0] = last.step
+        row.fields["first_time"][0] = nanoseconds(self.first_time)
+        row.fields["last_time"][0] = nanoseconds(last.time)
+
 
 @dataclass(slots=True)
 class ScalarBin:
     """What is summarised of one logged name."""
 
-    first_step: int
-    last_step: int
-    last_time: float
-    low: float = float("inf")
-    high: float = float("-inf")
+    low: float = math.inf
+    high: float = -math.inf
     sum: float = 0.0
     count: int = 0
 
     def fold(self, other: ScalarBin) -> None:
-        self.first_step = min(self.first_step, other.first_step)
-        self.last_step = max(self.last_step, other.last_step)
-        self.last_time = max(self.last_time, other.last_time)
+        """Take another summary of the name in."""
         self.low = min(self.low, other.low)
         self.high = max(self.high, other.high)
         self.sum += other.sum
         self.count += other.count
-
-    def fill(self, row: Row, name: bytes) -> None:
-        """Write it into a row of kind "scalarbins"."""
-        there = np.array([self.count > 0])
-        row.fill(
-            {
-                "first_step": self.first_step,
-                "last_step": self.last_step,
-                "last_time": nanoseconds(self.last_time),
-                "value_min": self.low if self.count else 0.0,
-                "value_max": self.high if self.count else 0.0,
-                "value_sum": self.sum,
-                "value_count": self.count,
-            }
-        )
-        row.text("name", name)
-        row.validity("value_min", there)
-        row.validity("value_max", there)
 
 
 class Bins:
@@ -189,10 +177,7 @@ class Bins:
     def scalars(self, record: ScalarRecord) -> None:
         """Take logged values in."""
         for name, value in record.values.items():
-            one = ScalarBin(record.step, record.step, record.time)
-            if abs(value) < float("inf"):
-                one.low = one.high = one.sum = value
-                one.count = 1
+            one = ScalarBin(value, value, value, 1) if math.isfinite(value) else ScalarBin()
             self._levels[0].logged(name, one)
 
     def close(self) -> None:

@@ -12,10 +12,10 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -135,10 +135,15 @@ class Segments:
         here = paths.index(path) if path in paths else 0
         for other in sorted(paths, key=lambda other: abs(paths.index(other) - here))[1 : 1 + NEIGHBOURS]:
             try:
-                with open(other, "rb") as file:
-                    schema = _Schema.of(file.read(8), file)
+                descriptor = _open(other)
             except OSError:
                 continue
+            try:
+                schema = _Schema.of(descriptor)
+            except OSError:
+                continue
+            finally:
+                os.close(descriptor)
             if schema is not None and schema.sites is not None:
                 yield row_format(self._kind, schema.sites)
 
@@ -167,7 +172,7 @@ class _Segment:
         self._path = path
         self._kind = kind
         self._among = among
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe of that name must not hang us
+        self._descriptor = _open(path)
         self._offset = 0
         self._format: RowFormat | None = None
         self._given_up = -1  # the size at which no format fitted
@@ -184,7 +189,7 @@ class _Segment:
                     return None
                 wanted = min(size - self._offset, max(format.size, min(limit * format.size, CHUNK)))
                 data = os.pread(self._descriptor, wanted, self._offset)
-                starts, damage, consumed = walk(memoryview(data), format)
+                starts, damage, consumed = walk(data, format)
                 for begin, end in damage:
                     self._skip(self._offset + begin, end - begin, "damaged")
                 if not consumed:  # less than a row is left
@@ -197,6 +202,7 @@ class _Segment:
                     return format, _gather(data, starts, format)
         except OSError as error:
             self._skip(self._offset, 0, f"cannot be read: {error.strerror}")
+            self._offset = 1 << 62  # and is not tried again
         return None
 
     def seek_last(self) -> bool:
@@ -210,7 +216,8 @@ class _Segment:
         if last >= begin and format.is_whole(memoryview(os.pread(self._descriptor, format.size, last)), 0):
             self._offset = last
             return True
-        starts, _, _ = walk(memoryview(os.pread(self._descriptor, size - begin, begin)), format)
+        begin = max(begin, size - max(CHUNK, 2 * format.size))
+        starts, _, _ = walk(os.pread(self._descriptor, size - begin, begin), format)
         if starts:
             self._offset = begin + starts[-1]
         return bool(starts)
@@ -219,9 +226,7 @@ class _Segment:
         """Find out what the rows look like and go to the first; None where that cannot be told (yet)."""
         if size == self._given_up and not final:
             return None
-        with open(self._descriptor, "rb", closefd=False) as file:
-            file.seek(0)
-            schema = _Schema.of(file.read(8), file)
+        schema = _Schema.of(self._descriptor)
         if schema is not None and schema.sites is not None:
             own = row_format(self._kind, schema.sites)
             first = os.pread(self._descriptor, own.size, schema.end)
@@ -229,7 +234,7 @@ class _Segment:
                 return self._begin(own, schema.end, schema.end)
             if len(first) < own.size and not final:
                 return None
-        data = memoryview(os.pread(self._descriptor, min(size, CHUNK), 0))
+        data = os.pread(self._descriptor, min(size, CHUNK), 0)
         for format, expected in self._candidates(schema):
             starts, _, _ = walk(data, format, at_most=1)
             if starts:
@@ -268,17 +273,21 @@ class _Segment:
         skips.append(Skip(self._path, offset, length, max(1, round(length / size)) if length else 0, reason))
 
 
-def walk(data: memoryview, format: RowFormat, at_most: int | None = None) -> tuple[list[int], list[tuple[int, int]], int]:
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe of that name must not hang us
+
+
+def walk(data: bytes, format: RowFormat, at_most: int | None = None) -> tuple[list[int], list[tuple[int, int]], int]:
     """Where whole rows begin in `data`, which parts are damaged, and how much is done with; the rest may be a row's beginning."""
     starts: list[int] = []
     damage: list[tuple[int, int]] = []
-    position, size, raw = 0, format.size, bytes(data) if not isinstance(data.obj, bytes) else data.obj
+    position, size, view = 0, format.size, memoryview(data)
     while position + size <= len(data) and (at_most is None or len(starts) < at_most):
-        if format.is_whole(data, position):
+        if format.is_whole(view, position):
             starts.append(position)
             position += size
             continue
-        following = raw.find(format.prefix, position + 1)
+        following = data.find(format.prefix, position + 1)
         if following < 0:
             # A row may begin in the last few bytes.
             following = max(position + 1, len(data) - len(format.prefix) + 1)
@@ -306,14 +315,15 @@ class _Schema:
     end: int
 
     @classmethod
-    def of(cls, begin: bytes, file: Any) -> _Schema | None:
-        """Parse the message of which `begin` is the first 8 bytes; None where it is damaged."""
+    def of(cls, descriptor: int) -> _Schema | None:
+        """The schema of an open segment; None where it is damaged."""
+        begin = os.pread(descriptor, 8, 0)
         if len(begin) < 8:
             return None
         marker, length = struct.unpack("<II", begin)
         if marker != 0xFFFFFFFF or length % 8 or not 0 < length <= LARGEST_SCHEMA:
             return None
-        message = file.read(length)
+        message = os.pread(descriptor, length, 8)
         if len(message) < length:
             return None
         try:
@@ -539,6 +549,8 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+Typed = TypeVar("Typed", RunInfo, RunEnd)
+
 # The types that a field of RunInfo and RunEnd may have, by its annotation.
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "str": (str,),
@@ -552,5 +564,19 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _typed[T](kind: type[T], values: Mapping[str, Any]) -> T:
-    ...
+def _typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
+    """A dataclass from JSON; ValueError where a field is missing or of another type. Unknown keys are a later version's."""
+    made: dict[str, Any] = {}
+    for field in fields(kind):
+        if field.name not in values:
+            if field.default is MISSING:
+                raise ValueError(f"{field.name} is missing")
+            continue
+        value = values[field.name]
+        if not isinstance(value, _TYPES[str(field.type)]) or isinstance(value, bool):
+            raise ValueError(f"{field.name} is {value!r:.80}")
+        inner = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
+        if not all(isinstance(item, str) for item in inner):
+            raise ValueError(f"{field.name} is {value!r:.80}")
+        made[field.name] = tuple(value) if isinstance(value, list) else value
+    return kind(**made)

@@ -100,6 +100,7 @@ def columns(kind: Kind, sites: int) -> tuple[Column, ...]:
             middle = (
                 Column("first_step", "int"),
                 Column("last_step", "int"),
+                Column("first_time", "time"),
                 Column("last_time", "time"),
                 Column("name", "text"),
                 *(_statistic("value", statistic, None) for statistic in STATISTICS),
@@ -240,11 +241,6 @@ class Row:
         shape, strides = (len(names), *first[0].shape), (distance, *(item.itemsize for _ in first[0].shape))
         return np.ndarray(shape, item, self.bytes, first[1], strides)
 
-    def fill(self, values: Mapping[str, Any]) -> None:
-        """Set columns that are never null."""
-        for name, value in values.items():
-            self.fields[name][:] = value
-
     def validity(self, name: str, present: Bools) -> None:
         """Say which values of a nullable column are there."""
         if present.size:
@@ -264,7 +260,7 @@ class Row:
         return self.bytes
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def row_format(kind: Kind, sites: tuple[ResidualSite, ...]) -> RowFormat:
     """The format of a kind of row for these sites."""
     return RowFormat(kind, sites)

@@ -102,7 +102,8 @@ class FlightWriter:
         if self._elsewhere() or not record.values:
             return
         row = self._scalar_row
-        row.fill({"step": record.step, "time": nanoseconds(record.time)})
+        row.fields["step"][0] = record.step
+        row.fields["time"][0] = nanoseconds(record.time)
         rows = bytearray()
         for name, value in record.values.items():
             row.text("name", _short(name))
@@ -158,7 +159,7 @@ class FlightWriter:
         self._covered[level] = bin.last.step
         rows = bytearray()
         for name, scalar in bin.scalars.items():
-            scalar.fill(self._scalarbin_row, _short(name))
+            bin.fill_scalar(self._scalarbin_row, _short(name), scalar)
             rows += self._scalarbin_row.seal()
         if rows:
             track.append_scalars(rows, self._scalarbin_format, bin.first_step)

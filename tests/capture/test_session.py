@@ -410,7 +410,12 @@ def test_detaching_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "victim",
-    ["resmon.capture.channel.square_sum", "resmon.capture.sample.take", "resmon.capture.sample.histograms", "resmon.capture.gradients.square_sum"],
+    [
+        "resmon.capture.channel.square_sum",
+        "resmon.capture.sample.take",
+        "resmon.capture.sample.histograms",
+        "resmon.capture.gradients.square_sum",
+    ],
 )
 @pytest.mark.parametrize("when", [0, 3])
 def test_a_fault_inside_a_probe_never_reaches_the_loop(

@@ -1,0 +1,50 @@
+"""findings.jsonl: one finding event a line, appended by the agent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from resmon.flight.layout import FINDINGS
+from resmon.flight.reader import Skip
+from resmon.records import Finding, FindingState, Severity
+
+_TEXTS = ("id", "state", "kind", "severity", "model", "block", "summary", "expected", "seen", "runbook")
+_NUMBERS = ("opened_step", "opened_time", "step", "time", "confidence")
+
+
+def line(finding: Finding) -> bytes:
+    """The line to append for an event."""
+    return json.dumps(asdict(finding), separators=(",", ":")).encode() + b"\n"
+
+
+def read(attempt_folder: Path) -> tuple[list[Finding], list[Skip]]:
+    """Every event in order, and the lines that are none."""
+    path = attempt_folder / FINDINGS
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return [], []
+    found: list[Finding] = []
+    skips: list[Skip] = []
+    offset = 0
+    for text in data.splitlines(keepends=True):
+        try:
+            found.append(_finding(json.loads(text)))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            skips.append(Skip(path, offset, len(text), 1, f"not a finding: {error}"))
+        offset += len(text)
+    return found, skips
+
+
+def _finding(values: dict[str, Any]) -> Finding:
+    made = {name: values[name] for name in (*_TEXTS, *_NUMBERS)}
+    if not all(isinstance(made[name], str) for name in _TEXTS):
+        raise ValueError("a text is none")
+    if not all(isinstance(made[name], (int, float)) for name in _NUMBERS) or not isinstance(values.get("evidence", {}), dict):
+        raise ValueError("a number is none")
+    if made["state"] not in get_args(FindingState) or made["severity"] not in get_args(Severity):
+        raise ValueError(f"state {made['state']!r:.40} or severity {made['severity']!r:.40} is unknown")
+    return Finding(**made, evidence=values.get("evidence", {}))
