@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, get_args
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
-from resmon.records import BLOCK_COUNTS, Bools, Finding, Floats, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import BLOCK_COUNTS, Bools, Finding, FindingState, Floats, RunEnd, RunInfo, ScalarRecord, StepRecord
 
 BARS = "▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -29,6 +29,7 @@ RATIO_DECADES = (-2.0, 1.0)
 # How far a block's ratio may be from its own median, as a factor, before its bar turns yellow and red. Colours only: what counts
 # as a fault is for detectors to say.
 WARM, HOT = 2.0, 5.0
+STATES: tuple[FindingState, ...] = get_args(FindingState)  # in the order of a finding's life
 RATE_WINDOW = 50  # steps over which steps per second and the monitor's cost are averaged
 
 Kept = TypeVar("Kept")
@@ -43,9 +44,18 @@ class Trace(Generic[Kept]):
     stride: int = 1
     seen: int = 0
 
+    @property
+    def wants(self) -> bool:
+        """Whether the next value would be kept."""
+        return self.seen % self.stride == 0
+
+    def skip(self) -> Trace[Kept]:
+        """One more came, and was not kept."""
+        return replace(self, seen=self.seen + 1)
+
     def add(self, value: Kept) -> Trace[Kept]:
-        if self.seen % self.stride:
-            return replace(self, seen=self.seen + 1)
+        if not self.wants:
+            return self.skip()
         kept, stride = (*self.kept, value), self.stride
         if len(kept) > self.limit:
             kept, stride = kept[::2], stride * 2
@@ -73,26 +83,34 @@ class View:
     def sites(self) -> Sites:
         return self.merged.sites if self.merged else ()
 
-    def stepped(self, records: Sequence[tuple[Sites, StepRecord]], ranks: Ranks) -> View:
-        """The records of one step, one per rank; `ranks` merges them and is the same for all steps of a view."""
-        merged = ranks.step(records)
-        ratio = np.where(merged.gauges["branch_skip_ratio"].present, merged.gauges["branch_skip_ratio"].values, np.nan)
-        # Sites that appear move the columns; what was kept of the past no longer fits.
-        ratios = self.ratios if merged.sites == self.sites else Trace(self.ratios.limit)
+    def stepped(self, records: Sequence[tuple[Sites, StepRecord]], ranks: Ranks, newest: bool = True) -> View:
+        """The records of one step, one per rank; `ranks` merges them and is the same for all steps of a view.
+
+        A step that is not the newest costs less: only what is kept of the past is made of it.
+        """
         record = records[0][1]
         duration, monitor = record.run_value("duration"), record.run_value("monitor_seconds")
         recent = self.recent
         if duration is not None and monitor is not None:
-            recent = (*recent, (duration, monitor))[-RATE_WINDOW:]
-        return replace(
-            self, merged=merged, record=record, nonfinite=_nonfinite(merged.sites, records), recent=recent, ratios=ratios.add(ratio)
-        )
+            recent = (*recent[-RATE_WINDOW + 1 :], (duration, monitor))
+        if not newest and not self.ratios.wants:
+            return replace(self, recent=recent, ratios=self.ratios.skip())
+        merged = ranks.step(records)
+        ratio = np.where(merged.gauges["branch_skip_ratio"].present, merged.gauges["branch_skip_ratio"].values, np.nan)
+        # Sites that appear move the columns; what was kept of the past no longer fits.
+        ratios = self.ratios if merged.sites == self.sites else Trace(self.ratios.limit)
+        nonfinite = _nonfinite(merged.sites, records)
+        return replace(self, merged=merged, record=record, nonfinite=nonfinite, recent=recent, ratios=ratios.add(ratio))
 
     def logged(self, record: ScalarRecord) -> View:
         losses = self.losses.add(record.values["loss"]) if "loss" in record.values else self.losses
         return replace(self, losses=losses, scalars=self.scalars | record.values)
 
     def found(self, finding: Finding) -> View:
+        """An event of a finding; one that is older than what is known of it changes nothing."""
+        known = self.findings.get(finding.id)
+        if known is not None and (known.step, STATES.index(known.state)) > (finding.step, STATES.index(finding.state)):
+            return self
         return replace(self, findings=self.findings | {finding.id: finding})
 
     def deviation(self) -> Floats:
@@ -204,8 +222,7 @@ def _blocks(view: View, width: int, room: int) -> RenderableType:
         return Text("no residual block in this model: loss, gradients and step times are recorded", style="dim")
     deviation = view.deviation()
     count = len(view.sites)
-    # argmax names the first of equals: of several non-finite blocks the first in the model's order, where to look first.
-    worst = int(np.argmax(deviation)) if deviation.max() > 0 else None
+    worst = _worst(view, deviation)
     shown = np.arange(count) if count <= room else np.sort(np.argsort(-deviation, kind="stable")[:room])
 
     wide = width >= 96
@@ -240,12 +257,21 @@ def _blocks(view: View, width: int, room: int) -> RenderableType:
     return Group(table, Text(_legend(deviation, worst, len(shown)), style="dim", overflow="fold"))
 
 
+def _worst(view: View, deviation: Floats) -> int | None:
+    """The block to look at first: of non-finite ones the one that a finding names, else the first in the model's order."""
+    named = {(finding.model, finding.block) for finding in view.findings.values() if finding.block}
+    for i, site in enumerate(view.sites):
+        if (site.model, site.name) in named and np.isinf(deviation[i]):
+            return i
+    return int(np.argmax(deviation)) if deviation.max() > 0 else None
+
+
 def _legend(deviation: Floats, worst: int | None, shown: int) -> str:
     notes = []
     if shown < len(deviation):
         notes.append(f"{shown} blocks of {len(deviation):,}, those furthest from their own median")
     if worst is not None and np.isinf(deviation[worst]):
-        notes.append(f"◀ the first of {np.isinf(deviation).sum():,} blocks with non-finite values")
+        notes.append(f"◀ where to look first of {np.isinf(deviation).sum():,} blocks with non-finite values")
     elif worst is not None:
         notes.append(f"◀ ratio furthest from the block's own median, by a factor of {np.exp(deviation[worst]):.2f}")
     return "; ".join(notes)

@@ -91,7 +91,13 @@ def test_the_first_nonfinite_block_comes_before_any_ratio() -> None:
     bad = training.step(forward=[2, 3])
     shown = text(view_of([*records, with_ratios(bad, [900.0, 1.0, 1.0, 1.0])], made))
     assert "◀ worst" in row(shown, "h.2")
-    assert "the first of 2 blocks with non-finite values" in shown
+    assert "where to look first of 2 blocks with non-finite values" in shown
+
+
+def test_of_nonfinite_blocks_the_one_that_a_finding_names_is_marked() -> None:
+    made = sites(4)
+    view = view_of([Training(made).step(forward=[0, 1, 2, 3])], made).found(replace(a_finding("h.2"), model=""))
+    assert "◀ worst" in row(text(view), "h.2")
 
 
 def test_absent_values_are_a_dash_and_nan_is_nan() -> None:

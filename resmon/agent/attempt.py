@@ -1,19 +1,22 @@
-"""One attempt of one run, as the agent follows it: its ranks' flights, detectors over each, all of them merged for the exporters."""
+"""One attempt of one run, as the agent follows it: its ranks' flights, detectors over each, all merged for the exporters."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from resmon.catalogue import MAXIMUM_WINDOW
+import numpy as np
+
 from resmon.agent.findings import FindingLog
+from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.detectors import DETECTORS, Detector
 from resmon.exporters.maxima import Maxima
-from resmon.exporters.ranks import MergedStep, Ranks, Sites
+from resmon.exporters.ranks import GAUGES, MergedStep, Ranks, Sites
 from resmon.exporters.view import BlockTable, Column, RankView, RunView
 from resmon.flight import layout
 from resmon.flight.reader import Follower
@@ -21,8 +24,8 @@ from resmon.records import Finding, Outcome, RunEnd, RunInfo, ScalarRecord, Step
 
 log = logging.getLogger("resmon.agent")
 
-# The outcome of an attempt is the worst of its ranks', first the ones that tell a cause: when one rank runs out of memory, the launcher
-# kills the others, and they would hide it.
+# The outcome of an attempt is the worst of its ranks', those first that tell a cause: when one rank runs out of memory the launcher
+# kills the others, and "killed" would hide it.
 WORST_FIRST: tuple[Outcome, ...] = (
     "out_of_memory",
     "nonfinite",
@@ -36,44 +39,46 @@ WORST_FIRST: tuple[Outcome, ...] = (
 )
 
 KILLED = (
-    "the process was gone, its lock free, and it had left no end mark: killed by a signal it cannot catch (SIGKILL, also from the "
-    "kernel when memory ran out), crashed, or the machine's end of it"
+    "concluded by the agent: the process was gone without an end mark, so it was killed by a signal that cannot be caught "
+    "(SIGKILL, which the kernel also sends when memory runs out) or crashed"
 )
+REMOVED = "concluded by the agent: the flight's folder was removed while it was followed"
 
 MAXIMA = ("branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 
-# Steps that wait for a slower rank. The ranks of one attempt run in lockstep, so more than a few say that one is not read any more.
+# Steps that wait for a slower rank. The ranks of one attempt run in lockstep, so many waiting say that one is not read any more.
 WAITING = 256
 
-Fault = Callable[[str, str], None]  # what it is about (said once), and what happened
+# Numbers (sites times steps) that are read at once of one rank, so that an agent that catches up with a long flight stays small.
+AT_ONCE = 20_000
+
+Fault = Callable[[str, str], None]  # what it is about (of which it is said once), and what happened
 
 
 class Rank:
     """One rank's flight and the detectors that watch it."""
 
-    def __init__(self, follower: Follower, registration: Path) -> None:
+    def __init__(self, follower: Follower) -> None:
         self.follower = follower
-        self.registration = registration
         self.info: RunInfo = follower.info
         self.sites: Sites = ()
-        self.record: StepRecord | None = None
-        self.record_sites: Sites = ()
+        self.newest: tuple[Sites, StepRecord] | None = None
         self.end: RunEnd | None = None
+        self.readable = True
         self.detectors: list[Detector] = [make() for make in DETECTORS]
 
 
 class Attempt:
     """The ranks of one attempt that run on this machine.
 
-    Gauges show one step, the newest that all living ranks have reached, so that a sum over ranks never mixes two steps; counters show
+    Gauges show one step, the newest that all living ranks have reached, so that no sum over ranks mixes two steps. Counters show
     each rank's newest record, so that they never go back.
     """
 
     def __init__(self, folder: Path, fault: Fault) -> None:
         self.folder = folder
-        self.run_folder = folder.parent
-        self.number = layout.attempt_number(folder) or 0
         self.ranks: dict[int, Rank] = {}
+        self.caught_up = False
         self._fault = fault
         self._findings = FindingLog(folder / layout.FINDINGS)
         self._gauge_ranks, self._counter_ranks = Ranks(), Ranks()
@@ -84,14 +89,13 @@ class Attempt:
         self._losses: deque[tuple[float, float]] = deque()  # second, largest loss in it
 
     @property
-    def key(self) -> str:
-        """What tells this attempt from every other, also from one in a folder that was deleted and made again."""
-        info = self.info
-        return f"{self.folder}\n{info.launch}\n{info.boot_id}"
-
-    @property
     def info(self) -> RunInfo:
         return self.ranks[min(self.ranks)].info
+
+    @property
+    def key(self) -> str:
+        """What tells this attempt from every other, also from one in a folder that was deleted and made again."""
+        return f"{self.folder}\n{self.info.launch}\n{self.info.boot_id}"
 
     @property
     def outcome(self) -> Outcome | None:
@@ -107,64 +111,86 @@ class Attempt:
     def add(self, rank: Rank) -> None:
         self.ranks[rank.info.rank] = rank
 
-    def poll(self) -> None:
-        """Take in what the ranks have written since the last time."""
-        for number, rank in sorted(self.ranks.items()):
-            if rank.end is None:
-                try:
-                    self._poll_rank(number, rank)
-                except Exception as error:  # one bad flight must not keep the agent from following the others
-                    self._fault(str(rank.registration), f"{self.folder}, rank {number}: cannot be followed: {error!r}")
-        self._settle()
+    def close(self) -> None:
+        for rank in self.ranks.values():
+            rank.follower.close()
 
-    def _poll_rank(self, number: int, rank: Rank) -> None:
+    def poll(self, deadline: float) -> bool:
+        """Take in what the ranks have written since the last time; False where `deadline` (monotonic) came first."""
+        while True:
+            # Rank by rank in turns, so that the one that is read first does not run far ahead.
+            any_new = False
+            for number, rank in sorted(self.ranks.items()):
+                if rank.end is None:
+                    any_new |= self._poll_rank(number, rank)
+            self._settle()
+            if not any_new:
+                self.caught_up = True
+                return True
+            if time.monotonic() > deadline:
+                return False
+
+    def _poll_rank(self, number: int, rank: Rank) -> bool:
+        """Take in the next items of a rank; False where there were none."""
         # Asked before reading: what a process wrote until it died is on file by then, its end mark too.
-        alive = rank.follower.alive()
-        for item in rank.follower.poll():
+        ended = rank.follower.end is not None or not rank.follower.alive()
+        items: Sequence[object] = ()
+        if rank.readable:
+            try:
+                items = rank.follower.poll(max(4, min(1000, AT_ONCE // (len(rank.sites) or 100))))
+            except Exception as error:  # noqa: BLE001 - one bad flight must not keep the agent from following the others
+                rank.readable = False
+                self._fault(str(rank.follower.folder), f"{rank.follower.folder} cannot be followed any further: {error}")
+        for item in items:
             if isinstance(item, StepRecord):
-                rank.record, rank.record_sites = item, rank.sites
-                self._waiting.setdefault(item.step, {})[number] = (rank.sites, item)
-                for detector in list(rank.detectors):
-                    self._detect(number, rank, detector, lambda d=detector, r=item: d.step(r, rank.sites))
+                rank.newest = (rank.sites, item)
+                self._waiting.setdefault(item.step, {})[number] = rank.newest
                 if len(self.ranks) == 1:
                     self._settle()
+                for detector in list(rank.detectors):
+                    self._detect(number, rank, detector, partial(detector.step, item, rank.sites))
             elif isinstance(item, ScalarRecord):
                 self._take_scalars(number, item)
                 for detector in list(rank.detectors):
-                    self._detect(number, rank, detector, lambda d=detector, r=item: d.scalars(r))
-            else:
+                    self._detect(number, rank, detector, partial(detector.scalars, item))
+            elif isinstance(item, tuple):
                 rank.sites = item
-        end = rank.follower.end
-        if end is None and not alive:
-            end = RunEnd("killed", time.time(), None if rank.record is None else rank.record.step, KILLED)
-            self._write_end(rank, end)
-        if end is not None:
-            step = rank.record.step if rank.record is not None else rank.info.start_step
-            for detector in list(rank.detectors):
-                self._detect(number, rank, detector, lambda d=detector: d.end(step, end.time))
-            rank.end = end
+        if ended and not items:
+            self._conclude(number, rank)
+        return bool(items)
 
     def _detect(self, number: int, rank: Rank, detector: Detector, ask: Callable[[], Iterable[Finding]]) -> None:
         try:
             events = list(ask())
-        except Exception as error:  # it would go wrong at every further step
+        except Exception as error:  # noqa: BLE001 - it would go wrong at every further step
             rank.detectors.remove(detector)
             name = type(detector).__name__
-            self._fault(f"{self.folder} {number} {name}", f"{self.folder}, rank {number}: detector {name} is off: {error!r}")
+            folder = rank.follower.folder
+            self._fault(f"{folder} {name}", f"{folder}: the detector {name} is off from here: {error!r}")
             return
         for event in events:
             try:
                 self._findings.add(event, number)
             except OSError as error:
-                self._fault(f"{self.folder} findings", f"{self.folder / layout.FINDINGS} cannot be written: {error}")
+                self._fault(f"{self.folder} findings", f"{self.folder / layout.FINDINGS} cannot be written: {error.strerror}")
 
-    def _write_end(self, rank: Rank, end: RunEnd) -> None:
-        path = rank.follower.folder / layout.END
-        try:
-            if not path.exists():
+    def _conclude(self, number: int, rank: Rank) -> None:
+        """Everything that the rank's process wrote has been read, and it writes no more."""
+        step = rank.newest[1].step if rank.newest else None
+        end = rank.follower.end
+        if end is None and not rank.follower.folder.exists():
+            end = RunEnd("unknown", time.time(), step, REMOVED)
+        if end is None:
+            end = RunEnd("killed", time.time(), step, KILLED)
+            path = rank.follower.folder / layout.END
+            try:
                 layout.write_json(path, asdict(end))
-        except OSError as error:
-            self._fault(str(path), f"{path} cannot be written: {error}")
+            except OSError as error:
+                self._fault(str(path), f"{path} cannot be written: {error.strerror}")
+        for detector in list(rank.detectors):
+            self._detect(number, rank, detector, partial(detector.end, rank.info.start_step if step is None else step, end.time))
+        rank.end = end
+        log.info("run %r, attempt %d, rank %d: %s", rank.info.run, rank.info.attempt, number, end.outcome)
 
     def _take_scalars(self, number: int, record: ScalarRecord) -> None:
         """The newest step's value of each name; where several ranks log it, the lowest rank's."""
@@ -173,58 +199,64 @@ class Attempt:
             if record.step > step or (record.step == step and number <= rank):
                 self._scores[name] = (record.step, number, value)
         loss = record.values.get("loss")
-        if loss is not None:
-            second = float(int(record.time))
+        if loss is not None:  # seconds of the records' own time, for the reasons that exporters/maxima.py gives
+            second = float(np.floor(record.time))
             while self._losses and self._losses[-1][0] > second:
                 self._losses.pop()
             while self._losses and self._losses[0][0] <= second - MAXIMUM_WINDOW:
                 self._losses.popleft()
             if self._losses and self._losses[-1][0] == second:
-                loss = _largest(loss, self._losses.pop()[1])
+                loss = float(np.fmax(loss, self._losses.pop()[1]))
             self._losses.append((second, loss))
 
     def _settle(self) -> None:
-        """Merge every step that all living ranks have reached, in order."""
+        """Merge, in order, every step that all living ranks have reached."""
         if not self._waiting:
             return
-        living = [rank for rank in self.ranks.values() if rank.end is None]
-        reached = [-1 if rank.record is None else rank.record.step for rank in living]
-        reached = reached or [max(self._waiting)]
-        ready = sorted(step for step in self._waiting if step <= min(reached))
+        living = [rank.newest for rank in self.ranks.values() if rank.end is None]
+        reached = min((newest[1].step if newest else -1 for newest in living), default=max(self._waiting))
+        ready = sorted(step for step in self._waiting if step <= reached)
         if len(self._waiting) - len(ready) > WAITING:
             ready = sorted(self._waiting)[:-WAITING]
         for step in ready:
-            records = self._waiting.pop(step)
+            records = [record for _, record in sorted(self._waiting.pop(step).items())]
             if self._merged is None or step > self._merged.step:
-                merged = self._gauge_ranks.step([record for _, record in sorted(records.items())])
+                merged = self._merged = self._gauge_ranks.step(records)
                 self._maxima.push(merged.time, merged.sites, merged.gauges)
-                self._merged = merged
 
     def view(self, label: str) -> RunView:
         """This moment, under the given value of the label `run`."""
         ranks = sorted(self.ranks.items())
-        newest = [(rank.record_sites, rank.record) for _, rank in ranks if rank.record is not None]
-        blocks = None
-        if newest:
-            sites, nonfinite_steps, buckets, sums = self._counter_ranks.counters(newest)
-            blocks = BlockTable(sites, self._gauges(sites), nonfinite_steps, buckets, sums)
-        losses = [loss for _, loss in self._losses]
-        loss_max = losses[0] if losses else None
-        for loss in losses[1:]:
-            loss_max = _largest(loss, loss_max)
+        newest = [rank.newest for _, rank in ranks if rank.newest is not None]
         return RunView(
             run=label,
             info=self.info,
             outcome=self.outcome,
-            ranks=tuple(RankView(number, rank.record) for number, rank in ranks),
-            blocks=blocks,
+            ranks=tuple(RankView(number, rank.newest[1] if rank.newest else None) for number, rank in ranks),
+            blocks=self._blocks(newest) if newest else None,
             gradient_norm=self._merged.gradient_norm if self._merged else None,
             scores={name: value for name, (_, _, value) in self._scores.items()},
-            loss_max=loss_max,
+            loss_max=float(np.fmax.reduce([loss for _, loss in self._losses])) if self._losses else None,
             findings=self._findings.newest(),
         )
 
-    def _gauges(self, sites: Sites) -> dict[str, Column]:
-        merged = self._merged
-        gauges = {} if merged is None else {name: _spread(column, merged.sites, sites) for name, column in merged.gauges.items()}
-        ...
+    def _blocks(self, newest: Sequence[tuple[Sites, StepRecord]]) -> BlockTable:
+        sites, nonfinite_steps, buckets, sums = self._counter_ranks.counters(newest)
+        none = Column(np.full(len(sites), np.nan), np.zeros(len(sites), bool))
+        gauges = dict.fromkeys(GAUGES, none)
+        if self._merged is not None:
+            gauges = {name: _spread(column, self._merged.sites, sites) for name, column in self._merged.gauges.items()}
+        gauges |= {f"{name}_max": column for name, column in self._maxima.columns(sites).items()}
+        return BlockTable(sites, gauges, nonfinite_steps, buckets, sums)
+
+
+def _spread(column: Column, given: Sites, wanted: Sites) -> Column:
+    """A column over other sites: those of the merged step may differ from the newest for a moment, when a block appears."""
+    if given is wanted:
+        return column
+    places = {(site.model, site.name): i for i, site in enumerate(given)}
+    found = [places.get((site.model, site.name), -1) for site in wanted]
+    there = np.array([place >= 0 for place in found], bool)
+    if not len(given):
+        return Column(np.full(len(wanted), np.nan), there)
+    return Column(column.values[found], column.present[found] & there)

@@ -64,7 +64,7 @@ def _events(path: Path) -> set[tuple[str, str, int]]:
     """What stands in the file: id, state and step of each event. Lines that are none are passed over."""
     found: set[tuple[str, str, int]] = set()
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             while line := file.readline(LARGEST_LINE):
                 try:
                     event = json.loads(line)
@@ -78,7 +78,7 @@ def _events(path: Path) -> set[tuple[str, str, int]]:
 
 def _ends_whole(path: Path) -> bool:
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             if not file.seek(0, os.SEEK_END):
                 return True
             file.seek(-1, os.SEEK_END)

@@ -48,7 +48,7 @@ def folder() -> Path:
     given, session = os.environ.get("RESMON_RUNTIME_DIR"), os.environ.get("XDG_RUNTIME_DIR")
     if given:
         path = Path(given).absolute()
-    elif session and os.path.isdir(session):
+    elif session and Path(session).is_dir():
         path = Path(session) / "resmon"
     else:
         path = Path(tempfile.gettempdir()) / f"resmon-{os.getuid()}"
@@ -58,7 +58,7 @@ def folder() -> Path:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise AgentError(
                 f"the runtime folder {path} is not a folder that is yours alone (owner {found.st_uid}, mode "
-                f"{stat.filemode(found.st_mode)}), so it is not used. Remove it or take the others' write permission away. {CHANGE_IT}"
+                f"{stat.filemode(found.st_mode)}), so it is not used. Remove it or take away the others' right to write. {CHANGE_IT}"
             )
         (path / RUNS).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
@@ -84,8 +84,10 @@ def registrations(runtime: Path) -> dict[Path, Path | None]:
     for file in files:
         content = _read_object(file)
         rank_folder = content.get("rank_folder")
-        usable = isinstance(rank_folder, str) and os.path.isabs(rank_folder) and "\0" not in rank_folder
-        found[file] = Path(rank_folder) if usable else None
+        if isinstance(rank_folder, str) and rank_folder.startswith("/") and "\0" not in rank_folder:
+            found[file] = Path(rank_folder)
+        else:
+            found[file] = None
     return found
 
 
@@ -189,7 +191,7 @@ def gate(runtime: Path, patience: float) -> Iterator[int | None]:
 def _read_object(path: Path) -> dict[str, Any]:
     """A small JSON object; empty where the file is not one."""
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             content = json.loads(file.read(1 << 16))
     except (OSError, ValueError, RecursionError):
         return {}

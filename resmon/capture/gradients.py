@@ -49,7 +49,7 @@ class Gradients:
         places: list[int] = []
         for i, parameter in enumerate(self._parameters):
             gradient = parameter.grad
-            if gradient is None:
+            if gradient is None or gradient.device.type != "cpu":  # reading elsewhere would wait for the device
                 continue
             self._present[i] = True
             if gradient.layout is not torch.strided:

@@ -73,6 +73,11 @@ class ModelWatch:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
+        reason = _unobservable(self.model)
+        if reason:
+            what = f"model {self.key!r}" if self.key else "the model"
+            log.warning("resmon: the blocks of %s are not observed: %s. Its steps and gradients are recorded.", what, reason)
+            return
         self._handles = [
             self.model.register_forward_pre_hook(_Begin(self), with_kwargs=True),
             self.model.register_forward_hook(_End(self), with_kwargs=True, always_call=True),
@@ -233,6 +238,16 @@ class ModelWatch:
         if self._traces >= _TRACES_WHILE_ASLEEP:
             for path in self._asleep.keys() - self._alarms.keys():
                 self._alarms[path] = self._asleep[path].register_forward_pre_hook(_Wake(self), with_kwargs=True)
+
+
+def _unobservable(model: nn.Module) -> str | None:
+    """Why this version cannot observe the blocks of `model`, where it cannot."""
+    if any(getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod") for module in model.modules()):
+        return "it is compiled, which this version does not support; watch the model before torch.compile and run it eagerly"
+    devices = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
+    if devices:
+        return f"it is on {', '.join(sorted(devices))}, which this version does not support yet"
+    return None
 
 
 class _Begin(Hook):

@@ -82,8 +82,8 @@ class NonFinite:
     first in forward order whose add is non-finite (`born_before` where already its skip operand was: then the cause lies before it,
     and no watched block had it); if the forward pass was finite, the last in order whose output gradient is not, as the backward
     pass comes from there; if these are finite too, the last in order whose parameter gradients are not. Updated when it reaches
-    further blocks, closed after 20 finite steps or with the run. `nonfinite_loss` (page): the logged `loss` was NaN or Inf at a step
-    where no block was, so the fault lies behind the last block: the head, the loss function or the targets.
+    further blocks, closed after 20 finite steps or with the run. `nonfinite_loss` (page): the logged `loss` was NaN or Inf at a
+    step where no block was, so the fault lies behind the last block: the head, the loss function or the targets.
 
     *Evidence.* What the block showed at its last finite step and how many times the median of its last 50 finite steps that was: a
     branch/skip ratio or a gradient far above 1 says that it was coming, all near 1 that it came at once (bad input, a division, a
@@ -137,8 +137,8 @@ class NonFinite:
     def end(self, step: int, time: float) -> Iterable[Finding]:
         events = [event for early in self._early_losses for event in self._judge_loss(*early)]
         self._early_losses.clear()
-        for episode in [*self._episodes.values(), *([self._loss] if self._loss else [])]:
-            events.append(_closed(episode, step, time, "the run ended so"))
+        episodes = [*self._episodes.values(), *([self._loss] if self._loss else [])]
+        events += [_closed(episode, step, time, "the run ended so") for episode in episodes]
         self._episodes.clear()
         self._loss = None
         return events
@@ -196,14 +196,15 @@ class NonFinite:
         if new:
             episode.reached.update(new)
             in_order = [self._sites[i].name for i in mine if self._sites[i].name in episode.reached]
+            before = episode.finding.evidence
+            spread = {"blocks": in_order[:NAMES], "blocks_count": len(in_order), "nonfinite_steps": episode.steps}
             episode.finding = replace(
                 episode.finding,
                 state="updated",
                 step=record.step,
                 time=record.time,
-                summary=f"{episode.finding.evidence['first']}; by step {record.step} it had reached {_count(len(in_order), 'block')}.",
-                evidence=episode.finding.evidence
-                | {"blocks": in_order[:NAMES], "blocks_count": len(in_order), "nonfinite_steps": episode.steps},
+                summary=f"{before['first']}; by step {record.step} it had reached {_count(len(in_order), 'block')}.",
+                evidence=before | spread,
             )
             yield episode.finding
 
@@ -215,7 +216,10 @@ class NonFinite:
         where = f"{site.name} of {model}" if model else site.name
         later = [self._sites[i].name for i in mine if i > place]
         if direction == "forward" and born_before:
-            said = f"{where} is the first block that saw NaN or Inf, at step {record.step}: it was in its skip operand, so born before it"
+            said = (
+                f"{where} is the first block that saw NaN or Inf, at step {record.step}: "
+                "it was in its skip operand already, so born before it"
+            )
         elif direction == "forward":
             said = f"{where} went non-finite first, at step {record.step}, in the forward pass: its skip operand was still finite"
         elif direction == "backward" and later:

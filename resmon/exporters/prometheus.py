@@ -1,9 +1,9 @@
 """A view as Prometheus reads it: text format 0.0.4 or OpenMetrics 1.0, as the scraper's Accept header asks.
 
 Per-block families are written straight from arrays: a run has tens of series per block, and one Python object per series would
-take a quarter of a second for 6,000. Label sets are escaped once per set of sites, a histogram is one format string per run that all
-its counts fill at once. Everything else goes through prometheus_client, from a registry of our own. Only what the catalogue names is
-written, with the catalogue's help.
+take a quarter of a second for 6,000. Label sets are escaped once per set of sites, a histogram is one format string per run that
+all its counts fill at once. Everything else goes through prometheus_client, from a registry of our own. Only what the catalogue
+names is written, with the catalogue's help.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ class Prometheus:
         tables = "".join(self._tables(view, kind)).encode()
         self._collector.view = view
         if kind is OPENMETRICS:
-            rest: bytes = generate_openmetrics(self._registry)
-            return tables + rest, kind  # it ends with the mark of the end
-        rest = generate_text(self._registry)
-        return tables + rest, kind
+            rest: bytes = generate_openmetrics(self._registry)  # type: ignore[no-untyped-call]
+        else:
+            rest = generate_text(self._registry)
+        return tables + rest, kind  # the client's part comes last: in OpenMetrics it brings the mark of the end
 
     def _labels_of(self, run: RunView, sites: tuple[ResidualSite, ...]) -> _Labels:
         known = self._labels.get(run.run)

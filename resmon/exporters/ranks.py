@@ -18,6 +18,7 @@ from resmon.records import (
     BLOCK_VALUES,
     MAGNITUDE_COLUMNS,
     RUN_VALUES,
+    Bools,
     Floats,
     Ints,
     ResidualSite,
@@ -29,6 +30,9 @@ SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT = map(
 )
 ELEMENTS = BLOCK_COUNTS.index("elements")
 RUN_GRADIENT = RUN_VALUES.index("gradient_square")
+
+# The gauges that a step gives, by their metrics' names without resmon_block_.
+GAUGES = ("skip_rms", "branch_rms", "output_rms", "branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 
 Sites = tuple[ResidualSite, ...]
 
@@ -69,7 +73,8 @@ class Ranks:
             values[rank][:, where] = np.where(record.blocks_present, record.blocks, 0.0)
             present[rank][:, where] = record.blocks_present
             elements[rank][where] = record.counts[ELEMENTS]
-        squares, anywhere = values.sum(axis=0), present.any(axis=0)
+        squares: Floats = values.sum(axis=0)
+        anywhere: Bools = np.logical_or.reduce(present)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             gauges = {}
             for name, value in (("skip_rms", SKIP), ("branch_rms", BRANCH), ("output_rms", OUTPUT)):

@@ -47,7 +47,8 @@ class Bin:
     def empty(cls, sites: int) -> Bin:
         size = len(RUN_VALUES) + len(BINNED_BLOCK_VALUES) * sites
         nothing = np.full(size, np.nan)
-        return cls(nothing, nothing.copy(), np.zeros(size), np.zeros(size, np.int64), np.zeros((len(BLOCK_COUNTS), sites), np.int64))
+        counts = np.zeros((len(BLOCK_COUNTS), sites), np.int64)
+        return cls(nothing, nothing.copy(), np.zeros(size), np.zeros(size, np.int64), counts)
 
     def clear(self) -> None:
         self.low.fill(np.nan)
@@ -81,10 +82,8 @@ class Bin:
         if mine is not None:
             mine.fold(scalar)
 
-    def fill(self, row: Row) -> None:
-        """Write the bin into a row of kind "bins"."""
-        last = self.last
-        assert last is not None, "an empty bin is never written"
+    def fill(self, row: Row, last: StepRecord) -> None:
+        """Write the bin, which ends with `last`, into a row of kind "bins"."""
         self._fill_place(row, last)
         row.fields["steps"][0] = self.steps
         sites = self.counts.shape[1]
@@ -101,10 +100,9 @@ class Bin:
             row.fields[f"block_{name}_sum"][:] = values
         fill_counters(row, last)
 
-    def fill_scalar(self, row: Row, name: bytes, scalar: ScalarBin) -> None:
+    def fill_scalar(self, row: Row, last: StepRecord, name: bytes, scalar: ScalarBin) -> None:
         """Write what was logged under a name into a row of kind "scalarbins"."""
-        assert self.last is not None, "an empty bin is never written"
-        self._fill_place(row, self.last)
+        self._fill_place(row, last)
         row.text("name", name)
         there = np.array([scalar.count > 0])
         for statistic, value in zip(STATISTICS, (scalar.low, scalar.high, scalar.sum, scalar.count), strict=True):
@@ -137,12 +135,12 @@ class ScalarBin:
 
 
 class Bins:
-    """All levels of one rank's bins; a full bin is handed to `write(level, bin)` and folded into the next level.
+    """All levels of one rank's bins; a full bin is handed to `write(level, bin, its last step)` and folded into the next level.
 
     A bin is closed by the step after it, not by its own last one, so that what is logged at the last step finds its bin.
     """
 
-    def __init__(self, sites: int, write: Callable[[int, Bin], None]) -> None:
+    def __init__(self, sites: int, write: Callable[[int, Bin, StepRecord], None]) -> None:
         self._write = write
         self._levels = [Bin.empty(sites) for _ in range(LEVELS)]
         self._values = np.empty(len(RUN_VALUES) + len(BINNED_BLOCK_VALUES) * sites)
@@ -152,8 +150,8 @@ class Bins:
 
     def step(self, record: StepRecord) -> None:
         """Take a step in."""
-        bin = self._levels[0]
-        if bin.steps == STEPS:
+        current = self._levels[0]
+        if current.steps == STEPS:
             self._close(0)
         with np.errstate(all="ignore"):
             self._run[:] = record.run
@@ -164,15 +162,15 @@ class Bins:
             np.sqrt(self._ratio, out=self._ratio)
             finite = np.isfinite(self._values)
             np.copyto(self._values, np.nan, where=~finite)
-            np.fmin(bin.low, self._values, out=bin.low)
-            np.fmax(bin.high, self._values, out=bin.high)
-            np.add(bin.sum, self._values, out=bin.sum, where=finite)
-        bin.count += finite
-        bin.counts += record.counts
-        if not bin.steps:
-            bin.first_step, bin.first_time = record.step, record.time
-        bin.steps += 1
-        bin.last = record
+            np.fmin(current.low, self._values, out=current.low)
+            np.fmax(current.high, self._values, out=current.high)
+            np.add(current.sum, self._values, out=current.sum, where=finite)
+        current.count += finite
+        current.counts += record.counts
+        if not current.steps:
+            current.first_step, current.first_time = record.step, record.time
+        current.steps += 1
+        current.last = record
 
     def scalars(self, record: ScalarRecord) -> None:
         """Take logged values in."""
@@ -186,18 +184,18 @@ class Bins:
             self._close(level)
 
     def _close(self, level: int) -> None:
-        bin = self._levels[level]
-        if not bin.steps:
+        current = self._levels[level]
+        if current.last is None:
             return
         if level + 1 < LEVELS:
             coarser = self._levels[level + 1]
             if coarser.parts == FACTOR:
                 self._close(level + 1)
-            coarser.fold(bin)
+            coarser.fold(current)
         try:
-            self._write(level, bin)
+            self._write(level, current, current.last)
         finally:
-            bin.clear()
+            current.clear()
 
 
 def fill_counters(row: Row, record: StepRecord) -> None:

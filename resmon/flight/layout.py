@@ -36,10 +36,10 @@ _held: dict[tuple[int, int], int] = {}
 
 
 def safe_name(run: str) -> str:
-    """The folder name of a run. Harmless names stay; others become a readable stem, a tilde (which no harmless name has) and a hash."""
+    """The folder name of a run. Harmless names stay; others become a readable stem, a tilde and a hash."""
     if not run:
         raise ConfigurationError("the name of the run is empty; give it one, such as run='digits', or None to have one made.")
-    if _HARMLESS.fullmatch(run):
+    if _HARMLESS.fullmatch(run):  # no tilde, so it is nobody else's hashed name
         return run
     stem = re.sub(r"[^A-Za-z0-9_.+=@-]+", "-", run[:200]).strip("-.")[:60] or "run"
     return f"{stem}~{hashlib.sha256(run.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
@@ -144,12 +144,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` whole: a reader sees the file as it was before or as it is after."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(value, file, indent=1)
             file.write("\n")
-        os.replace(temporary, path)
+        Path(temporary).replace(path)
     except BaseException:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)
         raise
 
 

@@ -155,7 +155,7 @@ class Segments:
             changed = -1
         if changed != self._listed:
             try:
-                names = os.listdir(self._folder)
+                names = [path.name for path in self._folder.iterdir()]
             except OSError:
                 names = []
             matches = (self._name.fullmatch(name) for name in names)
@@ -184,12 +184,12 @@ class _Segment:
         """The next rows. `final` says that the file grows no more, so that a row that is cut is damage."""
         try:
             while (size := os.fstat(self._descriptor).st_size) > self._offset:
-                format = self._format or self._recognise(size, final)
-                if format is None:
+                form = self._format or self._recognise(size, final)
+                if form is None:
                     return None
-                wanted = min(size - self._offset, max(format.size, min(limit * format.size, CHUNK)))
+                wanted = min(size - self._offset, max(form.size, min(limit * form.size, CHUNK)))
                 data = os.pread(self._descriptor, wanted, self._offset)
-                starts, damage, consumed = walk(data, format)
+                starts, damage, consumed = walk(data, form)
                 for begin, end in damage:
                     self._skip(self._offset + begin, end - begin, "damaged")
                 if not consumed:  # less than a row is left
@@ -199,7 +199,7 @@ class _Segment:
                     return None
                 self._offset += consumed
                 if starts:
-                    return format, _gather(data, starts, format)
+                    return form, _gather(data, starts, form)
         except OSError as error:
             self._skip(self._offset, 0, f"cannot be read: {error.strerror}")
             self._offset = 1 << 62  # and is not tried again
@@ -208,16 +208,16 @@ class _Segment:
     def seek_last(self) -> bool:
         """Go to the last whole row; False where there is none."""
         size = os.fstat(self._descriptor).st_size
-        format = self._recognise(size, False) if size else None
-        if format is None:
+        form = self._recognise(size, False) if size else None
+        if form is None:
             return False
         begin = self._offset
-        last = begin + ((size - begin) // format.size - 1) * format.size
-        if last >= begin and format.is_whole(memoryview(os.pread(self._descriptor, format.size, last)), 0):
+        last = begin + ((size - begin) // form.size - 1) * form.size
+        if last >= begin and form.is_whole(memoryview(os.pread(self._descriptor, form.size, last)), 0):
             self._offset = last
             return True
-        begin = max(begin, size - max(CHUNK, 2 * format.size))
-        starts, _, _ = walk(os.pread(self._descriptor, size - begin, begin), format)
+        begin = max(begin, size - max(CHUNK, 2 * form.size))
+        starts, _, _ = walk(os.pread(self._descriptor, size - begin, begin), form)
         if starts:
             self._offset = begin + starts[-1]
         return bool(starts)
@@ -235,10 +235,10 @@ class _Segment:
             if len(first) < own.size and not final:
                 return None
         data = os.pread(self._descriptor, min(size, CHUNK), 0)
-        for format, expected in self._candidates(schema):
-            starts, _, _ = walk(data, format, at_most=1)
+        for form, expected in self._candidates(schema):
+            starts, _, _ = walk(data, form, at_most=1)
             if starts:
-                return self._begin(format, expected, starts[0])
+                return self._begin(form, expected, starts[0])
         self._given_up = size
         if schema is not None and schema.version > FORMAT:
             raise newer(self._path, schema.version)
@@ -254,15 +254,15 @@ class _Segment:
         """Formats that may fit, and where their rows should begin."""
         if schema is not None and schema.sites is not None:
             yield row_format(self._kind, schema.sites), schema.end
-        for format in self._among.neighbours(self._path):
-            yield format, 0
+        for form in self._among.neighbours(self._path):
+            yield form, 0
 
-    def _begin(self, format: RowFormat, expected: int, first: int) -> RowFormat:
-        self._format = format
+    def _begin(self, form: RowFormat, expected: int, first: int) -> RowFormat:
+        self._format = form
         self._offset = first
         if first > expected:
             self._skip(expected, first - expected, "damaged" if expected else "damaged schema, read under another segment's")
-        return format
+        return form
 
     def _skip(self, offset: int, length: int, reason: str) -> None:
         skips = self._among.skips
@@ -277,20 +277,20 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe of that name must not hang us
 
 
-def walk(data: bytes, format: RowFormat, at_most: int | None = None) -> tuple[list[int], list[tuple[int, int]], int]:
+def walk(data: bytes, form: RowFormat, at_most: int | None = None) -> tuple[list[int], list[tuple[int, int]], int]:
     """Where whole rows begin in `data`, which parts are damaged, and how much is done with; the rest may be a row's beginning."""
     starts: list[int] = []
     damage: list[tuple[int, int]] = []
-    position, size, view = 0, format.size, memoryview(data)
+    position, size, view = 0, form.size, memoryview(data)
     while position + size <= len(data) and (at_most is None or len(starts) < at_most):
-        if format.is_whole(view, position):
+        if form.is_whole(view, position):
             starts.append(position)
             position += size
             continue
-        following = data.find(format.prefix, position + 1)
+        following = data.find(form.prefix, position + 1)
         if following < 0:
             # A row may begin in the last few bytes.
-            following = max(position + 1, len(data) - len(format.prefix) + 1)
+            following = max(position + 1, len(data) - len(form.prefix) + 1)
         if damage and damage[-1][1] == position:
             damage[-1] = (damage[-1][0], following)
         else:
@@ -299,11 +299,11 @@ def walk(data: bytes, format: RowFormat, at_most: int | None = None) -> tuple[li
     return starts, damage, position
 
 
-def _gather(data: bytes, starts: list[int], format: RowFormat) -> Records:
-    if starts[-1] - starts[0] != (len(starts) - 1) * format.size:
-        data = b"".join(data[start : start + format.size] for start in starts)
+def _gather(data: bytes, starts: list[int], form: RowFormat) -> Records:
+    if starts[-1] - starts[0] != (len(starts) - 1) * form.size:
+        data = b"".join(data[start : start + form.size] for start in starts)
         starts = [0, *starts[1:]]
-    return np.frombuffer(data, format.dtype, len(starts), starts[0])
+    return np.frombuffer(data, form.dtype, len(starts), starts[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,59 +347,39 @@ def newer(path: Path, version: int) -> FlightVersionError:
     )
 
 
-def step_records(format: RowFormat, records: Records) -> list[StepRecord]:
+def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     """Rows of kind "steps" as records."""
-    sites = len(format.sites)
+    sites = len(form.sites)
     blocks = np.stack([records[f"block_{name}"] for name in BLOCK_VALUES], axis=1)
     blocks_present = np.stack([present(records, f"block_{name}") for name in BLOCK_VALUES], axis=1)
     counts = np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1)
     run = np.stack([records[name] for name in RUN_VALUES], axis=1)
     run_present = np.stack([present(records, name) for name in RUN_VALUES], axis=1)
     buckets = np.ascontiguousarray(records["magnitude_buckets"]).reshape(-1, sites, MAGNITUDE_COLUMNS)
-    arrays = zip(
-        run,
-        run_present,
-        blocks,
-        blocks_present,
-        counts,
-        np.ascontiguousarray(records["duration_buckets"]),
-        np.ascontiguousarray(records["nonfinite_steps"]),
-        buckets,
-        np.ascontiguousarray(records["magnitude_sum"]),
-        strict=True,
+    duration_buckets, nonfinite_steps, magnitude_sum = (
+        np.ascontiguousarray(records[name]) for name in ("duration_buckets", "nonfinite_steps", "magnitude_sum")
     )
-    singles = zip(
-        *(records[name].tolist() for name in ("step", "time", "complete", "steps_total", "errors_total", "duration_total")), strict=True
-    )
+    names = ("step", "time", "complete", "steps_total", "errors_total", "duration_total")
+    singles = zip(*(records[name].tolist() for name in names), strict=True)
     return [
         StepRecord(
             step=step,
             time=seconds(time),
             complete=bool(complete),
-            run=run,
-            run_present=run_present,
-            blocks=blocks,
-            blocks_present=blocks_present,
-            counts=counts,
+            run=run[i],
+            run_present=run_present[i],
+            blocks=blocks[i],
+            blocks_present=blocks_present[i],
+            counts=counts[i],
             steps_total=steps_total,
             errors_total=errors_total,
             duration_total=duration_total,
-            duration_buckets=duration_buckets,
-            nonfinite_steps=nonfinite_steps,
-            magnitude_buckets=magnitude_buckets,
-            magnitude_sum=magnitude_sum,
+            duration_buckets=duration_buckets[i],
+            nonfinite_steps=nonfinite_steps[i],
+            magnitude_buckets=buckets[i],
+            magnitude_sum=magnitude_sum[i],
         )
-        for (step, time, complete, steps_total, errors_total, duration_total), (
-            run,
-            run_present,
-            blocks,
-            blocks_present,
-            counts,
-            duration_buckets,
-            nonfinite_steps,
-            magnitude_buckets,
-            magnitude_sum,
-        ) in zip(singles, arrays, strict=True)
+        for i, (step, time, complete, steps_total, errors_total, duration_total) in enumerate(singles)
     ]
 
 
@@ -464,11 +444,11 @@ class Follower:
         new: list[Item] = []
         steps = 0
         while steps < limit and (rows := self._steps.read(limit - steps)) is not None:
-            format, records = rows
-            if format.sites != self.sites:
-                self.sites = format.sites
+            form, records = rows
+            if form.sites != self.sites:
+                self.sites = form.sites
                 new.append(self.sites)
-            new.extend(step_records(format, records))
+            new.extend(step_records(form, records))
             steps += len(records)
             self._last_step = int(records["step"][-1])
         # Read after the steps: what was logged at a step was written before the next step's row.
@@ -496,7 +476,7 @@ class Follower:
         return items
 
     def close(self) -> None:
-        """Let the files go; a later poll opens them again from their beginning."""
+        """Let the files go. Not to be polled after that."""
         self._steps.close()
         self._scalars.close()
 
@@ -572,7 +552,7 @@ def _typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
             if field.default is MISSING:
                 raise ValueError(f"{field.name} is missing")
             continue
-        value = values[field.name]
+        value: Any = values[field.name]
         if not isinstance(value, _TYPES[str(field.type)]) or isinstance(value, bool):
             raise ValueError(f"{field.name} is {value!r:.80}")
         inner = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []

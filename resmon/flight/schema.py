@@ -221,22 +221,23 @@ class RowFormat:
 class Row:
     """One row's bytes and the numpy views into them; filled and sealed again for every step, nothing is allocated."""
 
-    def __init__(self, format: RowFormat) -> None:
-        self.bytes = bytearray(format.template)
-        record = np.frombuffer(self.bytes, format.dtype, 1)
-        self._dtype = format.dtype
+    def __init__(self, form: RowFormat) -> None:
+        self.bytes = bytearray(form.template)
+        record = np.frombuffer(self.bytes, form.dtype, 1)
+        self._dtype = form.dtype
         # A view of one dimension each: a list's items, or the one value.
-        self.fields: dict[str, npt.NDArray[Any]] = {name: record[name].reshape(-1) for name in format.dtype.names or ()}
+        self.fields: dict[str, npt.NDArray[Any]] = {name: record[name].reshape(-1) for name in form.dtype.names or ()}
         self._covered = memoryview(self.bytes)[:-8]
         self._checksum = self.fields["checksum"]
-        self._seed = format.seed
+        self._seed = form.seed
 
     def together(self, names: Sequence[str]) -> npt.NDArray[Any]:
         """One view of fields of one type that lie at equal distances, so that all are set at once."""
         places: Mapping[str, Any] = self._dtype.fields or {}
         first = places[names[0]]
         distance = places[names[1]][1] - first[1]
-        assert all(places[name][:2] == (first[0], first[1] + i * distance) for i, name in enumerate(names)), names
+        if any(places[name][:2] != (first[0], first[1] + i * distance) for i, name in enumerate(names)):
+            raise ValueError(f"{names} do not lie at equal distances")
         item = first[0].base
         shape, strides = (len(names), *first[0].shape), (distance, *(item.itemsize for _ in first[0].shape))
         return np.ndarray(shape, item, self.bytes, first[1], strides)

@@ -148,21 +148,20 @@ class FlightWriter:
         self._full.close(keep=self._rows <= FIRST_STEPS)
         self._full.thin(self._covered[0])
 
-    def _write_bin(self, level: int, bin: Bin) -> None:
-        assert bin.last is not None, "an empty bin is never written"
+    def _write_bin(self, level: int, full: Bin, last: StepRecord) -> None:
         track = self._thinned[level]
         if track.is_full(len(self._bin_row.bytes)):
             track.close()
             track.thin(self._covered[level + 1] if level + 1 < LEVELS else -1)
-        bin.fill(self._bin_row)
-        track.append(self._bin_row.seal(), self._bin_format, bin.first_step, bin.last.step)
-        self._covered[level] = bin.last.step
+        full.fill(self._bin_row, last)
+        track.append(self._bin_row.seal(), self._bin_format, full.first_step, last.step)
+        self._covered[level] = last.step
         rows = bytearray()
-        for name, scalar in bin.scalars.items():
-            bin.fill_scalar(self._scalarbin_row, _short(name), scalar)
+        for name, scalar in full.scalars.items():
+            full.fill_scalar(self._scalarbin_row, last, _short(name), scalar)
             rows += self._scalarbin_row.seal()
         if rows:
-            track.append_scalars(rows, self._scalarbin_format, bin.first_step)
+            track.append_scalars(rows, self._scalarbin_format, full.first_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,17 +196,17 @@ class Track:
         """Whether a row of that many bytes belongs into the next segment."""
         return self._rows in self._descriptors and self._bytes + row > max(self._grain, HEADERS * self._header)
 
-    def append(self, row: bytearray, format: RowFormat, first: int, last: int) -> None:
+    def append(self, row: bytearray, form: RowFormat, first: int, last: int) -> None:
         """Append a row, whole or (OSError) not at all."""
-        self._header = len(format.header)
-        self._append(self._rows, row, format, first)
+        self._header = len(form.header)
+        self._append(self._rows, row, form, first)
         self._last = last
 
-    def append_scalars(self, rows: bytearray, format: RowFormat, first: int) -> None:
+    def append_scalars(self, rows: bytearray, form: RowFormat, first: int) -> None:
         """Append rows of scalars, all or (OSError) none."""
-        self._append(self._scalars, rows, format, first)
+        self._append(self._scalars, rows, form, first)
 
-    def _append(self, stem: str, rows: bytearray, format: RowFormat, first: int) -> None:
+    def _append(self, stem: str, rows: bytearray, form: RowFormat, first: int) -> None:
         descriptor = self._descriptors.get(stem)
         if descriptor is not None:
             _write(descriptor, rows)
@@ -218,13 +217,13 @@ class Track:
         path = self._path(stem, self._first)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            _write(descriptor, format.header + rows)
+            _write(descriptor, form.header + rows)
         except OSError:
             os.close(descriptor)
             path.unlink()
             raise
         self._descriptors[stem] = descriptor
-        self._bytes += len(format.header) + len(rows)
+        self._bytes += len(form.header) + len(rows)
 
     def close(self, keep: bool = False) -> None:
         """Finish the open segment; `keep` says that it is never thinned."""
@@ -267,9 +266,9 @@ def _write(descriptor: int, data: bytes | bytearray) -> None:
 class StepRow:
     """The row of a step, filled again for each."""
 
-    def __init__(self, format: RowFormat) -> None:
-        self._row = row = format.row()
-        self.size = format.size
+    def __init__(self, form: RowFormat) -> None:
+        self._row = row = form.row()
+        self.size = form.size
         blocks = [f"block_{name}" for name in BLOCK_VALUES]
         self._step, self._time, self._complete = (row.fields[name] for name in ("step", "time", "complete"))
         self._run = row.together(RUN_VALUES)
@@ -278,7 +277,7 @@ class StepRow:
         self._blocks = row.together(blocks)
         self._counts = row.together([f"block_{name}" for name in BLOCK_COUNTS])
         self._bitmaps = self._nulls = None
-        if format.sites:
+        if form.sites:
             self._bitmaps = row.together([f"{name}?" for name in blocks])
             self._nulls = row.together([f"{name}#" for name in blocks])
 

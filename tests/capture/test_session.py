@@ -355,6 +355,17 @@ def test_a_marked_add_is_observed_though_a_kernel_hides_it() -> None:
     assert torch.equal(resmon.residual_add(x, x), x + x)
 
 
+def test_a_compiled_model_is_refused_with_words_and_trains_on(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), models.Alpha(8))
+    model.compile(backend="eager")
+    watched = Watched(model)
+    record = watched.step(torch.randn(4, 8))
+    assert record is not None
+    assert record.blocks.shape[1] == 0
+    assert record.run_present[2]
+    assert "compiled" in caplog.text
+
+
 def test_include_and_exclude() -> None:
     watched = Watched(models.mixed(), exclude=("5", "7"), include=("[3-9]",))
     watched.step(models.images())

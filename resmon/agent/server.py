@@ -1,0 +1,146 @@
+"""The agent at work: a thread that reads flights once a second, and the few pages that it answers.
+
+Requests change nothing; only their path and Accept header are looked at. They share one lock with the reader, but for health and
+readiness, which must answer while a long flight is read.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+import resmon
+from resmon.agent import runtime
+from resmon.agent.page import page
+from resmon.agent.roster import Roster
+from resmon.agent.runtime import Seat
+from resmon.exporters.prometheus import Prometheus
+
+log = logging.getLogger("resmon.agent")
+
+INTERVAL = 1.0
+# Between two turns of catching up: enough for a waiting scrape to get the lock.
+BREATH = 0.01
+# Without a turn of the reader for so long, the agent is not healthy; a turn takes a second or two at most.
+HEALTHY = 60.0
+CONNECTIONS = 256  # beyond it, 503
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Server:
+    """Serves until the roster is over or a signal comes."""
+
+    def __init__(self, folder: Path, seat: Seat, linger: float) -> None:
+        self._folder = folder
+        self._seat = seat
+        self._roster = Roster(folder, resmon.__version__, linger)
+        self._exporter = Prometheus()
+        self._lock = threading.Lock()  # over the roster and the exporter
+        self._stop = threading.Event()
+        self._turned = time.monotonic()
+        self._collect_seconds = 0.0
+        application = Starlette(
+            routes=[
+                Route("/", self._index),
+                Route("/metrics", self._metrics),
+                Route("/-/healthy", self._healthy),
+                Route("/-/ready", self._ready),
+            ]
+        )
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        self._http = uvicorn.Server(
+            uvicorn.Config(
+                application,
+                http="h11",
+                ws="none",
+                loop="asyncio",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=CONNECTIONS,
+                timeout_graceful_shutdown=2,
+            )
+        )
+
+    def run(self, listener: socket.socket) -> None:
+        """Serve on a bound socket, which is closed when this returns."""
+        # uvicorn takes signals while it runs and raises them again afterwards: then, and before, they come here.
+        for number in SIGNALS:
+            signal.signal(number, lambda _number, _frame: self._leave())
+        reader = threading.Thread(target=self._read, name="reader", daemon=True)
+        reader.start()
+        try:
+            self._http.run(sockets=[listener])
+        finally:
+            self._stop.set()
+            listener.close()
+            reader.join(timeout=5)
+
+    def _leave(self) -> None:
+        self._stop.set()
+        self._http.should_exit = True
+
+    def _read(self) -> None:
+        while not self._stop.is_set():
+            done = True
+            try:
+                with self._lock:
+                    done = self._roster.poll()
+                    over = self._roster.is_over()
+                if over and self._nobody_comes():
+                    self._leave()
+            except Exception:  # the next turn may do better, and the pages still answer
+                log.exception("a turn of the agent failed")
+                with self._lock:
+                    self._roster.fault("turn", "a turn of the agent failed; the traceback stands above")
+            self._turned = time.monotonic()
+            self._stop.wait(INTERVAL if done else BREATH)
+
+    def _nobody_comes(self) -> bool:
+        """Look at the registrations once more while nobody can find this agent, and if there is none, be found no more."""
+        with runtime.gate(self._folder, INTERVAL) as descriptor:
+            if descriptor is None or self._roster.has_newcomers():
+                return False
+            self._seat.mark_leaving()
+            return True
+
+    # Plain functions: they may wait for the lock, so Starlette runs them in threads of its own.
+
+    def _metrics(self, request: Request) -> Response:
+        with self._lock:
+            started = time.perf_counter()
+            self._roster.poll()
+            content, kind = self._exporter.render(self._roster.view(self._collect_seconds), request.headers.get("accept", ""))
+            self._collect_seconds = time.perf_counter() - started
+            if request.method == "GET":
+                self._roster.scraped()
+        return Response(content, headers={"content-type": kind})
+
+    def _index(self, _: Request) -> Response:
+        with self._lock:
+            view = self._roster.view(self._collect_seconds)
+        headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "x-content-type-options": "nosniff"}
+        return HTMLResponse(page(view), headers=headers)
+
+    def _healthy(self, _: Request) -> Response:
+        if time.monotonic() - self._turned > HEALTHY:
+            return PlainTextResponse(f"the reader has not turned for {HEALTHY:.0f} s; see {self._folder / runtime.LOG}\n", 503)
+        return PlainTextResponse("resmon agent is healthy\n")
+
+    def _ready(self, _: Request) -> Response:
+        if not self._roster.ready:
+            return PlainTextResponse("resmon agent is still reading what was recorded before it came\n", 503)
+        return PlainTextResponse("resmon agent is ready\n")

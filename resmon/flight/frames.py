@@ -1,0 +1,614 @@
+"""Flights as pandas frames: `load(path)` for whoever looks at a run, live or finished.
+
+Everything is computed from the sums that the rows hold, merged over the ranks that are there. The frames have Arrow-backed types,
+in which null (not there) and NaN (there, and no number) are two things.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from resmon.errors import FlightError, FlightVersionError
+from resmon.flight import findings, layout
+from resmon.flight.bins import LEVELS
+from resmon.flight.reader import Segments, Skip, read_end, read_info
+from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records, RowFormat, present, row_format, texts
+from resmon.records import (
+    BLOCK_COUNTS,
+    BLOCK_VALUES,
+    MAGNITUDE_COLUMNS,
+    MAGNITUDE_HIGH,
+    MAGNITUDE_LOW,
+    RUN_VALUES,
+    Bools,
+    Finding,
+    Floats,
+    Ints,
+    Outcome,
+    ResidualSite,
+    RunEnd,
+    RunInfo,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Of several ranks' outcomes the one that tells most: a specific fault before what it did to the other ranks.
+TELLING: tuple[Outcome, ...] = (
+    "out_of_memory",
+    "nonfinite",
+    "shape_mismatch",
+    "killed",
+    "failed",
+    "stalled",
+    "interrupted",
+    "unknown",
+    "finished",
+)
+
+# The columns of `Flight.histograms`: upper edges of |y|, then what lies above, exact zeros, and NaN or infinite values.
+MAGNITUDE_NAMES = (*(f"2^{e}" for e in range(MAGNITUDE_LOW, MAGNITUDE_HIGH + 1)), "larger", "zero", "nonfinite")
+
+ROWS = 4096  # that are held in full at once
+
+Array = npt.NDArray[Any]
+
+
+def load(path: str | Path, attempt: int | None = None) -> Flight:
+    """Read a flight: a run's folder (its newest attempt, or the one asked for), an attempt's, or one rank's.
+
+    Raises FlightError where there is none, and FlightVersionError where a newer resmon wrote it. Damage within raises nothing: what
+    could not be read is in `Flight.skipped`.
+    """
+    folder, ranks, number = _find(Path(path), attempt)
+    return Flight(folder, ranks, number)
+
+
+def _find(path: Path, attempt: int | None) -> tuple[Path, dict[int, Path], int]:
+    """The attempt's folder, those of its ranks, its number."""
+    if not path.exists():
+        near = [run.name for run in layout.runs(path.parent)]
+        hint = f"{path.parent} holds the runs {_some(near)}" if near else f"{path.parent} holds no runs; `resmon ls` lists them"
+        raise FlightError(f"there is no flight at {path}: no such folder. {hint}.")
+    if not path.is_dir():
+        raise FlightError(f"{path} is a file; a flight is a folder. Name the run's folder, such as runs/digits.")
+    rank = layout.rank_number(path)
+    if rank is not None:
+        ranks, folder = {rank: path}, path.parent
+    elif layout.attempt_number(path) is not None:
+        ranks, folder = layout.ranks(path), path
+    else:
+        ranks, folder = {}, path
+        attempts = layout.attempts(path)
+        if attempt is not None and attempt not in attempts:
+            there = f"it has {_some([str(n) for n in attempts])}" if attempts else "it has none"
+            raise FlightError(f"the run in {path} has no attempt {attempt}; {there}.")
+        if not attempts:
+            inside = [run.name for run in layout.runs(path)]
+            hint = (
+                f"It holds the runs {_some(inside)}; name one of them."
+                if inside
+                else "It has no attempt-* folder; name the folder of a run, which `resmon ls` lists."
+            )
+            raise FlightError(f"{path} is not a flight. {hint}")
+        # The newest may just be beginning, or have died before its first rank did anything.
+        for number in [attempt] if attempt is not None else sorted(attempts, reverse=True):
+            folder = attempts[number]
+            ranks = {rank: where for rank, where in layout.ranks(folder).items() if _has_content(where)}
+            if ranks:
+                break
+    number = layout.attempt_number(folder) or 1
+    if attempt is not None and attempt != number:
+        raise FlightError(f"{path} belongs to attempt {number}, not {attempt}; name the run's folder to choose among its attempts.")
+    ranks = {rank: where for rank, where in ranks.items() if _has_content(where)}
+    if not ranks:
+        raise FlightError(
+            f"the flight in {path} is empty: no rank wrote anything. If the run is just starting, try again; otherwise it "
+            "ended before its first step, and its own output says why."
+        )
+    return folder, ranks, number
+
+
+def _has_content(rank: Path) -> bool:
+    return (rank / layout.INFO).exists() or any(rank.glob("*.arrow"))
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+class Flight:
+    """One attempt of a run, as it stood on file when it was loaded."""
+
+    def __init__(self, folder: Path, ranks: dict[int, Path], attempt: int) -> None:
+        self.folder = folder
+        self.attempt = attempt
+        self.skipped: list[Skip] = []
+        self._ranks = [_Rank(number, path, self.skipped) for number, path in sorted(ranks.items())]
+        self._findings, skips = findings.read(folder)
+        self.skipped += skips
+
+    @property
+    def sites(self) -> tuple[ResidualSite, ...]:
+        """Every residual add that any rank recorded, those of the newest rows first."""
+        found: dict[tuple[str, str], ResidualSite] = {}
+        for rank in self._ranks:
+            for span in reversed(rank.spans):
+                for site in span.sites:
+                    found.setdefault((site.model, site.name), site)
+        return tuple(found.values())
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Who wrote the flight, where and from what. Of ranks that differ, the first one's; `hosts` has all."""
+        infos = [rank.info for rank in self._ranks if rank.info is not None]
+        first = infos[0] if infos else None
+        values: dict[str, Any] = dict.fromkeys(RunInfo.__dataclass_fields__) | {"run": self.folder.parent.name, "models": {}}
+        values |= asdict(first) if first else {}
+        values.pop("rank", None)
+        return values | {
+            "model": ", ".join(values["models"].values()),
+            "sites": self.sites,
+            "attempt": self.attempt,
+            "attempts": tuple(layout.attempts(self.folder.parent)),
+            "ranks": tuple(rank.number for rank in self._ranks),
+            "hosts": tuple(dict.fromkeys(info.host for info in infos)),
+            "versions": {name: values[name] for name in ("resmon", "python", "torch")},
+            "folder": self.folder,
+        }
+
+    @property
+    def outcome(self) -> Outcome | Literal["running"]:
+        """How the attempt ended, or "running" while a process that records it lives."""
+        if any(rank.alive for rank in self._ranks):
+            return "running"
+        return min((rank.outcome for rank in self._ranks), key=TELLING.index)
+
+    @property
+    def ends(self) -> dict[int, RunEnd]:
+        """The end marks of the ranks that left one."""
+        return {rank.number: rank.end for rank in self._ranks if rank.end is not None}
+
+    def steps(self) -> pd.DataFrame:
+        """One row per step: the run's own values and what was logged, newest log first, averaged over the ranks that logged it.
+
+        `gradient_norm` is over all parameters; times are the slowest rank's; `ranks` says how many recorded the step. A logged name
+        that is a column already is called `logged_<name>`.
+        """
+        spans = [(rank, span) for rank in self._ranks for span in rank.spans]
+        logged = _logged(self._ranks)
+        recorded = _concatenate([span.step for _, span in spans], np.int64)
+        steps, group = np.unique(np.concatenate([recorded, *(at for at, _, _ in logged.values())]), return_inverse=True)
+        group = group[: len(recorded)]
+        count = len(steps)
+        run = _concatenate([span.run for _, span in spans], np.float64, (len(RUN_VALUES),))
+        there = _concatenate([span.run_present for _, span in spans], np.bool_, (len(RUN_VALUES),))
+
+        def largest(values: Array, where: Bools) -> pa.Array:
+            top = np.full(count, -np.inf)
+            np.maximum.at(top, group[where], values[where])
+            return _array(top, np.bincount(group[where], minlength=count) > 0)
+
+        def value(name: str) -> tuple[Floats, Bools]:
+            return run[:, RUN_VALUES.index(name)], there[:, RUN_VALUES.index(name)]
+
+        squares, has = value("gradient_square")
+        ranks = np.bincount(group, minlength=count)
+        whole = np.bincount(group, _concatenate([span.complete for _, span in spans], np.bool_), minlength=count) == ranks
+        time = np.zeros(count, np.int64)
+        np.maximum.at(time, group, _concatenate([span.time for _, span in spans], np.int64))
+        columns: dict[str, pa.Array] = {
+            "step": pa.array(steps),
+            "time": _array(time, ranks > 0).cast(pa.timestamp("ns", "UTC")),
+            "loss": pa.nulls(count, pa.float64()),
+            "learning_rate": largest(*value("learning_rate")),
+            "gradient_norm": _array(
+                np.sqrt(np.bincount(group[has], squares[has], minlength=count)), np.bincount(group[has], minlength=count) > 0
+            ),
+            "duration": largest(*value("duration")),
+            "monitor_seconds": largest(*value("monitor_seconds")),
+            "complete": _array(whole, ranks > 0),
+            "ranks": pa.array(ranks),
+        }
+        own = set(columns) - {"loss"}
+        for name, (at, values, _) in sorted(logged.items()):
+            column, mask = np.zeros(count), np.zeros(count, bool)
+            where = np.searchsorted(steps, at)
+            column[where], mask[where] = values, True
+            while name in own:
+                name = f"logged_{name}"
+            own.add(name)
+            columns[name] = _array(column, mask)
+        return _frame(columns)
+
+    def blocks(self, per_rank: bool = False) -> pd.DataFrame:
+        """One row per step and residual add, merged over the ranks from their sums; or one per rank, with its gradient share."""
+        sites = {(site.model, site.name): i for i, site in enumerate(self.sites)}
+        parts: list[list[Array]] = []
+        for rank in self._ranks:
+            for span in rank.spans:
+                steps, here = len(span.step), len(span.sites)
+                codes = np.array([sites[site.model, site.name] for site in span.sites], np.int64)
+                parts.append(
+                    [
+                        np.repeat(span.step, here),
+                        np.tile(codes, steps),
+                        np.full(steps * here, rank.number),
+                        _flat(span.blocks),
+                        _flat(span.blocks_present),
+                        _flat(span.counts),
+                    ]
+                )
+        widths: list[tuple[Any, tuple[int, ...]]] = [
+            (np.int64, ()),
+            (np.int64, ()),
+            (np.int64, ()),
+            (np.float64, (len(BLOCK_VALUES),)),
+            (np.bool_, (len(BLOCK_VALUES),)),
+            (np.int64, (len(BLOCK_COUNTS),)),
+        ]
+        step, site, rank_, squares, there, counts = (
+            _concatenate([part[i] for part in parts], kind, shape) for i, (kind, shape) in enumerate(widths)
+        )
+        del parts
+        elements = counts[:, :1] * there
+        order = np.lexsort((rank_, site, step)) if len(self._ranks) > 1 or len(self._ranks[0].spans) > 1 else None
+        if order is not None:
+            step, site, rank_, squares, there, counts, elements = (
+                array[order] for array in (step, site, rank_, squares, there, counts, elements)
+            )
+        if not per_rank and len(self._ranks) > 1 and len(step):
+            begins = np.flatnonzero(np.r_[True, (np.diff(step) != 0) | (np.diff(site) != 0)])
+            step, site = step[begins], site[begins]
+            squares = np.add.reduceat(np.where(there, squares, 0.0), begins)
+            there = np.logical_or.reduceat(there, begins)
+            counts = np.add.reduceat(counts, begins)
+            elements = np.add.reduceat(elements, begins)
+        return self._block_frame(per_rank, step, site, rank_, squares, there, counts, elements)
+
+    def _block_frame(
+        self, per_rank: bool, step: Ints, site: Ints, rank: Ints, squares: Floats, there: Bools, counts: Ints, elements: Ints
+    ) -> pd.DataFrame:
+        index = {name: i for i, name in enumerate(BLOCK_VALUES)}
+
+        def rms(name: str) -> tuple[Floats, Bools]:
+            i = index[name]
+            has = there[:, i] & (elements[:, i] > 0)
+            return np.sqrt(squares[:, i] / np.maximum(elements[:, i], 1)), has
+
+        def norm(name: str) -> pa.Array:
+            return _array(np.sqrt(squares[:, index[name]]), there[:, index[name]])
+
+        with np.errstate(all="ignore"):
+            skip, has_skip = rms("skip_square")
+            branch, has_branch = rms("branch_square")
+            columns: dict[str, pa.Array] = {
+                "step": pa.array(step),
+                "block": _labels(site, [site.name for site in self.sites]),
+                **({"rank": pa.array(rank)} if per_rank else {}),
+                "skip_rms": _array(skip, has_skip),
+                "branch_rms": _array(branch, has_branch),
+                "branch_skip_ratio": _array(branch / skip, has_skip & has_branch & (skip != 0)),
+                "gradient_norm_share" if per_rank else "gradient_norm": norm("gradient_square"),
+                "output_gradient_norm": norm("output_gradient_square"),
+                "output_rms": _array(*rms("output_square")),
+            }
+        for i, name in enumerate(BLOCK_COUNTS):
+            columns[name] = pa.array(np.ascontiguousarray(counts[:, i]))
+        columns["model"] = _labels(site, self._models(self.sites))
+        return _frame(columns)
+
+    def scalars(self) -> pd.DataFrame:
+        """One row for every value that was logged, in the order of the logging."""
+        chunks = [(rank.number, chunk) for rank in self._ranks for chunk in rank.scalars]
+        return _frame(
+            {
+                "step": pa.array(_concatenate([chunk.step for _, chunk in chunks], np.int64)),
+                "time": pa.array(_concatenate([chunk.time for _, chunk in chunks], np.int64)).cast(pa.timestamp("ns", "UTC")),
+                "rank": pa.array(_concatenate([np.full(len(chunk.step), rank) for rank, chunk in chunks], np.int64)),
+                "name": pa.array([name for _, chunk in chunks for name in chunk.names], pa.string()),
+                "value": pa.array(_concatenate([chunk.value for _, chunk in chunks], np.float64)),
+            }
+        )
+
+    def histograms(self, first: int | None = None, last: int | None = None) -> pd.DataFrame:
+        """Per step and block the sampled |y| of that step, one column per bucket, for steps from `first` to `last` (both included).
+
+        The files hold cumulative counts; a step whose predecessor is not there (thinned, damaged) has no counts of its own and is
+        left out.
+        """
+        names = {(site.model, site.name): i for i, site in enumerate(self.sites)}
+        parts: list[tuple[Ints, Ints, Array, Floats]] = []
+        for rank in self._ranks:
+            for step, sites, counts, sums in _differences(rank, first, last):
+                codes = np.array([names[site.model, site.name] for site in sites], np.int64)
+                parts.append((np.repeat(step, len(sites)), np.tile(codes, len(step)), counts, sums))
+        step = _concatenate([part[0] for part in parts], np.int64)
+        site = _concatenate([part[1] for part in parts], np.int64)
+        counts = _concatenate([part[2] for part in parts], np.int32, (MAGNITUDE_COLUMNS,))
+        sums = _concatenate([part[3] for part in parts], np.float64)
+        del parts
+        if len(self._ranks) > 1 and len(step):
+            order = np.lexsort((site, step))
+            step, site = step[order], site[order]
+            begins = np.flatnonzero(np.r_[True, (np.diff(step) != 0) | (np.diff(site) != 0)])
+            counts, sums = np.add.reduceat(counts[order], begins), np.add.reduceat(sums[order], begins)
+            step, site = step[begins], site[begins]
+        columns: dict[str, pa.Array] = {"step": pa.array(step), "block": _labels(site, [site.name for site in self.sites])}
+        for i, name in enumerate(MAGNITUDE_NAMES):
+            columns[name] = pa.array(np.ascontiguousarray(counts[:, i]))
+        columns["sum"] = pa.array(sums)
+        columns["model"] = _labels(site, self._models(self.sites))
+        return _frame(columns)
+
+    def bins(self, of: Literal["blocks", "run", "scalars"] = "blocks") -> pd.DataFrame:
+        """Thinned history: minimum, maximum, sum and count of every value over bins of steps, the finest that are left.
+
+        The bins of a rank follow on each other without overlap, down to at most 64 steps before the end of a run that was killed.
+        Values are per rank and as in the files: squares are sums of squares, gradients are shares.
+        """
+        stem: Kind = "scalarbins" if of == "scalars" else "bins"
+        make = {"blocks": self._block_bins, "run": _run_bins, "scalars": _scalar_bins}[of]
+        nothing = row_format(stem, ())
+        tables = [_placed(make(nothing, np.empty(0, nothing.dtype)), 0, 0)]
+        for rank in self._ranks:
+            for level, kept in enumerate(rank.finest):
+                for form, records in rank.rows(f"{stem}-{level}", stem, []):
+                    records = records[np.isin(records["first_step"], kept)]
+                    tables.append(_placed(make(form, records), rank.number, level))
+        return _pandas(pa.concat_tables(tables).sort_by([("rank", "ascending"), ("first_step", "ascending")]))
+
+    def _block_bins(self, form: RowFormat, records: Records) -> pa.Table:
+        """One row per bin and site."""
+        codes = np.tile(np.arange(len(form.sites)), len(records))
+        table = _bins(records, ()).take(pa.array(np.repeat(np.arange(len(records)), len(form.sites))))
+        columns = {name: table[name] for name in table.column_names}
+        columns["block"] = _labels(codes, [site.name for site in form.sites])
+        for name in BINNED_BLOCK_VALUES:
+            for statistic in STATISTICS:
+                field = f"block_{name}_{statistic}"
+                columns[f"{name}_{statistic}"] = _array(records[field].reshape(-1), present(records, field).reshape(-1))
+        for name in BLOCK_COUNTS:
+            columns[f"{name}_sum"] = pa.array(records[f"block_{name}_sum"].reshape(-1))
+        columns["model"] = _labels(codes, self._models(form.sites))
+        return pa.table(columns)
+
+    def findings(self) -> pd.DataFrame:
+        """Every finding in its newest state, in the order of their opening; `evidence` is JSON."""
+        newest: dict[str, Finding] = {}
+        for event in self._findings:
+            newest[event.id] = event
+        rows = [asdict(finding) | {"evidence": json.dumps(finding.evidence)} for finding in newest.values()]
+        rows.sort(key=lambda row: (row["opened_step"], row["id"]))
+        types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+        fields = {name: types.get(str(field.type), pa.string()) for name, field in Finding.__dataclass_fields__.items()}
+        return _frame({name: pa.array([row[name] for row in rows], kind) for name, kind in fields.items()})
+
+    def _models(self, sites: Sequence[ResidualSite]) -> list[str]:
+        labels = {key: label for rank in self._ranks if rank.info for key, label in rank.info.models.items()}
+        return [labels.get(site.model, site.model) for site in sites]
+
+
+@dataclass(slots=True)
+class _Span:
+    """Rows with the same sites; what frames are made of, without the histograms."""
+
+    sites: tuple[ResidualSite, ...]
+    step: Ints
+    time: Ints
+    complete: Bools
+    run: Floats
+    run_present: Bools
+    blocks: Floats  # [rows, len(BLOCK_VALUES), sites]
+    blocks_present: Bools
+    counts: Ints
+
+    @classmethod
+    def of(cls, form: RowFormat, records: Records) -> _Span:
+        blocks = [f"block_{name}" for name in BLOCK_VALUES]
+        return cls(
+            form.sites,
+            records["step"].copy(),
+            records["time"].copy(),
+            records["complete"].astype(bool),
+            np.stack([records[name] for name in RUN_VALUES], axis=1),
+            np.stack([present(records, name) for name in RUN_VALUES], axis=1),
+            np.stack([records[name] for name in blocks], axis=1),
+            np.stack([present(records, name) for name in blocks], axis=1),
+            np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1),
+        )
+
+
+@dataclass(slots=True)
+class _Scalars:
+    step: Ints
+    time: Ints
+    names: list[str]
+    value: Floats
+
+
+class _Rank:
+    """What one rank's folder holds."""
+
+    def __init__(self, number: int, folder: Path, skipped: list[Skip]) -> None:
+        self.number = number
+        self.folder = folder
+        try:
+            self.info: RunInfo | None = read_info(folder)
+        except FlightVersionError:
+            raise
+        except FlightError as error:
+            self.info = None
+            skipped.append(Skip(folder / layout.INFO, 0, 0, 0, str(error)))
+        # Asked in this order: who ended after the first question has left the mark that the second finds.
+        held = layout.is_held(folder / layout.LOCK)
+        self.end = read_end(folder)
+        self.alive = held and self.end is None
+        self.spans = [_Span.of(form, records) for form, records in self.rows("steps", "steps", skipped)]
+        self.scalars = [
+            _Scalars(records["step"].copy(), records["time"].copy(), texts(records, "name"), records["value"].copy())
+            for _, records in self.rows("scalars", "scalars", skipped)
+        ]
+        places: list[tuple[Ints, Ints]] = []
+        for level in range(LEVELS):
+            bins = [np.stack([r["first_step"], r["last_step"]]) for _, r in self.rows(f"bins-{level}", "bins", skipped)]
+            first, last = np.concatenate([np.empty((2, 0), np.int64), *bins], axis=1)
+            places.append((first, last))
+            for _ in self.rows(f"scalarbins-{level}", "scalarbins", skipped):
+                pass  # read for what is to be said of damage; `Flight.bins` reads them again
+        self.finest = [first[keep] for (first, _), keep in zip(places, _finest(places), strict=True)]
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.end is not None:
+            return self.end.outcome
+        if self.info is None or not self.info.boot_id or self.info.boot_id != layout.boot_id():
+            return "unknown"
+        return "killed"
+
+    def rows(self, stem: str, kind: Kind, skipped: list[Skip]) -> Iterator[tuple[RowFormat, Records]]:
+        segments = Segments(self.folder, stem, kind)
+        try:
+            while (rows := segments.read(ROWS, ended=not self.alive)) is not None:
+                yield rows
+        finally:
+            segments.close()
+            skipped += segments.skips
+
+
+def _differences(
+    rank: _Rank, first: int | None, last: int | None
+) -> Iterator[tuple[Ints, tuple[ResidualSite, ...], Array, Floats]]:
+    """Of each row whose predecessor is there: its step, and each site's counts and sum of that step alone."""
+    before: dict[tuple[str, str], tuple[Ints, float]] = {}
+    total = 0  # of steps, as the row before has it
+    for form, records in rank.rows("steps", "steps", []):
+        sites = form.sites
+        if last is not None and records["step"][0] > last:
+            return
+        buckets = np.ascontiguousarray(records["magnitude_buckets"]).reshape(len(records), len(sites), MAGNITUDE_COLUMNS)
+        sums = np.ascontiguousarray(records["magnitude_sum"])
+        totals = records["steps_total"].copy()
+        nothing = (np.zeros(MAGNITUDE_COLUMNS, np.int64), 0.0)
+        old = [before.get((site.model, site.name), nothing) for site in sites]
+        own = np.diff(buckets, axis=0, prepend=np.array([b for b, _ in old], np.int64).reshape(1, len(sites), MAGNITUDE_COLUMNS))
+        own_sums = np.diff(sums, axis=0, prepend=np.array([s for _, s in old]).reshape(1, len(sites)))
+        # A step that was cut short counts as no step, so its row's total is that of the row before.
+        follows = totals - records["complete"] == np.r_[total, totals[:-1]]
+        if first is not None:
+            follows &= records["step"] >= first
+        if last is not None:
+            follows &= records["step"] <= last
+        counts = own[follows].reshape(-1, MAGNITUDE_COLUMNS).astype(np.int32)
+        yield records["step"][follows], sites, counts, own_sums[follows].reshape(-1)
+        before |= {(site.model, site.name): (buckets[-1, i].copy(), float(sums[-1, i])) for i, site in enumerate(sites)}
+        total = int(totals[-1])
+
+
+def _logged(ranks: Sequence[_Rank]) -> dict[str, tuple[Ints, Floats, Ints]]:
+    """For each logged name the steps, rising, the mean over ranks of what each logged last at that step, and how many did."""
+    by_name: dict[str, list[tuple[Ints, Floats]]] = {}
+    for rank in ranks:
+        step = _concatenate([chunk.step for chunk in rank.scalars], np.int64)
+        value = _concatenate([chunk.value for chunk in rank.scalars], np.float64)
+        codes: dict[str, int] = {}
+        code = np.array([codes.setdefault(name, len(codes)) for chunk in rank.scalars for name in chunk.names], np.int64)
+        # The newest of each step and name: sorted by arrival within them, the last.
+        order = np.lexsort((np.arange(len(step)), step, code))
+        step, value, code = step[order], value[order], code[order]
+        newest = np.r_[(np.diff(step) != 0) | (np.diff(code) != 0), np.ones(min(1, len(step)), bool)]
+        step, value, code = step[newest], value[newest], code[newest]
+        bounds = np.searchsorted(code, np.arange(len(codes) + 1))
+        for name, i in codes.items():
+            part = slice(bounds[i], bounds[i + 1])
+            by_name.setdefault(name, []).append((step[part], value[part]))
+    merged: dict[str, tuple[Ints, Floats, Ints]] = {}
+    for name, parts in by_name.items():
+        steps, group = np.unique(np.concatenate([step for step, _ in parts]), return_inverse=True)
+        count = np.bincount(group)
+        merged[name] = (steps, np.bincount(group, np.concatenate([value for _, value in parts])) / count, count)
+    return merged
+
+
+def _finest(levels: Sequence[tuple[Ints, Ints]]) -> list[Bools]:
+    """Which bins of each level to take so that they cover as much as they can, without overlap, as finely as they can.
+
+    Bins nest, and of the finer ones the oldest went: so the newest part is taken from the finest level, what lies before its first
+    bin from the next, and of the finer one that which such a coarser bin holds as well is left out.
+    """
+    keep: list[Bools] = []
+    covered = np.iinfo(np.int64).max  # from here on
+    for first, last in levels:
+        take = first < covered
+        if take.any():
+            held = last[take].max()
+            for finer, (begin, _) in zip(keep, levels, strict=False):
+                finer &= begin > held
+            covered = int(first[take].min())
+        keep.append(take)
+    return keep
+
+
+def _bins(records: Records, names: Sequence[str], **more: pa.Array) -> pa.Table:
+    """The bins' values that there is one of each of."""
+    columns = {name: pa.array(records[name].copy()) for name in ("first_step", "last_step")}
+    for name in ("first_time", "last_time"):
+        columns[name] = pa.array(records[name].copy()).cast(pa.timestamp("ns", "UTC"))
+    if "steps" in (records.dtype.names or ()):
+        columns["steps"] = pa.array(records["steps"].copy())
+    columns |= more
+    for name in names:
+        for statistic in STATISTICS:
+            field = f"{name}_{statistic}"
+            columns[field] = _array(records[field].copy(), present(records, field))
+    return pa.table(columns)
+
+
+def _run_bins(_: RowFormat, records: Records) -> pa.Table:
+    return _bins(records, RUN_VALUES)
+
+
+def _scalar_bins(_: RowFormat, records: Records) -> pa.Table:
+    return _bins(records, ("value",), name=pa.array(texts(records, "name"), pa.string()))
+
+
+def _placed(table: pa.Table, rank: int, level: int) -> pa.Table:
+    rows = table.num_rows
+    table = table.add_column(0, "level", pa.array(np.full(rows, level)))
+    return table.add_column(0, "rank", pa.array(np.full(rows, rank)))
+
+
+def _flat(values: Array) -> Array:
+    """[rows, values, sites] as [rows * sites, values]."""
+    return np.ascontiguousarray(np.moveaxis(values, 1, 2)).reshape(-1, values.shape[1])
+
+
+def _concatenate(parts: Sequence[Array], kind: Any, shape: tuple[int, ...] = ()) -> Array:
+    return np.concatenate(parts) if parts else np.empty((0, *shape), kind)
+
+
+def _array(values: Array, there: Bools) -> pa.Array:
+    return pa.array(np.ascontiguousarray(values), mask=~there)
+
+
+def _labels(codes: Ints, names: Sequence[str]) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names, pa.string())).cast(pa.string())
+
+
+def _frame(columns: dict[str, pa.Array]) -> pd.DataFrame:
+    return _pandas(pa.table(columns))
+
+
+def _pandas(table: pa.Table) -> pd.DataFrame:
+    import pandas as pd
+
+    frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
+    return frame

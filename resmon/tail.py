@@ -1,0 +1,224 @@
+"""Runs as the terminal shows them, read from their flights: one that is followed, and all of a folder in a table.
+
+Nothing here needs the agent: whoever can read a run's folder can watch it, live or long after. Findings come from the file that the
+agent writes and, as detectors say the same of the same records wherever they run, from detectors that run here.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from resmon.agent.attempt import WORST_FIRST
+from resmon.detectors import DETECTORS, Detector
+from resmon.errors import FlightError, FlightVersionError
+from resmon.exporters.ranks import Ranks, Sites
+from resmon.flight import findings, layout
+from resmon.flight.reader import Follower
+from resmon.records import Finding, Outcome, RunEnd, StepRecord
+from resmon.terminal import View, frame
+
+PERIOD = 0.25  # seconds between two frames
+# Steps that wait for a slower rank before they are shown without it.
+WAITING = 256
+
+
+class Tail:
+    """Follows an attempt; every `poll` gives the view as it is now."""
+
+    def __init__(self, attempt: Path, goal: float | None = None) -> None:
+        self._folder = attempt
+        self._view = View(attempt.parent.name, goal=goal)
+        self._ranks: dict[int, _Rank] = {}
+        self._merge = Ranks()
+        self._waiting: dict[int, dict[int, tuple[Sites, StepRecord]]] = {}  # step -> rank -> its sites and record
+        self._findings_read = 0
+        self.error: FlightError | None = None  # why no rank can be read, as long as none can
+
+    def poll(self) -> View:
+        """Take in everything that is new."""
+        self._find_ranks()
+        while any([self._poll(number, rank) for number, rank in self._ranks.items()]):
+            self._settle()
+        for finding in self._findings_on_file():
+            self._view = self._view.found(finding)
+        ends = [rank.end for rank in self._ranks.values()]
+        if ends and None not in ends:
+            self._view = replace(self._view, end=min(filter(None, ends), key=lambda end: WORST_FIRST.index(end.outcome)))
+        return self._view
+
+    def _find_ranks(self) -> None:
+        for number, folder in layout.ranks(self._folder).items():
+            if number in self._ranks:
+                continue
+            try:
+                self._ranks[number] = _Rank(Follower(folder))
+            except FlightVersionError:
+                raise
+            except FlightError as error:  # a rank that has just been made has no info yet
+                self.error = error
+        if self._ranks and self._view.info is None:
+            info = self._ranks[min(self._ranks)].follower.info
+            self._view = replace(self._view, run=info.run, info=info)
+
+    def _poll(self, number: int, rank: _Rank) -> bool:
+        """Whether there was anything new."""
+        if rank.end is not None:
+            return False
+        alive = rank.follower.alive()  # asked first: what a process wrote until it died is on file by then
+        items = rank.follower.poll()
+        for item in items:
+            events: Iterable[Finding] = ()
+            if isinstance(item, tuple):
+                rank.sites = item
+            elif isinstance(item, StepRecord):
+                rank.newest = item
+                self._waiting.setdefault(item.step, {})[number] = (rank.sites, item)
+                events = [event for detector in rank.detectors for event in detector.step(item, rank.sites)]
+            else:
+                if number == min(self._ranks):
+                    self._view = self._view.logged(item)
+                events = [event for detector in rank.detectors for event in detector.scalars(item)]
+            for event in events:
+                self._view = self._view.found(event)
+        if not items and not alive:
+            rank.end = how_it_ended(rank.follower, rank.newest)
+            for detector in rank.detectors:
+                for event in detector.end(rank.newest.step if rank.newest else 0, rank.end.time):
+                    self._view = self._view.found(event)
+        return bool(items)
+
+    def _settle(self) -> None:
+        """Hand the view every step that all living ranks have reached, so that no sum over ranks mixes two steps."""
+        reached = [rank.newest.step if rank.newest else -1 for rank in self._ranks.values() if rank.end is None]
+        ready = sorted(step for step in self._waiting if not reached or step <= min(reached))
+        if len(self._waiting) - len(ready) > WAITING:
+            ready = sorted(self._waiting)[:-WAITING]
+        for step in ready:
+            records = [record for _, record in sorted(self._waiting.pop(step).items())]
+            self._view = self._view.stepped(records, self._merge, newest=step == ready[-1])
+
+    def _findings_on_file(self) -> list[Finding]:
+        try:
+            size = (self._folder / layout.FINDINGS).stat().st_size
+        except OSError:
+            return []
+        if size == self._findings_read:
+            return []
+        self._findings_read = size
+        return findings.read(self._folder)[0]
+
+
+class _Rank:
+    def __init__(self, follower: Follower) -> None:
+        self.follower = follower
+        self.sites: Sites = ()
+        self.newest: StepRecord | None = None
+        self.end: RunEnd | None = None
+        self.detectors: list[Detector] = [make() for make in DETECTORS]
+
+
+def how_it_ended(follower: Follower, newest: StepRecord | None) -> RunEnd:
+    """The end of a rank whose process is gone: its end mark or, where there is none, what that tells."""
+    if follower.end is not None:
+        return follower.end
+    when, step = (newest.time, newest.step) if newest else (follower.info.started, None)
+    if follower.info.boot_id != layout.boot_id() and follower.info.host != socket.gethostname():
+        return RunEnd("unknown", when, step, f"there is no end mark, and {follower.info.host} would have to be asked for the process")
+    return RunEnd("killed", when, step, "the process is gone and left no end mark")
+
+
+def show(console: Console, tail: Tail, *, once: bool = False) -> View:
+    """Show a run until it ends, or one frame of it. Without a terminal the frame is printed at the end.
+
+    Raises FlightError where there is nothing that can be read.
+    """
+    view = tail.poll()
+    if view.info is None and tail.error is not None and once:
+        raise tail.error
+
+    def drawn() -> RenderableType:
+        return frame(view, min(console.width, 120), console.height - 1 if console.is_terminal and not once else None)
+
+    if once or not console.is_terminal:
+        while view.end is None and not once:
+            time.sleep(PERIOD)
+            view = tail.poll()
+        console.print(drawn())
+        return view
+    with Live(drawn(), console=console, auto_refresh=False) as live:
+        while view.end is None:
+            time.sleep(PERIOD)
+            view = tail.poll()
+            live.update(drawn(), refresh=True)
+    return view
+
+
+def find_run(run: str, directory: Path) -> Path:
+    """The newest attempt of a run that is named, or whose folder (or whose attempt's folder) is. Raises FlightError."""
+    path = Path(run)
+    if layout.attempt_number(path) is not None and layout.ranks(path):
+        return path
+    for folder in (directory / layout.safe_name(run), path):
+        attempts = layout.attempts(folder)
+        if attempts:
+            return attempts[max(attempts)]
+    names = [folder.name for folder in layout.runs(directory)]
+    near = get_close_matches(run, names, n=3) or names[:3]
+    there = f"It holds {', '.join(near)}{' and others' if len(names) > len(near) else ''}." if near else "It holds no runs."
+    raise FlightError(f"there is no run {run!r} in {directory}. {there} `resmon ls` lists them; --directory names another folder.")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One run in a line: its newest attempt, its size with all attempts."""
+
+    name: str
+    attempt: int
+    outcome: Outcome | str  # "running" while it is, "unreadable" where nothing tells
+    steps: int
+    loss: float | None
+    blocks: int
+    size: int
+    time: float  # of the newest step
+
+
+def summaries(directory: Path) -> list[Summary]:
+    """The runs of a folder, newest last; a damaged run is a line too. Only the newest rows are read."""
+    return sorted((_summary(folder) for folder in layout.runs(directory)), key=lambda summary: summary.time)
+
+
+def _summary(folder: Path) -> Summary:
+    number, attempt = max(layout.attempts(folder).items())
+    name, outcomes, steps, loss, blocks, when = folder.name, [], 0, None, 0, attempt.stat().st_mtime
+    for _, rank_folder in sorted(layout.ranks(attempt).items(), reverse=True):
+        try:
+            follower = Follower(rank_folder, newest=True)
+        except FlightError:
+            continue
+        alive, newest = follower.alive(), None
+        while items := follower.poll():
+            for item in items:
+                if isinstance(item, StepRecord):
+                    newest = item
+                elif not isinstance(item, tuple):
+                    loss = item.values.get("loss", loss)
+        follower.close()
+        name = follower.info.run
+        when = newest.time if newest else follower.info.started
+        steps = max(steps, newest.steps_total if newest else 0)
+        blocks = max(blocks, len(follower.sites))
+        outcomes.append(None if alive else how_it_ended(follower, newest).outcome)
+    outcome: Outcome | str = "unreadable"
+    if outcomes:
+        over = [ended for ended in outcomes if ended is not None]
+        outcome = min(over, key=WORST_FIRST.index) if len(over) == len(outcomes) else "running"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Summary(name, number, outcome, steps, loss, blocks, size, when)

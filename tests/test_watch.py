@@ -1,0 +1,252 @@
+"""`watch` as a training script uses it: the run's folder, its end mark, and what cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import resmon
+from tests.capture import models
+
+LOOP = """
+import os, signal, sys
+import torch, resmon
+from tests.capture import models
+
+model = models.mixed()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+monitor = resmon.watch(model, optimizer, run="r", directory=sys.argv[1], agent="off")
+
+def step(i):
+    optimizer.zero_grad()
+    loss = model(models.images(4, seed=i)).square().mean()
+    loss.backward()
+    optimizer.step()
+    monitor.log(loss=loss)
+"""
+
+
+def run(script: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LOOP + textwrap.dedent(script), str(directory)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def end_of(directory: Path, attempt: int = 1) -> dict[str, object] | None:
+    path = directory / "r" / f"attempt-{attempt:04d}" / "rank-00000" / "end.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.mark.parametrize(
+    ("script", "outcome", "reason"),
+    [
+        ("step(0); step(1); monitor.close()", "finished", ""),
+        ("step(0); step(1)", "finished", ""),
+        ("step(0); step(1); sys.exit(0)", "finished", ""),
+        ("step(0); step(1); raise ValueError('boom')", "failed", "ValueError: boom"),
+        ("step(0); step(1)\nwith monitor: raise ValueError('boom')", "failed", "ValueError: boom"),
+        ("step(0); step(1)\ntry:\n  with monitor: raise ValueError('boom')\nexcept ValueError: pass", "failed", "ValueError: boom"),
+        ("step(0); step(1); sys.exit(3)", "failed", "SystemExit: 3"),
+        ("step(0); step(1); raise KeyboardInterrupt", "interrupted", "KeyboardInterrupt: "),
+        ("step(0); step(1); os.kill(os.getpid(), signal.SIGKILL)", None, None),
+    ],
+)
+def test_the_end_mark(script: str, outcome: str | None, reason: str | None, tmp_path: Path) -> None:
+    run(script, tmp_path)
+    end = end_of(tmp_path)
+    if outcome is None:
+        assert end is None
+        assert resmon.load(tmp_path / "r").outcome == "killed"
+    else:
+        assert end is not None
+        assert (end["outcome"], end["reason"], end["step"]) == (outcome, reason, 1)
+    steps = resmon.load(tmp_path / "r").steps()
+    assert steps["step"].tolist() == [0, 1]
+    assert steps["loss"].notna().all()
+
+
+def test_the_failing_step_is_written(tmp_path: Path) -> None:
+    result = run("step(0)\nloss = model(models.images(4)).sum()\nmodel(torch.zeros(1, 5, 8, 8))", tmp_path)
+    assert "RuntimeError" in result.stderr
+    flight = resmon.load(tmp_path / "r")
+    steps = flight.steps()
+    assert steps["step"].tolist() == [0, 1]
+    assert steps["complete"].tolist() == [True, False]
+    failing = flight.blocks().query("step == 1")
+    assert failing["skip_rms"].notna().all()
+    assert failing["gradient_norm"].isna().all()
+
+
+def test_killed_at_random_moments_at_most_the_step_under_way_is_missing(tmp_path: Path) -> None:
+    """The child says each step that is over; whatever it said must be on file, however it dies."""
+    script = LOOP + textwrap.dedent("""
+        import itertools
+        for i in itertools.count():
+            step(i)
+            os.write(1, b"%d\\n" % i)
+    """)
+    generator = torch.Generator().manual_seed(0)
+    for attempt in range(1, 11):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert process.stdout is not None
+        said = int(process.stdout.readline())
+        time.sleep(float(torch.rand((), generator=generator)) * 0.5)
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split("\n")[:-1]
+        process.wait()
+        said = int(rest[-1]) if rest else said
+        flight = resmon.load(tmp_path / "r", attempt=attempt)
+        steps = flight.steps()["step"].tolist()
+        assert steps == list(range(len(steps)))
+        assert said <= steps[-1] <= said + 1
+        assert flight.outcome == "killed"
+        assert not flight.skipped or len(flight.skipped) == 1  # the row under way
+        assert flight.blocks()["block"].nunique() == 8
+
+
+def test_values_read_back_are_those_of_the_operands(tmp_path: Path) -> None:
+    model = models.mixed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    expected = []
+    with resmon.watch(model, optimizer, run="values", directory=tmp_path, agent="off") as monitor:
+        assert monitor.sites == ()
+        for i in range(5):
+            optimizer.zero_grad()
+            model(models.images(4, seed=i)).square().mean().backward()
+            optimizer.step()
+            expected.append(models.kept(model))
+        names = [site.name for site in monitor.sites]
+    blocks = resmon.load(monitor.directory).blocks()
+    assert blocks["block"].tolist() == names * 5
+    flat = [pair for operands in expected for pair in operands]
+    for column, pick in (("skip_rms", 0), ("branch_rms", 1)):
+        reference = [pair[pick].double().square().mean().sqrt().item() for pair in flat]
+        assert blocks[column].tolist() == pytest.approx(reference, rel=1e-5)
+    assert blocks["branch_skip_ratio"].tolist() == pytest.approx((blocks["branch_rms"] / blocks["skip_rms"]).tolist())
+
+
+def test_a_second_monitor_closes_the_first(tmp_path: Path) -> None:
+    model = models.mixed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    first = resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off")
+    model(models.images()).sum().backward()
+    optimizer.step()
+    second = resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off")
+    assert end_of(tmp_path, 1) is not None
+    for _ in range(3):
+        model(models.images()).sum().backward()
+        optimizer.step()
+    first.log(loss=1.0)
+    first.step()
+    first.close()
+    second.close()
+    second.close()
+    assert len(resmon.load(tmp_path / "r", attempt=1).steps()) == 1
+    assert len(resmon.load(tmp_path / "r", attempt=2).steps()) == 3
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../etc", "line\nbreak", "x" * 10_000, "ünïcode ☃", ".", "-rf", 'quo"te\\'])
+def test_any_run_name_is_kept_and_stays_in_the_directory(name: str, tmp_path: Path) -> None:
+    monitor = resmon.watch(nn.Linear(2, 2), run=name, directory=tmp_path, agent="off")
+    monitor.close()
+    assert monitor.directory.parent == tmp_path
+    assert resmon.load(monitor.directory).info["run"] == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"listen": "nowhere"}, "HOST:PORT"),
+        ({"start_step": -1}, "start_step"),
+        ({"no_such_setting": 1}, "no_such_setting"),
+        ({"budget": 5}, "budget"),
+        ({"run": ""}, "name of the run is empty"),
+    ],
+)
+def test_settings_that_cannot_be_used_leave_nothing_behind(arguments: dict[str, object], says: str, tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(resmon.ConfigurationError, match=says):
+        resmon.watch(model, directory=tmp_path / "runs", **{"agent": "off", **arguments})  # type: ignore[arg-type]
+    assert not (tmp_path / "runs").exists()
+    assert not model._forward_pre_hooks
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    model = nn.Linear(2, 2)
+    with pytest.raises(resmon.ConfigurationError, match="directory="):
+        resmon.watch(model, run="r", directory=file / "runs", agent="off")
+    assert not model._forward_pre_hooks
+
+
+def test_an_interrupt_in_the_middle_of_a_pass_leaves_no_mode_behind(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), models.FunctionalDropout(8), models.TwoAdds(8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off") as monitor:
+        for when in (0, 3):
+            for i in range(5):
+                handle = model[1].fc2.register_forward_hook(interrupt) if i == when else None
+                try:
+                    model(torch.randn(4, 8)).sum().backward()
+                except KeyboardInterrupt:
+                    pass
+                optimizer.step()
+                if handle is not None:
+                    handle.remove()
+        interrupted = model[1].fc2.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.randn(4, 8))
+        interrupted.remove()
+    assert torch._C._len_torch_function_stack() == 0
+    assert len(monitor.sites) == 3
+    blocks = resmon.load(tmp_path / "r").blocks().query("step == 9")
+    assert blocks["skip_rms"].notna().all()
+
+
+def test_environment_and_file_and_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resmon.toml").write_text('run = "file"\nagent = "off"\ndirectory = "from-file"\n')
+    monitor = resmon.watch(nn.Linear(2, 2))
+    monitor.close()
+    assert monitor.directory == tmp_path / "from-file" / "file"
+    monkeypatch.setenv("RESMON_RUN", "environment")
+    monitor = resmon.watch(nn.Linear(2, 2))
+    monitor.close()
+    assert monitor.directory == tmp_path / "from-file" / "environment"
+    monitor = resmon.watch(nn.Linear(2, 2), run="argument")
+    monitor.close()
+    assert monitor.directory == tmp_path / "from-file" / "argument"
+
+
+def test_what_is_written_is_the_users_alone(tmp_path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        monitor = resmon.watch(nn.Linear(2, 2), run="r", directory=tmp_path / "runs", agent="off")
+        monitor.close()
+    finally:
+        os.umask(previous)
+    for path in (tmp_path / "runs").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
