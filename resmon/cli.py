@@ -32,7 +32,7 @@ def demo(
 
 def agent(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT to serve on; 127.0.0.1:9699 unless settings say otherwise.")] = None,
-    linger: Annotated[float, typer.Option(min=0.0, help="Seconds to stay when there is nothing left to follow.")] = 60.0,
+    linger: Annotated[float, typer.Option(min=0.0, help="Seconds that the series of an ended run stay if nobody scrapes them.")] = 90.0,
 ) -> None:
     """Follow the flights of this machine and serve them to Prometheus. `resmon.watch` starts one by itself."""
     from resmon.agent import service

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from resmon.agent import find_or_start
+from resmon.agent import find_or_start, runtime
 from resmon.errors import AgentError, ConfigurationError, ResmonError
 from resmon.flight.layout import attempts, safe_name
 from resmon.settings import Settings
@@ -31,7 +31,8 @@ HEALTHY = "digits"
 TOO_HIGH = 100.0
 TOO_HIGH_STEPS = 200
 DOOMED = "digits-too-fast"
-START = 120.0  # seconds that a script may take to its first line of resmon; importing torch from a cold disk is slow
+SCRIPT_START = 120.0  # seconds to the script's first line of resmon; importing torch from a cold disk is slow
+AGENT_START = 20.0
 
 
 def run_demo(console: Console, directory: Path, seconds: float) -> None:
@@ -67,14 +68,18 @@ def _example(name: str) -> Path:
 
 
 def _served(environment: dict[str, str]) -> str | None:
-    """Where the metrics are; the agent is started now, so that the address can be told before the training begins."""
+    """Where the metrics are. The agent is started now, so that the address can be told before the training begins."""
     settings = Settings.of(agent=environment.get("RESMON_AGENT"))
     if settings.agent == "off":
         return None
-    try:
-        return f"{find_or_start(settings)}/metrics"
-    except AgentError as error:
-        return f"none, {error}"
+    find_or_start(settings)
+    limit = time.monotonic() + AGENT_START
+    while time.monotonic() < limit:
+        serving = runtime.serving(runtime.folder())
+        if serving is not None and serving.url and not serving.leaving:
+            return f"{serving.url}/metrics"
+        time.sleep(0.05)
+    raise AgentError(f"the agent was started and does not answer; {runtime.folder() / runtime.LOG} may tell why.")
 
 
 def _train(
@@ -91,7 +96,7 @@ def _train(
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         process = subprocess.Popen([sys.executable, str(script), *arguments], env=environment, stdout=output, stderr=output)
         try:
-            limit = time.monotonic() + START
+            limit = time.monotonic() + SCRIPT_START
             while max(attempts(folder), default=0) == before and process.poll() is None and time.monotonic() < limit:
                 time.sleep(0.05)
             newest, path = max(attempts(folder).items(), default=(0, folder))
@@ -132,7 +137,7 @@ def _say_what_next(console: Console, directory: Path, served: str | None) -> Non
         (f"resmon tail {DOOMED}{option}", "the last view again; for a live run it moves"),
     ]
     if served and served.startswith("http"):
-        commands.append((f"curl -s {served} | grep branch_skip_ratio", "what Prometheus scrapes"))
+        commands.append((f"curl -s {served} | grep branch_skip_ratio", "what Prometheus scrapes, until the agent leaves, some 90 seconds after the last run"))
     path = directory / HEALTHY
     commands.append((f"python -c \"import resmon; print(resmon.load('{path}').blocks().tail(9))\"", "every step as a pandas frame"))
     _say(console, "What to do next", "")

@@ -130,6 +130,8 @@ def how_it_ended(follower: Follower, newest: StepRecord | None) -> RunEnd:
     if follower.end is not None:
         return follower.end
     when, step = (newest.time, newest.step) if newest else (follower.info.started, None)
+    if not follower.folder.is_dir():
+        return RunEnd("unknown", when, step, "the run's folder was removed")
     if follower.info.boot_id != layout.boot_id() and follower.info.host != socket.gethostname():
         return RunEnd("unknown", when, step, f"there is no end mark, and {follower.info.host} would have to be asked for the process")
     return RunEnd("killed", when, step, "the process is gone and left no end mark")

@@ -83,12 +83,10 @@ class Monitor:
     def __init__(self, models: dict[str, nn.Module], optimizer: Optimizer | None, settings: Settings) -> None:
         self._ended = False
         self._process = os.getpid()
-        self._writer: FlightWriter | None = None
-        sink = _Late()
+        # First what can refuse its arguments: nothing is on disk, and no other monitor closed, before they are known to do.
         self._session = Session(
             models,
             optimizer,
-            sink,
             start_step=settings.start_step,
             include=settings.include,
             exclude=settings.exclude,
@@ -99,7 +97,7 @@ class Monitor:
                 log.warning("resmon: the model is watched already; that monitor is closed and this one goes on")
                 _monitors[model].close()
         rank, world_size = process.rank_and_world()
-        run = settings.run or time.strftime("%Y%m%d-%H%M%S")
+        run = time.strftime("%Y%m%d-%H%M%S") if settings.run is None else settings.run
         launch = _launch(world_size)
         folder, attempt = claim(settings.directory.absolute(), run, launch, rank)
         info = RunInfo(
@@ -122,9 +120,9 @@ class Monitor:
             git_commit=_git_commit(),
             seed=process.seed(),
         )
-        sink.writer = self._writer = FlightWriter(folder, info, settings.budget)
+        self._writer = FlightWriter(folder, info, settings.budget)
         self._directory = folder.parent.parent
-        self._session.attach()
+        self._session.attach(self._writer)
         for model in models.values():
             _monitors[model] = self
         atexit.register(self._interpreter_exits)
@@ -184,25 +182,9 @@ class Monitor:
         self._session.finish()
         self._session.detach()
         try:
-            if self._writer is not None:
-                self._writer.end(RunEnd(outcome, time.time(), self._session.last_step, reason))
+            self._writer.end(RunEnd(outcome, time.time(), self._session.last_step, reason))
         except OSError as error:
             log.warning("resmon: the end of the run could not be written: %s", error)
-
-
-class _Late:
-    """The session's sink, which exists before the flight does: nothing is on disk while an argument can still be refused."""
-
-    writer: FlightWriter
-
-    def sites(self, sites: Any) -> None:
-        self.writer.sites(sites)
-
-    def step(self, record: Any) -> None:
-        self.writer.step(record)
-
-    def scalars(self, record: Any) -> None:
-        self.writer.scalars(record)
 
 
 def _outcome(error: BaseException | None) -> tuple[Outcome, str]:

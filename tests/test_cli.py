@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from resmon import __version__
 from resmon.cli import VERBS, _age, _size, main
+from resmon.errors import FlightError
+from resmon.flight.layout import boot_id, claim
+from resmon.flight.writer import FlightWriter
+from resmon.records import BLOCK_VALUES, RunEnd, ScalarRecord
+from resmon.tail import Tail, find_run, summaries
+from tests.synthetic import Training, info, sites
 
 ROOT = Path(__file__).parent.parent
 
@@ -172,3 +180,152 @@ def test_sizes(size: float, shown: str) -> None:
 @pytest.mark.parametrize(("seconds", "shown"), [(-1, "0 s"), (59, "59 s"), (90, "2 min"), (7200, "2 h"), (200_000, "2 d")])
 def test_ages(seconds: float, shown: str) -> None:
     assert _age(seconds) == shown
+
+
+def record(directory: Path, run: str, steps: int = 5, end: RunEnd | None = None, blocks: int = 3) -> FlightWriter:
+    """A real flight, written by this process; without `end` it is still under way."""
+    folder, attempt = claim(directory, run, "launch", 0)
+    writer = FlightWriter(folder, info(run=run, attempt=attempt, started=time.time(), boot_id=boot_id()), 16 << 20)
+    training = Training(sites(blocks), start=time.time() - steps * 0.25)
+    writer.sites(training.sites)
+    for step in range(steps):
+        writer.step(training.step())
+        writer.scalars(ScalarRecord(step, training.now, {"loss": 1.0 / (step + 1)}))
+    if end is not None:
+        writer.end(end)
+    return writer
+
+
+# Records without end, says when it has begun, and waits to be killed.
+DOOMED = """
+import sys, time
+from pathlib import Path
+from tests.test_cli import record
+writer = record(Path(sys.argv[1]), "doomed")
+print("recorded", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def doomed(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", DOOMED, str(tmp_path)], env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "recorded\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_ls_lists_runs_newest_last(tmp_path: Path) -> None:
+    record(tmp_path, "one", 5, RunEnd("finished", time.time() - 1, 4))
+    record(tmp_path, "two", 7, RunEnd("out_of_memory", time.time(), 6))
+    record(tmp_path, "two", 3, RunEnd("interrupted", time.time(), 2))
+    result = resmon("ls", str(tmp_path), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    head, *rows = [line.split() for line in result.stdout.splitlines()]
+    assert head == ["run", "attempt", "outcome", "steps", "loss", "blocks", "size", "age"]
+    found = {row[0]: row[1:6] for row in rows}
+    assert found == {"one": ["1", "finished", "5", "0.2", "3"], "two": ["2", "interrupted", "3", "0.3333", "3"]}
+
+
+def test_ls_and_tail_tell_running_from_killed(tmp_path: Path, doomed: subprocess.Popen[str]) -> None:
+    assert summaries(tmp_path)[0].outcome == "running"
+    assert "● running" in resmon("tail", "doomed", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
+    doomed.kill()
+    doomed.wait()
+    assert summaries(tmp_path)[0].outcome == "killed"
+    shown = resmon("tail", "doomed", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
+    assert "■ killed" in shown and "step 4 " in shown and "left no end mark" in shown
+
+
+def test_tail_follows_a_live_run_until_it_ends(tmp_path: Path) -> None:
+    folder, _ = claim(tmp_path, "live", "launch", 0)
+    tail = Tail(folder.parent)
+    assert tail.poll().info is None and isinstance(tail.error, FlightError)  # the rank has no info yet
+    writer = FlightWriter(folder, info(run="live", boot_id=boot_id()), 16 << 20)
+    training = Training(sites(2))
+    writer.sites(training.sites)
+    for step in range(3):
+        writer.step(training.step())
+        view = tail.poll()
+        assert view.end is None and view.record is not None and view.record.step == step
+    writer.step(training.step(forward=[1]))
+    writer.end(RunEnd("failed", 2000.0, 3, "ValueError: that was it"))
+    view = tail.poll()
+    assert view.end is not None and view.end.outcome == "failed"
+    assert [(finding.block, finding.state) for finding in view.findings.values()] == [("h.1", "closed")]
+
+
+def test_a_run_whose_folder_is_removed_is_not_called_killed(tmp_path: Path) -> None:
+    record(tmp_path, "gone")
+    tail = Tail(find_run("gone", tmp_path))
+    assert tail.poll().end is None
+    shutil.rmtree(tmp_path / "gone")
+    end = tail.poll().end
+    assert end is not None and (end.outcome, end.reason) == ("unknown", "the run's folder was removed")
+
+
+def test_tail_merges_the_ranks_of_one_step(tmp_path: Path) -> None:
+    writers, trainings = [], []
+    for rank in range(2):
+        folder, _ = claim(tmp_path, "two-ranks", "launch", rank)
+        writers.append(FlightWriter(folder, info(rank=rank, world_size=2), 16 << 20))
+        trainings.append(Training(sites(2), seed=rank))
+        writers[-1].sites(trainings[-1].sites)
+    tail = Tail(folder.parent)
+    records = [training.step() for training in trainings]
+    writers[0].step(records[0])
+    assert tail.poll().merged is None  # the other rank has not reached the step
+    writers[1].step(records[1])
+    merged = tail.poll().merged
+    assert merged is not None
+    gradient = BLOCK_VALUES.index("gradient_square")
+    expected = np.sqrt(records[0].blocks[gradient] + records[1].blocks[gradient])
+    np.testing.assert_allclose(merged.gauges["gradient_norm"].values, expected)
+    for writer, outcome in zip(writers, ("finished", "failed"), strict=True):
+        writer.end(RunEnd(outcome, 2000.0, 0))  # type: ignore[arg-type]
+    end = tail.poll().end
+    assert end is not None and end.outcome == "failed"
+
+
+def test_tail_takes_a_name_a_folder_or_an_attempt(tmp_path: Path) -> None:
+    for _ in range(2):
+        record(tmp_path, "a/b\nc", end=RunEnd("finished", time.time(), 4))
+    folder = next(path for path in tmp_path.iterdir())
+    newest = folder / "attempt-0002"
+    assert find_run("a/b\nc", tmp_path) == newest
+    assert find_run(str(folder), Path("elsewhere")) == newest
+    assert find_run(str(folder / "attempt-0001"), Path("elsewhere")) == folder / "attempt-0001"
+
+
+def test_tail_shows_what_a_damaged_flight_still_holds(tmp_path: Path) -> None:
+    record(tmp_path, "cut", 5, RunEnd("finished", time.time(), 4))
+    segment = next(tmp_path.rglob("steps-*.arrow"))
+    segment.write_bytes(segment.read_bytes()[:-100])
+    assert "step 3 " in resmon("tail", "cut", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tail", "digitz"], "there is no run 'digitz' in runs. It holds digits."),
+        (["tail", "digits", "-d", "nowhere"], "there is no folder nowhere"),
+        (["ls", "nowhere"], "there is no folder nowhere"),
+        (["tail", "broken", "--once"], "info.json is missing or damaged"),
+    ],
+)
+def test_what_is_not_there_is_said(arguments: list[str], message: str, tmp_path: Path) -> None:
+    record(tmp_path / "runs", "digits", end=RunEnd("finished", time.time(), 4))
+    if "broken" in arguments:
+        record(tmp_path / "runs", "broken", end=RunEnd("finished", time.time(), 4))
+        next(tmp_path.glob("runs/broken/*/*/info.json")).write_text("{")
+        assert "unreadable" in resmon("ls", cwd=tmp_path).stdout
+    result = resmon(*arguments, cwd=tmp_path)
+    assert result.returncode == 2 and message in " ".join(result.stderr.split())
+
+
+def test_ls_of_no_runs_says_how_to_make_one(tmp_path: Path) -> None:
+    result = resmon("ls", cwd=tmp_path)
+    assert result.returncode == 0 and "no runs in runs" in result.stdout

@@ -61,7 +61,7 @@ def end_of(directory: Path, attempt: int = 1) -> dict[str, object] | None:
         ("step(0); step(1); raise ValueError('boom')", "failed", "ValueError: boom"),
         ("step(0); step(1)\nwith monitor: raise ValueError('boom')", "failed", "ValueError: boom"),
         ("step(0); step(1)\ntry:\n  with monitor: raise ValueError('boom')\nexcept ValueError: pass", "failed", "ValueError: boom"),
-        ("step(0); step(1); sys.exit(3)", "failed", "SystemExit: 3"),
+        ("step(0); step(1)\nwith monitor: sys.exit(3)", "failed", "SystemExit: 3"),
         ("step(0); step(1); raise KeyboardInterrupt", "interrupted", "KeyboardInterrupt: "),
         ("step(0); step(1); os.kill(os.getpid(), signal.SIGKILL)", None, None),
     ],

@@ -58,7 +58,7 @@ def folder() -> Path:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise AgentError(
                 f"the runtime folder {path} is not a folder that is yours alone (owner {found.st_uid}, mode "
-                f"{stat.filemode(found.st_mode)}), so it is not used. Remove it or take away the others' right to write. {CHANGE_IT}"
+                f"{stat.filemode(found.st_mode)}) and is not used. Remove it, or take away the others' right to write. {CHANGE_IT}"
             )
         (path / RUNS).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:

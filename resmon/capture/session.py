@@ -63,7 +63,6 @@ class Session:
         self,
         models: Mapping[str, nn.Module],
         optimizer: Optimizer | None,
-        sink: Sink,
         *,
         start_step: int = 0,
         include: Sequence[str] = (),
@@ -73,7 +72,7 @@ class Session:
         _check(models, optimizer)
         self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent
         self._optimizer = optimizer
-        self._sink: Sink | None = sink
+        self._sink: Sink | None = None
         self._watches = [
             ModelWatch(self, key, model, include=include, exclude=exclude, sample=sample) for key, model in models.items()
         ]
@@ -97,7 +96,9 @@ class Session:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
-    def attach(self) -> None:
+    def attach(self, sink: Sink) -> None:
+        """Put the hooks on, and give the records to `sink` from here on."""
+        self._sink = sink
         for watch in self._watches:
             watch.attach()
         if self._optimizer is not None:

@@ -340,7 +340,8 @@ class Flight:
             order = np.lexsort((site, step))
             step, site = step[order], site[order]
             begins = np.flatnonzero(np.r_[True, (np.diff(step) != 0) | (np.diff(site) != 0)])
-            counts, sums = np.add.reduceat(counts[order], begins), np.add.reduceat(sums[order], begins)
+            counts = np.add.reduceat(counts[order], begins, dtype=np.int32)
+            sums = np.add.reduceat(sums[order], begins)
             step, site = step[begins], site[begins]
         columns: dict[str, pa.Array] = {"step": pa.array(step), "block": _labels(site, [site.name for site in self.sites])}
         for i, name in enumerate(MAGNITUDE_NAMES):

@@ -62,9 +62,9 @@ class Watched:
         self.model = model
         self.optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         self.sink = Memory()
-        self.session = Session({"": model}, self.optimizer, self.sink, **options)  # type: ignore[arg-type]
+        self.session = Session({"": model}, self.optimizer, **options)  # type: ignore[arg-type]
         if watched:
-            self.session.attach()
+            self.session.attach(self.sink)
 
     def step(self, *batches: Tensor) -> StepRecord | None:
         self.optimizer.zero_grad()
@@ -486,8 +486,8 @@ def test_what_is_logged_finds_its_step(caplog: pytest.LogCaptureFixture) -> None
 def test_steps_without_an_optimizer() -> None:
     model = nn.Sequential(nn.Linear(8, 8), models.Alpha(8))
     sink = Memory()
-    session = Session({"": model}, None, sink)
-    session.attach()
+    session = Session({"": model}, None)
+    session.attach(sink)
     for _ in range(2):
         model(torch.randn(4, 8)).sum().backward()
         session.before_step()
@@ -500,8 +500,8 @@ def test_an_optimizer_with_a_closure() -> None:
     model = nn.Sequential(nn.Linear(8, 8), models.Alpha(8))
     sink = Memory()
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
-    session = Session({"": model}, optimizer, sink)
-    session.attach()
+    session = Session({"": model}, optimizer)
+    session.attach(sink)
     batch = torch.randn(4, 8)
 
     def closure() -> Tensor:
@@ -520,8 +520,8 @@ def test_several_models() -> None:
     generator, critic = nn.Sequential(nn.Linear(8, 8), models.Alpha(8)), nn.Sequential(models.TwoAdds(8), nn.Linear(8, 1))
     sink = Memory()
     optimizer = torch.optim.SGD([*generator.parameters(), *critic.parameters()], lr=0.1)
-    session = Session({"g": generator, "c": critic}, optimizer, sink)
-    session.attach()
+    session = Session({"g": generator, "c": critic}, optimizer)
+    session.attach(sink)
     for _ in range(3):
         critic(generator(torch.randn(4, 8))).mean().backward()
         optimizer.step()
@@ -585,7 +585,7 @@ def test_a_forked_child_writes_nothing() -> None:
 )
 def test_arguments_that_cannot_be_used(model: object, optimizer: object, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
-        Session({"": model}, optimizer, Memory())  # type: ignore[dict-item, arg-type]
+        Session({"": model}, optimizer)  # type: ignore[dict-item, arg-type]
 
 
 def test_functional_dropout_in_a_published_model() -> None:
@@ -610,8 +610,8 @@ def test_functional_dropout_in_a_published_model() -> None:
 
     sink = Memory()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    session = Session({"": model}, optimizer, sink)
-    session.attach()
+    session = Session({"": model}, optimizer)
+    session.attach(sink)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "dropout", dropout)
         for _ in range(2):

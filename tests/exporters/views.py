@@ -33,7 +33,9 @@ def run(
     findings: tuple[tuple[Finding, bool], ...] = (),
 ) -> RunView:
     info = info or synthetic.info()
-    return RunView(info.run, info, None, (RankView(0, records[-1]),), table(sites, records), 2.0, scores or {"loss": 1.5}, 2.5, findings)
+    return RunView(
+        info.run, info, None, (RankView(0, records[-1]),), table(sites, records), 2.0, scores or {"loss": 1.5}, 2.5, findings
+    )
 
 
 def agent(*runs: RunView) -> AgentView:
