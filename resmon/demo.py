@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from resmon.agent import find_or_start, runtime
@@ -148,6 +147,6 @@ def _say_what_next(console: Console, directory: Path, served: str | None) -> Non
 
 
 def _say(console: Console, title: str, text: str) -> None:
-    console.print(Padding(Text(title, style="bold"), (1, 0, 0, 0)))
+    console.print(Text(f"\n{title}", style="bold"))
     if text:
         console.print(text, highlight=False)

@@ -54,8 +54,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003, pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
@@ -71,5 +71,5 @@ class Settings(BaseSettings):
             nits = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
             raise ConfigurationError(
                 f"settings that cannot be used: {nits}. They come from the call's arguments, RESMON_* environment variables "
-                f"or resmon.toml in {os.getcwd()}; correct them there."
+                f"or resmon.toml in {Path.cwd()}; correct them there."
             ) from error

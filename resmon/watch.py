@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import resmon
 from resmon.agent import find_or_start, register
@@ -53,7 +53,7 @@ def watch(
     """Watch the residual blocks of `model` from here on, and record every step.
 
     `model` is the module that the loop calls, or a dict of several. A step ends when `optimizer` steps; without one the loop
-    calls `Monitor.step()`. The other arguments are those of `resmon.settings.Settings`, where each is explained; one that is not given
+    calls `Monitor.step()`. The other arguments are those of `resmon.settings.Settings`, where each is explained; one not given
     comes from its RESMON_* environment variable, then from resmon.toml, then from its default.
 
     The residual sites are found in the first forward pass that builds a graph; until then `Monitor.sites` is empty. A model that
@@ -116,7 +116,7 @@ class Monitor:
             python=platform.python_version(),
             torch=process.torch_version(),
             command=tuple(sys.argv),
-            working_directory=os.getcwd(),
+            working_directory=str(Path.cwd()),
             git_commit=_git_commit(),
             seed=process.seed(),
         )
@@ -149,7 +149,7 @@ class Monitor:
             self._session.log(scalars)
 
     def step(self) -> None:
-        """End a step, in a loop whose optimizer `watch` was not given. Call it after the backward pass, before gradients are cleared."""
+        """End a step, where `watch` was given no optimizer. Call it after the backward pass, before gradients are cleared."""
         if self._is_open():
             self._session.before_step()
             self._session.after_step()
@@ -158,7 +158,7 @@ class Monitor:
         """The run is finished: take every hook off the model and write the end mark. Closing twice does nothing."""
         self._end("finished", "")
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -168,7 +168,8 @@ class Monitor:
         return not self._ended and os.getpid() == self._process
 
     def _interpreter_exits(self) -> None:
-        # An exception that nobody caught has been printed by now and stands in sys.last_value; in an interactive session it is just the newest of many.
+        # An exception that nobody caught has been printed by now and stands in sys.last_value. In an interactive session it is
+        # just the newest of many; sys.exit(3) leaves no trace there, and only `with` sees it.
         error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
         self._end(*_outcome(error))
 
@@ -223,7 +224,7 @@ def _launch(world_size: int) -> str:
 
 def _git_commit() -> str | None:
     try:
-        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=2, check=False)
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=2, check=False)  # noqa: S607, whichever git the user has
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip() or None if result.returncode == 0 else None

@@ -173,7 +173,7 @@ class Trace(TorchFunctionMode):
                 self._handles.append(module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True))
         self._wrap_function_apply()
         self._enter_module(self._model, args, kwargs)
-        self.__enter__()
+        self.__enter__()  # type: ignore[no-untyped-call]
 
     def finish(self, output: Any) -> None:
         """Also after a forward that raised, with whatever output; every trace of the trace is gone afterwards."""
@@ -181,7 +181,7 @@ class Trace(TorchFunctionMode):
             return
         if _get_current_function_mode() is self:  # not so after an interrupt that its owner has cleared away
             self.__exit__(None, None, None)
-        setattr(torch.autograd.Function, "apply", self._function_apply)
+        torch.autograd.Function.apply = self._function_apply  # type: ignore[method-assign]
         self._function_apply = None
         for handle in self._handles:
             handle.remove()
@@ -205,7 +205,7 @@ class Trace(TorchFunctionMode):
             return result
 
         self._function_apply = original
-        setattr(torch.autograd.Function, "apply", classmethod(apply))
+        torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
 
     # -- modules -------------------------------------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ def _name(func: Any) -> str:
 
 
 def _subsamples(index: Any) -> bool:
-    """Whether x[index] keeps every n-th element along some dimensions and everything along the others, as a strided pooling does."""
+    """Whether x[index] keeps every n-th element along some dimensions and all along the others, as strided pooling does."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(part is ... or (isinstance(part, slice) and part.start is None and part.stop is None) for part in parts)
 

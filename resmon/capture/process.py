@@ -9,7 +9,7 @@ import torch.distributed
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank and how many there are: torch.distributed knows where it is initialised, else the launcher's environment."""
+    """This rank and how many there are: from torch.distributed where it is initialised, else from the launcher's environment."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):

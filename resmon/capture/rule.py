@@ -22,28 +22,30 @@ from dataclasses import dataclass
 from resmon.capture.dataflow import Add, Node
 from resmon.records import SiteKind
 
-_ARITHMETIC = frozenset(
-    """add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __rsub__ __isub__ rsub mul mul_ __mul__ __rmul__ __imul__ div div_ __truediv__
-    __rtruediv__ __itruediv__ true_divide addcmul addcmul_ addcdiv lerp lerp_ pow __pow__ where neg __neg__""".split()
-)
+# Names of torch functions and tensor methods, in all their spellings.
+_ADDING = frozenset("add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __isub__".split())
 _SCALING = frozenset(
     "mul mul_ __mul__ __rmul__ __imul__ multiply div div_ __truediv__ __itruediv__ true_divide divide neg __neg__".split()
 )
-_ADDING = frozenset("add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __isub__".split())
+_ARITHMETIC = (
+    _ADDING | _SCALING | frozenset("__rsub__ rsub __rtruediv__ addcmul addcmul_ addcdiv lerp lerp_ pow __pow__ where".split())
+)
 # The same numbers in another order, layout or precision.
 _REARRANGING = frozenset(
-    """view reshape permute transpose transpose_ swapaxes swapdims movedim moveaxis t T mT flatten unflatten squeeze unsqueeze contiguous clone
-    to type type_as float half bfloat16 double view_as reshape_as alias cuda cpu identity requires_grad_""".split()
+    """view reshape permute transpose transpose_ swapaxes swapdims movedim moveaxis t T mT flatten unflatten squeeze unsqueeze
+    contiguous clone to type type_as float half bfloat16 double view_as reshape_as alias cuda cpu identity requires_grad_""".split()
 )
 _AFFINE = (
     _REARRANGING
     | _SCALING
     | _ADDING
     | frozenset(
-        """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm mm bmm matmul __matmul__ __rmatmul__ einsum
+        """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+        addmm mm bmm matmul __matmul__ __rmatmul__ einsum
         batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm
-        avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d mean sum lp_pool1d lp_pool2d
-        max_pool1d max_pool2d max_pool3d boolean_dispatch _max_pool1d _max_pool2d _max_pool3d adaptive_max_pool1d adaptive_max_pool2d amax max
+        mean sum amax max avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d lp_pool1d lp_pool2d
+        boolean_dispatch _max_pool1d _max_pool2d _max_pool3d
+        adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
         subsample pad interpolate upsample upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle
         dropout dropout_ dropout1d dropout2d dropout3d feature_dropout alpha_dropout expand expand_as""".split()
     )

@@ -345,7 +345,7 @@ def _parameters(models: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parameter
     return [(_key(key, name), parameter) for key, model in models.items() for name, parameter in model.named_parameters()]
 
 
-def _check(models: Mapping[str, nn.Module], optimizer: Optimizer | None) -> None:
+def _check(models: Mapping[str, Any], optimizer: Any) -> None:
     for key, model in models.items():
         if not isinstance(model, nn.Module):
             what = f"model {key!r} is" if key else "the model is"
@@ -360,8 +360,8 @@ def _check(models: Mapping[str, nn.Module], optimizer: Optimizer | None) -> None
     owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     if owned.isdisjoint(id(parameter) for model in models.values() for parameter in model.parameters()):
         raise ConfigurationError(
-            "the optimizer owns none of the model's parameters, so that its steps say nothing of the model. Pass the optimizer that "
-            "was made from this model's parameters(); one made before the model was replaced or converted owns the old ones."
+            "the optimizer owns none of the model's parameters, so that its steps say nothing of the model. Pass the optimizer "
+            "that was made from this model's parameters(); one made before the model was replaced or converted owns the old ones."
         )
 
 

@@ -1,10 +1,10 @@
 """Sums of squares that are fast and right, for tensors of any layout and floating dtype.
 
 One-shot float32 norms lose accuracy with size, overflow from about 1e19 and vanish below 1e-22 (FACTS.md, "Sums that are fast
-and right"). Here no float32 sum is longer than 262,144 elements, where the norm of the worst of constant, spiked and random tensors
-was off by 5e-5 and ordinary ones by 2e-7, and the parts are added in float64; half precision goes through a small float32 scratch; where a
-part leaves float32's range, and only then, the tensor is read again in float64. So a result that is not finite means that an
-element is not.
+and right"). Here no float32 sum is longer than 262,144 elements (the norm of the worst of constant, spiked and random tensors was
+off by 5e-5, that of ordinary ones by 2e-7), and the parts are added in float64. Half precision goes through a small float32
+scratch. Where a part leaves float32's range, and only then, the tensor is read again in float64: so a result that is not finite
+means that an element is not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def square_sum(tensor: Tensor) -> float:
     numel = tensor.numel()
     if tensor.dtype is torch.float32 and numel <= PIECE and tensor.is_contiguous():
         flat = tensor.view(-1)
-        total: float = torch.dot(flat, flat).item()
+        total = float(torch.dot(flat, flat))
     else:
         total = _any_layout(tensor.detach(), numel)
     if _SAFE_LOW * numel < total < _SAFE_HIGH * numel:

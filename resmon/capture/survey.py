@@ -122,10 +122,8 @@ class Names:
         path = s.frame.path
         inside = path + "." if path else ""
         children = [m[len(inside) :].split(".")[0] for m in s.branch_modules if m.startswith(inside) and m != path]
-        if path:
-            name = f"{path}.{children[-1]}" if several and children else path
-        else:
-            name = children[-1] if children else self._root
+        child = children[-1] if children else ""
+        name = (f"{path}.{child}" if several and child else path) if path else (child or self._root)
         again = f"@{s.frame.call + 1}" if s.frame.call else ""
         taken = set(self._names.values())
         candidate, k = name + again, 2

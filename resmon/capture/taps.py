@@ -300,7 +300,7 @@ class AddMode(Hook, TorchFunctionMode):
         self._adds = 0
         if self._here:
             self._entered = True
-            self.__enter__()
+            self.__enter__()  # type: ignore[no-untyped-call]
 
     def abandon(self) -> None:
         """The module was left without its hook: an interrupt passes by every hook."""
@@ -310,7 +310,7 @@ class AddMode(Hook, TorchFunctionMode):
         if not self._entered:
             return
         self._entered = False
-        self.__exit__(None, None, None)
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         expected = next(iter(self._here.values())).adds
         if self._observing and self._adds not in (0, expected):
             # Another way through the block than the traced one: the ordinals may mean other adds.

@@ -355,7 +355,7 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     counts = np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1)
     run = np.stack([records[name] for name in RUN_VALUES], axis=1)
     run_present = np.stack([present(records, name) for name in RUN_VALUES], axis=1)
-    buckets = np.ascontiguousarray(records["magnitude_buckets"]).reshape(-1, sites, MAGNITUDE_COLUMNS)
+    buckets = np.ascontiguousarray(records["magnitude_buckets"]).reshape(len(records), sites, MAGNITUDE_COLUMNS)
     duration_buckets, nonfinite_steps, magnitude_sum = (
         np.ascontiguousarray(records[name]) for name in ("duration_buckets", "nonfinite_steps", "magnitude_sum")
     )

@@ -1,0 +1,73 @@
+"""What one measurement found: pairs of step times, and the statistics of pairs.
+
+The two steps of a pair follow each other at once, so what slows the machine for longer than a step slows both, and falls out of
+their ratio. Medians and quartiles, because the rest of the noise is one-sided and has long tails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median, quantiles
+
+
+@dataclass(frozen=True, slots=True)
+class Quartiles:
+    lower: float
+    median: float
+    upper: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Quartiles:
+        """Interpolated between the values, which are taken as the whole population; one value is all three."""
+        data = list(values)
+        if not data:
+            raise ValueError("quartiles of no values; measure at least one pair")
+        if len(data) == 1:
+            return cls(data[0], data[0], data[0])
+        return cls(*quantiles(data, n=4, method="inclusive"))
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One workload with one observer. Times are in seconds."""
+
+    workload: str
+    observer: str
+    sites: int
+    bare: list[float]  # a pair is bare[i] and watched[i]
+    watched: list[float]
+    own: list[float] = field(default_factory=list)  # the observer's own account of the same steps; empty where it keeps none
+    background: float | None = None  # CPU seconds that other processes worked for the observer; None where it cannot be seen
+    same_weights: bool = False  # whether both models ended equal to the last bit
+
+    def __post_init__(self) -> None:
+        if len(self.bare) != len(self.watched):
+            raise ValueError(f"{len(self.bare)} bare steps and {len(self.watched)} watched ones are no pairs")
+
+    @property
+    def step(self) -> float:
+        """The median bare step."""
+        return median(self.bare)
+
+    @property
+    def ratio(self) -> Quartiles:
+        return Quartiles.of(watched / bare for bare, watched in zip(self.bare, self.watched, strict=True))
+
+    @property
+    def per_site(self) -> Quartiles:
+        """Microseconds per residual site and step."""
+        return Quartiles.of((watched - bare) / self.sites * 1e6 for bare, watched in zip(self.bare, self.watched, strict=True))
+
+    @property
+    def own_ratio(self) -> float | None:
+        """The ratio of step times by the observer's own account."""
+        return 1 + median(self.own) / self.step if self.own else None
+
+    @property
+    def own_per_site(self) -> float | None:
+        return median(self.own) / self.sites * 1e6 if self.own else None
+
+    @property
+    def background_per_step(self) -> float | None:
+        return None if self.background is None else self.background / len(self.watched)

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from resmon.detectors import DETECTORS, Detector
+from resmon.detectors.nonfinite import CALM, NonFinite
+from resmon.records import BLOCK_VALUES, Finding, ScalarRecord, StepRecord
+from tests.synthetic import Training, sites
+
+NAN, INF = float("nan"), float("inf")
+
+
+class Watched:
+    """A detector and the training that it watches."""
+
+    def __init__(self, training: Training | None = None) -> None:
+        self.training = training or Training(sites(5))
+        self.detector = NonFinite()
+
+    def step(self, **what: object) -> list[Finding]:
+        return self.take(self.training.step(**what))  # type: ignore[arg-type]
+
+    def take(self, record: StepRecord) -> list[Finding]:
+        return list(self.detector.step(record, self.training.sites))
+
+    def steps(self, count: int, **what: object) -> list[Finding]:
+        return [event for _ in range(count) for event in self.step(**what)]
+
+    def loss(self, value: float, step: int | None = None) -> list[Finding]:
+        at = self.training.steps - 1 if step is None else step
+        return list(self.detector.scalars(ScalarRecord(at, self.training.now, {"loss": value})))
+
+
+def only(events: Iterable[Finding]) -> Finding:
+    (event,) = events
+    return event
+
+
+def test_a_healthy_run_brings_nothing() -> None:
+    watched = Watched()
+    assert watched.steps(100) == []
+    assert watched.loss(1.0) == []
+    assert list(watched.detector.end(99, 0.0)) == []
+
+
+def test_forward_names_the_first_site_and_its_followers() -> None:
+    watched = Watched()
+    watched.steps(10)
+    finding = only(watched.step(forward=[2, 3, 4], backward=[0, 1, 2, 3, 4]))
+    assert (finding.state, finding.kind, finding.severity, finding.block) == ("opened", "nonfinite", "page", "h.2")
+    assert finding.opened_step == finding.step == 10
+    assert finding.evidence["direction"] == "forward"
+    assert finding.evidence["born_before"] is False
+    assert finding.evidence["nonfinite_forward"] == 3
+    assert finding.evidence["elements"] == 32
+    assert finding.evidence["followers"] == ["h.0", "h.1", "h.3", "h.4"]
+    assert "h.2 went non-finite first, at step 10" in finding.summary
+    assert "3 of 32 elements" in finding.seen
+
+
+def test_forward_says_that_it_was_born_before_the_block() -> None:
+    watched = Watched()
+    watched.steps(3)
+    finding = only(watched.step(forward=[0, 1], values={("skip_square", 0): NAN}))
+    assert finding.block == "h.0"
+    assert finding.evidence["born_before"] is True
+    assert "born before" in finding.summary
+
+
+def test_backward_names_the_last_site() -> None:
+    watched = Watched()
+    watched.steps(3)
+    finding = only(watched.step(backward=[0, 1, 2], values={("gradient_square", i): NAN for i in (0, 1, 2, 3)}))
+    assert finding.block == "h.2"
+    assert finding.evidence["direction"] == "backward"
+    assert "h.3, whose output gradient was still finite" in finding.summary
+
+
+def test_backward_from_the_loss() -> None:
+    finding = only(Watched().step(backward=range(5)))
+    assert finding.block == "h.4"
+    assert "the head or the loss" in finding.summary
+
+
+def test_parameter_gradients_alone_name_the_last_site() -> None:
+    finding = only(Watched().step(values={("gradient_square", 1): INF, ("gradient_square", 3): NAN}))
+    assert finding.block == "h.3"
+    assert finding.evidence["direction"] == "parameter_gradients"
+
+
+@pytest.mark.parametrize("value", ["skip_square", "branch_square", "output_square", "output_gradient_square"])
+def test_a_norm_that_overflowed_on_finite_elements_is_no_fault(value: str) -> None:
+    assert Watched().step(values={(value, 1): INF}) == []
+
+
+@pytest.mark.parametrize("value", BLOCK_VALUES)
+def test_any_nan_square_is_one(value: str) -> None:
+    assert only(Watched().step(values={(value, 1): NAN})).block == "h.1"
+
+
+@pytest.mark.parametrize("value", BLOCK_VALUES)
+def test_what_is_absent_says_nothing(value: str) -> None:
+    assert Watched().step(values={(value, 1): NAN}, absent=[(value, 1)]) == []
+
+
+def test_the_evidence_is_the_last_finite_step_against_its_median() -> None:
+    watched = Watched()
+    usual = {("skip_square", 2): 32 * 4.0, ("branch_square", 2): 32 * 1.0, ("gradient_square", 2): 9.0}
+    watched.steps(60, values=usual)
+    watched.step(values={**usual, ("branch_square", 2): 32 * 144.0})
+    finding = only(watched.step(forward=[2]))
+    assert finding.evidence["last_finite_step"] == 60
+    assert finding.evidence["last_finite"]["branch_skip_ratio"] == pytest.approx(6.0)
+    assert finding.evidence["last_finite_over_median"]["branch_skip_ratio"] == pytest.approx(12.0)
+    assert finding.evidence["last_finite_over_median"]["gradient_norm"] == pytest.approx(1.0)
+    assert "branch/skip 6 (12 times its median)" in finding.seen
+
+
+def test_a_block_that_was_never_finite_has_no_such_evidence() -> None:
+    finding = only(Watched().step(forward=[0]))
+    assert finding.evidence["last_finite_step"] is None
+    assert "no finite step of it is known" in finding.seen
+
+
+def test_it_is_updated_once_for_each_spreading_and_closed_when_calm() -> None:
+    watched = Watched()
+    opened = only(watched.step(forward=[2]))
+    assert watched.step(forward=[2]) == []
+    updated = only(watched.step(forward=[2, 3]))
+    assert (updated.state, updated.id, updated.evidence["blocks"]) == ("updated", opened.id, ["h.2", "h.3"])
+    assert watched.steps(5, forward=[2, 3]) == []
+    assert watched.steps(CALM - 1) == []
+    assert watched.step(forward=[3]) == []  # not over yet
+    assert watched.steps(CALM - 1) == []
+    closed = only(watched.step())
+    assert (closed.state, closed.id, closed.evidence["nonfinite_steps"]) == ("closed", opened.id, 9)
+    assert only(watched.step(forward=[2])).id != opened.id
+
+
+def test_the_end_closes_what_is_open() -> None:
+    watched = Watched()
+    opened = only(watched.step(forward=[2]))
+    closed = only(watched.detector.end(7, 1.0))
+    assert (closed.state, closed.id, closed.step) == ("closed", opened.id, 7)
+    assert list(watched.detector.end(8, 2.0)) == []
+
+
+def test_each_model_has_its_own_finding() -> None:
+    watched = Watched(Training((*sites(2, "generator"), *sites(2, "critic"))))
+    events = watched.step(forward=[1, 2])
+    assert [(event.model, event.block) for event in events] == [("generator", "h.1"), ("critic", "h.0")]
+    assert len({event.id for event in events}) == 2
+    assert "of generator" in events[0].summary
+
+
+def test_steps_of_the_other_model_do_not_calm() -> None:
+    watched = Watched(Training((*sites(1, "generator"), *sites(1, "critic"))))
+    watched.step(forward=[0])
+    record = watched.training.step()
+    counts, present = record.counts.copy(), record.blocks_present.copy()
+    counts[:, 0], present[:, 0] = 0, False
+    for _ in range(2 * CALM):
+        record = replace(record, step=record.step + 1, counts=counts, blocks_present=present)
+        assert watched.take(record) == []
+
+
+def test_what_is_remembered_stays_with_its_site_when_sites_appear() -> None:
+    few, more = sites(2), (*sites(1), replace(sites(1)[0], name="new"), sites(2)[1])
+    detector, training = NonFinite(), Training(few)
+    for _ in range(3):
+        record = training.step(values={("branch_square", 1): 32 * 49.0})
+        assert not list(detector.step(record, few))
+    grown = Training(more)
+    grown.steps = 3
+    finding = only(detector.step(grown.step(forward=[2]), more))
+    assert finding.block == "h.1"
+    assert finding.evidence["last_finite_step"] == 2
+    assert finding.evidence["last_finite"]["branch_rms"] == pytest.approx(7.0)
+
+
+def test_a_nonfinite_loss_that_no_block_explains() -> None:
+    watched = Watched()
+    watched.steps(3)
+    opened = only(watched.loss(INF))
+    assert (opened.kind, opened.block, opened.opened_step) == ("nonfinite_loss", "", 2)
+    for _ in range(CALM):
+        watched.step()
+        events = watched.loss(1.0)
+    closed = only(events)
+    assert (closed.state, closed.id) == ("closed", opened.id)
+
+
+def test_a_nonfinite_loss_that_a_block_explains_is_no_second_finding() -> None:
+    watched = Watched()
+    assert only(watched.step(forward=[1])).kind == "nonfinite"
+    assert watched.loss(NAN) == []
+
+
+def test_a_loss_that_comes_before_its_step_waits_for_it() -> None:
+    watched = Watched()
+    watched.step()
+    assert watched.loss(NAN, step=1) == []
+    assert only(watched.step(forward=[1])).kind == "nonfinite"
+    assert watched.loss(NAN, step=2) == []
+    assert [event.kind for event in watched.step()] == ["nonfinite_loss"]
+
+
+def test_a_loss_whose_step_never_came_is_judged_at_the_end() -> None:
+    watched = Watched()
+    assert watched.loss(NAN, step=4) == []
+    assert [(event.kind, event.state) for event in watched.detector.end(4, 1.0)] == [
+        ("nonfinite_loss", "opened"),
+        ("nonfinite_loss", "closed"),
+    ]
+
+
+@pytest.mark.parametrize("make", DETECTORS)
+def test_detectors_are_deterministic_and_their_findings_are_json(make: type[Detector]) -> None:
+    def replay() -> list[str]:
+        training, detector, random = Training(sites(6), seed=3), make(), np.random.default_rng(5)
+        events: list[Finding] = []
+        for _ in range(300):
+            bad = random.random() < 0.1
+            record = training.step(
+                forward=random.choice(6, 2).tolist() if bad else [], backward=random.choice(6, 3).tolist() if bad else []
+            )
+            events += detector.step(record, training.sites)
+            events += detector.scalars(ScalarRecord(record.step, record.time, {"loss": NAN if random.random() < 0.05 else 1.0}))
+        events += detector.end(training.steps - 1, training.now)
+        assert {event.state for event in events} == {"opened", "updated", "closed"}
+        state: dict[str, str] = {}
+        for event in events:  # the life cycle: opened once, then updated, then closed once
+            assert (event.state == "opened") == (event.id not in state)
+            assert state.get(event.id) != "closed"
+            state[event.id] = event.state
+        assert set(state.values()) == {"closed"}
+        return [json.dumps(asdict(event), allow_nan=False) for event in events]
+
+    assert replay() == replay()
