@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,7 +16,8 @@ from rich.text import Text
 
 from resmon.errors import ConfigurationError, ResmonError
 
-Directory = Annotated[Path | None, typer.Option("--directory", "-d", help="Folder of the runs; runs/ unless settings say otherwise.")]
+FOLDER = "Folder of the runs; runs/ unless settings say otherwise."
+Directory = Annotated[Path | None, typer.Option("--directory", "-d", help=FOLDER)]
 
 
 def demo(
@@ -32,7 +32,7 @@ def demo(
 
 def agent(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT to serve on; 127.0.0.1:9699 unless settings say otherwise.")] = None,
-    linger: Annotated[float, typer.Option(min=0.0, help="Seconds that the series of an ended run stay if nobody scrapes them.")] = 90.0,
+    linger: Annotated[float, typer.Option(min=0.0, help="Seconds that an ended run's series stay if nobody scrapes.")] = 90.0,
 ) -> None:
     """Follow the flights of this machine and serve them to Prometheus. `resmon.watch` starts one by itself."""
     from resmon.agent import service
@@ -42,7 +42,7 @@ def agent(
 
 
 def list_runs(
-    directory: Annotated[Path | None, typer.Argument(help="Folder of the runs; runs/ unless settings say otherwise.")] = None,
+    directory: Annotated[Path | None, typer.Argument(help=FOLDER)] = None,
 ) -> None:
     """List the runs of a folder: outcome, steps, newest loss, blocks, size on disk, age."""
     from resmon.tail import summaries
@@ -76,7 +76,7 @@ def inspect(
     input: Annotated[  # noqa: A002, the option's name
         list[str] | None,
         typer.Option(
-            "--input", "-i", help="A random input: a shape, 8,3,32,32, or int:SHAPE:LIMIT for token ids, int:8,128:50257. Once for each."
+            "--input", "-i", help="A random input, once for each: a shape, 8,3,32,32, or token ids, int:8,128:50257 (below 50257)."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -169,7 +169,9 @@ def _print_version(wanted: bool) -> None:
 
 
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")] = False,
+    version: Annotated[  # noqa: ARG001, the callback prints it
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
 ) -> None:
     """What stands before the verb."""
 

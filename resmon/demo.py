@@ -42,7 +42,8 @@ def run_demo(console: Console, directory: Path, seconds: float) -> None:
         environment.setdefault("RESMON_AGENT", "auto")
     served = _served(environment)
 
-    _say(console, "A residual network learns handwritten digits", f"{script} with one line of resmon in it, for {seconds:.0f} seconds.")
+    title = "A residual network learns handwritten digits"
+    _say(console, title, f"{script} with one line of resmon in it, for {seconds:.0f} seconds.")
     console.print(f"Metrics while it runs: {served or 'none, the agent is off'}", highlight=False)
     arguments = ["--run", HEALTHY, "--seconds", str(seconds)]
     _train(console, script, arguments, environment, directory, HEALTHY, goal=seconds)
@@ -136,7 +137,12 @@ def _say_what_next(console: Console, directory: Path, served: str | None) -> Non
         (f"resmon tail {DOOMED}{option}", "the last view again; for a live run it moves"),
     ]
     if served and served.startswith("http"):
-        commands.append((f"curl -s {served} | grep branch_skip_ratio", "what Prometheus scrapes, until the agent leaves, some 90 seconds after the last run"))
+        commands.append(
+            (
+                f"curl -s {served} | grep branch_skip_ratio",
+                "what Prometheus scrapes, until the agent leaves, some 90 seconds after the last run",
+            )
+        )
     path = directory / HEALTHY
     commands.append((f"python -c \"import resmon; print(resmon.load('{path}').blocks().tail(9))\"", "every step as a pandas frame"))
     _say(console, "What to do next", "")

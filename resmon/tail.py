@@ -45,7 +45,11 @@ class Tail:
     def poll(self) -> View:
         """Take in everything that is new."""
         self._find_ranks()
-        while any([self._poll(number, rank) for number, rank in self._ranks.items()]):
+        new = True
+        while new:
+            new = False
+            for number, rank in self._ranks.items():
+                new |= self._poll(number, rank)
             self._settle()
         for finding in self._findings_on_file():
             self._view = self._view.found(finding)
@@ -133,7 +137,7 @@ def how_it_ended(follower: Follower, newest: StepRecord | None) -> RunEnd:
     if not follower.folder.is_dir():
         return RunEnd("unknown", when, step, "the run's folder was removed")
     if follower.info.boot_id != layout.boot_id() and follower.info.host != socket.gethostname():
-        return RunEnd("unknown", when, step, f"there is no end mark, and {follower.info.host} would have to be asked for the process")
+        return RunEnd("unknown", when, step, f"there is no end mark, and only {follower.info.host} knows of the process")
     return RunEnd("killed", when, step, "the process is gone and left no end mark")
 
 

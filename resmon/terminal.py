@@ -1,6 +1,6 @@
 """The live view of a run in a terminal: what `resmon tail` and `resmon demo` show.
 
-A `View` is an immutable value. What the flight says is folded into it (`stepped`, `logged`, `found`, or by dataclasses.replace), and
+A `View` is an immutable value. What the flight says goes into it (`stepped`, `logged`, `found`, or by dataclasses.replace), and
 `frame` draws it at any moment for any width. What it keeps of the past is bounded: a `Trace` thins itself as it grows, so a
 view of a run of a million steps costs what a view of a thousand costs.
 """
@@ -146,12 +146,13 @@ def _nonfinite(sites: Sites, records: Sequence[tuple[Sites, StepRecord]]) -> Boo
 
 def frame(view: View, width: int = 100, height: int | None = None, now: float | None = None) -> RenderableType:
     """The view as something rich can print; `height` bounds the rows (the worst blocks stay), None shows up to 40 blocks."""
-    parts: list[RenderableType] = [_title(view, time.time() if now is None else now)]
+    now = time.time() if now is None else now
+    parts: list[RenderableType] = [_title(view, now)]
     if view.goal is not None and view.end is None:
-        parts.append(_progress(view, time.time() if now is None else now, width))
+        parts.append(_progress(view, view.goal, now, width))
     parts.append(_figures(view, width))
     findings = [_finding(finding) for finding in view.findings.values()]
-    room = 40 if height is None else max(3, height - 12 - (view.goal is not None and view.end is None) - 3 * len(findings))
+    room = 40 if height is None else max(3, height - 10 - len(parts) - 3 * len(findings))
     parts.append(_blocks(view, width, room))
     parts.extend(findings)
     return Panel(Group(*parts), border_style="red" if findings else "dim", padding=(0, 1), width=width)
@@ -182,12 +183,11 @@ def _title(view: View, now: float) -> RenderableType:
     return row
 
 
-def _progress(view: View, now: float, width: int) -> RenderableType:
-    assert view.goal is not None
-    passed = min(max(now - view.info.started, 0.0), view.goal) if view.info else 0.0
+def _progress(view: View, goal: float, now: float, width: int) -> RenderableType:
+    passed = min(max(now - view.info.started, 0.0), goal) if view.info else 0.0
     row = Table.grid(padding=(0, 1))
-    label = f"{passed:.0f} of {view.goal:.0f} s"
-    row.add_row(ProgressBar(view.goal, passed, width=max(10, width - 6 - len(label))), Text(label, style="dim"))
+    label = f"{passed:.0f} of {goal:.0f} s"
+    row.add_row(ProgressBar(goal, passed, width=max(10, width - 6 - len(label))), Text(label, style="dim"))
     return row
 
 

@@ -173,8 +173,10 @@ def test_nothing_happens_at_import(tmp_path: Path) -> None:
 import importlib, os, threading
 for module in {[m for m in modules() if not m.endswith("__main__")]}:
     importlib.import_module(module)
-sockets = [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{{fd}}") and "socket:" in os.readlink(f"/proc/self/fd/{{fd}}")]
-print([t.name for t in threading.enumerate()], sockets, open(f"/proc/self/task/{{os.getpid()}}/children").read().split(), os.listdir())
+descriptors = [os.readlink(entry) for entry in os.scandir("/proc/self/fd") if os.path.lexists(entry)]
+sockets = [descriptor for descriptor in descriptors if "socket:" in descriptor]
+children = open(f"/proc/self/task/{{os.getpid()}}/children").read().split()
+print([thread.name for thread in threading.enumerate()], sockets, children, os.listdir())
 """
     assert python(code, tmp_path) == "['MainThread'] [] [] []\n"
 

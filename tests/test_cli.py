@@ -172,7 +172,9 @@ def test_an_error_is_one_message_and_no_traceback(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("size", "shown"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (14e6, "14 MB"), (999.6e6, "1.0 GB"), (5e12, "5000.0 GB")])
+@pytest.mark.parametrize(
+    ("size", "shown"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (14e6, "14 MB"), (999.6e6, "1.0 GB"), (5e12, "5000.0 GB")]
+)
 def test_sizes(size: float, shown: str) -> None:
     assert _size(size) == shown
 

@@ -40,8 +40,8 @@ def row(shown: str, block: str) -> str:
     return next(line for line in shown.splitlines() if f" {block} " in line)
 
 
-def a_finding(block: str, state: str = "opened", id: str = "1", summary: str = "it is not finite") -> Finding:
-    return Finding(id, state, "nonfinite", "page", "Net", block, 7, 0.0, 7, 0.0, summary, "", "", 1.0, "nonfinite")  # type: ignore[arg-type]
+def a_finding(block: str, state: str = "opened", summary: str = "it is not finite") -> Finding:
+    return Finding("1", state, "nonfinite", "page", "Net", block, 7, 0.0, 7, 0.0, summary, "", "", 1.0, "nonfinite")  # type: ignore[arg-type]
 
 
 def test_a_trace_keeps_the_whole_course_in_bounded_room() -> None:
@@ -56,7 +56,9 @@ def test_a_trace_keeps_the_whole_course_in_bounded_room() -> None:
 def test_a_frame_shows_what_the_record_says() -> None:
     made = sites(2)
     training = Training(made)
-    view = view_of([with_ratios(training.step(), [0.5, 0.25])], made).logged(ScalarRecord(0, 0.0, {"loss": 0.6931, "accuracy": 0.9}))
+    view = view_of([with_ratios(training.step(), [0.5, 0.25])], made).logged(
+        ScalarRecord(0, 0.0, {"loss": 0.6931, "accuracy": 0.9})
+    )
     shown = text(view)
     assert "digits  attempt 1  Net" in shown and "● running  0:00:42" in shown
     assert "step 0   steps/s 4.00   learning rate 0.100   gradient 2.00   accuracy 0.900" in shown

@@ -33,6 +33,7 @@ Samples = npt.NDArray[np.float32]
 # Codes are biased exponents of float32 plus 1, that of zero being 0; these are the codes at which a column of the histogram begins,
 # beginning with zero and everything up to the first edge.
 _ZERO, _NONFINITE, _CODES = 0, 256, 257
+_INFINITE = 0x7F800000  # the bits of infinity; those of NaN are larger
 _BEGINS = np.array([_ZERO, 1, *range(MAGNITUDE_LOW + 128, MAGNITUDE_HIGH + 129), _NONFINITE])
 _COLUMNS = np.array([MAGNITUDE_ZERO, *range(MAGNITUDE_LARGER + 1), MAGNITUDE_NONFINITE])
 
@@ -98,17 +99,19 @@ def histograms(samples: Samples, counts: npt.NDArray[np.intp]) -> tuple[Ints, Fl
     sites, size = samples.shape
     bits = samples.view(np.int32) & 0x7FFFFFFF
     # One less, so that a power of two falls into the bucket that it closes; zero becomes -1, and -1 >> 23 is -1.
-    codes = ((bits - 1) >> 23) + 1
-    codes[bits >= 0x7F800000] = _NONFINITE
-    if (counts < size).any():
+    codes = bits - 1
+    codes >>= 23
+    codes += 1
+    if bits.max(initial=0) >= _INFINITE:
+        broken = bits >= _INFINITE
+        codes[broken], bits[broken] = _NONFINITE, 0
+    unused = size - counts
+    if unused.any():
         beyond = np.arange(size) >= counts[:, None]
-        bits[beyond] = 0
-        codes[beyond] = _ZERO
+        codes[beyond], bits[beyond] = _ZERO, 0
     codes += np.arange(0, sites * _CODES, _CODES, dtype=np.int32)[:, None]
     coded = np.bincount(codes.ravel(), minlength=sites * _CODES).reshape(sites, _CODES)
-    coded[:, _ZERO] -= size - counts
+    coded[:, _ZERO] -= unused
     table = np.empty((sites, MAGNITUDE_COLUMNS), np.int64)
     table[:, _COLUMNS] = np.add.reduceat(coded, _BEGINS, axis=1)
-    if table[:, MAGNITUDE_NONFINITE].any():
-        bits[bits >= 0x7F800000] = 0
     return table, bits.view(np.float32).sum(axis=1, dtype=np.float64)

@@ -50,7 +50,8 @@ def _made(name: str, found: Any) -> Target:
             inspect.signature(found).bind()
         except (TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"{name} cannot be called without arguments: {error}. Name a function that makes the model: def make(): return Model(...)."
+                f"{name} cannot be called without arguments: {error}. "
+                "Name a function that makes the model: def make(): return Model(...)."
             ) from error
         found = found()
     parts = found if isinstance(found, tuple) else (found,)
@@ -78,7 +79,8 @@ def random_input(text: str) -> Tensor:
     sizes = [size.strip() for size in numbers.split(",")]
     if limit == 0 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise ConfigurationError(
-            f"the input {text!r} cannot be read. Write a shape, such as 8,3,32,32, or int:SHAPE:LIMIT for token ids, such as int:8,128:50257."
+            f"the input {text!r} cannot be read. Write a shape, such as 8,3,32,32, "
+            "or int:SHAPE:LIMIT for token ids, such as int:8,128:50257."
         )
     shape = [int(size) for size in sizes]
     return torch.randn(shape) if limit is None else torch.randint(limit, shape)

@@ -164,8 +164,8 @@ def test_nan_is_a_sample_and_absence_is_none(kind: str) -> None:
     assert one(found, "resmon_block_skip_rms", block="h.2") == 0
     assert not of(found, "resmon_block_branch_skip_ratio", block="h.2")
     assert len(of(found, "resmon_block_nonfinite_steps_total")) == 3
-    assert b"nan" not in content
-    assert b" inf" not in content
+    assert b"} nan" not in content
+    assert b"} inf" not in content
 
 
 @formats
