@@ -38,9 +38,9 @@ clean: ## remove what the set-up and the tools made; runs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch stands in the one command that installs everything, so that nothing can replace the pinned version.
-.venv/.stamp: pyproject.toml .ci/prometheus
+.venv/.stamp: pyproject.toml .ci/packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'resmon needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	PYTHON=$(PYTHON) bash .ci/packages
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet $(TORCH) --editable '.[dev]'
-	bash .ci/prometheus
 	touch $@

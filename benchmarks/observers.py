@@ -12,7 +12,6 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import resmon
@@ -103,7 +102,7 @@ class TensorBoard(Observer):
         ]
 
     def _activation(self, path: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
             self._writer.add_histogram(f"activation/{path}", tensor.detach(), self._step)
 
@@ -125,24 +124,9 @@ class TensorBoard(Observer):
 OBSERVERS: dict[str, type[Observer]] = {"resmon": Resmon, "wandb": Wandb, "tensorboard": TensorBoard, "nothing": Observer}
 
 
-def sites(training: Training) -> tuple[resmon.ResidualSite, ...]:
-    """The residual sites of a training's model; the training is as before."""
-
-    class WithLoss(nn.Module):  # as the loop calls it, whatever the model's own arguments are
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = training.model
-
-        def forward(self) -> Tensor:
-            return training.loss(self.inner, training.batches[0])
-
-    state = torch.get_rng_state()
-    found = resmon.discover(WithLoss())
-    torch.set_rng_state(state)
-    strip = len("inner.")
-    return tuple(
-        resmon.ResidualSite(s.name[strip:], s.module[strip:], s.kind, s.branch, s.skip, s.shape) for s in found
-    )
+def sites(training: Training) -> list[resmon.ResidualSite]:
+    arguments, _ = training.batches[0]
+    return resmon.discover(training.model, **arguments)
 
 
 def _agent_that_is_ready() -> runtime.Serving:

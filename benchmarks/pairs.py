@@ -68,9 +68,10 @@ def measure(
 
 
 def _step(training: Training, batch: int, log: Callable[[Tensor], None] | None = None) -> float:
+    arguments, labels = training.batches[batch]
     started = perf_counter()
     training.optimizer.zero_grad()
-    loss = training.loss(training.model, training.batches[batch])
+    loss = training.loss(training.model(**arguments), labels)
     loss.backward()
     training.optimizer.step()
     if log is not None:

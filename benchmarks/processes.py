@@ -18,7 +18,7 @@ def background_seconds(others: Iterable[int]) -> float | None:
     for folder in PROC.iterdir():
         if folder.name.isdecimal():
             try:
-                # The name in parentheses may hold anything; what follows it are numbers: state, parent, ... utime, stime, and those of the dead children.
+                # After the name in parentheses: state, parent, ..., utime and stime, its own and its dead children's.
                 values = (folder / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue  # it ended meanwhile

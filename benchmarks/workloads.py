@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
 
-Batch = tuple[Tensor, Tensor]  # what the model is given, and what it should have said
+Batch = tuple[dict[str, Any], Tensor]  # the arguments of the model, and what it should have said
 BATCHES = 4
 
 
@@ -24,12 +24,12 @@ class Training:
     model: nn.Module
     optimizer: Optimizer
     batches: Sequence[Batch]
-    loss: Callable[[nn.Module, Batch], Tensor]
+    loss: Callable[[Any, Tensor], Tensor]  # of the model's output and what it should have been
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`pairs` are measured with resmon and without; half as many with the alternatives, whose cost is no matter of a few percent."""
+    """`pairs` are measured with resmon and without; half as many with the others, whose cost is no matter of a few percent."""
 
     title: str
     make: Callable[[], Training]
@@ -43,48 +43,35 @@ def gpt2() -> Training:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(n_layer=6, n_embd=384, n_head=6, vocab_size=50257, use_cache=False))
     texts = [torch.randint(50257, (8, 128)) for _ in range(BATCHES)]
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        text, labels = batch
-        return _tensor(model(input_ids=text, labels=labels).loss)
-
-    return Training(model, AdamW(model.parameters(), lr=1e-4), [(text, text) for text in texts], loss)
+    batches = [({"input_ids": text, "labels": text}, text) for text in texts]
+    return Training(model, AdamW(model.parameters(), lr=1e-4), batches, lambda output, _: output.loss)
 
 
 def resnet() -> Training:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     torch.manual_seed(0)
-    config = ResNetConfig(
-        layer_type="basic", depths=[2, 2, 2, 2], embedding_size=32, hidden_sizes=[32, 64, 128, 256], num_labels=10
-    )
+    config = ResNetConfig(layer_type="basic", depths=[2, 2, 2, 2], embedding_size=32, hidden_sizes=[32, 64, 128, 256])
+    config.num_labels = 10
     model = ResNetForImageClassification(config)
-    batches = [(torch.randn(64, 3, 64, 64), torch.randint(10, (64,))) for _ in range(BATCHES)]
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        images, labels = batch
-        return cross_entropy(_tensor(model(images).logits), labels)
-
-    return Training(model, SGD(model.parameters(), lr=0.01, momentum=0.9), batches, loss)
+    optimizer = SGD(model.parameters(), lr=0.01, momentum=0.9)
+    batches = [({"pixel_values": torch.randn(64, 3, 64, 64)}, torch.randint(10, (64,))) for _ in range(BATCHES)]
+    return Training(model, optimizer, batches, lambda output, labels: cross_entropy(output.logits, labels))
 
 
 def digits() -> Training:
-    from examples.digits import ResidualNetwork
     from sklearn.datasets import load_digits
+
+    from examples.digits import ResidualNetwork
 
     torch.manual_seed(0)
     model = ResidualNetwork()
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16.0
     labels = torch.tensor(data.target)
-    batches = [(images[i : i + 64], labels[i : i + 64]) for i in range(0, 64 * BATCHES, 64)]
+    batches = [({"images": images[i : i + 64]}, labels[i : i + 64]) for i in range(0, 64 * BATCHES, 64)]
     optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    return Training(model, optimizer, batches, lambda model, batch: cross_entropy(model(batch[0]), batch[1]))
-
-
-def _tensor(value: Any) -> Tensor:
-    assert isinstance(value, Tensor)
-    return value
+    return Training(model, optimizer, batches, cross_entropy)
 
 
 WORKLOADS = {

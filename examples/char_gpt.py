@@ -1,7 +1,7 @@
 """A character-level GPT learns to write Python from the source of Python's own library, watched by resmon.
 
-The text is what every Python installation has; the network is nanoGPT's (Karpathy), with about 0.8 million parameters. On two
-cores the loss falls from 4.6 to about 2 in two minutes.
+The text is what every Python installation has; the network is nanoGPT's (Karpathy), with about 0.8 million parameters. The loss
+falls from 4.6 to 2.4 within the first hundred steps.
 
     python examples/char_gpt.py --seconds 180
 """

@@ -119,11 +119,14 @@ def tail(
     once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
     directory: Directory = None,
 ) -> None:
-    """Watch a run, live or finished, in the terminal."""
+    """Watch a run, live or finished, in the terminal; into a pipe goes one frame."""
     from resmon.tail import Tail, find_run, show
 
     console = Console()
-    view = show(console, Tail(find_run(run, _runs_directory(directory))), once=once)
+    try:
+        view = show(console, Tail(find_run(run, _runs_directory(directory))), once=once or not console.is_terminal)
+    except KeyboardInterrupt:  # how one leaves
+        return
     if view.end is not None and view.end.reason:
         console.print(Text(view.end.reason, style="dim"))
 
@@ -169,7 +172,7 @@ def _print_version(wanted: bool) -> None:
 
 
 def _options(
-    version: Annotated[  # noqa: ARG001, the callback prints it
+    version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:

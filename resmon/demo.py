@@ -7,7 +7,10 @@ flight. What is seen here is what a user gets, with nothing arranged.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -130,26 +133,37 @@ def _name_the_first(console: Console, view: View) -> None:
 
 
 def _say_what_next(console: Console, directory: Path, served: str | None) -> None:
-    where = "" if directory == Path("runs") else f" {directory}"
-    option = f" --directory{where}" if where else ""
+    """Commands to paste as they stand, also where this installation is not on the PATH (`make demo`)."""
+    resmon, python = _command("resmon", "-m", "resmon"), _command("python")
+    given = directory != Path("runs")
     commands = [
-        (f"resmon ls{where}", "the runs, how they ended"),
-        (f"resmon tail {DOOMED}{option}", "the last view again; for a live run it moves"),
+        ("the runs, and how they ended", [*resmon, "ls", *([str(directory)] if given else [])]),
+        ("the last view again; of a live run it moves", [*resmon, "tail", DOOMED, *(["-d", str(directory)] if given else [])]),
+        ("every step as a pandas frame", [*python, "-c", _SNIPPET.format(json.dumps(str(directory / HEALTHY)))]),
     ]
-    if served and served.startswith("http"):
-        commands.append(
-            (
-                f"curl -s {served} | grep branch_skip_ratio",
-                "what Prometheus scrapes, until the agent leaves, some 90 seconds after the last run",
-            )
-        )
-    path = directory / HEALTHY
-    commands.append((f"python -c \"import resmon; print(resmon.load('{path}').blocks().tail(9))\"", "every step as a pandas frame"))
+    lines = [(meaning, shlex.join(command)) for meaning, command in commands]
+    if served:
+        meaning = "what Prometheus scrapes, until the agent leaves, a minute and a half after the last run"
+        lines.insert(2, (meaning, f"curl -s {served} | grep branch_skip_ratio"))
     _say(console, "What to do next", "")
-    for command, meaning in commands:
-        console.print(f"  # {meaning}", style="dim", highlight=False)
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+    for meaning, line in lines:
+        console.print(Text(f"  # {meaning}", style="dim"))
+        console.print(Text(f"  {line}"), soft_wrap=True)
     console.print("\n  In your own script: monitor = resmon.watch(model, optimizer, run='mine')", highlight=False, soft_wrap=True)
+
+
+_SNIPPET = "import resmon; print(resmon.load({}).blocks().tail(9).to_string())"
+
+
+def _command(name: str, *module: str) -> list[str]:
+    """How a shell here runs this installation's `name`: by that where the PATH leads to it, else by its path."""
+    beside = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if found is not None and beside.exists() and Path(found).samefile(beside):
+        return [name]
+    if beside.exists():
+        return [os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)]
+    return [sys.executable, *module]
 
 
 def _say(console: Console, title: str, text: str) -> None:

@@ -298,7 +298,8 @@ def _cost(view: View) -> str:
     share = f"resmon takes {100 * monitor / spent:.1f} % of a step"
     if not view.sites:
         return share
-    return f"{share}, {_number(1e6 * monitor / len(view.recent) / len(view.sites))} µs a block"
+    each = 1e6 * monitor / len(view.recent) / len(view.sites)
+    return f"{share}, {each:,.{1 if each < 10 else 0}f} µs a block"
 
 
 def sparkline(values: Sequence[float], width: int) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -240,6 +243,26 @@ def test_ls_and_tail_tell_running_from_killed(tmp_path: Path, doomed: subprocess
     assert summaries(tmp_path)[0].outcome == "killed"
     shown = resmon("tail", "doomed", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
     assert "■ killed" in shown and "step 4 " in shown and "left no end mark" in shown
+
+
+def test_tail_in_a_terminal_is_left_by_ctrl_c(tmp_path: Path, doomed: subprocess.Popen[str]) -> None:
+    """In a real terminal: frames come, an interrupt ends it without a word, and the run goes on."""
+    leader, follower = pty.openpty()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "90", "LINES": "30", "TERM": "xterm"}
+    command = [sys.executable, "-m", "resmon", "tail", "doomed", "-d", str(tmp_path)]
+    process = subprocess.Popen(command, env=env, stdin=follower, stdout=follower, stderr=follower)
+    os.close(follower)
+    shown = b""
+    while shown.count("● running".encode()) < 3:
+        shown += os.read(leader, 4096)
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(OSError):  # the terminal's other end is closed
+        while more := os.read(leader, 4096):
+            shown += more
+    os.close(leader)
+    assert process.wait(10) == 0
+    assert b"Traceback" not in shown
+    assert doomed.poll() is None
 
 
 def test_tail_follows_a_live_run_until_it_ends(tmp_path: Path) -> None:

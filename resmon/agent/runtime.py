@@ -1,7 +1,8 @@
 """The runtime folder: where training processes and the one agent of a user and machine find each other.
 
     agent.lock     held (fcntl.lockf) by the agent while it serves; says its pid, url and version as JSON
-    start.lock     held for moments, by who starts an agent and by an agent that makes up its mind to leave
+    start.lock     held for moments, by who starts an agent and by an agent that makes up its mind to leave; names the process that
+                   was started and has not taken agent.lock yet
     runs/          registrations, one small JSON file per rank's folder, written by the training process
     state.json     counters that survive a restart of the agent
     targets.json   the agent's address for Prometheus' file_sd; [] when no agent serves
@@ -131,7 +132,10 @@ class Seat:
         deadline = time.monotonic() + patience
         while True:
             try:
-                return cls(runtime, layout.hold(runtime / LOCK))
+                descriptor = layout.hold(runtime / LOCK)
+                # Nobody is on the way to the lock any more: were this agent killed now, the next one may be started at once.
+                (runtime / GATE).write_bytes(b"")
+                return cls(runtime, descriptor)
             except ConfigurationError:
                 now = serving(runtime)
                 if time.monotonic() > deadline or (now is not None and now.url and not now.leaving):

@@ -230,7 +230,9 @@ class Trace(TorchFunctionMode):
 
     def _leaf(self, tensor: Tensor, *, live: bool) -> Node:
         self._order += 1
-        node = Node(self._order, "", (), live, None, tensor.numel())
+        # A lazy module's parameter has no size before its first pass.
+        numel = 0 if isinstance(tensor, nn.parameter.UninitializedTensorMixin) else tensor.numel()
+        node = Node(self._order, "", (), live, None, numel)
         self._nodes[tensor] = node
         return node
 

@@ -221,6 +221,11 @@ class Session:
         duration = now - self._boundary if self._under_way or self._steps_total else None
         self._boundary = now
         seconds = self._seconds + sum(watch.seconds for watch in self._watches)
+        if complete and not self._under_way and not any(watch.traced for watch in self._watches):
+            self._say(
+                "a step has ended, but no forward pass with gradients was seen, so no block can be observed. "
+                "Call the watched model itself, model(...), not model.forward(...) or its parts; or watch the part that is called"
+            )
         if duration is not None and complete:
             self._duration_total += duration
             self._duration_buckets[int(np.searchsorted(DURATION_EDGES, duration))] += 1

@@ -42,5 +42,5 @@ every RUN_VALUES, every BLOCK_VALUES and `branch_skip_ratio` (as lists called `b
 have no part; sums of BLOCK_COUNTS; the cumulative counters as at the bin's end. The sites' change and the run's end close bins
 early. When the budget is spent, the oldest full segment goes, but never those with the first 1,000 steps and never the newest;
 each level of bins has a share of its own, and beyond it the oldest of the finer level goes. Nothing goes before the coarser bins
-that hold its steps are on file. (Where the first 1,000 steps alone exceed the budget, the flight is larger than that.)
+that hold its steps are on file. (Where the first 1,000 steps alone take most of the budget, the flight grows larger than that.)
 """

@@ -76,6 +76,8 @@ class Segments:
         self._listed = 0  # the folder's time of change when it was listed
         self._current: _Segment | None = None
         self._after = -1  # segments up to here have been read or passed over
+        self._rising = {"steps": "step", "bins": "first_step"}.get(kind)
+        self._last = -1  # the newest row's step
         self.skips: list[Skip] = []
 
     def read(self, limit: int, ended: bool = False) -> tuple[RowFormat, Records] | None:
@@ -89,7 +91,10 @@ class Segments:
             if self._current is not None:
                 rows = self._current.read(limit, ended or following is not None)
                 if rows is not None:
-                    return rows
+                    rows = self._once(*rows)
+                    if len(rows[1]):
+                        return rows
+                    continue
             if following is None:
                 return None
             self.close()
@@ -146,6 +151,20 @@ class Segments:
                 os.close(descriptor)
             if schema is not None and schema.sites is not None:
                 yield row_format(self._kind, schema.sites)
+
+    def _once(self, form: RowFormat, records: Records) -> tuple[RowFormat, Records]:
+        """The rows without those that were read before: a copied block or file has valid rows, too."""
+        if self._rising is None:
+            return form, records
+        steps = records[self._rising]
+        newest = np.maximum.accumulate(np.r_[self._last, steps])
+        new = steps > newest[:-1]
+        self._last = int(newest[-1])
+        if not new.all():
+            path = self._names.get(self._after, self._folder)
+            self.skips.append(Skip(path, 0, 0, int(np.count_nonzero(~new)), "repeated steps"))
+            records = records[new]
+        return form, records
 
     def _list(self) -> dict[int, Path]:
         """The segments on file; the folder is listed only when it changed."""
@@ -232,7 +251,7 @@ class _Segment:
             first = os.pread(self._descriptor, own.size, schema.end)
             if own.is_whole(memoryview(first), 0):
                 return self._begin(own, schema.end, schema.end)
-            if len(first) < own.size and not final:
+            if len(first) < own.size and not final and schema.version <= FORMAT:
                 return None
         data = os.pread(self._descriptor, min(size, CHUNK), 0)
         for form, expected in self._candidates(schema):
@@ -240,7 +259,7 @@ class _Segment:
             if starts:
                 return self._begin(form, expected, starts[0])
         self._given_up = size
-        if schema is not None and schema.version > FORMAT:
+        if schema is not None and schema.version > FORMAT:  # and not by damage, or a row would have fitted
             raise newer(self._path, schema.version)
         if final:
             whole_schema = schema is not None and schema.sites is not None
@@ -333,7 +352,7 @@ class _Schema:
         except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError):
             return None
         try:
-            sites = sites_from_json(metadata[b"resmon.sites"]) if version <= FORMAT else None
+            sites = sites_from_json(metadata[b"resmon.sites"])
         except (ValueError, KeyError):
             sites = None
         return cls(version, sites, 8 + length)
@@ -383,16 +402,14 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     ]
 
 
-def scalar_records(records: Records) -> list[ScalarRecord]:
-    """Rows of kind "scalars" as records: rows of one step and moment were logged together."""
-    made: list[ScalarRecord] = []
+def add_scalar_records(made: list[ScalarRecord], records: Records) -> None:
+    """Append rows of kind "scalars" as records: rows of one step and moment were logged together."""
     rows = zip(records["step"].tolist(), records["time"].tolist(), texts(records, "name"), records["value"].tolist(), strict=True)
     for step, nanoseconds, name, value in rows:
         time = seconds(nanoseconds)
         if not made or (made[-1].step, made[-1].time) != (step, time) or name in made[-1].values:
             made.append(ScalarRecord(step, time, {}))
         made[-1].values[name] = value
-    return made
 
 
 Item = tuple[ResidualSite, ...] | StepRecord | ScalarRecord
@@ -453,8 +470,8 @@ class Follower:
             self._last_step = int(records["step"][-1])
         # Read after the steps: what was logged at a step was written before the next step's row.
         held = self._held_back
-        while (not held or held[-1].step <= (self._last_step or 0)) and (rows := self._scalars.read(limit)) is not None:
-            held.extend(scalar_records(rows[1]))
+        while (not held or held[-1].step <= (self._last_step or 0)) and (rows := self._scalars.read(CHUNK)) is not None:
+            add_scalar_records(held, rows[1])
         if not held:
             return new
         items: list[Item] = []
@@ -485,7 +502,9 @@ class Follower:
         self._scalars.pass_over(2)
         newest: dict[str, ScalarRecord] = {}
         while (rows := self._scalars.read(CHUNK)) is not None:
-            for record in scalar_records(rows[1]):
+            logged: list[ScalarRecord] = []
+            add_scalar_records(logged, rows[1])
+            for record in logged:
                 newest |= dict.fromkeys(record.values, record)
         for name, record in sorted(newest.items(), key=lambda item: item[1].step):
             self._held_back.append(ScalarRecord(record.step, record.time, {name: record.values[name]}))

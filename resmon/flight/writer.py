@@ -31,7 +31,11 @@ from resmon.records import (
     StepRecord,
 )
 
-FIRST_STEPS = 1000  # these stay in full, whatever the budget
+# These stay in full, whatever the budget: the first steps, and so many of the newest.
+FIRST_STEPS = 1000
+NEWEST_STEPS = 64
+# Where the first steps fill the share of the full rows, the newest ones have this part of it nevertheless.
+LEAST_SHARE = 4
 
 # A segment is what is thinned at once and what a reader holds in memory: small against the budget, and never large.
 LARGEST_SEGMENT = 8 << 20
@@ -146,7 +150,7 @@ class FlightWriter:
     def _rotate(self) -> None:
         """The next row begins a segment; what the budget no longer holds goes."""
         self._full.close(keep=self._rows <= FIRST_STEPS)
-        self._full.thin(self._covered[0])
+        self._full.thin(min(self._covered[0], (self._last_step or 0) - NEWEST_STEPS))
 
     def _write_bin(self, level: int, full: Bin, last: StepRecord) -> None:
         track = self._thinned[level]
@@ -186,7 +190,8 @@ class Track:
         self._grain = min(grain, LARGEST_SEGMENT)
         self._header = 0  # bytes of the rows' schema
         self._closed: deque[Closed] = deque()  # that may be thinned
-        self._closed_bytes = 0  # of all, those that are kept too
+        self._closed_bytes = 0
+        self._kept_bytes = 0
         self._descriptors: dict[str, int] = {}  # of the open segment
         self._bytes = 0
         self._first = -1  # what it is, or the newest was, named by
@@ -232,15 +237,17 @@ class Track:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
-        if not keep:
+        if keep:
+            self._kept_bytes += self._bytes
+        else:
             self._closed.append(Closed(self._first, self._last, self._bytes))
-        self._closed_bytes += self._bytes
+            self._closed_bytes += self._bytes
         self._bytes = 0
 
     def thin(self, covered: int) -> None:
         """Delete the oldest segments until the next one fits the share, as far as coarser bins hold their steps (to `covered`)."""
-        room = max(self._grain, HEADERS * self._header)
-        while self._closed and self._closed[0].last <= covered and self._closed_bytes + room > self._share:
+        room = max(self._share - self._kept_bytes, self._share // LEAST_SHARE) - max(self._grain, HEADERS * self._header)
+        while self._closed and self._closed[0].last <= covered and self._closed_bytes > room:
             gone = self._closed.popleft()
             self._closed_bytes -= gone.bytes
             for stem in (self._rows, self._scalars):

@@ -1,8 +1,8 @@
 """A training process without a network: `python -m tests.agent.trainer FOLDER RUN RANK WORLD SITES PACE LAST HOW`.
 
-It claims a rank's folder, registers it, writes a step every PACE seconds up to LAST and then ends as HOW says: "finished", "failed" and
-"nonfinite" write that end mark, "sleep" goes on living without a word, "exit" leaves without an end mark. From step 30 on, "nonfinite"
-has NaN in the third block first. Each line that it prints is the number of a step on file.
+It claims a rank's folder, registers it, writes a step every PACE seconds up to LAST and then ends as HOW says: "finished",
+"failed" and "nonfinite" write that end mark, "sleep" goes on living without a word. From step 30 on, "nonfinite" has NaN, in the
+third block first. Each line that it prints is the number of a step on file.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def main(folder: str, run: str, rank: str, world: str, sites: str, pace: str, la
         time.sleep(float(pace))
     if how == "sleep":
         time.sleep(3600)
-    if how != "exit":
-        writer.end(RunEnd(how, time.time(), training.steps - 1, ""))  # type: ignore[arg-type]
+    writer.end(RunEnd(how, time.time(), training.steps - 1, ""))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

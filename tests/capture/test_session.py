@@ -366,6 +366,36 @@ def test_a_compiled_model_is_refused_with_words_and_trains_on(caplog: pytest.Log
     assert "compiled" in caplog.text
 
 
+def test_a_model_that_is_never_called_itself_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    watched = Watched(nn.Sequential(nn.Linear(8, 8), models.Alpha(8)))
+    for _ in range(3):
+        watched.model.forward(torch.randn(4, 8)).sum().backward()
+        watched.optimizer.step()
+    assert caplog.text.count("not model.forward(...)") == 1
+    assert len(watched.sink.steps) == 3
+
+
+def test_lazy_modules() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), models.Alpha(8))
+    watched = Watched(model)
+    for _ in range(2):
+        record = watched.step(torch.randn(4, 5))
+        assert record is not None
+        assert_operands(record, models.kept(model))
+
+
+def test_autocast() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), models.TwoAdds(16), models.FunctionalDropout(16))
+    watched = Watched(model)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            record = watched.step(torch.randn(8, 16))
+        assert record is not None
+        for i, (skip, branch) in enumerate(models.kept(model)):
+            assert record.blocks[:2, i] == pytest.approx([square(skip), square(branch)], rel=1e-5)
+
+
 def test_include_and_exclude() -> None:
     watched = Watched(models.mixed(), exclude=("5", "7"), include=("[3-9]",))
     watched.step(models.images())

@@ -247,8 +247,8 @@ def test_labels_follow_a_change_of_sites() -> None:
         ("application/openmetrics-text;q=0.5,text/plain;q=0.9", TEXT),
         ("application/openmetrics-text;q=nonsense", TEXT),
         (
-            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
-            "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",  # what Prometheus 2.42 sends
+            # what Prometheus 2.42 sends
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;q=0.5,*/*;q=0.1",
             OPENMETRICS,
         ),
         (";;;,,,=;q=,\x00", TEXT),

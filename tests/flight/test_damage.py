@@ -59,20 +59,20 @@ def assert_true(folder: Path, written: list[StepRecord], least: int = 0) -> tupl
     return steps, len(loaded.skipped)
 
 
-def test_cut_at_every_offset(flight: tuple[Path, list[StepRecord]]) -> None:
-    folder, written = flight
-    path = folder / f"steps-{ROWS:012d}.arrow"
-    data = path.read_bytes()
-    form = row_format("steps", synthetic.sites(3))
-    for size in range(len(data) + 1):
-        path.write_bytes(data[:size])
-        whole = max(0, (size - len(form.header)) // form.size)
+def test_cut_at_every_offset(tmp_path: Path) -> None:
+    folder, writer = begin(tmp_path / "runs")
+    written = write(writer, synthetic.Training(synthetic.sites(1)), 2)
+    writer.end(RunEnd("finished", 1.0, 1))
+    path = folder / "steps-000000000000.arrow"
+    form = row_format("steps", synthetic.sites(1))
+    for size in reversed(range(path.stat().st_size + 1)):
+        os.truncate(path, size)
         steps = steps_of(read(folder))
-        assert len(steps) == ROWS + whole, size
-    for size in random.Random(0).sample(range(len(data)), 40):
-        path.write_bytes(data[:size])
-        assert_true(folder, written, ROWS)
-    assert_equal(steps[-1], written[-1])
+        assert len(steps) == max(0, (size - len(form.header)) // form.size), size
+        for record, was in zip(steps, written, strict=False):
+            assert_equal(record, was)
+        if size % 101 == 0:
+            assert_true(folder, written, len(steps))
 
 
 def test_a_follower_waits_for_a_row_that_is_not_all_there(tmp_path: Path) -> None:
@@ -112,12 +112,12 @@ def test_thousands_of_flipped_bytes(flight: tuple[Path, list[StepRecord]]) -> No
         assert len(steps) >= (2 * ROWS - 1 if at >= header else ROWS), at
         for record in steps:
             assert_equal(record, by_step[record.step])
-        if count == 3000:
+        if count == 2000:
             break
     for count, (_, damaged) in enumerate(flips(data, 2)):
         path.write_bytes(damaged)
         assert_true(folder, written, ROWS)
-        if count == 100:
+        if count == 50:
             break
 
 
@@ -126,7 +126,7 @@ def test_every_file_of_an_attempt_may_be_damaged(flight: tuple[Path, list[StepRe
     (folder.parent / "findings.jsonl").write_text('{"id": 3}\n\n[[[\n')
     chance = random.Random(3)
     by_step = {record.step: record for record in written}
-    for _ in range(150):
+    for _ in range(60):
         copy = tmp_path / "copy"
         shutil.copytree(folder.parent, copy / "attempt-0001")
         for path in (copy / "attempt-0001").rglob("*"):
@@ -138,7 +138,14 @@ def test_every_file_of_an_attempt_may_be_damaged(flight: tuple[Path, list[StepRe
         for record in steps_of(read(copy / "attempt-0001" / "rank-00000")):
             assert_equal(record, by_step[record.step])
         loaded = resmon.load(copy)
-        for frame in (loaded.steps(), loaded.blocks(), loaded.bins(), loaded.bins("run"), loaded.bins("scalars"), loaded.findings()):
+        for frame in (
+            loaded.steps(),
+            loaded.blocks(),
+            loaded.bins(),
+            loaded.bins("run"),
+            loaded.bins("scalars"),
+            loaded.findings(),
+        ):
             assert frame is not None
         assert loaded.outcome in ("finished", "unknown")
         shutil.rmtree(copy)
@@ -167,7 +174,7 @@ def test_reading_goes_on_behind_inserted_and_missing_bytes(flight: tuple[Path, l
         (data[: second + 100] + b"#" * 13 + data[second + 100 :], 1),
         (data[: second + 100] + data[second + 101 :], 1),
         (data[:second] + data[second + form.size :], 1),
-        (data[: second + 3] + data[: second + 3] + data[second + 3 :], 1),
+        (data[: second + 3] + data[: second + 3] + data[second + 3 :], 0),  # the first row twice
         (data[:second] + b"\0" * form.size + data[second + form.size :], 1),
     ]:
         path.write_bytes(damaged)
@@ -210,7 +217,9 @@ def test_skips_are_counted_and_described(flight: tuple[Path, list[StepRecord]]) 
     assert skip.reason == "damaged"
 
 
-def test_a_segment_of_a_newer_format(flight: tuple[Path, list[StepRecord]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_segment_of_a_newer_format(
+    flight: tuple[Path, list[StepRecord]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder, _ = flight
     monkeypatch.setattr(schema, "FORMAT", schema.FORMAT + 1)
     row_format.cache_clear()
@@ -239,10 +248,8 @@ def test_a_version_that_damage_made_is_none(flight: tuple[Path, list[StepRecord]
     folder, written = flight
     path = folder / "steps-000000000000.arrow"
     data = path.read_bytes()
-    at = data.index(b"resmon.format") - 8
-    changed = data[:at] + data[at:].replace(b"\x01\0\0\0" b"1\0", b"\x01\0\0\0" b"9\0", 1)
-    assert changed != data
-    path.write_bytes(changed)
+    assert data.count(b"\x01\0\0\x001\0") == 1  # a text of one byte, as a flatbuffer holds it
+    path.write_bytes(data.replace(b"\x01\0\0\x001\0", b"\x01\0\0\x009\0"))
     steps, _ = assert_true(folder, written)
     assert len(steps) == 2 * ROWS
 
@@ -258,7 +265,9 @@ def test_a_damaged_info_costs_only_itself(flight: tuple[Path, list[StepRecord]])
     assert [skip.file.name for skip in loaded.skipped] == ["info.json"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("run", "3"), ("pid", '"x"'), ("command", "[1]"), ("models", '{"a": 1}'), ("seed", "true")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("run", "3"), ("pid", '"x"'), ("command", "[1]"), ("models", '{"a": 1}'), ("seed", "true")]
+)
 def test_an_info_of_other_types_is_damaged(flight: tuple[Path, list[StepRecord]], key: str, value: str) -> None:
     folder, _ = flight
     values = json.loads((folder / "info.json").read_text())

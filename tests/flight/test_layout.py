@@ -86,7 +86,9 @@ def test_ranks_that_start_at_one_moment_find_one_attempt(tmp_path: Path) -> None
         found: list[tuple[Path, int]] = []
         barrier = threading.Barrier(16)
 
-        def rank(number: int, launch: str = launch, barrier: threading.Barrier = barrier, found: list[tuple[Path, int]] = found) -> None:
+        def rank(
+            number: int, launch: str = launch, barrier: threading.Barrier = barrier, found: list[tuple[Path, int]] = found
+        ) -> None:
             barrier.wait()
             found.append(claim(tmp_path, "r", launch, number))
 

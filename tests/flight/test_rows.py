@@ -51,7 +51,9 @@ def any_record(random: np.random.Generator, count: int, step: int) -> StepRecord
         return random.random(shape) < random.random()
 
     def values(*shape: int) -> np.ndarray:
-        return np.where(bools(*shape), random.choice(SPECIAL, shape), random.normal(size=shape) * 10.0 ** random.integers(-300, 300))
+        return np.where(
+            bools(*shape), random.choice(SPECIAL, shape), random.normal(size=shape) * 10.0 ** random.integers(-300, 300)
+        )
 
     def counts(*shape: int) -> np.ndarray:
         return random.integers(0, 2**63 - 1, shape)

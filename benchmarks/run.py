@@ -1,0 +1,176 @@
+"""`python -m benchmarks.run`: measures every training with every observer and writes benchmarks/README.md and benchmarks/results/.
+
+Each measurement has a process, a temporary folder and (resmon's) an agent of its own, so that nothing is left of it for the next.
+A part of the whole (`--only`, `--quick`) is printed and not written, for the published table is never made of pieces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from benchmarks import report
+from benchmarks.measurement import Measurement
+from benchmarks.observers import OBSERVERS
+from benchmarks.workloads import WORKLOADS
+from resmon.agent import runtime
+
+ROOT = Path(__file__).parent.parent
+PAGE = Path(__file__).parent / "README.md"
+RESULTS = Path(__file__).parent / "results"
+
+WARM_UP = 5
+# resmon traces up to 16 passes of a model some of whose modules have not run yet.
+WARM_UP_RESMON = 20
+QUICK_PAIRS = 3
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parse(argv)
+    workloads = [name for name in WORKLOADS if name in arguments.only] or list(WORKLOADS)
+    observers = [name for name in OBSERVERS if name in arguments.only] or list(OBSERVERS)
+    console = Console()
+    report.around(PAGE)  # a page that cannot take the table is better known now than in ten minutes
+    how = report.Circumstances(
+        command=shlex.join(["python", "-m", "benchmarks.run", *(sys.argv[1:] if argv is None else argv)]),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        cpu=report.cpu_model(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        versions=report.versions(),
+        load=report.load_average(),
+    )
+    measurements = []
+    columns = (
+        TextColumn("{task.description:20}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[found]}"),
+    )
+    # Drawn when there is news and never in between: the cores belong to what is measured.
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
+        for workload in workloads:
+            for observer in observers:
+                pairs, warm_up = _extent(workload, observer, arguments)
+                task = progress.add_task(f"{workload} {observer}", total=pairs + warm_up, found="")
+                measured = _measure(workload, observer, pairs, warm_up, arguments.agent, progress, task)
+                progress.update(task, completed=pairs + warm_up, found=f"{measured.ratio.median:.3f}")
+                progress.refresh()
+                measurements.append(measured)
+    titles = {name: WORKLOADS[name].title for name in workloads}
+    targets = {name: target for name in workloads if (target := WORKLOADS[name].target) is not None}
+    table = report.markdown(measurements, titles, targets, how)
+    if arguments.quick or arguments.only:
+        print(table)
+        console.print("A part of the whole or too few pairs: printed, not written.", style="dim")
+        return
+    report.put_into(PAGE, table)
+    path = RESULTS / f"{how.date[:10]}.json"
+    report.write_json(path, measurements, how)
+    console.print(f"The table is in {PAGE}, every pair in {path}.", highlight=False, soft_wrap=True)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description="Measure what watching costs: step time with and without, in pairs."
+    )
+    names = [*WORKLOADS, *OBSERVERS]
+    parser.add_argument(
+        "--only", action="append", default=[], choices=names, help="only this training or observer; may be given several times"
+    )
+    parser.add_argument("--pairs", type=int, help="pairs to measure, instead of each training's own number")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_PAIRS} pairs and hardly a warm-up: shows that it runs, not what it costs"
+    )
+    parser.add_argument("--agent", choices=("auto", "off"), default="auto", help="off measures resmon without its agent")
+    arguments = parser.parse_args(argv)
+    if arguments.pairs is not None and arguments.pairs < 1:
+        parser.error("--pairs needs at least one pair")
+    return arguments
+
+
+def _extent(workload: str, observer: str, arguments: argparse.Namespace) -> tuple[int, int]:
+    """How many pairs are measured, and how many go before."""
+    if arguments.quick:
+        return arguments.pairs or QUICK_PAIRS, 2
+    pairs = WORKLOADS[workload].pairs
+    return arguments.pairs or (pairs if observer == "resmon" else pairs // 2), WARM_UP_RESMON if observer == "resmon" else WARM_UP
+
+
+def _measure(workload: str, observer: str, pairs: int, warm_up: int, agent: str, progress: Progress, task: TaskID) -> Measurement:
+    with tempfile.TemporaryDirectory(prefix="resmon-benchmark-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        result, errors = folder / "result.json", folder / "errors.txt"
+        command = [sys.executable, "-m", "benchmarks.pairs", "--workload", workload, "--observer", observer]
+        command += ["--pairs", str(pairs), "--warm-up", str(warm_up), "--result", str(result)]
+        with errors.open("w") as stderr:
+            process = subprocess.Popen(
+                command, cwd=folder, env=_environment(folder, agent), stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    word, _, number = line.strip().partition(" ")
+                    if word == "done" and number.isdecimal():
+                        progress.update(task, completed=int(number))
+                        progress.refresh()
+                process.wait()
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    process.wait()
+                _stop_agent(folder / "agent")
+        if process.returncode:
+            raise SystemExit(
+                f"{workload} with {observer} was not measured: {shlex.join(command)} ended with {process.returncode} and said:\n"
+                + errors.read_text(errors="replace")[-4000:]
+            )
+        return Measurement(**json.loads(result.read_text()))
+
+
+def _environment(folder: Path, agent: str) -> dict[str, str]:
+    """The user's own settings of resmon and wandb do not count here, and nothing is written into the user's folders."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RESMON_", "WANDB_"))}
+    paths = {f"WANDB_{name}": str(folder / "wandb") for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR")}
+    (folder / "wandb").mkdir(exist_ok=True)
+    return (
+        environment
+        | paths
+        | {
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+            "RESMON_AGENT": agent,
+            "RESMON_RUNTIME_DIR": str(folder / "agent"),
+            "RESMON_LISTEN": "127.0.0.1:0",  # any free port
+            "WANDB_MODE": "offline",
+            "WANDB_SILENT": "true",
+        }
+    )
+
+
+def _stop_agent(folder: Path) -> None:
+    agent = runtime.serving(folder) if folder.is_dir() else None
+    if agent is None or not agent.pid:
+        return
+    os.kill(agent.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while runtime.serving(folder) is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main()

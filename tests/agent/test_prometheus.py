@@ -1,0 +1,143 @@
+"""A real Prometheus scrapes a real agent while a run is recorded, is killed, or ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from resmon.agent import runtime
+from resmon.catalogue import CATALOGUE
+from resmon.exporters.ranks import GAUGES, Ranks
+from resmon.flight.reader import Follower
+from resmon.records import StepRecord
+from tests.agent.conftest import House, scrape, wait_for
+
+CONFIGURATION = """
+global: {{scrape_interval: 1s}}
+scrape_configs:
+  - job_name: resmon
+    file_sd_configs: [{{files: ["{targets}"], refresh_interval: 1s}}]
+"""
+
+
+class Server:
+    def __init__(self, house: House, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        configuration = folder / "prometheus.yml"
+        configuration.write_text(CONFIGURATION.format(targets=house.runtime / runtime.TARGETS))
+        house.start(
+            "prometheus",
+            f"--config.file={configuration}",
+            f"--storage.tsdb.path={folder / 'tsdb'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--log.level=warn",
+        )
+        wait_for(lambda: urllib.request.urlopen(self.url + "/-/ready", timeout=5).status == 200)
+
+    def query(self, expression: str) -> dict[str, float]:
+        """The instant vector's values by block, or by rank, or under "" where a series has neither."""
+        url = f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            answer = json.load(response)
+        assert answer["status"] == "success"
+        found = {}
+        for series in answer["data"]["result"]:
+            labels = series["metric"]
+            found[labels.get("block") or labels.get("rank") or ""] = float(series["value"][1])
+        return found
+
+
+@pytest.fixture
+def prometheus(house: House, tmp_path: Path) -> Server:
+    if shutil.which("prometheus") is None:
+        assert not os.environ.get("CI"), "prometheus is missing; on CI it must be there (Debian's package prometheus)"
+        pytest.skip("prometheus is not installed (Debian's package prometheus)")
+    return Server(house, tmp_path)
+
+
+def newest(house: House, run_folder: str) -> tuple[Follower, StepRecord]:
+    follower = Follower(house.runs / run_folder / "attempt-0001" / "rank-00000")
+    records = [item for item in follower.poll(100_000) if isinstance(item, StepRecord)]
+    return follower, records[-1]
+
+
+def test_per_block_series_move_equal_the_flight_and_go_stale(house: House, prometheus: Server, port: int) -> None:
+    agent = house.agent(port, linger=6.0)  # found by the file that the agent keeps true
+    trainer = house.trainer("digits", sites=4, pace=0.05, last=160, how="finished")
+    series = '{run="digits",model="Net"}'
+    names = {"h.0", "h.1", "h.2", "h.3"}
+    for gauge in GAUGES:
+        wait_for(lambda gauge=gauge: set(prometheus.query(f"resmon_block_{gauge}{series}")) == names)
+    wait_for(lambda: prometheus.query(f"changes(resmon_block_skip_rms{series}[10s])").get("h.3", 0) >= 2)
+    wait_for(lambda: all(rate > 1 for rate in prometheus.query("rate(resmon_steps_total[5s])").values()))
+
+    # The agent is killed; the next one goes on. Prometheus sees no counter go back.
+    agent.kill()
+    agent.wait()
+    house.agent(port, linger=6.0)
+    assert trainer.wait(60) == 0
+
+    wait_for(lambda: prometheus.query('resmon_runs_total{outcome="finished"}').get("") == 1)
+    follower, record = newest(house, "digits")
+    wait_for(lambda: prometheus.query("resmon_steps_total").get("0") == record.steps_total == 161)
+    merged = Ranks().step([(follower.sites, record)])
+    for gauge in GAUGES:
+        shown = prometheus.query(f"resmon_block_{gauge}{series}")
+        for site, value in zip(merged.sites, merged.gauges[gauge].values, strict=True):
+            assert shown[site.name] == value, (gauge, site.name)
+    counts = prometheus.query(f"resmon_block_activation_magnitude_count{series}")
+    assert counts == dict(zip(sorted(names), record.magnitude_buckets[:, :-1].sum(axis=1), strict=True))
+    assert prometheus.query(f"histogram_quantile(0.5, resmon_block_activation_magnitude_bucket{series})").keys() == names
+    for metric in CATALOGUE:
+        if metric.kind != "gauge":
+            name = metric.name if metric.kind == "counter" else f"{metric.name}_bucket"
+            assert prometheus.query(f"max(resets({name}[2m]))") == {"": 0.0}, name
+
+    started = time.monotonic()
+    wait_for(lambda: not prometheus.query(f"resmon_block_skip_rms{series}"), 20)
+    assert time.monotonic() - started < 15  # by the mark of staleness: without it, series stay for five minutes
+    assert prometheus.query("resmon_runs_total") != {}
+    assert prometheus.query(f"count_over_time(resmon_block_skip_rms{series}[2m])").keys() == names
+
+
+def test_a_run_that_is_killed_and_one_with_nan_and_hostile_names(house: House, prometheus: Server, port: int) -> None:
+    house.agent(port)
+    hostile = 'a"b\\c\nd{}=,é🤖/../%s\x01\r\u2028'
+    trainer = house.trainer(hostile, pace=0.05, last=100_000, how="nonfinite")
+    wait_for(lambda: prometheus.query("resmon_finding_active{finding='nonfinite',severity='page'}") == {"h.2": 1.0})
+    quoted = json.dumps(hostile, ensure_ascii=False).replace("\u2028", "\\u2028")
+    wait_for(lambda: math.isnan(prometheus.query(f"resmon_block_branch_rms{{run={quoted}}}")["h.2"]))
+    assert prometheus.query(f"resmon_block_nonfinite_steps_total{{run={quoted}}}")["h.0"] == 0
+    trainer.kill()
+    wait_for(lambda: prometheus.query('resmon_runs_total{outcome="killed"}').get("") == 1)
+    # The count was there at 0 before: the increase is seen.
+    assert prometheus.query('increase(resmon_runs_total{outcome="killed"}[1m])')[""] > 0
+    wait_for(lambda: prometheus.query("resmon_finding_active") == {"h.2": 0.0})
+    assert prometheus.query("up") == {"": 1.0}
+
+
+def test_what_the_agent_serves_passes_promtool(house: House, port: int) -> None:
+    if shutil.which("promtool") is None:
+        assert not os.environ.get("CI"), "promtool is missing; on CI it must be there (Debian's package prometheus)"
+        pytest.skip("promtool is not installed (Debian's package prometheus)")
+    house.agent(port)
+    house.trainer("nan", pace=0.0, last=40, how="nonfinite")
+    url = house.ready(port)
+    wait_for(lambda: scrape(url).all("resmon_finding_active"))
+    with urllib.request.urlopen(url + "/metrics", timeout=10) as response:
+        content = response.read()
+    result = subprocess.run(["promtool", "check", "metrics"], input=content, capture_output=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")

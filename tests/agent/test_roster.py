@@ -1,0 +1,376 @@
+"""The roster over real flights, in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resmon.agent import roster as roster_module
+from resmon.agent import runtime
+from resmon.agent.attempt import WORST_FIRST
+from resmon.agent.roster import Roster
+from resmon.exporters.prometheus import Prometheus
+from resmon.exporters.view import AgentView, RunView
+from resmon.flight import layout
+from resmon.flight.layout import boot_id, claim
+from resmon.flight.writer import FlightWriter
+from resmon.records import OUTCOMES, Outcome, RunEnd, ScalarRecord, StepRecord
+from tests import synthetic
+
+NAN = float("nan")
+
+
+class Writer:
+    """One rank of a run."""
+
+    def __init__(
+        self, directory: Path, run: str = "digits", rank: int = 0, launch: str = "a", sites: int = 3, **about: object
+    ) -> None:
+        self.folder, attempt = claim(directory, run, launch, rank)
+        about = {
+            "boot_id": boot_id(),
+            "run": run,
+            "attempt": attempt,
+            "rank": rank,
+            "launch": launch,
+            "started": time.time(),
+            **about,
+        }
+        self.flight = FlightWriter(self.folder, synthetic.info(**about), 64 << 20)
+        self.training = synthetic.Training(synthetic.sites(sites), seed=rank)
+        self.flight.sites(self.training.sites)
+        runtime.register(self.folder)
+
+    def step(self, **what: object) -> StepRecord:
+        record = self.training.step(**what)  # type: ignore[arg-type]
+        self.flight.step(record)
+        return record
+
+    def log(self, **values: float) -> None:
+        self.flight.scalars(ScalarRecord(self.training.steps - 1, self.training.now, values))
+
+    def end(self, outcome: Outcome = "finished") -> None:
+        self.flight.end(RunEnd(outcome, self.training.now, self.training.steps - 1))
+
+    def die(self) -> None:
+        """What SIGKILL leaves: the lock free, no end mark."""
+        layout.release(self.flight._lock)
+
+
+@pytest.fixture
+def roster(runtime_folder: Path) -> Roster:
+    return Roster(runtime_folder, "0", linger=1000.0)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def poll(roster: Roster) -> AgentView:
+    while not roster.poll():
+        pass
+    return roster.view(0.0)
+
+
+def only(view: AgentView) -> RunView:
+    (run,) = view.runs
+    return run
+
+
+def gauge(run: RunView, name: str) -> list[float]:
+    assert run.blocks is not None
+    values, present = run.blocks.gauges[name]
+    return values[present].tolist()
+
+
+def findings(writer: Writer) -> list[tuple[str, str, int]]:
+    path = writer.folder.parent / layout.FINDINGS
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(event["block"], event["state"], event["step"]) for event in events]
+
+
+def test_a_run_from_its_first_step_to_its_end(roster: Roster, runs: Path) -> None:
+    assert poll(roster).runs == ()
+    writer = Writer(runs)
+    view = poll(roster)
+    assert view.runs_active == 1
+    assert only(view).blocks is None
+    for _ in range(5):
+        record = writer.step()
+    writer.log(loss=3.0, accuracy=0.5)
+    run = only(poll(roster))
+    assert run.scores == {"loss": 3.0, "accuracy": 0.5}
+    assert gauge(run, "gradient_norm") == pytest.approx(np.sqrt(record.blocks[3]).tolist())
+    assert max(gauge(run, "gradient_norm_max")) > max(gauge(run, "gradient_norm"))
+    assert run.outcome is None
+    writer.end()
+    view = poll(roster)
+    assert only(view).outcome == "finished"
+    assert (view.runs_total["finished"], view.runs_active) == (1, 0)
+
+
+def test_gauges_are_of_one_step_and_counters_of_each_ranks_newest(roster: Roster, runs: Path) -> None:
+    slow, fast = Writer(runs, rank=0, world_size=2), Writer(runs, rank=1, world_size=2)
+    both = slow.step(), fast.step()
+    ahead = fast.step()
+    run = only(poll(roster))
+    together = np.sqrt(both[0].blocks[3] + both[1].blocks[3])
+    assert gauge(run, "gradient_norm") == pytest.approx(together.tolist())
+    assert run.blocks is not None
+    assert (run.blocks.magnitude_buckets == both[0].magnitude_buckets + ahead.magnitude_buckets).all()
+    assert [view.record.step for view in run.ranks if view.record] == [0, 1]
+    slow.die()
+    poll(roster)
+    last = fast.step()
+    run = only(poll(roster))  # who is dead is not waited for, and its counts stay
+    assert gauge(run, "gradient_norm") == pytest.approx(np.sqrt(last.blocks[3]).tolist())
+    assert run.blocks is not None
+    assert (run.blocks.magnitude_buckets == both[0].magnitude_buckets + last.magnitude_buckets).all()
+    assert run.outcome is None
+    fast.end()
+    assert only(poll(roster)).outcome == "killed"
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_the_worst_outcome_of_the_ranks_counts_once(outcome: Outcome, roster: Roster, runs: Path) -> None:
+    writers = [Writer(runs, rank=rank, world_size=3) for rank in range(3)]
+    for writer, end in zip(writers, ("finished", outcome, "interrupted"), strict=True):
+        writer.step()
+        assert sum(poll(roster).runs_total.values()) == 0
+        writer.end(end)  # type: ignore[arg-type]
+    expected = min([outcome, "interrupted"], key=WORST_FIRST.index)
+    assert {name: count for name, count in poll(roster).runs_total.items() if count} == {expected: 1}
+    assert sum(poll(roster).runs_total.values()) == 1
+
+
+def test_who_is_gone_without_a_word_was_killed(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    writer.step()
+    poll(roster)
+    writer.step()
+    writer.die()
+    view = poll(roster)
+    assert view.runs_total["killed"] == 1
+    end = json.loads((writer.folder / layout.END).read_text())
+    assert (end["outcome"], end["step"]) == ("killed", 1)
+    assert "no" in end["reason"]
+    assert "end mark" in end["reason"]
+    assert gauge(only(view), "skip_rms")  # the last values are still there
+
+
+def test_a_folder_that_is_removed_is_let_go(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    writer.step()
+    poll(roster)
+    shutil.rmtree(runs)
+    view = poll(roster)
+    assert view.runs_total["unknown"] == 1
+    assert not runs.exists()
+    writer.die()
+
+
+def test_a_new_agent_goes_on_where_the_old_one_was(roster: Roster, runs: Path, runtime_folder: Path) -> None:
+    ended, live = Writer(runs, "ended"), Writer(runs, "live")
+    for step in range(40):
+        ended.step(forward=[1] if step > 30 else [])
+        live.step(backward=[2] if step > 20 else [])
+    ended.end("failed")
+    before = poll(roster)
+    told = findings(ended), findings(live)
+    after = poll(Roster(runtime_folder, "0", linger=1000.0))
+    assert after.runs_total == before.runs_total
+    assert after.runs_total["failed"] == 1
+    assert (findings(ended), findings(live)) == told
+    for name in range(2):
+        one, two = before.runs[name].blocks, after.runs[name].blocks
+        assert one is not None
+        assert two is not None
+        assert (one.nonfinite_steps == two.nonfinite_steps).all()
+        assert (one.magnitude_buckets == two.magnitude_buckets).all()
+        assert [(finding.id, is_open) for finding, is_open in before.runs[name].findings] == [
+            (finding.id, is_open) for finding, is_open in after.runs[name].findings
+        ]
+
+
+def test_findings_of_ranks_are_written_once_and_closed_by_the_last(roster: Roster, runs: Path) -> None:
+    writers = [Writer(runs, rank=rank, world_size=2) for rank in range(2)]
+    for writer in writers:
+        writer.step()
+        writer.step(backward=[0, 1])
+    run = only(poll(roster))
+    assert findings(writers[0]) == [("h.1", "opened", 1)]
+    assert [is_open for _, is_open in run.findings] == [True]
+    writers[0].end("nonfinite")
+    assert [is_open for _, is_open in only(poll(roster)).findings] == [True]
+    writers[1].step()
+    writers[1].end("nonfinite")
+    assert [is_open for _, is_open in only(poll(roster)).findings] == [False]
+    assert findings(writers[0]) == [("h.1", "opened", 1), ("h.1", "closed", 2)]
+    (event, _), *_ = only(poll(roster)).findings
+    assert event.evidence["rank"] == 1
+
+
+def test_a_line_of_findings_that_was_cut_does_not_spoil_the_next(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    path = writer.folder.parent / layout.FINDINGS
+    path.write_bytes(b'{"id": "x", "state": "ope')
+    writer.step(forward=[0])
+    poll(roster)
+    lines = path.read_bytes().splitlines()
+    assert len(lines) == 2
+    assert json.loads(lines[1])["block"] == "h.0"
+
+
+def test_flights_of_another_boot_are_refused_and_counted(roster: Roster, runs: Path, runtime_folder: Path) -> None:
+    Writer(runs, "other", boot_id="another")
+    Writer(runs, "none", boot_id="")
+    runtime.register(runs / "not there" / "attempt-0001" / "rank-00000")
+    (runtime_folder / runtime.RUNS / "damaged.json").write_text("{")
+    view = poll(roster)
+    assert (view.runs, view.errors) == ((), 4)
+    assert runtime.registrations(runtime_folder) == {}
+    assert poll(roster).errors == 4
+    assert poll(Roster(runtime_folder, "0", 1.0)).errors == 4
+
+
+def test_of_one_run_the_newest_attempt_is_shown(roster: Roster, runs: Path) -> None:
+    old = Writer(runs, launch="a")
+    old.step()
+    poll(roster)
+    new = Writer(runs, launch="b")
+    old.end("failed")
+    new.step()
+    view = poll(roster)
+    assert only(view).info.attempt == 2
+    assert (view.runs_total["failed"], view.runs_active) == (1, 1)
+
+
+def test_two_runs_of_one_name_in_two_folders_are_two(roster: Roster, runs: Path) -> None:
+    one, two = Writer(runs / "a", started=1.0), Writer(runs / "b", started=2.0)
+    one.step()
+    two.step()
+    view = poll(roster)
+    assert [run.run for run in view.runs] == ["digits", "digits#2"]
+    content, _ = Prometheus().render(view, "")
+    assert b'run="digits#2"' in content
+
+
+def test_series_stay_until_they_were_scraped_twice(runs: Path, runtime_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roster_module, "SETTLED", 0.3)
+    roster = Roster(runtime_folder, "0", linger=1.0)
+    writer = Writer(runs)
+    writer.step()
+    writer.end()
+    for _ in range(5):
+        assert only(poll(roster)).outcome == "finished"
+    roster.scraped()
+    time.sleep(0.4)
+    assert poll(roster).runs  # one scrape is not enough
+    roster.scraped()
+    view = poll(roster)
+    assert view.runs == ()
+    assert view.runs_total["finished"] == 1
+    assert runtime.registrations(runtime_folder) == {}
+    assert not roster.is_over()  # nobody has seen that they are gone
+    roster.scraped()
+    time.sleep(0.7)  # it stays for `linger` seconds after its start
+    assert roster.is_over()
+    assert not roster.has_newcomers()
+    Writer(runs, launch="b")
+    assert roster.has_newcomers()
+    poll(roster)
+    assert not roster.is_over()
+
+
+def test_series_of_a_run_that_nobody_scrapes_go_in_the_end(runs: Path, runtime_folder: Path) -> None:
+    roster = Roster(runtime_folder, "0", linger=0.5)
+    writer = Writer(runs)
+    writer.step()
+    writer.end()
+    assert poll(roster).runs
+    time.sleep(0.6)
+    assert not poll(roster).runs
+
+
+def test_a_detector_that_breaks_is_turned_off_and_counted(
+    runs: Path, runtime_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def step(self, record: StepRecord, sites: object) -> list[object]:
+            raise ZeroDivisionError(f"{record.step} {sites}")
+
+    monkeypatch.setattr("resmon.agent.attempt.DETECTORS", (Broken,))
+    roster = Roster(runtime_folder, "0", linger=1.0)
+    writer = Writer(runs)
+    for _ in range(3):
+        writer.step()
+    view = poll(roster)
+    assert view.errors == 1
+    assert gauge(only(view), "skip_rms")
+
+
+def test_damaged_rows_are_counted_also_when_the_flight_is_gone(runs: Path, runtime_folder: Path) -> None:
+    writer = Writer(runs)
+    for _ in range(5):
+        writer.step()
+    (segment,) = writer.folder.glob("steps-*.arrow")
+    content = bytearray(segment.read_bytes())
+    content[-100] ^= 0xFF
+    segment.write_bytes(content)
+    writer.step()
+    roster = Roster(runtime_folder, "0", linger=0.2)
+    assert poll(roster).skipped_rows == 1
+    writer.end()
+    poll(roster)
+    time.sleep(0.3)
+    view = poll(roster)
+    assert (view.runs, view.skipped_rows) == ((), 1)
+
+
+def test_a_spike_between_two_scrapes_is_seen(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    writer.step(values={("gradient_square", 1): 1e8})
+    writer.log(loss=77.0)
+    for _ in range(100):  # 25 seconds of training
+        writer.step()
+        writer.log(loss=1.0)
+    run = only(poll(roster))
+    assert max(gauge(run, "gradient_norm_max")) == 1e4
+    assert max(gauge(run, "gradient_norm")) < 11
+    assert run.loss_max == 77.0
+    for _ in range(200):
+        writer.step()
+        writer.log(loss=1.0)
+    run = only(poll(roster))
+    assert max(gauge(run, "gradient_norm_max")) < 11
+    assert run.loss_max == 1.0
+
+
+def test_a_block_that_appears_later(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs, sites=2)
+    writer.step()
+    assert len(gauge(only(poll(roster)), "skip_rms")) == 2
+    more = synthetic.Training(synthetic.sites(3))
+    more.steps = 1
+    writer.flight.sites(more.sites)
+    record = more.step()
+    writer.flight.step(record)
+    run = only(poll(roster))
+    assert len(gauge(run, "skip_rms")) == 3
+    assert len(gauge(run, "gradient_norm_max")) == 3
+
+
+def test_a_loss_that_is_nan_is_shown(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    writer.step()
+    writer.log(loss=NAN)
+    run = only(poll(roster))
+    assert run.loss_max is not None
+    assert np.isnan(run.loss_max)
+    assert np.isnan(run.scores["loss"])
