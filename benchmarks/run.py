@@ -1,7 +1,7 @@
 """`python -m benchmarks.run`: measures every training with every observer and writes benchmarks/README.md and benchmarks/results/.
 
 Each measurement has a process, a temporary folder and (resmon's) an agent of its own, so that nothing is left of it for the next.
-A part of the whole (`--only`, `--quick`) is printed and not written, for the published table is never made of pieces.
+A part of the whole (`--only`, `--quick`, `--agent off`) is printed and not written, for the published table is never made of pieces.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     titles = {name: WORKLOADS[name].title for name in workloads}
     targets = {name: target for name in workloads if (target := WORKLOADS[name].target) is not None}
     table = report.markdown(measurements, titles, targets, how)
-    if arguments.quick or arguments.only:
+    if arguments.quick or arguments.only or arguments.agent == "off":
         print(table)
-        console.print("A part of the whole or too few pairs: printed, not written.", style="dim")
+        console.print("A part of the whole, or too few pairs: printed, not written.", style="dim")
         return
     report.put_into(PAGE, table)
     path = RESULTS / f"{how.date[:10]}.json"
