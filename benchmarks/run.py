@@ -1,7 +1,7 @@
 """`python -m benchmarks.run`: measures every training with every observer and writes benchmarks/README.md and benchmarks/results/.
 
 Each measurement has a process, a temporary folder and (resmon's) an agent of its own, so that nothing is left of it for the next.
-A part of the whole (`--only`, `--quick`, `--agent off`) is printed and not written, for the published table is never made of pieces.
+A part of the whole (`--only`, `--quick`, `--agent off`) is printed and not written: the published table is not made of pieces.
 """
 
 from __future__ import annotations

@@ -21,16 +21,18 @@ Bools = npt.NDArray[np.bool_]
 
 SiteKind = Literal["identity", "projection", "marked"]
 
+# The outcome of an attempt is the first of these that one of its ranks has. Those that tell a cause come first: when one rank runs
+# out of memory the launcher kills the others, and "killed" would hide it.
 Outcome = Literal[
-    "finished",
-    "failed",
-    "nonfinite",
     "out_of_memory",
+    "nonfinite",
     "shape_mismatch",
-    "interrupted",
     "killed",
+    "failed",
     "stalled",
+    "interrupted",
     "unknown",
+    "finished",
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 

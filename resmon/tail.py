@@ -16,13 +16,12 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from resmon.agent.attempt import WORST_FIRST
 from resmon.detectors import DETECTORS, Detector
 from resmon.errors import FlightError, FlightVersionError
 from resmon.exporters.ranks import Ranks, Sites
 from resmon.flight import findings, layout
 from resmon.flight.reader import Follower
-from resmon.records import Finding, Outcome, RunEnd, StepRecord
+from resmon.records import OUTCOMES, Finding, Outcome, RunEnd, StepRecord
 from resmon.terminal import View, frame
 
 PERIOD = 0.25  # seconds between two frames
@@ -55,7 +54,7 @@ class Tail:
             self._view = self._view.found(finding)
         ends = [rank.end for rank in self._ranks.values()]
         if ends and None not in ends:
-            self._view = replace(self._view, end=min(filter(None, ends), key=lambda end: WORST_FIRST.index(end.outcome)))
+            self._view = replace(self._view, end=min(filter(None, ends), key=lambda end: OUTCOMES.index(end.outcome)))
         return self._view
 
     def _find_ranks(self) -> None:
@@ -225,6 +224,6 @@ def _summary(folder: Path) -> Summary:
     outcome: Outcome | str = "unreadable"
     if outcomes:
         over = [ended for ended in outcomes if ended is not None]
-        outcome = min(over, key=WORST_FIRST.index) if len(over) == len(outcomes) else "running"
+        outcome = min(over, key=OUTCOMES.index) if len(over) == len(outcomes) else "running"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return Summary(name, number, outcome, steps, loss, blocks, size, when)

@@ -1,8 +1,7 @@
-"""The harness of `make bench`: it runs, its pairs are pairs and its statistics are right. How long anything takes is not asserted."""
+"""The harness of `make bench`: it runs, its pairs are pairs, its statistics are right. How long anything takes is not asserted."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from benchmarks.pairs import measure
 from benchmarks.processes import background_seconds
 from benchmarks.workloads import WORKLOADS, Training
 
-LIST = re.compile(r"\| (?P<training>[^|]*, \d+ sites) \| (?P<observer>\w+) \| (?P<pairs>\d+) \|.*\| (?P<same>yes|no) \|")
+ROW = re.compile(r"\| (?P<training>[^|]*, \d+ sites) \| (?P<observer>\w+) \| (?P<pairs>\d+) \|.*\| (?P<same>yes|no) \|")
 
 
 class Block(nn.Module):
@@ -72,7 +71,6 @@ PAIRS = Measurement("gpt2", "resmon", 2, bare=[1.0, 2.0, 4.0], watched=[1.5, 2.2
 
 
 def test_the_ratio_is_taken_within_each_pair() -> None:
-    """The medians of both columns would give 2.2 / 2 as well, the means 7.7 / 7; their quartiles would differ."""
     ratio = PAIRS.ratio
     assert (ratio.lower, ratio.median, ratio.upper) == pytest.approx((1.05, 1.1, 1.3))
     assert replace(PAIRS, bare=[1.0, 2.0, 4.0], watched=[3.0, 2.0, 4.4]).ratio.median == pytest.approx(1.1)  # of medians: 1.5
@@ -179,7 +177,6 @@ def test_background_counts_children_and_not_this_process() -> None:
     assert after is not None
     assert after - before == pytest.approx(0.3, abs=0.09)
     assert background_seconds([]) == pytest.approx(before, abs=0.001)  # the child is gone
-    assert (background_seconds([os.getppid()]) or 0) >= 0
 
 
 # -- the report ------------------------------------------------------------------------------------------------------------
@@ -191,14 +188,22 @@ def test_a_miss_is_shown_as_a_miss() -> None:
     met = Measurement("gpt2", "resmon", 10, bare=[1.0], watched=[1.0005], background=0.25, same_weights=True)
     missed = replace(met, watched=[1.03])
     other = replace(missed, observer="wandb", background=None, same_weights=False)
-    rows = report.markdown([met, missed, other], {"gpt2": "GPT-2"}, {"gpt2": 1.02}, HOW).splitlines()[2:5]
-    assert rows == [
-        "| GPT-2, 10 sites | resmon | 1 | 1000.0 ms | 1.000 (1.000 to 1.000), target 1.02: met |  | "
-        "50 (50 to 50), target 60: met |  | 250.0 ms | yes |",
-        "| GPT-2, 10 sites | resmon | 1 | 1000.0 ms | 1.030 (1.030 to 1.030), target 1.02: **missed** |  | "
-        "3000 (3000 to 3000), target 60: **missed** |  | 250.0 ms | yes |",
-        "| GPT-2, 10 sites | wandb | 1 | 1000.0 ms | 1.030 (1.030 to 1.030) |  | 3000 (3000 to 3000) |  |  | no |",
+    first, second, third = report.markdown([met, missed, other], {"gpt2": "GPT-2"}, {"gpt2": 1.02}, HOW).splitlines()[2:5]
+    assert first.split(" | ") == [
+        "| GPT-2, 10 sites",
+        "resmon",
+        "1",
+        "1000.0 ms",
+        "1.000 (1.000 to 1.000), target 1.02: met",
+        "",
+        "50 (50 to 50), target 60: met",
+        "",
+        "250.0 ms",
+        "yes |",
     ]
+    assert "| 1.030 (1.030 to 1.030), target 1.02: **missed** |" in second
+    assert "| 3000 (3000 to 3000), target 60: **missed** |" in second
+    assert third == "| GPT-2, 10 sites | wandb | 1 | 1000.0 ms | 1.030 (1.030 to 1.030) |  | 3000 (3000 to 3000) |  |  | no |"
 
 
 def test_a_ratio_that_rounds_to_the_target_is_still_a_miss() -> None:
@@ -243,7 +248,7 @@ def test_a_measurement_runs_in_a_process_of_its_own(observer: str, capfd: pytest
     """resmon with a real agent, wandb with its service: both through their front doors, on the network of `make demo`."""
     page = run.PAGE.read_bytes()
     run.main(["--quick", "--only", "digits", "--only", observer])
-    row = LIST.search(capfd.readouterr().out)
+    row = ROW.search(capfd.readouterr().out)
     assert row is not None
     assert row["training"] == f"{WORKLOADS['digits'].title}, 9 sites"
     assert (row["observer"], row["pairs"], row["same"]) == (observer, "3", "yes")

@@ -20,23 +20,9 @@ from resmon.exporters.ranks import GAUGES, MergedStep, Ranks, Sites
 from resmon.exporters.view import BlockTable, Column, RankView, RunView
 from resmon.flight import layout
 from resmon.flight.reader import Follower
-from resmon.records import Finding, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import OUTCOMES, Finding, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
 
 log = logging.getLogger("resmon.agent")
-
-# The outcome of an attempt is the worst of its ranks', those first that tell a cause: when one rank runs out of memory the launcher
-# kills the others, and "killed" would hide it.
-WORST_FIRST: tuple[Outcome, ...] = (
-    "out_of_memory",
-    "nonfinite",
-    "shape_mismatch",
-    "killed",
-    "failed",
-    "stalled",
-    "interrupted",
-    "unknown",
-    "finished",
-)
 
 KILLED = (
     "concluded by the agent: the process was gone without an end mark, so it was killed by a signal that cannot be caught "
@@ -101,7 +87,7 @@ class Attempt:
     def outcome(self) -> Outcome | None:
         """How it ended; None while a rank is under way."""
         ends = [rank.end.outcome for rank in self.ranks.values() if rank.end is not None]
-        return min(ends, key=WORST_FIRST.index) if len(ends) == len(self.ranks) else None
+        return min(ends, key=OUTCOMES.index) if len(ends) == len(self.ranks) else None
 
     @property
     def skipped(self) -> int:

@@ -231,7 +231,7 @@ class Trace(TorchFunctionMode):
     def _leaf(self, tensor: Tensor, *, live: bool) -> Node:
         self._order += 1
         # A lazy module's parameter has no size before its first pass.
-        numel = 0 if isinstance(tensor, nn.parameter.UninitializedTensorMixin) else tensor.numel()
+        numel = 0 if torch.nn.parameter.is_lazy(tensor) else tensor.numel()
         node = Node(self._order, "", (), live, None, numel)
         self._nodes[tensor] = node
         return node

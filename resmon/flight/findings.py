@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,11 +12,6 @@ from resmon.records import Finding, FindingState, Severity
 
 _TEXTS = ("id", "state", "kind", "severity", "model", "block", "summary", "expected", "seen", "runbook")
 _NUMBERS = ("opened_step", "opened_time", "step", "time", "confidence")
-
-
-def line(finding: Finding) -> bytes:
-    """The line to append for an event."""
-    return json.dumps(asdict(finding), separators=(",", ":")).encode() + b"\n"
 
 
 def read(attempt_folder: Path) -> tuple[list[Finding], list[Skip]]:

@@ -27,6 +27,7 @@ from resmon.records import (
     MAGNITUDE_COLUMNS,
     MAGNITUDE_HIGH,
     MAGNITUDE_LOW,
+    OUTCOMES,
     RUN_VALUES,
     Bools,
     Finding,
@@ -40,19 +41,6 @@ from resmon.records import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# Of several ranks' outcomes the one that tells most: a specific fault before what it did to the other ranks.
-TELLING: tuple[Outcome, ...] = (
-    "out_of_memory",
-    "nonfinite",
-    "shape_mismatch",
-    "killed",
-    "failed",
-    "stalled",
-    "interrupted",
-    "unknown",
-    "finished",
-)
 
 # The columns of `Flight.histograms`: upper edges of |y|, then what lies above, exact zeros, and NaN or infinite values.
 MAGNITUDE_NAMES = (*(f"2^{e}" for e in range(MAGNITUDE_LOW, MAGNITUDE_HIGH + 1)), "larger", "zero", "nonfinite")
@@ -170,7 +158,7 @@ class Flight:
         """How the attempt ended, or "running" while a process that records it lives."""
         if any(rank.alive for rank in self._ranks):
             return "running"
-        return min((rank.outcome for rank in self._ranks), key=TELLING.index)
+        return min((rank.outcome for rank in self._ranks), key=OUTCOMES.index)
 
     @property
     def ends(self) -> dict[int, RunEnd]:

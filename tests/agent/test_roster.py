@@ -12,7 +12,6 @@ import pytest
 
 from resmon.agent import roster as roster_module
 from resmon.agent import runtime
-from resmon.agent.attempt import WORST_FIRST
 from resmon.agent.roster import Roster
 from resmon.exporters.prometheus import Prometheus
 from resmon.exporters.view import AgentView, RunView
@@ -144,7 +143,7 @@ def test_the_worst_outcome_of_the_ranks_counts_once(outcome: Outcome, roster: Ro
         writer.step()
         assert sum(poll(roster).runs_total.values()) == 0
         writer.end(end)  # type: ignore[arg-type]
-    expected = min([outcome, "interrupted"], key=WORST_FIRST.index)
+    expected = min([outcome, "interrupted"], key=OUTCOMES.index)
     assert {name: count for name, count in poll(roster).runs_total.items() if count} == {expected: 1}
     assert sum(poll(roster).runs_total.values()) == 1
 
