@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from benchmarks.processes import background_seconds
 from benchmarks.workloads import WORKLOADS, Training
 
 NEWS = 1.0  # seconds between two lines on stdout: who reads them needs a core for a moment
+FEWEST = 6  # pairs that are measured also where the time is up
 
 
 def measure(
@@ -34,24 +36,32 @@ def measure(
     observer: str,
     pairs: int,
     warm_up: int,
+    seconds: float = math.inf,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Measurement:
-    """Measure `pairs` pairs after `warm_up` others; `progress` is told how many of all are done."""
+    """Measure `pairs` pairs after `warm_up` others, fewer where that takes longer than `seconds`.
+
+    `progress` is told how many of all are done.
+    """
     bare, watched = make(), make()
     found = len(sites(bare))
     watcher = watch(watched)
     times: tuple[list[float], list[float]] = ([], [])
     background = None
+    end = perf_counter() + seconds
     for i in range(warm_up + pairs):
+        done = i - warm_up
+        if done >= FEWEST and done % 2 == 0 and perf_counter() > end:  # each order as often as the other
+            break
         if i == warm_up:
             background = background_seconds(watcher.processes())
         random = torch.get_rng_state()
         batch = i % len(bare.batches)
         for turn in (0, 1) if i % 2 else (1, 0):
             torch.set_rng_state(random)
-            seconds = _step(watched, batch, watcher.log) if turn else _step(bare, batch)
+            duration = _step(watched, batch, watcher.log) if turn else _step(bare, batch)
             if i >= warm_up:
-                times[turn].append(seconds)
+                times[turn].append(duration)
         progress(i + 1)
     after = background_seconds(watcher.processes())
     watcher.close()
@@ -61,7 +71,7 @@ def measure(
         found,
         bare=times[0],
         watched=times[1],
-        own=watcher.own_seconds()[-pairs:],
+        own=watcher.own_seconds()[-len(times[1]) :],
         background=None if background is None or after is None else after - background,
         same_weights=_same_weights(bare, watched),
     )
@@ -90,6 +100,7 @@ def main() -> None:
     parser.add_argument("--observer", choices=OBSERVERS, required=True)
     parser.add_argument("--pairs", type=int, required=True)
     parser.add_argument("--warm-up", type=int, required=True)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after so long no further pairs than are needed")
     parser.add_argument("--result", type=Path, required=True, help="file that the measurement is written to")
     arguments = parser.parse_args()
     told = time.monotonic()
@@ -107,6 +118,7 @@ def main() -> None:
         observer=arguments.observer,
         pairs=arguments.pairs,
         warm_up=arguments.warm_up,
+        seconds=arguments.seconds,
         progress=tell,
     )
     arguments.result.write_text(json.dumps(asdict(measurement)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import signal
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,8 +36,8 @@ PAGE = Path(__file__).parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 
 WARM_UP = 5
-# resmon traces up to 16 passes of a model some of whose modules have not run yet.
-WARM_UP_RESMON = 20
+# For one measurement; on a slow machine there are fewer pairs instead of more minutes.
+SECONDS, SECONDS_RESMON = 45.0, 130.0
 QUICK_PAIRS = 3
 
 
@@ -66,10 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         for workload in workloads:
             for observer in observers:
-                pairs, warm_up = _extent(workload, observer, arguments)
-                task = progress.add_task(f"{workload} {observer}", total=pairs + warm_up, found="")
-                measured = _measure(workload, observer, pairs, warm_up, arguments.agent, progress, task)
-                progress.update(task, completed=pairs + warm_up, found=f"{measured.ratio.median:.3f}")
+                extent = _extent(workload, observer, arguments)
+                task = progress.add_task(f"{workload} {observer}", total=extent.pairs + extent.warm_up, found="")
+                measured = _measure(workload, observer, extent, arguments.agent, progress, task)
+                done = len(measured.bare) + extent.warm_up
+                progress.update(task, completed=done, total=done, found=f"{measured.ratio.median:.3f}")
                 progress.refresh()
                 measurements.append(measured)
     titles = {name: WORKLOADS[name].title for name in workloads}
@@ -104,20 +107,31 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _extent(workload: str, observer: str, arguments: argparse.Namespace) -> tuple[int, int]:
-    """How many pairs are measured, and how many go before."""
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How many pairs are measured, how many go before, and how long all of that may take."""
+
+    pairs: int
+    warm_up: int = WARM_UP
+    seconds: float = math.inf
+
+
+def _extent(workload: str, observer: str, arguments: argparse.Namespace) -> Extent:
     if arguments.quick:
-        return arguments.pairs or QUICK_PAIRS, 2
+        return Extent(arguments.pairs or QUICK_PAIRS, warm_up=2)
+    if arguments.pairs:
+        return Extent(arguments.pairs)
     pairs = WORKLOADS[workload].pairs
-    return arguments.pairs or (pairs if observer == "resmon" else pairs // 2), WARM_UP_RESMON if observer == "resmon" else WARM_UP
+    return Extent(pairs, seconds=SECONDS_RESMON) if observer == "resmon" else Extent(pairs // 2, seconds=SECONDS)
 
 
-def _measure(workload: str, observer: str, pairs: int, warm_up: int, agent: str, progress: Progress, task: TaskID) -> Measurement:
+def _measure(workload: str, observer: str, extent: Extent, agent: str, progress: Progress, task: TaskID) -> Measurement:
     with tempfile.TemporaryDirectory(prefix="resmon-benchmark-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         result, errors = folder / "result.json", folder / "errors.txt"
         command = [sys.executable, "-m", "benchmarks.pairs", "--workload", workload, "--observer", observer]
-        command += ["--pairs", str(pairs), "--warm-up", str(warm_up), "--result", str(result)]
+        command += ["--pairs", str(extent.pairs), "--warm-up", str(extent.warm_up), "--seconds", str(extent.seconds)]
+        command += ["--result", str(result)]
         with errors.open("w") as stderr:
             process = subprocess.Popen(
                 command, cwd=folder, env=_environment(folder, agent), stdout=subprocess.PIPE, stderr=stderr, text=True

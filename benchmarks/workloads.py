@@ -29,7 +29,10 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`pairs` are measured with resmon and without; half as many with the others, whose cost is no matter of a few percent."""
+    """`pairs` are measured with resmon and without; half as many with the others, whose cost is no matter of a few percent.
+
+    All modules run in every pass, so that resmon traces only the first one.
+    """
 
     title: str
     make: Callable[[], Training]
@@ -75,7 +78,7 @@ def digits() -> Training:
 
 
 WORKLOADS = {
-    "gpt2": Workload("GPT-2, 6 layers, width 384, batch 8x128", gpt2, pairs=30, target=1.02),
-    "resnet": Workload("ResNet basic [2,2,2,2], width 32, batch 64x3x64x64", resnet, pairs=60, target=1.03),
+    "gpt2": Workload("GPT-2, 6 layers, width 384, batch 8x128", gpt2, pairs=40, target=1.02),
+    "resnet": Workload("ResNet basic [2,2,2,2], width 32, batch 64x3x64x64", resnet, pairs=100, target=1.03),
     "digits": Workload("the network of `make demo`, batch 64x1x8x8", digits, pairs=400, target=None),
 }

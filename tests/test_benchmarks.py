@@ -40,7 +40,8 @@ class Stack(nn.Module):
         self.blocks = nn.Sequential(Block(), Block())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+        y: Tensor = self.blocks(x)
+        return y
 
 
 def tiny() -> Training:
@@ -129,6 +130,25 @@ def test_twins_take_turns_in_alternating_order() -> None:
     assert min(measured.bare + measured.watched) > 0
     assert measured.sites == 2
     assert measured.same_weights
+
+
+def test_a_slow_machine_gets_fewer_pairs() -> None:
+    measured = measure(tiny, Observer, workload="tiny", observer="nothing", pairs=50, warm_up=1, seconds=0)
+    assert len(measured.bare) == len(measured.watched) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_module_of_a_workload_runs_in_the_first_pass(name: str) -> None:
+    """Else resmon would trace more passes than the warm-up covers."""
+    training = WORKLOADS[name].make()
+    waiting = {path for path, module in training.model.named_modules() if next(module.parameters(recurse=False), None) is not None}
+    assert waiting
+    for path in tuple(waiting):
+        training.model.get_submodule(path).register_forward_pre_hook(lambda *_, path=path: waiting.discard(path))
+    arguments, labels = training.batches[0]
+    training.loss(training.model(**arguments), labels).backward()
+    assert waiting == set()
 
 
 def test_an_observer_that_changes_the_training_is_told_on() -> None:

@@ -89,17 +89,12 @@ def here(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-def test_the_help_lists_every_verb_and_comes_at_once(tmp_path: Path) -> None:
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        result = resmon("--help", cwd=tmp_path)
-        times.append(time.perf_counter() - began)
+def test_the_help_lists_every_verb(tmp_path: Path) -> None:
+    result = resmon("--help", cwd=tmp_path)
     assert result.returncode == 0
     for name, function in VERBS:
         assert f" {name} " in result.stdout
         assert function.__doc__
-    assert min(times) < 1.5  # 0.3 s on an idle machine; importing torch alone takes longer than this
 
 
 def test_the_version(tmp_path: Path) -> None:

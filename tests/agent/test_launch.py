@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,9 +69,7 @@ def test_the_agent_is_nobodys_child_and_has_nothing_of_ours(house: House, port: 
     assert b"CUDA_VISIBLE_DEVICES=\0" in (process / "environ").read_bytes()
     assert "torch" not in (process / "maps").read_text()
     assert (process / "cwd").readlink() == Path("/")
-    started = time.perf_counter()
     assert find_or_start(settings) == now.url
-    assert time.perf_counter() - started < 0.1
     os.kill(now.pid, signal.SIGTERM)
     wait_for(lambda: not process.exists())  # gone, not a zombie of ours
     assert json.loads((house.runtime / runtime.TARGETS).read_text()) == []

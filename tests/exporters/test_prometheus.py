@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -268,23 +267,6 @@ def test_promtool_finds_nothing_to_say() -> None:
     content, _ = Prometheus().render(full_view(HOSTILE, HOSTILE[4], HOSTILE[7]), "")
     result = subprocess.run(["promtool", "check", "metrics"], input=content, capture_output=True, timeout=60, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
-
-
-@pytest.mark.parametrize(("blocks", "series", "seconds"), [(206, 6_000, 0.030), (3_447, 100_000, 0.500)])
-@formats
-def test_rendering_is_fast(kind: str, blocks: int, series: int, seconds: float) -> None:
-    """The best of some rounds: what else runs on the machine is not the exporter's. The first, which makes the labels, apart."""
-    names = sites(blocks)
-    training, exporter = Training(names), Prometheus()
-    content, _ = exporter.render(views.agent(views.run(names, [training.step()])), ASKS[kind])
-    assert sum(not line.startswith(b"#") for line in content.splitlines()) >= series
-    taken = []
-    for _ in range(5):
-        view = views.agent(views.run(names, [training.step()]))
-        started = time.perf_counter()
-        exporter.render(view, ASKS[kind])
-        taken.append(time.perf_counter() - started)
-    assert min(taken) <= seconds
 
 
 def test_nothing_is_in_the_clients_global_registry() -> None:

@@ -162,7 +162,7 @@ def test_a_new_segment_of_the_same_clock_tick_is_found(tmp_path: Path) -> None:
     assert seen == 300
 
 
-def test_polling_costs_next_to_nothing_when_nothing_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polling_reads_nothing_when_nothing_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, writer = begin(tmp_path, budget=1 << 20)
     write(writer, synthetic.Training(synthetic.sites(3)), 200)
     follower = Follower(folder)
@@ -174,10 +174,8 @@ def test_polling_costs_next_to_nothing_when_nothing_is_new(tmp_path: Path, monke
     original = os.pread
     monkeypatch.setattr(os, "pread", lambda *args: read.append(args) or original(*args))
     monkeypatch.setattr(Path, "iterdir", lambda _: pytest.fail("listed again"))
-    begun = time.perf_counter()
     for _ in range(200):
         assert follower.poll() == []
-    assert time.perf_counter() - begun < 0.1
     assert read == []
 
 

@@ -13,7 +13,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import resmon
@@ -248,22 +247,6 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     writer.end(RunEnd("finished", 1.0, 20_999))
     assert len(list(Path("/proc/self/fd").iterdir())) < descriptors < 200
-
-
-def test_a_row_is_cheap(tmp_path: Path) -> None:
-    """About 90 us of 100 sites where this was written; the bound leaves room for a busy machine."""
-    _, writer = begin(tmp_path)
-    training = synthetic.Training(synthetic.sites(100))
-    writer.sites(training.sites)
-    record = training.step()
-    spent = []
-    for step in range(300):
-        row = replace(record, step=step)
-        begun = time.perf_counter()
-        writer.step(row)
-        spent.append(time.perf_counter() - begun)
-    writer.end(RunEnd("finished", 1.0, 299))
-    assert np.quantile(spent, 0.25) < 400e-6
 
 
 def test_claiming_and_writing_through_hostile_names(tmp_path: Path) -> None:
