@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from resmon.agent import runtime
 from resmon.flight.reader import Follower
 from resmon.records import ScalarRecord, StepRecord
 
@@ -61,12 +64,24 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_the_demonstration_and_what_it_tells_to_do_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def runtime_folder(tmp_path: Path) -> Iterator[Path]:
+    """A runtime folder of the test's own; the agent that is started there leaves with it."""
+    folder = tmp_path / "runtime"
+    yield folder
+    serving = runtime.serving(folder)
+    if serving is not None and serving.pid:
+        os.kill(serving.pid, signal.SIGTERM)
+
+
+def test_the_demonstration_and_what_it_tells_to_do_next(
+    tmp_path: Path, runtime_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both runs, the finding that names a block, and each command of the last page pasted into a shell."""
     monkeypatch.delenv("RESMON_AGENT", raising=False)
     environment = {
         "CI": "true",  # where the agent is off by default, and is here all the same
-        "RESMON_RUNTIME_DIR": str(tmp_path / "runtime"),
+        "RESMON_RUNTIME_DIR": str(runtime_folder),
         "RESMON_LISTEN": f"127.0.0.1:{free_port()}",
     }
     result = run([sys.executable, "-m", "resmon", "demo", "--seconds", "3"], tmp_path, **environment)
