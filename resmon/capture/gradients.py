@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resmon.capture.sums import ROW, square_sum
+from resmon.capture.sums import square_sum
 from resmon.records import Bools, Floats
 
-_SAFE = (1e-12, 1e18)  # norms of at most ROW elements between these have lost nothing in float32
+_SMALL = 16_384  # elements whose one-shot float32 norm is right to 1e-6
+_SAFE = (1e-12, 1e18)  # norms of so few elements between these have lost nothing in float32
 
 
 class Gradients:
@@ -54,13 +55,13 @@ class Gradients:
             self._present[i] = True
             if gradient.layout is not torch.strided:
                 gradient = gradient.coalesce().values()
-            if gradient.dtype is torch.float32 and gradient.numel() <= ROW:
+            if gradient.dtype is torch.float32 and gradient.numel() <= _SMALL:
                 small.append(gradient)
                 places.append(i)
             else:
                 self._squares[i] = square_sum(gradient)
         if small:
-            # One call for all that fit one row: the call itself is what such a gradient costs.
+            # One call for all small ones: the call itself is what such a gradient costs.
             norms = torch.stack(torch._foreach_norm(small)).double().numpy()
             self._squares[places] = norms * norms
             for j in np.flatnonzero(~((norms > _SAFE[0]) & (norms < _SAFE[1]))):
