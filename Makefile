@@ -32,6 +32,7 @@ demo: setup ## train on real digits with the live view, then let it blow up
 
 bench: setup ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.house
 
 clean: ## remove what the set-up and the tools made; runs/ stays
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
