@@ -79,7 +79,6 @@ class Session:
         self._gradients = Gradients(_parameters(models))
         self._gradients_read = False
         self._step = start_step
-        self._start_step = start_step
         self._under_way = False
         self._stepped_aside = False  # after a fault: steps are recorded, their blocks are not
         self._boundary = perf_counter()
