@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import resmon
-from resmon.agent import find_or_start, register
+from resmon.agent import find_or_start, register, runtime
 from resmon.capture import process
 from resmon.capture.session import Session
 from resmon.errors import ResmonError
@@ -237,7 +237,13 @@ def _serve(settings: Settings, folder: Path) -> str:
     try:
         register(folder)
         url = find_or_start(settings)
+        home = runtime.folder()
+        now = runtime.serving(home)
     except (ResmonError, OSError) as error:
         log.warning("resmon: the agent could not be started, so there are no live metrics: %s", error)
         return ""
-    return f", served at {url}/metrics" if url else ""
+    if url is None:
+        return ""
+    if now is not None and now.url:
+        return f", served at {url}/metrics"
+    return f", to be served at {url}/metrics (or, if another program has that port, where {home / runtime.LOG} says)"

@@ -4,7 +4,8 @@ A training process uses two names: it `register`s the folder that it writes to a
 agent that is about to leave looks at the registrations once more at a moment when nobody can find it.
 """
 
+from resmon.agent import runtime
 from resmon.agent.launch import find_or_start
 from resmon.agent.runtime import register
 
-__all__ = ["find_or_start", "register"]
+__all__ = ["find_or_start", "register", "runtime"]
