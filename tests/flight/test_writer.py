@@ -229,6 +229,7 @@ def test_a_run_without_sites_is_recorded(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow(tmp_path: Path) -> None:
     """Over 20,000 rows, segments and bins of several levels included."""
+
     def descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
