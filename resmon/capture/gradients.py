@@ -11,11 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resmon.capture.sums import square_sum
+from resmon.capture.sums import square_sums
 from resmon.records import Bools, Floats
-
-_SMALL = 16_384  # elements whose one-shot float32 norm is right to 1e-6
-_SAFE = (1e-12, 1e18)  # norms of so few elements between these have lost nothing in float32
 
 
 class Gradients:
@@ -46,26 +43,14 @@ class Gradients:
         """Take every gradient's sum of squares now."""
         self._present[:] = False
         self._squares[:] = 0
-        small: list[Tensor] = []
-        places: list[int] = []
+        gradients: list[Tensor] = []
         for i, parameter in enumerate(self._parameters):
             gradient = parameter.grad
             if gradient is None or gradient.device.type != "cpu":  # reading elsewhere would wait for the device
                 continue
             self._present[i] = True
-            if gradient.layout is not torch.strided:
-                gradient = gradient.coalesce().values()
-            if gradient.dtype is torch.float32 and gradient.numel() <= _SMALL:
-                small.append(gradient)
-                places.append(i)
-            else:
-                self._squares[i] = square_sum(gradient)
-        if small:
-            # One call for all small ones: the call itself is what such a gradient costs.
-            norms = torch.stack(torch._foreach_norm(small)).double().numpy()
-            self._squares[places] = norms * norms
-            for j in np.flatnonzero(~((norms > _SAFE[0]) & (norms < _SAFE[1]))):
-                self._squares[places[j]] = square_sum(small[j])
+            gradients.append(gradient if gradient.layout is torch.strided else gradient.coalesce().values())
+        self._squares[np.flatnonzero(self._present)] = square_sums(gradients)
 
     def clear(self) -> None:
         self._present[:] = False

@@ -13,11 +13,14 @@ numpy's 49 to 90). It shares torch's threads, and so its trouble where other pro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from resmon.records import Floats
 
 PIECE = 262_144  # elements of one float32 dot product
 _SCRATCH = 32_768  # elements that are converted at once
@@ -26,6 +29,8 @@ _HALF = (torch.float16, torch.bfloat16)
 # Mean squares outside of these are suspected of elements whose squares left float32's range.
 _SAFE_LOW = 1e-30
 _SAFE_HIGH = 1e36
+_SMALL = 16_384  # elements whose one-shot float32 norm is right to 1e-6
+_SAFE_NORM = (1e-12, 1e18)  # norms of so few elements between these have lost nothing in float32
 
 
 def square_sum(tensor: Tensor) -> float:
@@ -44,6 +49,26 @@ def square_sum(tensor: Tensor) -> float:
     if math.isnan(total):  # squares that overflow are infinite: a NaN was there before
         return total
     return 0.0 if total == 0 and not tensor.any() else _exact(tensor)
+
+
+def square_sums(tensors: Sequence[Tensor]) -> Floats:
+    """The sum of squares of each tensor, as `square_sum` gives it, in fewer calls."""
+    squares = np.zeros(len(tensors))
+    small: list[Tensor] = []
+    places: list[int] = []
+    for i, tensor in enumerate(tensors):
+        if tensor.dtype is torch.float32 and tensor.numel() <= _SMALL:
+            small.append(tensor)
+            places.append(i)
+        else:
+            squares[i] = square_sum(tensor)
+    if small:
+        # One call for all small ones: the call itself is what such a tensor costs.
+        norms = torch.stack(torch._foreach_norm(small)).double().numpy()
+        squares[places] = norms * norms
+        for j in np.flatnonzero(~((norms > _SAFE_NORM[0]) & (norms < _SAFE_NORM[1]))):
+            squares[places[j]] = square_sum(small[j])
+    return squares
 
 
 def nonfinite_count(tensor: Tensor) -> int:

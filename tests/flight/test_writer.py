@@ -32,7 +32,7 @@ from resmon.flight.layout import boot_id
 from resmon.records import RunEnd, ScalarRecord
 from tests import synthetic
 from tests.flight.flights import begin
-folder, writer = begin(Path(sys.argv[1]), launch=str(os.getpid()), budget=2 << 20, pid=os.getpid(), boot_id=boot_id())
+folder, writer = begin(Path(sys.argv[1]), launch=str(os.getpid()), budget=int(sys.argv[2]), pid=os.getpid(), boot_id=boot_id())
 training = synthetic.Training(synthetic.sites(3), seed=7)
 writer.sites(training.sites)
 os.write(1, b"ready\\n")
@@ -44,27 +44,34 @@ while True:
 """
 
 
+def killed(directory: Path, budget: int, seconds: float) -> int:
+    """Train until the moment comes, kill it, and return how many steps it said were written."""
+    command = [sys.executable, "-c", TRAINER, str(directory), str(budget)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    assert resmon.load(directory / "digits").outcome == "running"
+    # Drain what it says until the moment comes, as a full pipe would hold it at one place.
+    moment = time.monotonic() + seconds
+    said = b""
+    os.set_blocking(process.stdout.fileno(), False)
+    while time.monotonic() < moment:
+        said += process.stdout.read(1 << 16) or b""
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    os.set_blocking(process.stdout.fileno(), True)
+    said += process.stdout.read()
+    process.stdout.close()
+    return said.count(b"\n")
+
+
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """At most the row under way is missing, and the attempt is told killed."""
     chance = random.Random(11)
     tries = 15
     for attempt in range(1, tries + 1):
-        process = subprocess.Popen([sys.executable, "-c", TRAINER, str(tmp_path)], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        assert resmon.load(tmp_path / "digits").outcome == "running"
-        # Drain what it says until the moment comes, as a full pipe would hold it at one place.
-        moment = time.monotonic() + chance.uniform(0.0, 0.15)
-        said = b""
-        os.set_blocking(process.stdout.fileno(), False)
-        while time.monotonic() < moment:
-            said += process.stdout.read(1 << 16) or b""
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        os.set_blocking(process.stdout.fileno(), True)
-        said += process.stdout.read()
-        process.stdout.close()
-        confirmed = said.count(b"\n")
+        # The budget holds every step in full, however fast the machine.
+        confirmed = killed(tmp_path, budget=1 << 40, seconds=chance.uniform(0.0, 0.15))
         loaded = resmon.load(tmp_path / "digits")
         assert loaded.attempt == attempt
         assert loaded.outcome == "killed"
@@ -78,6 +85,23 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         for record in steps_of(read(folder)):
             assert_equal(record, training.step())
     assert resmon.load(tmp_path / "digits").info["attempts"] == tuple(range(1, tries + 1))
+
+
+def test_killed_while_thinning(tmp_path: Path) -> None:
+    """Every step but the one under way is there, in full or in a bin."""
+    chance = random.Random(12)
+    thinned = 0
+    for _ in range(8):
+        confirmed = killed(tmp_path, budget=1 << 20, seconds=chance.uniform(0.3, 0.9))
+        loaded = resmon.load(tmp_path / "digits")
+        steps = set(loaded.steps().query("ranks > 0")["step"])
+        bins = loaded.bins()
+        binned = {step for row in bins.itertuples() for step in range(row.first_step, row.last_step + 1)}
+        there = sorted(steps | binned)
+        assert there == list(range(len(there)))
+        assert confirmed <= len(there) <= confirmed + 1
+        thinned += len(steps) < len(there)
+    assert thinned, "nothing was thinned, so nothing is tested"
 
 
 def test_two_attempts_stand_side_by_side(tmp_path: Path) -> None:
