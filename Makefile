@@ -1,5 +1,5 @@
 # `make test` and `make demo` do all the set-up on a bare machine; no other step is needed.
-# The set-up is done once and again whenever pyproject.toml changes.
+# The set-up is done once and again whenever pyproject.toml or the C source changes.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -35,11 +35,11 @@ bench: setup ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.house
 
 clean: ## remove what the set-up and the tools made; runs/ stays
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv resmon/capture/_native.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch stands in the one command that installs everything, so that nothing can replace the pinned version.
-.venv/.stamp: pyproject.toml .ci/packages
+.venv/.stamp: pyproject.toml .ci/packages hatch_build.py resmon/capture/_native.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'resmon needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	PYTHON=$(PYTHON) bash .ci/packages
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv

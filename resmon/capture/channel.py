@@ -2,113 +2,141 @@
 
 A forward pass *offers* skip, branch and output, in whatever order hooks meet them, and they count only when all three of one pass
 are there and of one size: a block that returns early leaves nothing behind. Several passes of one step add up.
+
+Skip and branch are read when both have been offered, together and once, and their sum with them. The output itself is read only
+where it is not plainly that sum: where a dtype is not float32, the operands lie differently in memory, or a fused kernel made it.
 """
 
 from __future__ import annotations
 
 import math
-import weakref
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from resmon.capture import sample
-from resmon.capture.sums import nonfinite_count, square_sum
-from resmon.records import MAGNITUDE_COLUMNS, Ints, ResidualSite
+from resmon.capture import _native
+from resmon.capture.sample import CELLS, EDGES, magnitudes, stride
+from resmon.capture.sums import is_dense, nonfinite_count, square_sum
+from resmon.records import Floats, ResidualSite
+
+# What a channel's row holds, per pass (offered, and counted once the output is there) and in all.
+SKIP, BRANCH, OUTPUT, ELEMENTS, MAGNITUDES = range(5)  # squares of the first three; the histogram goes on to the end
+COLUMNS = MAGNITUDES + CELLS
+OF_PASS, IN_ALL = range(2)
+_BYTES = 8
 
 
-class Gauge:
-    """Measures tensors, the same tensor twice in a row only once: a block's output is the next one's skip."""
-
-    __slots__ = ("_last", "_square", "_version")
-
-    def __init__(self) -> None:
-        self._last: Any = _nothing
-        self._version = -1
-        self._square = 0.0
-
-    def square(self, tensor: Tensor) -> float:
-        version = tensor._version
-        if self._last() is tensor and version == self._version:
-            return self._square
-        square = square_sum(tensor)
-        self._last, self._version, self._square = weakref.ref(tensor), version, square
-        return square
-
-
-def _nothing() -> None:
-    return None
+def board(sites: int) -> Floats:
+    """The rows of so many channels, [sites, 2, COLUMNS]."""
+    return np.zeros((sites, 2, COLUMNS))
 
 
 class Channel:
-    """One site's numbers of the step under way, and its cumulative counters."""
+    """One site's numbers of the step under way, and its cumulative counters.
+
+    `sums_output` says that the output is the plain sum of the operands, so that it need not be read.
+    """
 
     __slots__ = (
+        "_address",
         "_branch",
-        "_branch_elements",
+        "_branch_factor",
+        "_elements",
+        "_read_output",
+        "_sample",
         "_skip",
-        "_skip_elements",
-        "branch_square",
-        "elements",
+        "_skip_factor",
         "gradient_arrived",
-        "magnitude_buckets",
-        "magnitude_sum",
+        "in_all",
         "nonfinite_backward",
         "nonfinite_forward",
         "nonfinite_steps",
+        "of_pass",
         "output_gradient_square",
-        "output_square",
-        "row",
-        "sampled",
         "site",
-        "skip_square",
+        "sums_output",
     )
 
-    def __init__(self, site: ResidualSite, sample_size: int) -> None:
+    def __init__(self, site: ResidualSite, sample_size: int, *, sums_output: bool) -> None:
         self.site = site
-        self.row: npt.NDArray[np.float32] = np.zeros(sample_size, np.float32)
-        self.magnitude_buckets: Ints = np.zeros(MAGNITUDE_COLUMNS, np.int64)
-        self.magnitude_sum = 0.0
+        self.sums_output = sums_output
         self.nonfinite_steps = 0
+        self._sample = sample_size
+        self._use(board(1)[0])
         self.clear()
+
+    def move(self, row: Floats) -> None:
+        """Gather in `row` from here on."""
+        row[:] = (self.of_pass, self.in_all)
+        self._use(row)
+
+    def _use(self, row: Floats) -> None:
+        self.of_pass, self.in_all = row
+        self._address = self.of_pass.ctypes.data
 
     def clear(self) -> None:
         """Begin a step."""
-        self.skip_square = self.branch_square = self.output_square = self.output_gradient_square = 0.0
-        self.elements = self.nonfinite_forward = self.nonfinite_backward = 0
+        self.in_all[:MAGNITUDES] = 0
+        self.output_gradient_square = 0.0
+        self.nonfinite_forward = self.nonfinite_backward = 0
         self.gradient_arrived = False
-        self.sampled = 0
         self.begin_pass()
 
     def begin_pass(self) -> None:
         """Forget what an earlier pass offered without reaching the add."""
-        self._skip_elements = self._branch_elements = -1
+        self._skip: Tensor | None = None
+        self._branch: Tensor | None = None
+        self._elements = -1
 
-    def offer_skip(self, gauge: Gauge, tensor: Tensor, factor: float) -> None:
-        self._skip = gauge.square(tensor) * factor * factor
-        self._skip_elements = tensor.numel()
+    def offer_skip(self, tensor: Tensor, factor: float) -> None:
+        self._skip, self._skip_factor = tensor, factor
+        if self._branch is not None:
+            self._read(tensor, self._branch)
 
-    def offer_branch(self, gauge: Gauge, tensor: Tensor, factor: float) -> None:
-        self._branch = gauge.square(tensor) * factor * factor
-        self._branch_elements = tensor.numel()
+    def offer_branch(self, tensor: Tensor, factor: float) -> None:
+        self._branch, self._branch_factor = tensor, factor
+        if self._skip is not None:
+            self._read(self._skip, tensor)
 
-    def offer_output(self, gauge: Gauge, tensor: Tensor) -> bool:
+    def _read(self, skip: Tensor, branch: Tensor) -> None:
+        self.begin_pass()
+        elements = skip.numel()
+        if branch.numel() != elements:
+            return
+        alike = skip.dtype is branch.dtype is torch.float32 and skip.stride() == branch.stride() and is_dense(skip)
+        if alike and self.sums_output:
+            address = self._address
+            _native.addition(
+                skip.data_ptr(),
+                branch.data_ptr(),
+                self._skip_factor,
+                self._branch_factor,
+                elements,
+                address,
+                stride(skip.shape, self._sample),
+                *EDGES,
+                address + MAGNITUDES * _BYTES,
+            )
+            self._read_output = False
+        else:
+            self.of_pass[SKIP] = square_sum(skip) * self._skip_factor**2
+            self.of_pass[BRANCH] = square_sum(branch) * self._branch_factor**2
+            self._read_output = True
+        self._elements = elements
+
+    def offer_output(self, tensor: Tensor) -> bool:
         """Count the pass; False where the operands were not seen in it, so that this is no result of the add."""
-        elements = tensor.numel()
-        if self._skip_elements != elements or self._branch_elements != elements:
+        if tensor.numel() != self._elements:
             return False
-        square = gauge.square(tensor)
-        self.skip_square += self._skip
-        self.branch_square += self._branch
-        self.output_square += square
-        self.elements += elements
-        if not math.isfinite(square):
+        of_pass = self.of_pass
+        of_pass[ELEMENTS] = self._elements
+        if self._read_output:
+            of_pass[OUTPUT] = square_sum(tensor)
+            magnitudes(tensor, self._sample, self._address + MAGNITUDES * _BYTES)
+        self.in_all += of_pass
+        if not math.isfinite(of_pass[OUTPUT]):
             self.nonfinite_forward += nonfinite_count(tensor)
-        if self.sampled:
-            self.fold()
-        self.sampled = sample.take(tensor, self.row)
         self.begin_pass()
         return True
 
@@ -122,19 +150,5 @@ class Channel:
 
     def absorb(self, other: Channel) -> None:
         """Add what `other`, a stand-in for this channel in a traced pass, has gathered."""
-        self.skip_square += other.skip_square
-        self.branch_square += other.branch_square
-        self.output_square += other.output_square
-        self.elements += other.elements
+        self.in_all += other.in_all
         self.nonfinite_forward += other.nonfinite_forward
-        if self.sampled:
-            self.fold()
-        self.row[:] = other.row
-        self.sampled = other.sampled
-
-    def fold(self) -> None:
-        """Count the sample of an earlier pass of this step, before the next one takes its place."""
-        buckets, sums = sample.histograms(self.row[None], np.array([self.sampled]))
-        self.magnitude_buckets += buckets[0]
-        self.magnitude_sum += float(sums[0])
-        self.sampled = 0

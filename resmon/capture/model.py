@@ -19,7 +19,7 @@ from torch.overrides import _get_current_function_mode, _pop_mode
 from torch.utils.hooks import RemovableHandle
 
 from resmon.capture import rule
-from resmon.capture.channel import Channel, Gauge
+from resmon.capture.channel import Channel
 from resmon.capture.dataflow import Add, Trace
 from resmon.capture.survey import Names, Sighting, Survey, is_watched
 from resmon.capture.taps import GradientTap, Hook, Installed, Plan, install, plan
@@ -49,7 +49,6 @@ class ModelWatch:
         self.model = model
         self.key = key
         self.channels: list[Channel] = []  # in order of execution
-        self.gauge = Gauge()
         self.active = False
         self.seconds = 0.0
         self.process = os.getpid()
@@ -103,6 +102,8 @@ class ModelWatch:
     def _give_up_pass(self) -> None:
         """Clear away a pass that did not end: an interrupt passes by every hook, and leaves our modes entered."""
         self.active = self._in_pass = False
+        for channel in self.channels:
+            channel.begin_pass()
         ours = {id(self._trace), *(id(mode) for mode in self._installed.modes)}
         while torch._C._len_torch_function_stack() and id(_get_current_function_mode()) in ours:
             _pop_mode()
@@ -136,8 +137,6 @@ class ModelWatch:
                 self._give_up_pass()
             self._in_pass = True
             self._owner.pass_begun()
-            for channel in self.channels:
-                channel.begin_pass()
             asleep = self._asleep and self._traces < _TRACES_WHILE_ASLEEP
             if (self._trace_next or asleep) and self._traces < _TRACES:
                 self._traces += 1
@@ -156,6 +155,8 @@ class ModelWatch:
             return
         started = perf_counter()
         self.active = self._in_pass = False
+        for channel in self.channels:
+            channel.begin_pass()
         trace, self._trace = self._trace, None
         try:
             if trace is not None:
@@ -173,13 +174,12 @@ class ModelWatch:
         if self._retired:
             return None
         started = perf_counter()
-        channel = Channel(_UNKNOWN, self._sample)
+        channel = Channel(_UNKNOWN, self._sample, sums_output=residual.kind != "marked")
         skip, branch = (channel.offer_skip, channel.offer_branch)
         first, second = (skip, branch) if residual.skip_is_first else (branch, skip)
         try:
-            with torch.no_grad():
-                first(self.gauge, add.first, 1)
-                second(self.gauge, add.second, add.alpha)
+            first(add.first, 1)
+            second(add.second, add.alpha)
         except Exception as error:
             self.fault(error)
             return None
@@ -189,8 +189,7 @@ class ModelWatch:
             started = perf_counter()
             tap = GradientTap(self, None)
             try:
-                with torch.no_grad():
-                    channel.offer_output(self.gauge, output)
+                channel.offer_output(output)
                 if output.requires_grad:
                     output.register_hook(tap)
                 self._stand_ins.append((sighting, channel, tap))

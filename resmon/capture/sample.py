@@ -1,66 +1,39 @@
-"""A small sample of a tensor, and the histogram of the magnitudes in many samples at once.
+"""A small sample of a tensor, as a histogram of its magnitudes.
 
 The sample is every s-th element, with a stride s that meets channels, positions and pixels all alike (a stride of 96 over 384
-channels would see 4 of them). The histogram has power-of-two buckets, read off the bits of the
-floats: bucket i holds (2^(i-1), 2^i].
+channels would see 4 of them). Bucket i of the histogram holds (2^(i-1), 2^i]; its edges are in records.py.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from resmon.capture.sums import flattened
-from resmon.records import (
-    MAGNITUDE_COLUMNS,
-    MAGNITUDE_HIGH,
-    MAGNITUDE_LARGER,
-    MAGNITUDE_LOW,
-    MAGNITUDE_NONFINITE,
-    MAGNITUDE_ZERO,
-    Floats,
-    Ints,
-)
+from resmon.capture import _native
+from resmon.capture.sums import CODES, is_dense
+from resmon.records import MAGNITUDE_COLUMNS, MAGNITUDE_LARGER, MAGNITUDE_LOW
 
-Samples = npt.NDArray[np.float32]
-
-# Codes are biased exponents of float32 plus 1, that of zero being 0; these are the codes at which a column of the histogram begins,
-# beginning with zero and everything up to the first edge.
-_ZERO, _NONFINITE, _CODES = 0, 256, 257
-_INFINITE = 0x7F800000  # the bits of infinity; those of NaN are larger
-_BEGINS = np.array([_ZERO, 1, *range(MAGNITUDE_LOW + 128, MAGNITUDE_HIGH + 129), _NONFINITE])
-_COLUMNS = np.array([MAGNITUDE_ZERO, *range(MAGNITUDE_LARGER + 1), MAGNITUDE_NONFINITE])
+CELLS = 1 + MAGNITUDE_COLUMNS  # the sum of the finite magnitudes, then the histogram
+EDGES = (MAGNITUDE_LOW, MAGNITUDE_LARGER)  # as the native part wants them: the first edge's exponent, and how many there are
 
 
-def take(tensor: Tensor, into: Samples) -> int:
-    """Copy a sample of `tensor` to the front of `into` (float32, one-dimensional) and return how many elements it has."""
-    stride = _stride(tensor.shape, len(into))
-    tensor = tensor.detach()
-    flat = flattened(tensor)
-    if flat is None:
-        values = _array(tensor[_indices(tensor.shape, stride)])
-    elif flat.dtype is torch.bfloat16:
-        values = _array(flat[::stride])
-    else:
-        values = flat.numpy()[::stride]  # numpy cuts a slice ten times faster than torch
-    count = len(values)
-    into[:count] = values
-    return count
-
-
-def _array(tensor: Tensor) -> npt.NDArray[Any]:
-    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+def magnitudes(tensor: Tensor, most: int, cells: int) -> None:
+    """Write the histogram of a sample of at most `most` elements to the float64 CELLS at the address `cells`."""
+    shape = tensor.shape
+    step = stride(shape, most)
+    if tensor.dtype not in CODES or not is_dense(tensor):
+        tensor = tensor.detach()[_indices(shape, step)]
+        tensor, step = (tensor if tensor.dtype in CODES else tensor.float()).contiguous(), 1
+    _native.magnitudes(tensor.data_ptr(), CODES[tensor.dtype], tensor.numel(), step, *EDGES, cells)
 
 
 @lru_cache(maxsize=4096)
-def _stride(shape: tuple[int, ...], most: int) -> int:
-    """The stride, coprime to every dimension, that meets the indices of each dimension most evenly.
+def stride(shape: tuple[int, ...], most: int) -> int:
+    """The stride for a sample of about `most`, coprime to every dimension, that meets the indices of each dimension most evenly.
 
     Coprime alone is not enough: 8,193 is so to [64, 32, 64, 64], and meets every other channel only.
     """
@@ -69,6 +42,8 @@ def _stride(shape: tuple[int, ...], most: int) -> int:
         return 1
     least = -(-numel // most)
     candidates = {_coprime(least + least * i // 32, numel) for i in range(16)}
+    if min(candidates) > 2 * least:  # nothing near is coprime to 2, 3, 5, 7, ...: rather too many than too few
+        return next(below for below in range(least, 0, -1) if math.gcd(below, numel) == 1)
     return min(sorted(candidates), key=lambda stride: _clustering(shape, stride))
 
 
@@ -89,29 +64,3 @@ def _clustering(shape: tuple[int, ...], stride: int) -> float:
 def _indices(shape: tuple[int, ...], stride: int) -> tuple[Tensor, ...]:
     flat = np.arange(0, math.prod(shape), stride)
     return tuple(torch.from_numpy(i) for i in np.unravel_index(flat, shape))
-
-
-def histograms(samples: Samples, counts: npt.NDArray[np.intp]) -> tuple[Ints, Floats]:
-    """The magnitude histograms of `samples` [S, sample], of which the first `counts` [S] elements of each row are meant.
-
-    Returns counts [S, MAGNITUDE_COLUMNS] and the sums of the finite magnitudes [S].
-    """
-    sites, size = samples.shape
-    bits = samples.view(np.int32) & 0x7FFFFFFF
-    # One less, so that a power of two falls into the bucket that it closes; zero becomes -1, and -1 >> 23 is -1.
-    codes = bits - 1
-    codes >>= 23
-    codes += 1
-    if bits.max(initial=0) >= _INFINITE:
-        broken = bits >= _INFINITE
-        codes[broken], bits[broken] = _NONFINITE, 0
-    unused = size - counts
-    if unused.any():
-        beyond = np.arange(size) >= counts[:, None]
-        codes[beyond], bits[beyond] = _ZERO, 0
-    codes += np.arange(0, sites * _CODES, _CODES, dtype=np.int32)[:, None]
-    coded = np.bincount(codes.ravel(), minlength=sites * _CODES).reshape(sites, _CODES)
-    coded[:, _ZERO] -= unused
-    table = np.empty((sites, MAGNITUDE_COLUMNS), np.int64)
-    table[:, _COLUMNS] = np.add.reduceat(coded, _BEGINS, axis=1)
-    return table, bits.view(np.float32).sum(axis=1, dtype=np.float64)

@@ -24,8 +24,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from resmon.capture import sample as sampling
-from resmon.capture.channel import Channel
+from resmon.capture.channel import BRANCH, ELEMENTS, IN_ALL, MAGNITUDES, OUTPUT, SKIP, Channel, board
 from resmon.capture.gradients import Gradients
 from resmon.capture.model import ModelWatch
 from resmon.capture.taps import Hook
@@ -35,7 +34,6 @@ from resmon.records import (
     BLOCK_VALUES,
     DURATION_COLUMNS,
     DURATION_EDGES,
-    MAGNITUDE_COLUMNS,
     RUN_VALUES,
     Bools,
     Floats,
@@ -89,7 +87,7 @@ class Session:
         self._duration_total = 0.0
         self._duration_buckets = np.zeros(DURATION_COLUMNS, np.int64)
         self._channels: list[Channel] = []
-        self._samples = np.zeros((0, sample), np.float32)
+        self._board = board(0)
         self._handles: list[RemovableHandle] = []
         self._told: set[str] = set()
 
@@ -138,10 +136,9 @@ class Session:
 
     def sites_changed(self) -> None:
         self._channels = [channel for watch in self._watches for channel in watch.channels]
-        self._samples = np.zeros((len(self._channels), self._samples.shape[1]), np.float32)
-        for row, channel in zip(self._samples, self._channels, strict=True):
-            row[:] = channel.row
-            channel.row = row
+        self._board = board(len(self._channels))
+        for row, channel in zip(self._board, self._channels, strict=True):
+            channel.move(row)
         self._gradients.group([[_key(c.site.model, name) for name in c.site.parameters] for c in self._channels])
         if not self._channels and all(w.traced for w in self._watches):
             self._say("no residual add was found in the traced forward pass: the run is recorded without blocks")
@@ -269,34 +266,23 @@ class Session:
             duration_total=self._duration_total,
             duration_buckets=self._duration_buckets.copy(),
             nonfinite_steps=np.array([c.nonfinite_steps for c in channels], np.int64),
-            magnitude_buckets=np.array([c.magnitude_buckets for c in channels], np.int64).reshape(sites, MAGNITUDE_COLUMNS),
-            magnitude_sum=np.array([c.magnitude_sum for c in channels], np.float64),
+            magnitude_buckets=self._board[:, IN_ALL, MAGNITUDES + 1 :].astype(np.int64),
+            magnitude_sum=self._board[:, IN_ALL, MAGNITUDES].copy(),
         )
 
     def _gather(self, values: Floats, present: Bools, counts: Ints) -> None:
         """Fill a record's arrays from the channels."""
         channels = self._channels
-        values[0] = [c.skip_square for c in channels]
-        values[1] = [c.branch_square for c in channels]
-        values[2] = [c.output_square for c in channels]
-        counts[0] = [c.elements for c in channels]
+        values[:3] = self._board[:, IN_ALL, (SKIP, BRANCH, OUTPUT)].T
+        counts[0] = self._board[:, IN_ALL, ELEMENTS]
         present[:3] = counts[0] > 0
         values[3], present[3] = self._gradients.by_group()
         values[4] = [c.output_gradient_square for c in channels]
         present[4] = [c.gradient_arrived for c in channels]
         counts[1] = [c.nonfinite_forward for c in channels]
         counts[2] = [c.nonfinite_backward for c in channels]
-        self._fold_samples(counts)
-
-    def _fold_samples(self, counts: Ints) -> None:
-        sampled = np.array([c.sampled for c in self._channels])
-        buckets, sums = sampling.histograms(self._samples, sampled)
-        for i, channel in enumerate(self._channels):
-            if sampled[i]:
-                channel.magnitude_buckets += buckets[i]
-                channel.magnitude_sum += float(sums[i])
-        for j in np.flatnonzero(counts[1:].any(axis=0)):
-            self._channels[j].nonfinite_steps += 1
+        for i in np.flatnonzero(counts[1:].any(axis=0)):
+            channels[i].nonfinite_steps += 1
 
     # -- saying and writing --------------------------------------------------------------------------------------------
 

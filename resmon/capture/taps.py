@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from resmon.capture.channel import Channel, Gauge
+from resmon.capture.channel import Channel
 from resmon.capture.dataflow import ADDS, Place, is_candidate, operands
 from resmon.capture.survey import Sighting
 
@@ -26,7 +26,6 @@ from resmon.capture.survey import Sighting
 class Watcher(Protocol):
     """What a hook needs to know of the one who installed it."""
 
-    gauge: Gauge
     active: bool  # a pass is under way that is to be observed
     seconds: float  # what observing has cost in this step
     process: int
@@ -113,7 +112,8 @@ def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan]) -> Instal
             # A hook of the user's that replaces what passes comes after the value of an add, and before an operand is used.
             first = place.side == "in" or role == OUTPUT
             tap = taps.setdefault((place.path, place.side == "in", first), Tap(watcher))
-            tap.add(place.call, Reading(role, place.position, p.channel, p.factors[role] if role != OUTPUT else 1))
+            factor = p.factors[role] if role != OUTPUT else 1
+            tap.add(place.call, Reading(role, place.position, p.channel, factor, GradientTap(watcher, p.channel)))
     handles = []
     for (path, goes_in, first), tap in taps.items():
         tap.sort()
@@ -153,6 +153,7 @@ class Reading:
     position: tuple[Any, ...]
     channel: Channel
     factor: float
+    gradient: GradientTap
 
 
 class Tap(Hook):
@@ -203,22 +204,18 @@ class Tap(Hook):
         if readings is None:
             return
         tree = (args, kwargs) if output is None else output
-        had_gradients = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
         try:
             for reading in readings:
                 tensor = at(tree, reading.position)
                 if tensor is not None:
                     if reading.role == SKIP:
-                        reading.channel.offer_skip(watcher.gauge, tensor, reading.factor)
+                        reading.channel.offer_skip(tensor, reading.factor)
                     elif reading.role == BRANCH:
-                        reading.channel.offer_branch(watcher.gauge, tensor, reading.factor)
-                    elif reading.channel.offer_output(watcher.gauge, tensor) and tensor.requires_grad:
-                        tensor.register_hook(GradientTap(watcher, reading.channel))
+                        reading.channel.offer_branch(tensor, reading.factor)
+                    elif reading.channel.offer_output(tensor) and tensor.requires_grad:
+                        tensor.register_hook(reading.gradient)
         except Exception as error:
             watcher.fault(error)
-        finally:
-            torch._C._set_grad_enabled(had_gradients)
         watcher.seconds += perf_counter() - started
 
     def _recomputed(self, args: Any, kwargs: Any, output: Any) -> None:
@@ -229,7 +226,7 @@ class Tap(Hook):
             for reading in self._readings.get(0, ()) if len(self._readings) == 1 else ():
                 tensor = at(tree, reading.position) if reading.role == OUTPUT else None
                 if tensor is not None and tensor.requires_grad:
-                    tensor.register_hook(GradientTap(self._watcher, reading.channel))
+                    tensor.register_hook(reading.gradient)
         except Exception as error:
             self._watcher.fault(error)
 
@@ -341,17 +338,16 @@ class AddMode(Hook, TorchFunctionMode):
 
     def _guarded(self, offer: Callable[[], None]) -> None:
         try:
-            with torch.no_grad():
-                offer()
+            offer()
         except Exception as error:
             self._watcher.fault(error)
 
     def _offer(self, plan: Plan, skip: Tensor, branch: Tensor) -> None:
-        plan.channel.offer_skip(self._watcher.gauge, skip, plan.factors[SKIP])
-        plan.channel.offer_branch(self._watcher.gauge, branch, plan.factors[BRANCH])
+        plan.channel.offer_skip(skip, plan.factors[SKIP])
+        plan.channel.offer_branch(branch, plan.factors[BRANCH])
 
     def _offer_result(self, plan: Plan, result: Tensor) -> None:
-        counts = not self._observing or plan.channel.offer_output(self._watcher.gauge, result)
+        counts = not self._observing or plan.channel.offer_output(result)
         if counts and result.requires_grad:
             result.register_hook(GradientTap(self._watcher, plan.channel))
 

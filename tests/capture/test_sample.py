@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resmon.capture import sample
+from resmon.capture.sample import CELLS, magnitudes, stride
 from resmon.records import (
     MAGNITUDE_COLUMNS,
     MAGNITUDE_EDGES,
@@ -40,36 +40,46 @@ values = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.lists(values, min_size=0, max_size=16), min_size=1, max_size=5))
-def test_histograms_equal_the_definition(rows: list[list[float]]) -> None:
-    samples = np.full((len(rows), 16), 7.0, np.float32)  # what lies beyond a row's count must not matter
-    for i, row in enumerate(rows):
-        samples[i, : len(row)] = row
-    table, sums = sample.histograms(samples, np.array([len(row) for row in rows]))
-    for i, row in enumerate(rows):
-        expected = np.zeros(MAGNITUDE_COLUMNS, int)
-        for value in samples[i, : len(row)]:
-            expected[column(float(value))] += 1
-        assert table[i].tolist() == expected.tolist()
-        finite = [abs(float(v)) for v in samples[i, : len(row)] if math.isfinite(v)]
-        assert sums[i] == pytest.approx(math.fsum(finite), rel=1e-6)
+def histogram(tensor: torch.Tensor, most: int = 1024) -> tuple[float, list[int]]:
+    """The sum of the finite magnitudes, and the buckets; what stood in the memory before must not matter."""
+    cells = np.full(CELLS, 7.0)
+    magnitudes(tensor, most, cells.ctypes.data)
+    return cells[0], cells[1:].astype(int).tolist()
+
+
+def sampled(tensor: torch.Tensor) -> list[int]:
+    """Which elements of `tensor`, whose elements are their own indices, are in its sample: seen one at a time."""
+    flat = tensor.flatten()
+    step = stride(tensor.shape, 1024)
+    return flat[::step].to(torch.int64).tolist()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(values, min_size=0, max_size=40), st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]))
+def test_histograms_equal_the_definition(row: list[float], dtype: torch.dtype) -> None:
+    tensor = torch.tensor(row, dtype=torch.float64).to(dtype)
+    expected = np.zeros(MAGNITUDE_COLUMNS, int)
+    for value in tensor.double().tolist():
+        expected[column(value)] += 1
+    total, buckets = histogram(tensor)
+    assert buckets == expected.tolist()
+    assert total == pytest.approx(math.fsum(abs(v) for v in tensor.double().tolist() if math.isfinite(v)), rel=1e-12)
 
 
 def test_edges_are_upper_edges() -> None:
-    samples = MAGNITUDE_EDGES.astype(np.float32)[None]
-    table, _ = sample.histograms(samples, np.array([samples.shape[1]]))
-    assert table[0, :MAGNITUDE_LARGER].tolist() == [1] * MAGNITUDE_LARGER
+    _, buckets = histogram(torch.from_numpy(MAGNITUDE_EDGES))
+    assert buckets[:MAGNITUDE_LARGER] == [1] * MAGNITUDE_LARGER
 
 
-@pytest.mark.parametrize("shape", [(8, 128, 384), (64, 32, 64, 64), (64, 256, 8, 8), (16, 197, 768), (4096,), (1, 1), (3,)])
+@pytest.mark.parametrize(
+    "shape", [(8, 128, 384), (64, 32, 64, 64), (64, 256, 8, 8), (16, 197, 768), (4096,), (1, 1), (3,), (5, 5, 6, 7)]
+)
 def test_every_channel_and_position_is_met_alike(shape: tuple[int, ...]) -> None:
     """FACTS.md: a stride of 96 over [8, 128, 384] sees 4 of 384 channels."""
-    index = torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape)
-    into = np.zeros(1024, np.float32)
-    count = sample.take(index, into)
-    where = np.unravel_index(into[:count].astype(int), shape)
-    assert count >= min(math.prod(shape), 512)
+    indices = sampled(torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape))
+    count = len(indices)
+    where = np.unravel_index(indices, shape)
+    assert min(math.prod(shape), 512) <= count <= 1100
     for axis, size in enumerate(shape):
         met = np.bincount(where[axis], minlength=size)
         assert (met > 0).mean() > (0.95 if size * 8 <= count else 0.6 if size <= count else 0.2)
@@ -79,19 +89,20 @@ def test_every_channel_and_position_is_met_alike(shape: tuple[int, ...]) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "expanded"])
 def test_a_sample_is_made_of_elements_of_the_tensor(dtype: torch.dtype, layout: str) -> None:
-    tensor = torch.randn(4, 8, 10, 12).to(dtype)
+    """Elements are powers of two, all alike often, so that each bucket says how many of it were met."""
+    tensor = (2.0 ** torch.randint(-3, 4, (4, 8, 10, 12), generator=torch.Generator().manual_seed(1))).to(dtype)
     if layout == "channels_last":
         tensor = tensor.to(memory_format=torch.channels_last)
     elif layout == "sliced":
         tensor = tensor[:, ::2, 1:, :]
     elif layout == "expanded":
         tensor = tensor[:1].expand(4, 8, 10, 12)
-    into = np.full(1024, np.nan, np.float32)
-    count = sample.take(tensor.requires_grad_(), into)
-    assert 256 <= count <= 1024
-    assert set(into[:count].tolist()) <= set(tensor.detach().float().flatten().tolist())
-    assert np.isnan(into[count:]).all()
+    total, buckets = histogram(tensor.requires_grad_())
+    met = np.array(buckets[-3 - MAGNITUDE_LOW : 4 - MAGNITUDE_LOW])
+    assert 256 <= met.sum() == sum(buckets) <= 2048
+    assert met.min() > 0.5 * met.mean()
+    assert total == (met * 2.0 ** np.arange(-3, 4)).sum()
 
 
 def test_an_empty_tensor_has_an_empty_sample() -> None:
-    assert sample.take(torch.empty(0, 4), np.zeros(16, np.float32)) == 0
+    assert histogram(torch.empty(0, 4)) == (0.0, [0] * MAGNITUDE_COLUMNS)

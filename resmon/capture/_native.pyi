@@ -1,0 +1,22 @@
+# _native.c. Addresses are of dense memory that outlives the call; dtypes are numbers, see sums.CODES.
+
+# The sum of squares, not finite only where an element is not.
+def square(data: int, dtype: int, elements: int, /) -> float: ...
+
+# The histogram of every `stride`-th element's magnitude, into `cells`: the sum of the finite ones, then the buckets' counts.
+def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larger: int, cells: int, /) -> None: ...
+
+# Of float32 operands in the same order: the squares of skip, branch and sum into `sums`, the sum's magnitudes into `cells`.
+def addition(
+    skip: int,
+    branch: int,
+    skip_factor: float,
+    branch_factor: float,
+    elements: int,
+    sums: int,
+    stride: int,
+    low: int,
+    larger: int,
+    cells: int,
+    /,
+) -> None: ...

@@ -1,0 +1,191 @@
+"""A channel's numbers against float64 arithmetic on the very operands."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from resmon.capture.channel import BRANCH, ELEMENTS, IN_ALL, MAGNITUDES, OF_PASS, OUTPUT, SKIP, Channel, board
+from resmon.records import MAGNITUDE_NONFINITE, ResidualSite
+from tests.capture.test_sums import SEAMS, laid_out
+
+SITE = ResidualSite("block", "block", "identity", ("block.f",), (), (1,))
+FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+LAYOUTS = ["contiguous", "permuted", "channels_last", "sliced", "strided", "flipped"]
+
+
+def channel(**options: Any) -> Channel:
+    return Channel(SITE, 1024, **{"sums_output": True} | options)
+
+
+def square(tensor: Tensor) -> float:
+    return float(tensor.double().square().sum())
+
+
+def observe(of: Channel, skip: Tensor, branch: Tensor, alpha: float = 1, skip_is_first: bool = True) -> Tensor:
+    """One pass through torch's own add."""
+    if skip_is_first:
+        of.offer_skip(skip, 1)
+        of.offer_branch(branch, alpha)
+        output = torch.add(skip, branch, alpha=alpha)
+    else:
+        of.offer_branch(branch, 1)
+        of.offer_skip(skip, alpha)
+        output = torch.add(branch, skip, alpha=alpha)
+    assert of.offer_output(output)
+    return output
+
+
+def close(found: float, expected: float) -> bool:
+    return found == pytest.approx(expected, rel=2e-4, abs=0)  # of squares: 1e-4 of the norm
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    dtypes=st.tuples(st.sampled_from(FLOATS), st.sampled_from(FLOATS)),
+    layouts=st.tuples(st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS)),
+    seed=st.integers(0, 2**31),
+    magnitudes=st.tuples(st.integers(-18, 18), st.integers(-18, 18)),
+    alpha=st.sampled_from([1, 1, 2, -0.5]),
+    skip_is_first=st.booleans(),
+)
+def test_squares_of_any_operands(
+    shape: list[int],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    layouts: tuple[str, str],
+    seed: int,
+    magnitudes: tuple[int, int],
+    alpha: float,
+    skip_is_first: bool,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    operands = []
+    for dtype, layout, magnitude in zip(dtypes, layouts, magnitudes, strict=True):
+        if torch.float16 in dtypes:
+            magnitude = max(-4, min(magnitude, 3))
+        values = torch.randn(shape, generator=generator, dtype=torch.float64) * 10.0**magnitude
+        whole = laid_out(values.to(dtype), layout)
+        operands.append(whole if list(whole.shape) == shape else values.to(dtype))
+    skip, branch = operands
+    of = channel()
+    output = observe(of, skip, branch, alpha, skip_is_first)
+    factors = (1, alpha) if skip_is_first else (alpha, 1)
+    assert close(of.in_all[SKIP], square(skip) * factors[0] ** 2)
+    assert close(of.in_all[BRANCH], square(branch) * factors[1] ** 2)
+    assert close(of.in_all[OUTPUT], square(output))
+    assert of.in_all[ELEMENTS] == output.numel()
+    sampled = of.in_all[MAGNITUDES + 1 :].sum()
+    assert sampled == output.numel() or sampled >= 512
+    if sampled == output.numel():
+        assert of.in_all[MAGNITUDES] == pytest.approx(float(output.double().abs().sum()), rel=1e-5)
+    assert of.nonfinite_forward == 0
+
+
+def test_operands_that_cancel() -> None:
+    """The output is what torch's float32 add leaves, not what the sums of the operands would say."""
+    skip = torch.randn(100_000)
+    branch = -skip * (1 + 1e-6 * torch.rand(100_000))
+    of = channel()
+    output = observe(of, skip, branch)
+    assert close(of.in_all[OUTPUT], square(output)) and of.in_all[OUTPUT] < 1e-9 * of.in_all[SKIP]
+
+
+@pytest.mark.parametrize("numel", [*SEAMS, 1, 70_001, (1 << 21) + 12_347])
+def test_sizes_around_every_seam(numel: int) -> None:
+    skip, branch = torch.randn(numel), 0.1 * torch.randn(numel)
+    of = channel()
+    output = observe(of, skip, branch)
+    assert (
+        close(of.in_all[SKIP], square(skip))
+        and close(of.in_all[BRANCH], square(branch))
+        and close(of.in_all[OUTPUT], square(output))
+    )
+    assert min(numel, 512) <= of.in_all[MAGNITUDES + 1 :].sum() <= 1024 or numel < 1024
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("side", ["skip", "branch", "sum"])
+def test_what_is_not_finite_is_flagged_and_counted(bad: float, side: str) -> None:
+    skip, branch = torch.ones(10_000), torch.ones(10_000)
+    if side == "sum":
+        skip[7] = branch[7] = 3e38  # each is finite
+    else:
+        {"skip": skip, "branch": branch}[side][7] = bad
+    of = channel()
+    observe(of, skip, branch)
+    assert of.nonfinite_forward == 1
+    assert math.isfinite(of.in_all[SKIP]) == (side != "skip") and math.isfinite(of.in_all[BRANCH]) == (side != "branch")
+    assert of.in_all[MAGNITUDES + 1 + MAGNITUDE_NONFINITE] <= 1
+
+
+def test_the_output_of_a_fused_kernel_is_read_itself() -> None:
+    skip, branch, output = torch.ones(64), torch.ones(64), torch.full((64,), 5.0)
+    of = channel(sums_output=False)
+    of.offer_skip(skip, 1)
+    of.offer_branch(branch, 1)
+    assert of.offer_output(output)
+    assert of.in_all[OUTPUT] == 64 * 25.0
+
+
+def test_a_branch_that_the_add_overwrites_was_read_before() -> None:
+    skip, branch = torch.ones(64), torch.full((64,), 2.0)
+    of = channel()
+    of.offer_branch(branch, 1)
+    of.offer_skip(skip, 1)
+    branch += skip
+    assert of.offer_output(branch)
+    assert of.in_all[: ELEMENTS + 1].tolist() == [64.0, 256.0, 576.0, 64.0]
+
+
+def test_passes_add_up_and_what_did_not_reach_the_add_counts_nothing() -> None:
+    of = channel()
+    ones = torch.ones(10)
+    observe(of, ones, ones)
+    before = of.in_all.copy()
+    assert not of.offer_output(ones)  # no operands
+    of.offer_skip(ones, 1)
+    assert not of.offer_output(ones)  # no branch
+    of.offer_branch(ones, 1)
+    assert not of.offer_output(torch.ones(11))  # something else
+    of.begin_pass()
+    assert not of.offer_output(ones)  # of an earlier pass
+    of.offer_skip(torch.ones(4), 1)
+    of.offer_branch(ones, 1)
+    assert not of.offer_output(ones)  # operands of two sizes
+    assert (of.in_all == before).all()
+    observe(of, ones, 2 * ones)
+    assert of.in_all[: ELEMENTS + 1].tolist() == [20.0, 50.0, 130.0, 20.0]
+
+
+def test_a_row_that_moves_keeps_its_numbers() -> None:
+    of = channel()
+    observe(of, torch.ones(10), torch.ones(10))
+    rows = board(2)
+    of.move(rows[1])
+    observe(of, torch.ones(10), torch.ones(10))
+    assert rows[1, IN_ALL, SKIP] == 20 and rows[1, OF_PASS, SKIP] == 10
+    assert not rows[0].any()
+    of.clear()
+    assert rows[1, IN_ALL, :MAGNITUDES].tolist() == [0.0] * MAGNITUDES
+    assert rows[1, IN_ALL, MAGNITUDES + 1 :].sum() == 20, "histograms are cumulative"
+
+
+def test_operands_are_not_kept_alive() -> None:
+    of = channel()
+    skip, branch = torch.ones(10), torch.ones(10)
+    of.offer_skip(skip, 1)
+    of.offer_branch(branch, 1)
+    of.offer_output(skip + branch)
+    of.offer_skip(skip, 1)
+    of.begin_pass()
+    held = [getattr(of, name, None) for name in Channel.__slots__]
+    assert not any(isinstance(value, Tensor) for value in held)
+    assert np.isfinite(of.in_all).all()
