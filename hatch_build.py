@@ -16,9 +16,12 @@ SOURCE = "resmon/capture/_native.c"
 FLAGS = ["/O2", "/fp:precise"] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-ffp-contract=off"]
 
 
+LIBRARIES = ["dl", "m"] if sys.platform == "linux" else []
+
+
 class NativeBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002, hatchling names its arguments
-        extension = Extension(NAME, [SOURCE], extra_compile_args=FLAGS, py_limited_api=True)
+        extension = Extension(NAME, [SOURCE], extra_compile_args=FLAGS, libraries=LIBRARIES, py_limited_api=True)
         command = Distribution({"name": "resmon", "ext_modules": [extension]}).get_command_obj("build_ext")
         command.inplace = True
         command.force = True

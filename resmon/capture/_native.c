@@ -4,6 +4,9 @@
  * there is one call per residual add, which reads skip and branch in a single pass and makes their sum in registers on the way,
  * and one per gradient. Addresses and sizes come from Python (sums.py, sample.py), which vouches that the memory is dense and alive.
  *
+ * Large tensors are read by torch's own threads: where torch runs on OpenMP, its library is in the process, and its pool waits for
+ * the next piece of work at just this moment. A pool of ours beside it would fight it for the cores.
+ *
  * Sums are exact enough by two levels: at most BLOCK elements are added in float32, in LANES separate lanes, and blocks in float64.
  * Where a block's sum leaves the range in which float32 squares lose nothing, that block is read again in float64. So a sum that is
  * not finite means that an element is not.
@@ -18,8 +21,15 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__GNUC__) && !defined(_WIN32)
+#include <dlfcn.h>
+#define THREADS
+#endif
+
 #define LANES 32
 #define BLOCK 2048
+#define CHUNK (1 << 16)   /* elements that one thread reads at a time, a multiple of BLOCK */
+#define CHUNKS 1024       /* at most; larger tensors have larger ones */
 #define RELEASE (1 << 20) /* elements from which other Python threads may run meanwhile */
 
 /* The same code for several instruction sets; the loader takes the widest that the processor has. */
@@ -148,16 +158,6 @@ WIDE static double squares64(const double *x, size_t n)
     return total;
 }
 
-static double squares(const void *data, enum dtype dtype, size_t n)
-{
-    switch (dtype) {
-    case FLOAT64: return squares64(data, n);
-    case FLOAT16: return squares16(data, n, 0);
-    case BFLOAT16: return squares16(data, n, 1);
-    default: return squares32(data, n);
-    }
-}
-
 struct addition {
     const float *skip, *branch;
     float skip_factor, branch_factor; /* what each operand is multiplied with before the add */
@@ -197,6 +197,96 @@ WIDE static void add_squares(const struct addition *of, size_t n, double sums[3]
         }
         for (int k = 0; k < 3; k++)
             sums[k] += sum[k];
+    }
+}
+
+/* One reading of n elements: the squares of `data`, or, where there is none, of the addition, and every stride-th sum. */
+struct reading {
+    const void *data;
+    enum dtype dtype;
+    struct addition of;
+    float *samples;
+    size_t stride;
+    size_t n, chunk, next;
+    double sums[CHUNKS][3];
+};
+
+static void read_chunk(struct reading *r, size_t i)
+{
+    size_t begin = i * r->chunk, n = r->n - begin < r->chunk ? r->n - begin : r->chunk;
+    double *sums = r->sums[i];
+    if (r->data == NULL) {
+        struct addition part = r->of;
+        part.skip += begin;
+        part.branch += begin;
+        add_squares(&part, n, sums);
+        /* Now, while the chunk is in the cache. */
+        for (size_t k = (begin + r->stride - 1) / r->stride; k * r->stride < begin + n; k++) {
+            size_t at = k * r->stride;
+            r->samples[k] = r->of.skip[at] * r->of.skip_factor + r->of.branch[at] * r->of.branch_factor;
+        }
+        return;
+    }
+    switch (r->dtype) {
+    case FLOAT64: sums[0] = squares64((const double *)r->data + begin, n); break;
+    case FLOAT16: sums[0] = squares16((const uint16_t *)r->data + begin, n, 0); break;
+    case BFLOAT16: sums[0] = squares16((const uint16_t *)r->data + begin, n, 1); break;
+    default: sums[0] = squares32((const float *)r->data + begin, n);
+    }
+}
+
+#ifdef THREADS
+static void read_chunks(void *reading)
+{
+    struct reading *r = reading;
+    size_t i;
+    while ((i = __atomic_fetch_add(&r->next, 1, __ATOMIC_RELAXED)) * r->chunk < r->n)
+        read_chunk(r, i);
+}
+
+/* What a compiler makes of `#pragma omp parallel`: every thread of the pool calls the function once. */
+typedef void (*parallel)(void (*)(void *), void *, unsigned, unsigned);
+
+static parallel pool(void)
+{
+    static parallel found;
+    if (found == NULL) {
+        void *symbol = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+        memcpy(&found, &symbol, sizeof found);
+    }
+    return found;
+}
+#endif
+
+/* Reads all chunks and adds them up in their order, so that the sums do not depend on who read what. */
+static void read_all(struct reading *r, double sums[3])
+{
+    size_t least = (r->n + CHUNKS - 1) / CHUNKS;
+    r->chunk = least <= CHUNK ? CHUNK : (least + BLOCK - 1) / BLOCK * BLOCK;
+    r->next = 0;
+    size_t chunks = (r->n + r->chunk - 1) / r->chunk, i = 0;
+#ifdef THREADS
+    if (chunks > 1 && pool() != NULL) {
+        pool()(read_chunks, r, 0, 0);
+        i = chunks;
+    }
+#endif
+    for (; i < chunks; i++)
+        read_chunk(r, i);
+    sums[0] = sums[1] = sums[2] = 0;
+    for (i = 0; i < chunks; i++)
+        for (int k = 0; k < (r->data ? 1 : 3); k++)
+            sums[k] += r->sums[i][k];
+}
+
+static void read_freely(struct reading *r, double sums[3])
+{
+    if (r->n < RELEASE) {
+        read_all(r, sums);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        read_all(r, sums);
+        Py_END_ALLOW_THREADS
     }
 }
 
@@ -291,21 +381,15 @@ static int expects(Py_ssize_t given, Py_ssize_t wanted)
 
 static PyObject *square(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
-    const void *data;
-    enum dtype dtype;
-    size_t n;
-    double total;
-    if (!expects(given, 3) || !address(arguments[0], &data) || !kind(arguments[1], &dtype) || !whole(arguments[2], &n) ||
-        !is_there(data, n))
+    struct reading r;
+    double sums[3];
+    if (!expects(given, 3) || !address(arguments[0], &r.data) || !kind(arguments[1], &r.dtype) || !whole(arguments[2], &r.n) ||
+        !is_there(r.data, r.n))
         return NULL;
-    if (n < RELEASE) {
-        total = squares(data, dtype, n);
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        total = squares(data, dtype, n);
-        Py_END_ALLOW_THREADS
-    }
-    return PyFloat_FromDouble(total);
+    if (r.n == 0)
+        return PyFloat_FromDouble(0);
+    read_freely(&r, sums);
+    return PyFloat_FromDouble(sums[0]);
 }
 
 static PyObject *magnitudes(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
@@ -317,6 +401,8 @@ static PyObject *magnitudes(PyObject *self, PyObject *const *arguments, Py_ssize
     if (!expects(given, 7) || !address(arguments[0], &data) || !kind(arguments[1], &dtype) || !whole(arguments[2], &n) ||
         !whole(arguments[3], &stride) || !buckets(arguments + 4, &into) || !is_there(data, n))
         return NULL;
+    if (stride == 0)
+        return PyErr_Format(PyExc_ValueError, "the stride is 0");
     clear(&into);
     for (size_t i = 0; i < n; i += stride)
         count(&into, element(data, dtype, i));
@@ -325,25 +411,27 @@ static PyObject *magnitudes(PyObject *self, PyObject *const *arguments, Py_ssize
 
 static PyObject *addition(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
-    struct addition of;
+    struct reading r;
+    struct addition *of = &r.of;
     double *sums;
-    size_t n, stride;
     struct histogram into;
-    if (!expects(given, 10) || !address(arguments[0], &of.skip) || !address(arguments[1], &of.branch) ||
-        !real(arguments[2], &of.skip_factor) || !real(arguments[3], &of.branch_factor) || !whole(arguments[4], &n) ||
-        !address(arguments[5], &sums) || !whole(arguments[6], &stride) || !buckets(arguments + 7, &into) || !is_there(of.skip, n) ||
-        !is_there(of.branch, n))
+    if (!expects(given, 10) || !address(arguments[0], &of->skip) || !address(arguments[1], &of->branch) ||
+        !real(arguments[2], &of->skip_factor) || !real(arguments[3], &of->branch_factor) || !whole(arguments[4], &r.n) ||
+        !address(arguments[5], &sums) || !whole(arguments[6], &r.stride) || !buckets(arguments + 7, &into) ||
+        !is_there(of->skip, r.n) || !is_there(of->branch, r.n))
         return NULL;
-    if (n < RELEASE) {
-        add_squares(&of, n, sums);
-    } else {
-        Py_BEGIN_ALLOW_THREADS
-        add_squares(&of, n, sums);
-        Py_END_ALLOW_THREADS
-    }
+    if (r.stride == 0)
+        return PyErr_Format(PyExc_ValueError, "the stride is 0");
+    size_t sampled = (r.n + r.stride - 1) / r.stride;
+    r.data = NULL;
+    r.samples = PyMem_Malloc(sampled * sizeof *r.samples);
+    if (r.samples == NULL)
+        return PyErr_NoMemory();
+    read_freely(&r, sums);
     clear(&into);
-    for (size_t i = 0; i < n; i += stride)
-        count(&into, of.skip[i] * of.skip_factor + of.branch[i] * of.branch_factor);
+    for (size_t k = 0; k < sampled; k++)
+        count(&into, r.samples[k]);
+    PyMem_Free(r.samples);
     Py_RETURN_NONE;
 }
 
