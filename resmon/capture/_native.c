@@ -28,7 +28,7 @@
 
 #define LANES 32
 #define BLOCK 2048
-#define CHUNK (1 << 16)   /* elements that one thread reads at a time, a multiple of BLOCK */
+#define CHUNK (1 << 15)   /* elements that one thread reads at a time, a multiple of BLOCK */
 #define CHUNKS 1024       /* at most; larger tensors have larger ones */
 #define RELEASE (1 << 20) /* elements from which other Python threads may run meanwhile */
 
@@ -435,9 +435,22 @@ static PyObject *addition(PyObject *self, PyObject *const *arguments, Py_ssize_t
     Py_RETURN_NONE;
 }
 
+static PyObject *accumulate(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    const double *from;
+    double *into;
+    size_t n;
+    if (!expects(given, 3) || !address(arguments[0], &from) || !address(arguments[1], &into) || !whole(arguments[2], &n))
+        return NULL;
+    for (size_t i = 0; i < n; i++)
+        into[i] += from[i];
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef METHODS[] = {
     {"square", (PyCFunction)(void (*)(void))square, METH_FASTCALL, NULL},
     {"magnitudes", (PyCFunction)(void (*)(void))magnitudes, METH_FASTCALL, NULL},
+    {"accumulate", (PyCFunction)(void (*)(void))accumulate, METH_FASTCALL, NULL},
     {"addition", (PyCFunction)(void (*)(void))addition, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };

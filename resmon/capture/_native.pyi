@@ -20,3 +20,6 @@ def addition(
     cells: int,
     /,
 ) -> None: ...
+
+# `into` += `source`, float64 both.
+def accumulate(source: int, into: int, elements: int, /) -> None: ...

@@ -134,7 +134,7 @@ class Channel:
         if self._read_output:
             of_pass[OUTPUT] = square_sum(tensor)
             magnitudes(tensor, self._sample, self._address + MAGNITUDES * _BYTES)
-        self.in_all += of_pass
+        _native.accumulate(self._address, self._address + COLUMNS * _BYTES, COLUMNS)
         if not math.isfinite(of_pass[OUTPUT]):
             self.nonfinite_forward += nonfinite_count(tensor)
         self.begin_pass()

@@ -8,6 +8,7 @@ callable objects and not closures, so that a watched model can be pickled and co
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -213,7 +214,7 @@ class Tap(Hook):
                     elif reading.role == BRANCH:
                         reading.channel.offer_branch(tensor, reading.factor)
                     elif reading.channel.offer_output(tensor) and tensor.requires_grad:
-                        tensor.register_hook(reading.gradient)
+                        hang(tensor, reading.gradient)
         except Exception as error:
             watcher.fault(error)
         watcher.seconds += perf_counter() - started
@@ -226,7 +227,7 @@ class Tap(Hook):
             for reading in self._readings.get(0, ()) if len(self._readings) == 1 else ():
                 tensor = at(tree, reading.position) if reading.role == OUTPUT else None
                 if tensor is not None and tensor.requires_grad:
-                    tensor.register_hook(reading.gradient)
+                    hang(tensor, reading.gradient)
         except Exception as error:
             self._watcher.fault(error)
 
@@ -264,6 +265,18 @@ class GradientTap(Hook):
         except Exception as error:
             watcher.fault(error)
         watcher.seconds += perf_counter() - started
+
+
+def hang(tensor: Tensor, tap: GradientTap) -> None:
+    """`tensor.register_hook(tap)`, less the handle to take it off again, which is most of what that costs."""
+    if tensor._backward_hooks is None and tensor.grad_fn is not None:
+        tensor._backward_hooks = OrderedDict({_OURS: tap})
+        tensor.grad_fn._register_hook_dict(tensor)
+    else:
+        tensor.register_hook(tap)
+
+
+_OURS = -1  # handles of hooks have numbers from 0 on
 
 
 class AddMode(Hook, TorchFunctionMode):
@@ -349,7 +362,7 @@ class AddMode(Hook, TorchFunctionMode):
     def _offer_result(self, plan: Plan, result: Tensor) -> None:
         counts = not self._observing or plan.channel.offer_output(result)
         if counts and result.requires_grad:
-            result.register_hook(GradientTap(self._watcher, plan.channel))
+            hang(result, GradientTap(self._watcher, plan.channel))
 
 
 class Enter(Hook):
