@@ -1,7 +1,7 @@
 """Where the numbers of one site gather during a step.
 
-A forward pass *offers* skip, branch and output, in whatever order hooks meet them, and they count only when all three of one pass
-are there and of one size: a block that returns early leaves nothing behind. Several passes of one step add up.
+A forward pass *offers* skip, branch and output, in whatever order hooks meet them, and they can be *counted* only when all three of
+one pass are there and of one size: a block that returns early leaves nothing behind. Several passes of one step add up.
 
 Skip and branch are read when both have been offered, together and once, and their sum with them. The output itself is read only
 where it is not plainly that sum: where a dtype is not float32, the operands lie differently in memory, or a fused kernel made it.
@@ -43,6 +43,7 @@ class Channel:
         "_branch",
         "_branch_factor",
         "_elements",
+        "_nonfinite",
         "_read_output",
         "_sample",
         "_skip",
@@ -126,7 +127,7 @@ class Channel:
         self._elements = elements
 
     def offer_output(self, tensor: Tensor) -> bool:
-        """Count the pass; False where the operands were not seen in it, so that this is no result of the add."""
+        """False where the operands were not seen in this pass, so that this is no result of the add and not to be counted."""
         if tensor.numel() != self._elements:
             return False
         of_pass = self.of_pass
@@ -134,11 +135,14 @@ class Channel:
         if self._read_output:
             of_pass[OUTPUT] = square_sum(tensor)
             magnitudes(tensor, self._sample, self._address + MAGNITUDES * _BYTES)
-        _native.accumulate(self._address, self._address + COLUMNS * _BYTES, COLUMNS)
-        if not math.isfinite(of_pass[OUTPUT]):
-            self.nonfinite_forward += nonfinite_count(tensor)
+        self._nonfinite = 0 if math.isfinite(of_pass[OUTPUT]) else nonfinite_count(tensor)
         self.begin_pass()
         return True
+
+    def count(self) -> None:
+        """Add what was offered to the step's numbers."""
+        _native.accumulate(self._address, self._address + COLUMNS * _BYTES, COLUMNS)
+        self.nonfinite_forward += self._nonfinite
 
     def gradient(self, tensor: Tensor) -> None:
         """A gradient of the output has arrived."""

@@ -189,7 +189,8 @@ class ModelWatch:
             started = perf_counter()
             tap = GradientTap(self, None)
             try:
-                channel.offer_output(output)
+                if channel.offer_output(output):
+                    channel.count()
                 if output.requires_grad:
                     output.register_hook(tap)
                 self._stand_ins.append((sighting, channel, tap))

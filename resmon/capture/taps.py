@@ -213,8 +213,10 @@ class Tap(Hook):
                         reading.channel.offer_skip(tensor, reading.factor)
                     elif reading.role == BRANCH:
                         reading.channel.offer_branch(tensor, reading.factor)
-                    elif reading.channel.offer_output(tensor) and tensor.requires_grad:
-                        hang(tensor, reading.gradient)
+                    elif reading.channel.offer_output(tensor):
+                        reading.channel.count()
+                        if tensor.requires_grad:
+                            hang(tensor, reading.gradient)
         except Exception as error:
             watcher.fault(error)
         watcher.seconds += perf_counter() - started
@@ -280,7 +282,11 @@ _OURS = -1  # handles of hooks have numbers from 0 on
 
 
 class AddMode(Hook, TorchFunctionMode):
-    """Sees the torch calls inside one module and takes the operands of its residual adds, known by their ordinal in the call."""
+    """Sees the torch calls inside one module and takes the operands of its residual adds, known by their ordinal in the call.
+
+    What it took counts when the module is left after just as many adds as in the traced call: another way through the block may
+    make other adds of the same ordinals.
+    """
 
     def __init__(self, watcher: Watcher) -> None:
         super().__init__()
@@ -291,6 +297,7 @@ class AddMode(Hook, TorchFunctionMode):
         self._here: Mapping[int, Plan] = {}
         self._observing = False
         self._entered = False
+        self._taken: list[tuple[Channel, GradientTap]] = []
 
     def add(self, call: int, plan: Plan) -> None:
         self._plans.setdefault(call, {})[plan.ordinal] = plan
@@ -308,6 +315,7 @@ class AddMode(Hook, TorchFunctionMode):
         self._here = self._plans.get(call, {})
         self._observing = observing
         self._adds = 0
+        self._taken.clear()
         if self._here:
             self._entered = True
             self.__enter__()  # type: ignore[no-untyped-call]
@@ -321,10 +329,15 @@ class AddMode(Hook, TorchFunctionMode):
             return
         self._entered = False
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        expected = next(iter(self._here.values())).adds
-        if self._observing and self._adds not in (0, expected):
-            # Another way through the block than the traced one: the ordinals may mean other adds.
+        if not self._observing:
+            return
+        if self._adds == next(iter(self._here.values())).adds:
+            for channel, tap in self._taken:
+                channel.count()
+                tap.belongs_to(channel)
+        elif self._adds:
             self._watcher.trace_again()
+        self._taken.clear()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -360,9 +373,13 @@ class AddMode(Hook, TorchFunctionMode):
         plan.channel.offer_branch(branch, plan.factors[BRANCH])
 
     def _offer_result(self, plan: Plan, result: Tensor) -> None:
-        counts = not self._observing or plan.channel.offer_output(result)
-        if counts and result.requires_grad:
-            hang(result, GradientTap(self._watcher, plan.channel))
+        tap = GradientTap(self._watcher, None if self._observing else plan.channel)
+        if self._observing:
+            if not plan.channel.offer_output(result):
+                return
+            self._taken.append((plan.channel, tap))
+        if result.requires_grad:
+            hang(result, tap)
 
 
 class Enter(Hook):

@@ -40,6 +40,7 @@ def observe(of: Channel, skip: Tensor, branch: Tensor, alpha: float = 1, skip_is
         of.offer_skip(skip, alpha)
         output = torch.add(branch, skip, alpha=alpha)
     assert of.offer_output(output)
+    of.count()
     return output
 
 
@@ -83,7 +84,7 @@ def test_squares_of_any_operands(
     assert close(of.in_all[OUTPUT], square(output))
     assert of.in_all[ELEMENTS] == output.numel()
     sampled = of.in_all[MAGNITUDES + 1 :].sum()
-    assert sampled == output.numel() or sampled >= 512
+    assert sampled == output.numel() or sampled >= 256
     if sampled == output.numel():
         assert of.in_all[MAGNITUDES] == pytest.approx(float(output.double().abs().sum()), rel=1e-5)
     assert of.nonfinite_forward == 0
@@ -108,7 +109,7 @@ def test_sizes_around_every_seam(numel: int) -> None:
         and close(of.in_all[BRANCH], square(branch))
         and close(of.in_all[OUTPUT], square(output))
     )
-    assert min(numel, 512) <= of.in_all[MAGNITUDES + 1 :].sum() <= 1024 or numel < 1024
+    assert min(numel, 256) <= of.in_all[MAGNITUDES + 1 :].sum() <= 1024 or numel < 1024
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -132,6 +133,7 @@ def test_the_output_of_a_fused_kernel_is_read_itself() -> None:
     of.offer_skip(skip, 1)
     of.offer_branch(branch, 1)
     assert of.offer_output(output)
+    of.count()
     assert of.in_all[OUTPUT] == 64 * 25.0
 
 
@@ -142,6 +144,7 @@ def test_a_branch_that_the_add_overwrites_was_read_before() -> None:
     of.offer_skip(skip, 1)
     branch += skip
     assert of.offer_output(branch)
+    of.count()
     assert of.in_all[: ELEMENTS + 1].tolist() == [64.0, 256.0, 576.0, 64.0]
 
 

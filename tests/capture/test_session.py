@@ -242,6 +242,38 @@ def test_magnitudes_are_cumulative_and_come_from_the_output() -> None:
     )
 
 
+class Detours(nn.Module):
+    """Its functional dropout needs the mode; with `detour` another add of the same shape comes before the residual one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(8, 8)
+        self.detour = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = F.dropout(self.f(x), 0.0)
+        if self.detour:
+            branch = branch + 100 * torch.ones_like(branch)
+        self.kept = (x.detach().clone(), branch.detach().clone())
+        return x + branch
+
+
+def test_another_way_through_a_block_is_never_taken_for_the_traced_one() -> None:
+    block = Detours()
+    watched = Watched(nn.Sequential(nn.Linear(8, 8), block))
+    for i, detour in enumerate((False, False, True, True, True, False, False)):
+        block.detour = detour
+        record = watched.step(torch.randn(4, 8))
+        assert record is not None
+        assert [site.observed for site in watched.sink.now] == ["mode"]
+        if i in (2, 5):  # the way has changed: nothing is told, and the next pass is traced
+            assert not record.blocks_present[[SKIP, BRANCH, OUTPUT, OUTPUT_GRADIENT]].any()
+            assert record.counts[0].tolist() == [0]
+        else:
+            assert_operands(record, [block.kept])
+            assert record.blocks_present[OUTPUT_GRADIENT].all()
+
+
 def test_a_block_that_returns_early_leaves_nothing_behind() -> None:
     model = nn.Sequential(nn.Linear(8, 8), models.EarlyReturn(8), models.Alpha(8))
     watched = Watched(model)
