@@ -81,7 +81,8 @@ def _step(training: Training, batch: int, log: Callable[[Tensor], None] | None =
     arguments, labels = training.batches[batch]
     started = perf_counter()
     training.optimizer.zero_grad()
-    loss = training.loss(training.model(**arguments), labels)
+    with training.forward():
+        loss = training.loss(training.model(**arguments), labels)
     loss.backward()
     training.optimizer.step()
     if log is not None:

@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         for workload in workloads:
             for observer in observers:
+                if WORKLOADS[workload].alone and observer != "resmon" and observer not in arguments.only:
+                    continue
                 extent = _extent(workload, observer, arguments)
                 task = progress.add_task(f"{workload} {observer}", total=extent.pairs + extent.warm_up, found="")
                 measured = _measure(workload, observer, extent, arguments.agent, progress, task)

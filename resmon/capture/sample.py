@@ -31,9 +31,16 @@ def magnitudes(tensor: Tensor, most: int, cells: int) -> None:
     _native.magnitudes(tensor.data_ptr(), CODES[tensor.dtype], tensor.numel(), step, *EDGES, cells)
 
 
+def flat_sample(tensor: Tensor, most: int) -> Tensor:
+    """The sample itself, one-dimensional, wherever the tensor is; a view where the tensor is dense."""
+    step = stride(tensor.shape, most)
+    tensor = tensor.detach()
+    return (tensor.as_strided((tensor.numel(),), (1,)) if is_dense(tensor) else tensor.reshape(-1))[::step]
+
+
 @lru_cache(maxsize=4096)
 def stride(shape: tuple[int, ...], most: int) -> int:
-    """The stride for a sample of about `most`, coprime to every dimension, that meets the indices of each dimension most evenly.
+    """The stride for a sample of `most` elements, at most twice as many, coprime to every dimension, that meets the indices of each dimension most evenly.
 
     Coprime alone is not enough: 8,193 is so to [64, 32, 64, 64], and meets every other channel only.
     """
@@ -42,8 +49,8 @@ def stride(shape: tuple[int, ...], most: int) -> int:
         return 1
     least = -(-numel // most)
     candidates = {_coprime(least + least * i // 32, numel) for i in range(16)}
-    if min(candidates) > 2 * least:  # nothing near is coprime to 2, 3, 5, 7, ...: rather too many than too few
-        return next(below for below in range(least, 0, -1) if math.gcd(below, numel) == 1)
+    if numel <= 2 * most and min(candidates) > 2 * least:  # no stride near by is coprime to 2, 3, 5 and 7: rather all than few
+        return 1
     return min(sorted(candidates), key=lambda stride: _clustering(shape, stride))
 
 

@@ -106,3 +106,15 @@ def test_a_sample_is_made_of_elements_of_the_tensor(dtype: torch.dtype, layout: 
 
 def test_an_empty_tensor_has_an_empty_sample() -> None:
     assert histogram(torch.empty(0, 4)) == (0.0, [0] * MAGNITUDE_COLUMNS)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from([1, 2, 3, 5, 6, 7, 10, 11, 12, 13, 30, 64, 210]), min_size=0, max_size=4),
+    st.sampled_from([16, 64, 1024]),
+)
+def test_a_sample_is_neither_too_large_nor_too_small(shape: list[int], most: int) -> None:
+    numel = math.prod(shape)
+    count = -(-numel // stride(tuple(shape), most))
+    assert count <= 2 * most
+    assert count == numel or count > most / 8
