@@ -118,7 +118,10 @@ WORKLOADS = {
     "digits": Workload("the network of `make demo`, batch 64x1x8x8", digits, pairs=400, target=None, alone=False),
     "gpt2-12": Workload("GPT-2, 12 layers, width 384, batch 8x128", partial(gpt2, 12), pairs=30, target=1.01),
     "resnet-50": Workload(
-        "ResNet bottleneck [3,4,6,3], width 32, batch 64x3x64x64", partial(resnet, "bottleneck", (3, 4, 6, 3)), pairs=60, target=1.02
+        "ResNet bottleneck [3,4,6,3], width 32, batch 64x3x64x64",
+        partial(resnet, "bottleneck", (3, 4, 6, 3)),
+        pairs=60,
+        target=1.02,
     ),
     "gpt2-compiled": Workload(f"{_GPT2}, compiled", partial(compiled, gpt2), pairs=40, target=1.01),
     "resnet-compiled": Workload(f"{_RESNET}, compiled", partial(compiled, resnet), pairs=100, target=1.02),

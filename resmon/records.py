@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -52,7 +53,20 @@ DURATION_EDGES: Floats = np.ldexp(1.0, np.arange(-10, 10))
 DURATION_COLUMNS = len(DURATION_EDGES) + 1
 
 # Values of a step that may be absent. Squares are sums of squares, as this rank's share where the name says gradient.
-RUN_VALUES = ("duration", "learning_rate", "gradient_square", "monitor_seconds")
+# The gradients are those before clipping where clipping was seen; `stepped_square` is there then too and holds what clipping left
+# of them. `loss_scale` is what a gradient scaler multiplied the loss with; the gradients here are without it.
+# `unknown_gradients` counts parameters whose gradient's share this rank cannot know: unless it is 0 there is no gradient_square.
+# `replicas` is the number of ranks that hold the same gradients, all of them; 1 where they hold parts, or where some do.
+RUN_VALUES = (
+    "duration",
+    "learning_rate",
+    "gradient_square",
+    "stepped_square",
+    "loss_scale",
+    "monitor_seconds",
+    "unknown_gradients",
+    "replicas",
+)
 BLOCK_VALUES = ("skip_square", "branch_square", "output_square", "gradient_square", "output_gradient_square")
 # Counts of a step and site: elements of the add's output, non-finite elements of the output and of its gradient.
 BLOCK_COUNTS = ("elements", "nonfinite_forward", "nonfinite_backward")
@@ -67,7 +81,8 @@ class ResidualSite:
     from the skip tensor to the add, `skip` those of the projection (none for an identity skip). `shape` is the output's shape
     in the traced forward pass. `parameters` names the parameters whose gradients make the site's gradient norm. `model` is the
     key of the watched model where several are watched together, "" in `discover`. `observed` says how the operands are taken:
-    "hooks" (module inputs and outputs), "mode" (at the very call, inside the module), or the reason why they are not.
+    "hooks" (module inputs and outputs), "mode" (at the very call, inside the module), or the reason why they are not. `absent` says
+    which values this rank cannot know and why, as "gradient_norm: the reason".
     """
 
     name: str
@@ -79,6 +94,7 @@ class ResidualSite:
     parameters: tuple[str, ...] = ()
     model: str = ""
     observed: str = "hooks"
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,12 +108,15 @@ class StepRecord:
     step: int
     time: float  # Unix seconds at the step boundary
     complete: bool  # False for the row of a step that an exception or the end of the run cut short
+    skipped: bool  # a gradient scaler kept an optimizer from stepping
     run: Floats  # [len(RUN_VALUES)]
     run_present: Bools  # [len(RUN_VALUES)]
     blocks: Floats  # [len(BLOCK_VALUES), S]
     blocks_present: Bools  # [len(BLOCK_VALUES), S]
     counts: Ints  # [len(BLOCK_COUNTS), S]; elements is 0 where the site did not run in this step
     steps_total: int  # cumulative: steps recorded
+    skipped_total: int  # cumulative: those that a gradient scaler skipped
+    clipped_total: int  # cumulative: those whose gradients clipping made smaller
     errors_total: int  # cumulative: faults inside the monitor that were kept from the training loop
     duration_total: float  # cumulative: seconds of all steps
     duration_buckets: Ints  # cumulative [DURATION_COLUMNS]
@@ -109,6 +128,24 @@ class StepRecord:
         """The run-level value `name`, or None where it is absent."""
         i = RUN_VALUES.index(name)
         return float(self.run[i]) if self.run_present[i] else None
+
+
+def clip_factor(gradient_square: float, stepped_square: float) -> float:
+    """What clipping multiplied the gradients' norm with: 1 where it left them alone, NaN where they are not finite."""
+    if gradient_square == stepped_square and math.isfinite(gradient_square):  # a norm of 0 too
+        return 1.0
+    ratio = stepped_square / gradient_square if 0 < gradient_square < math.inf else math.nan
+    return math.sqrt(ratio) if ratio >= 0 else math.nan
+
+
+def coverage(ranks: int, expected: int, replicas: float) -> float | None:
+    """What the summed shares of `ranks` ranks are multiplied with to be those of all `expected`; None where that cannot be known.
+
+    Where all hold the same gradients, one that is watched speaks for those that are not, that came late or that died.
+    """
+    if ranks >= expected:
+        return 1.0
+    return expected / ranks if replicas >= expected else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +216,7 @@ class RunInfo:
     working_directory: str
     git_commit: str | None = None
     seed: int | None = None
+    local_world_size: int | None = None  # how many of the ranks run on this machine, where the launcher says so
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,11 @@ class Settings(BaseSettings):
     include: tuple[str, ...] = Field((), description="module patterns (as fnmatch); only sites in matching modules are watched")
     exclude: tuple[str, ...] = Field((), description="module patterns (as fnmatch); sites in matching modules are not watched")
     budget: int = Field(512 * MIB, ge=1 * MIB, description="bytes that one rank's flight may take before older steps are thinned")
+    other_ranks: Literal["same", "own"] | None = Field(
+        None,
+        description="what ranks hold that neither DDP nor FSDP2 nor a DTensor accounts for: the same gradients (the loop averages "
+        "them) or parameters of their own; not given, gradient norms are absent there",
+    )
     sample: int = Field(
         1024, ge=16, le=8192, description="elements of a site's output that are sampled for its histogram each step"
     )

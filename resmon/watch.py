@@ -10,9 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,11 +19,12 @@ from typing import TYPE_CHECKING, Any, Self
 import resmon
 from resmon.agent import find_or_start, register, runtime
 from resmon.capture import process
+from resmon.capture.placement import class_name, unwrapped
 from resmon.capture.session import Session
 from resmon.errors import ResmonError
-from resmon.flight.layout import boot_id, claim
+from resmon.flight.layout import boot_id, claim, safe_name
 from resmon.flight.writer import FlightWriter
-from resmon.records import Outcome, ResidualSite, RunEnd, RunInfo
+from resmon.records import Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _monitors: weakref.WeakKeyDictionary[Any, Monitor] = weakref.WeakKeyDictionary()
 
 def watch(
     model: nn.Module | Mapping[str, nn.Module],
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     run: str | None = None,
     model_name: str | None = None,
@@ -52,9 +52,11 @@ def watch(
 ) -> Monitor:
     """Watch the residual blocks of `model` from here on, and record every step.
 
-    `model` is the module that the loop calls, or a dict of several. A step ends when `optimizer` steps; without one the loop
-    calls `Monitor.step()`. The other arguments are those of `resmon.settings.Settings`, where each is explained; one not given
-    comes from its RESMON_* environment variable, then from resmon.toml, then from its default.
+    `model` is the module that the loop calls, or a dict of several. A step ends when `optimizer` steps (or a gradient scaler skips
+    it); of several optimizers (generator and critic, actor and critic), when the last one given does. Each parameter's gradient is
+    read when its own optimizer steps. Without an optimizer the loop calls `Monitor.step()`, before it clears gradients. The other
+    arguments are those of `resmon.settings.Settings`, where each is explained; one not given comes from its RESMON_* environment
+    variable, then from resmon.toml, then from its default.
 
     The residual sites are found in the first forward pass that builds a graph; until then `Monitor.sites` is empty. A model that
     is watched already is watched by the new monitor only: the old one is closed.
@@ -74,13 +76,13 @@ def watch(
         **settings,
     )
     models = dict(model) if isinstance(model, Mapping) else {"": model}
-    return Monitor(models, optimizer, chosen)
+    return Monitor({key: unwrapped(each) for key, each in models.items()}, optimizer, chosen)
 
 
 class Monitor:
     """What `watch` returns: a handle on one watched run. Also a context manager, which closes it and notes an exception."""
 
-    def __init__(self, models: dict[str, nn.Module], optimizer: Optimizer | None, settings: Settings) -> None:
+    def __init__(self, models: dict[str, nn.Module], optimizer: Optimizer | Sequence[Optimizer] | None, settings: Settings) -> None:
         self._ended = False
         self._process = os.getpid()
         # First what can refuse its arguments: nothing is on disk, and no other monitor closed, before they are known to do.
@@ -91,44 +93,19 @@ class Monitor:
             include=settings.include,
             exclude=settings.exclude,
             sample=settings.sample,
+            other_ranks=settings.other_ranks,
         )
         for model in models.values():
             if model in _monitors:
                 log.warning("resmon: the model is watched already; that monitor is closed and this one goes on")
                 _monitors[model].close()
-        rank, world_size = process.rank_and_world()
-        run = time.strftime("%Y%m%d-%H%M%S") if settings.run is None else settings.run
-        launch = _launch(world_size)
-        folder, attempt = claim(settings.directory.absolute(), run, launch, rank)
-        info = RunInfo(
-            run=run,
-            attempt=attempt,
-            rank=rank,
-            world_size=world_size,
-            models={key: _label(settings.model_name, key, model) for key, model in models.items()},
-            started=time.time(),
-            start_step=settings.start_step,
-            launch=launch,
-            host=socket.gethostname(),
-            boot_id=boot_id(),
-            pid=self._process,
-            resmon=resmon.__version__,
-            python=platform.python_version(),
-            torch=process.torch_version(),
-            command=tuple(sys.argv),
-            working_directory=str(Path.cwd()),
-            git_commit=_git_commit(),
-            seed=process.seed(),
-        )
-        self._writer = FlightWriter(folder, info, settings.budget)
-        self._directory = folder.parent.parent
-        self._session.attach(self._writer)
+        self._flight = _Flight(models, settings)
+        if process.knows_its_rank():
+            self._flight.open()
+        self._session.attach(self._flight)
         for model in models.values():
             _monitors[model] = self
         atexit.register(self._interpreter_exits)
-        served = _serve(settings, folder)
-        if rank == 0:
-            print(f"resmon: run {run!r}, attempt {attempt}, recorded in {self._directory}{served}", file=sys.stderr)
 
     @property
     def sites(self) -> tuple[ResidualSite, ...]:
@@ -138,7 +115,7 @@ class Monitor:
     @property
     def directory(self) -> Path:
         """The run's folder: `resmon.load` reads it."""
-        return self._directory
+        return self._flight.directory
 
     def log(self, **scalars: Any) -> None:
         """Record numbers of the step that is under way or just over: `loss=`, `accuracy=`, any name.
@@ -151,8 +128,7 @@ class Monitor:
     def step(self) -> None:
         """End a step, where `watch` was given no optimizer. Call it after the backward pass, before gradients are cleared."""
         if self._is_open():
-            self._session.before_step()
-            self._session.after_step()
+            self._session.step()
 
     def close(self) -> None:
         """The run is finished: take every hook off the model and write the end mark. Closing twice does nothing."""
@@ -183,9 +159,83 @@ class Monitor:
         self._session.finish()
         self._session.detach()
         try:
-            self._writer.end(RunEnd(outcome, time.time(), self._session.last_step, reason))
-        except OSError as error:
+            self._flight.end(RunEnd(outcome, time.time(), self._session.last_step, reason))
+        except (OSError, ResmonError) as error:
             log.warning("resmon: the end of the run could not be written: %s", error)
+
+
+class _Flight:
+    """This rank's flight, to which the session gives its records.
+
+    Where the process knows its rank it is opened by `watch`. A child of a spawning script that has not joined its process group yet
+    learns its rank later; there the flight is opened when the first record comes, which is in the first forward pass.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], settings: Settings) -> None:
+        self._settings = settings
+        self._labels = {key: _label(settings.model_name, key, model) for key, model in models.items()}
+        self._run = settings.run
+        self._proposed = time.strftime("%Y%m%d-%H%M%S")
+        self._started = time.time()
+        self._ranks = (0, 1)
+        self._writer: FlightWriter | None = None
+
+    @property
+    def directory(self) -> Path:
+        return self._settings.directory.absolute() / safe_name(self._run or self._proposed)
+
+    def open(self) -> FlightWriter:
+        """Claim this rank's place in the run and begin to write. Raises ConfigurationError where that cannot be."""
+        settings = self._settings
+        rank, world_size = self._ranks = process.rank_and_world()
+        launch = process.launch()
+        if self._run is None:
+            self._run = self._proposed if world_size == 1 else process.agreed("run", self._proposed) or process.short(launch)
+        folder, attempt = claim(settings.directory.absolute(), self._run, launch, rank)
+        info = RunInfo(
+            run=self._run,
+            attempt=attempt,
+            rank=rank,
+            world_size=world_size,
+            models=self._labels,
+            started=self._started,
+            start_step=settings.start_step,
+            launch=launch,
+            host=socket.gethostname(),
+            boot_id=boot_id(),
+            pid=os.getpid(),
+            resmon=resmon.__version__,
+            python=platform.python_version(),
+            torch=process.torch_version(),
+            command=tuple(sys.argv),
+            working_directory=str(Path.cwd()),
+            git_commit=_git_commit(),
+            seed=process.seed(),
+            local_world_size=process.local_world(),
+        )
+        self._writer = FlightWriter(folder, info, settings.budget)
+        served = _serve(settings, folder)
+        if rank == 0:
+            print(f"resmon: run {self._run!r}, attempt {attempt}, recorded in {self.directory}{served}", file=sys.stderr)
+        return self._writer
+
+    def sites(self, sites: Sequence[ResidualSite]) -> None:
+        writer = self._writer or self.open()
+        if self._ranks[1] == 1 and process.rank_and_world()[1] > 1:
+            log.warning(
+                "resmon: torch.distributed was initialised after watch, so every rank is recorded as an attempt of its own and "
+                "nothing is merged; call init_process_group before resmon.watch"
+            )
+        writer.sites(sites)
+
+    def step(self, record: StepRecord) -> None:
+        (self._writer or self.open()).step(record)
+
+    def scalars(self, record: ScalarRecord) -> None:
+        (self._writer or self.open()).scalars(record)
+
+    def end(self, end: RunEnd) -> None:
+        (self._writer or self.open()).end(end)
 
 
 def _outcome(error: BaseException | None) -> tuple[Outcome, str]:
@@ -196,30 +246,8 @@ def _outcome(error: BaseException | None) -> tuple[Outcome, str]:
 
 
 def _label(model_name: str | None, key: str, model: Any) -> str:
-    name = model_name or type(model).__name__
+    name = model_name or class_name(model)
     return f"{name}.{key}" if key and model_name else key or name
-
-
-def _launch(world_size: int) -> str:
-    """What the ranks of one launch share and another launch does not.
-
-    The launcher's own words where there are some, and the address where ranks meet. A single process shares with nobody.
-    """
-    environment = os.environ
-    if world_size == 1:
-        return uuid.uuid4().hex
-    words = [
-        environment.get(name, "")
-        for name in (
-            "TORCHELASTIC_RUN_ID",
-            "TORCHELASTIC_RESTART_COUNT",
-            "SLURM_JOB_ID",
-            "SLURM_RESTART_COUNT",
-            "MASTER_ADDR",
-            "MASTER_PORT",
-        )
-    ]
-    return ":".join(words)
 
 
 def _git_commit() -> str | None:

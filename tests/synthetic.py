@@ -14,6 +14,7 @@ from resmon.records import (
     DURATION_EDGES,
     MAGNITUDE_COLUMNS,
     RUN_VALUES,
+    Floats,
     ResidualSite,
     RunInfo,
     StepRecord,
@@ -46,6 +47,13 @@ def info(**changes: object) -> RunInfo:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
+def run_values(**changes: float) -> Floats:
+    """The run's values of a step, as a record holds them."""
+    usual = {"duration": 0.25, "learning_rate": 0.1, "gradient_square": 4.0, "stepped_square": 1.0, "monitor_seconds": 0.001}
+    values = usual | changes
+    return np.array([values.get(name, 0.0) for name in RUN_VALUES])
+
+
 class Training:
     """Gives one record after another; what is cumulative in a flight is so here."""
 
@@ -54,6 +62,7 @@ class Training:
         self.random = np.random.default_rng(seed)
         self.now = start
         self.steps = 0
+        self.skipped = 0
         self.durations = np.zeros(DURATION_COLUMNS, np.int64)
         self.duration_total = 0.0
         self.nonfinite = np.zeros(len(sites), np.int64)
@@ -67,8 +76,11 @@ class Training:
         absent: Sequence[tuple[str, int]] = (),
         values: dict[tuple[str, int], float] | None = None,
         time: float | None = None,
+        skipped: bool = False,
+        scale: float = 1024.0,
     ) -> StepRecord:
         """The next step. `forward` and `backward` name sites that are non-finite, `values` and `absent` change single values."""
+        self.skipped += skipped
         count = len(self.sites)
         duration = 0.25
         self.now = self.now + duration if time is None else time
@@ -96,12 +108,15 @@ class Training:
             step=self.steps,
             time=self.now,
             complete=True,
-            run=np.array([duration, 0.1, 4.0, 0.001]),
+            skipped=skipped,
+            run=run_values(duration=duration, loss_scale=scale),
             run_present=np.ones(len(RUN_VALUES), bool),
             blocks=blocks,
             blocks_present=present,
             counts=counts,
             steps_total=self.steps + 1,
+            skipped_total=self.skipped,
+            clipped_total=self.steps + 1,
             errors_total=0,
             duration_total=self.duration_total,
             duration_buckets=self.durations.copy(),

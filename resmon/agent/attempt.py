@@ -207,7 +207,7 @@ class Attempt:
         for step in ready:
             records = [record for _, record in sorted(self._waiting.pop(step).items())]
             if self._merged is None or step > self._merged.step:
-                merged = self._merged = self._gauge_ranks.step(records)
+                merged = self._merged = self._gauge_ranks.step(records, self.info.local_world_size or 1)
                 self._maxima.push(merged.time, merged.sites, merged.gauges)
 
     def view(self, label: str) -> RunView:
@@ -221,6 +221,7 @@ class Attempt:
             ranks=tuple(RankView(number, rank.newest[1] if rank.newest else None) for number, rank in ranks),
             blocks=self._blocks(newest) if newest else None,
             gradient_norm=self._merged.gradient_norm if self._merged else None,
+            clip_factor=self._merged.clip_factor if self._merged else None,
             scores={name: value for name, (_, _, value) in self._scores.items()},
             loss_max=float(np.fmax.reduce([loss for _, loss in self._losses])) if self._losses else None,
             findings=self._findings.newest(),

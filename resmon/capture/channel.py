@@ -10,15 +10,20 @@ where it is not plainly that sum: where a dtype is not float32, the operands lie
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from resmon.capture import _native
+from resmon.capture.placement import is_distributed, local
 from resmon.capture.sample import CELLS, EDGES, magnitudes, stride
 from resmon.capture.sums import is_dense, nonfinite_count, square_sum
 from resmon.records import Floats, ResidualSite
+
+if TYPE_CHECKING:
+    from resmon.capture.cells import Cell
 
 # What a channel's row holds, per pass (offered, and counted once the output is there) and in all.
 SKIP, BRANCH, OUTPUT, ELEMENTS, MAGNITUDES = range(5)  # squares of the first three; the histogram goes on to the end
@@ -35,7 +40,8 @@ def board(sites: int) -> Floats:
 class Channel:
     """One site's numbers of the step under way, and its cumulative counters.
 
-    `sums_output` says that the output is the plain sum of the operands, so that it need not be read.
+    `sums_output` says that the output is the plain sum of the operands, so that it need not be read. Of a DTensor the part on this
+    rank is read; `operands_unknown` and `gradient_unknown` say why that part tells nothing of the whole, "" where it does.
     """
 
     __slots__ = (
@@ -48,12 +54,16 @@ class Channel:
         "_sample",
         "_skip",
         "_skip_factor",
+        "cell",
+        "distributed",
         "gradient_arrived",
+        "gradient_unknown",
         "in_all",
         "nonfinite_backward",
         "nonfinite_forward",
         "nonfinite_steps",
         "of_pass",
+        "operands_unknown",
         "output_gradient_square",
         "site",
         "sums_output",
@@ -63,6 +73,9 @@ class Channel:
         self.site = site
         self.sums_output = sums_output
         self.nonfinite_steps = 0
+        self.cell: Cell | None = None  # where a compiled model writes
+        self.distributed = False
+        self.operands_unknown = self.gradient_unknown = ""
         self._sample = sample_size
         self._use(board(1)[0])
         self.clear()
@@ -91,19 +104,28 @@ class Channel:
         self._elements = -1
 
     def offer_skip(self, tensor: Tensor, factor: float) -> None:
+        if type(tensor) is not Tensor:
+            tensor = self._local(tensor)
         self._skip, self._skip_factor = tensor, factor
         if self._branch is not None:
             self._read(tensor, self._branch)
 
     def offer_branch(self, tensor: Tensor, factor: float) -> None:
+        if type(tensor) is not Tensor:
+            tensor = self._local(tensor)
         self._branch, self._branch_factor = tensor, factor
         if self._skip is not None:
             self._read(self._skip, tensor)
 
+    def _local(self, tensor: Tensor) -> Tensor:
+        tensor, share = local(tensor)
+        self.operands_unknown = share.reason or self.operands_unknown
+        return tensor
+
     def _read(self, skip: Tensor, branch: Tensor) -> None:
         self.begin_pass()
         elements = skip.numel()
-        if branch.numel() != elements:
+        if branch.numel() != elements or self.operands_unknown:
             return
         alike = skip.dtype is branch.dtype is torch.float32 and skip.stride() == branch.stride() and is_dense(skip)
         if alike and self.sums_output:
@@ -128,6 +150,8 @@ class Channel:
 
     def offer_output(self, tensor: Tensor) -> bool:
         """False where the operands were not seen in this pass, so that this is no result of the add and not to be counted."""
+        if type(tensor) is not Tensor:
+            tensor = self._local(tensor)
         if tensor.numel() != self._elements:
             return False
         of_pass = self.of_pass
@@ -146,8 +170,13 @@ class Channel:
 
     def gradient(self, tensor: Tensor) -> None:
         """A gradient of the output has arrived."""
+        factor = 1.0
+        if type(tensor) is not Tensor:
+            self.distributed = is_distributed(tensor)
+            tensor, share = local(tensor)
+            factor, self.gradient_unknown = share.factor, share.reason
         square = square_sum(tensor)
-        self.output_gradient_square += square
+        self.output_gradient_square += square * factor
         self.gradient_arrived = True
         if not math.isfinite(square):
             self.nonfinite_backward += nonfinite_count(tensor)

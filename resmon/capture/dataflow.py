@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from resmon.capture.compiler import plain
 from resmon.capture.marker import residual_add
 
 ADDS = frozenset(
@@ -156,19 +157,24 @@ class Trace(TorchFunctionMode):
         self._function_apply: Any = None
         self._paths = {module: path for path, module in model.named_modules()}
         self._model = model
-        for name, parameter in model.named_parameters():
-            self._leaf(parameter, live=False).parameters = frozenset({name})
+        self._names: dict[str, str] = {}  # of each parameter, by the path under which a module has it
+        for path, parameter in model.named_parameters(remove_duplicate=False):
+            node = self._nodes.get(parameter) or self._leaf(parameter, live=False)
+            node.parameters = node.parameters or frozenset({plain(path)})
+            (self._names[path],) = node.parameters
         for buffer in model.buffers():
             self._leaf(buffer, live=False)
 
     @property
-    def ran(self) -> frozenset[str]:
-        """The paths of the modules that have been called."""
-        return frozenset(self._calls)
+    def calls(self) -> Mapping[str, int]:
+        """How often each module has been called, by its path."""
+        return self._calls
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for module in self._paths:
             if module is not self._model:
+                if module._parameters:  # behind FSDP's own hook
+                    self._handles.append(module.register_forward_pre_hook(self._name_parameters))
                 self._handles.append(module.register_forward_pre_hook(self._enter_module, prepend=True, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True))
         self._wrap_function_apply()
@@ -195,12 +201,14 @@ class Trace(TorchFunctionMode):
 
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             read = [(tensor, self._node(tensor)) for _, tensor in leaves((args, kwargs))]
+            before = self._order
             result = original.__func__(cls, *args, **kwargs)
-            known = [node for _, node in read]
+            known = {node for _, node in read}
             for _, tensor in leaves(result):
                 node = self._nodes.get(tensor)
-                # What its forward computed with torch functions has been seen already.
-                if node is None or not (node.parents or node in known):
+                # What its forward computed from them with torch functions has been seen already; what it took out of them (as the
+                # local part of a DTensor) has not.
+                if node is None or not _made_from(known, node, before):
                     self._record(tensor, cls.__name__, read)
             return result
 
@@ -220,6 +228,15 @@ class Trace(TorchFunctionMode):
             if node is None:
                 node = self._leaf(tensor, live=outermost or tensor.requires_grad)
             node.places.append(Place(path, call, "in", position))
+
+    def _name_parameters(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        # In this pass a module may have other parameters than before: FSDP puts gathered ones in the place of this rank's shards.
+        path = self._paths[module]
+        for name, parameter in module._parameters.items():
+            full = f"{path}.{name}" if path else name
+            if parameter is not None and full in self._names:
+                node = self._nodes.get(parameter) or self._leaf(parameter, live=False)
+                node.live, node.parameters = False, frozenset({self._names[full]})
 
     def _leave_module(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         frame = self._frames.pop()
@@ -294,6 +311,19 @@ class Trace(TorchFunctionMode):
         if tensor._base is not None:
             self._record(tensor._base, op, [(tensor._base, self._node(tensor._base)), (tensor, node)])
         return node
+
+
+def _made_from(sources: set[Node], node: Node, before: int) -> bool:
+    """Whether `node` is one of `sources` or was computed from one by what happened since `before`."""
+    stack, seen = [node], {node}
+    while stack:
+        node = stack.pop()
+        if node in sources:
+            return True
+        if node.order > before:
+            stack += (parent for parent in node.parents if parent not in seen)
+            seen.update(node.parents)
+    return False
 
 
 def _name(func: Any) -> str:

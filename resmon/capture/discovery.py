@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from resmon.capture.compiler import PAUSE
 from resmon.capture.dataflow import Trace
 from resmon.capture.survey import Names, Survey, is_watched
 from resmon.errors import ConfigurationError, DiscoveryError
@@ -34,6 +35,7 @@ def discover(
         raise ConfigurationError(f"discover needs a torch.nn.Module, got {type(model).__name__}. Pass the model itself.")
     survey = Survey()
     trace = Trace(model, survey)
+    PAUSE.hold(trace)
     with _as_before(model), torch.enable_grad():
         hook = model.register_forward_pre_hook(lambda _, a, k: trace.begin(a, k), with_kwargs=True)
         try:
@@ -44,6 +46,7 @@ def discover(
         finally:
             hook.remove()
             trace.finish(None)
+            PAUSE.release(trace)
     sites = Names(model).sites(survey.sightings)
     return [site for site in sites if is_watched(site, include, exclude)]
 

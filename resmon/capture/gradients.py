@@ -1,69 +1,270 @@
-"""The gradients of a model's parameters, read once a step from `.grad`, where they are whole and summed over micro-batches.
+"""The gradients of the watched parameters, read from `.grad`, where they are whole and summed over micro-batches.
 
-Sums of squares are this rank's share of the truth (DESIGN.md, law 3); in a single process that is the truth itself.
+They are read just before their optimizer steps or, where clipping is seen, before the clipping, and then not again unless they
+were changed after it. What was read in units of a gradient scaler is divided by the scale. Sums of squares are this rank's share of
+the truth (DESIGN.md, law 3); in a single process that is the truth itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resmon.capture.placement import WHOLE, Placement, named_parameters
 from resmon.capture.sums import square_sums
 from resmon.records import Bools, Floats
 
+SELECTIONS = 64  # that are remembered by the parameters asked for
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """Some of the watched parameters, such as one optimizer's, in the order of their places."""
+
+    places: np.ndarray[tuple[int], np.dtype[np.intp]]
+    parameters: tuple[Tensor, ...]
+    models: frozenset[str]  # keys of the models that they belong to
+
+    def only(self, chosen: Sequence[int]) -> Selection:
+        """Those at some indices of this selection."""
+        return Selection(self.places[list(chosen)], tuple(self.parameters[i] for i in chosen), self.models)
+
 
 class Gradients:
-    """Reads the squared gradient norms of `parameters`, (name, parameter) pairs in which shared ones stand once."""
+    """Reads the squared gradient norms of the parameters of `models` (by key). A shared parameter counts once."""
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        pairs = list(parameters)
-        names = [name for name, _ in pairs]
-        self._parameters = [parameter for _, parameter in pairs]
-        self._index = {name: i for i, name in enumerate(names)}
-        self._squares: Floats = np.zeros(len(names) + 1)
-        self._present: Bools = np.zeros(len(names) + 1, np.bool_)
-        self._members: np.ndarray[tuple[int], np.dtype[np.intp]] = np.zeros(0, np.intp)
-        self._starts: list[int] = []
+    def __init__(self, models: Mapping[str, nn.Module], placement: Placement) -> None:
+        self._models = dict(models)
+        self._placement = placement
+        self._parameters: list[Tensor] = []
+        self.generation = 0  # rises whenever selections made before are no longer right
+        self._know()
+        self.group(())
 
-    def group(self, groups: Sequence[Sequence[str]]) -> None:
-        """Fix which parameters belong to which site, by name."""
-        nobody = len(self._parameters)  # its square is 0 and absent, so that every group has a member
+    def _know(self) -> None:
+        """Take the models' parameters as they are now."""
+        places: dict[int, int] = {}  # by a parameter's id
+        parameters: list[Tensor] = []
+        owners: list[set[str]] = []  # the models that each belongs to
+        index: dict[tuple[str, str], int] = {}  # by model and name
+        for key, model in self._models.items():
+            for name, parameter in named_parameters(model):
+                place = places.setdefault(id(parameter), len(parameters))
+                if place == len(parameters):
+                    parameters.append(parameter)
+                    owners.append(set())
+                owners[place].add(key)
+                index[key, name] = place
+        known = map(id, self._parameters)
+        if self.generation and list(places) == list(known):
+            return
+        self.generation += 1
+        self._places, self._parameters, self._owners, self._index = places, parameters, owners, index
+        self._any_complex = any(parameter.is_complex() for parameter in parameters)
+        self._selections: dict[tuple[int, ...], Selection] = {}
+        size = len(parameters) + 1  # the last is nobody's: 0 and absent, so that every group has a member
+        self._squares: Floats = np.zeros(size)
+        self._present: Bools = np.zeros(size, np.bool_)
+        self._due: Bools = np.zeros(size, np.bool_)  # its optimizer has come to its step, so that it counts
+        self._factors: Floats = np.ones(size)  # what clipping has multiplied it with since it was read
+        self._clipped: Bools = np.zeros(size, np.bool_)
+        self._shares = [WHOLE] * size  # what part of each this rank has
+        self._unknown: dict[int, str] = {}  # of those that are there: why this rank cannot know its share of their norm
+        self._marks: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # what the gradient was when clipping left it
+        self.everything = self.selection(parameters)
+
+    def group(self, groups: Sequence[Sequence[tuple[str, str]]]) -> None:
+        """Fix which parameters, by model and name, belong to which site; the models may have got others than they had."""
+        self._know()
+        nobody = len(self._parameters)
         members: list[int] = []
-        self._starts = []
+        self._starts: list[int] = []
         for names in groups:
             self._starts.append(len(members))
-            members += [self._index[name] for name in names if name in self._index]
+            members += sorted({self._index[name] for name in names if name in self._index})
             members.append(nobody)
         self._members = np.array(members, np.intp)
 
-    def read(self) -> None:
-        """Take every gradient's sum of squares now."""
-        self._present[:] = False
-        self._squares[:] = 0
-        gradients: list[Tensor] = []
-        for i, parameter in enumerate(self._parameters):
-            gradient = parameter.grad
-            if gradient is None or gradient.device.type != "cpu":  # reading elsewhere would wait for the device
-                continue
-            self._present[i] = True
-            gradients.append(gradient if gradient.layout is torch.strided else gradient.coalesce().values())
-        self._squares[np.flatnonzero(self._present)] = square_sums(gradients)
+    def selection(self, parameters: Iterable[Tensor]) -> Selection:
+        """Those of `parameters` that are watched."""
+        ids = tuple(map(id, parameters))
+        known = self._selections.get(ids)  # a loop clips the same ones at every step
+        if known is None:
+            found = sorted({place for each in ids if (place := self._places.get(each)) is not None})
+            models = frozenset().union(*(self._owners[place] for place in found))
+            known = Selection(np.array(found, np.intp), tuple(self._parameters[place] for place in found), models)
+            if len(self._selections) == SELECTIONS:
+                self._selections.clear()
+            self._selections[ids] = known
+        return known
+
+    def without(self, selections: Iterable[Selection]) -> Selection:
+        """The parameters that are in none of `selections`."""
+        taken = set[int]().union(*(selection.places.tolist() for selection in selections))
+        return self.everything.only([i for i in range(len(self._parameters)) if i not in taken])
+
+    # -- in a step -----------------------------------------------------------------------------------------------------
+
+    def read(self, selection: Selection) -> None:
+        """These are stepped with now, or the step ends: they count, as they are or as they were before clipping."""
+        self._take(self._changed(selection) if self._marks else selection)
+        self._due[selection.places] = True
+
+    def read_undue(self, selection: Selection) -> None:
+        """Like `read`, but for those that count already."""
+        due = self._due[selection.places]
+        self.read(selection.only(np.flatnonzero(~due).tolist()) if due.any() else selection)
+
+    def before_clipping(self, selection: Selection) -> None:
+        """These are about to be clipped. Where clipping comes after clipping, the first reading stands."""
+        self._take(self._changed(selection) if self._marks else selection)
+
+    def after_clipping(self, selection: Selection, coefficient: Tensor | None) -> None:
+        """These were multiplied with `coefficient`; None where it is not told, or not one number for all."""
+        places = selection.places
+        if coefficient is None:
+            before = self._squares[places] * self._factors[places] ** 2
+            after = self._measure(selection)[0]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                self._factors[places] *= np.where(after == before, 1.0, np.sqrt(after / before))
+        elif coefficient.is_cpu:
+            self._factors[places] *= float(coefficient)
+        else:  # on a device, where gradients are not read yet: there is nothing to multiply
+            return
+        self._clipped[places] = True
+        self.mark(selection)
+
+    def as_clipped(self, selection: Selection) -> Selection:
+        """Those of `selection` that were read before clipping and are as it left them."""
+        if not self._marks:
+            return selection.only(())
+        return selection.only(np.flatnonzero(~np.isin(selection.places, self._changed(selection).places)).tolist())
+
+    def unscale(self, selection: Selection, scale: float | Tensor) -> None:
+        """What was read of these was in units of `scale`."""
+        if isinstance(scale, float):  # on a device, where gradients are not read yet, there is nothing to divide
+            self._squares[selection.places] /= scale * scale
 
     def clear(self) -> None:
-        self._present[:] = False
+        """Begin a step."""
+        self._due[:] = self._present[:] = self._clipped[:] = False
+        self._marks.clear()
+        self._unknown.clear()
 
-    def total(self) -> tuple[float, bool]:
-        """The squared norm of all gradients, and whether there is one."""
-        present = bool(self._present.any())
-        return (float(self._squares.sum()) if present else 0.0), present
+    def _take(self, selection: Selection) -> None:
+        places = selection.places
+        self._squares[places], self._present[places] = self._measure(selection)
+        self._factors[places] = 1.0
+        self._clipped[places] = False
+        if self._marks:
+            for place in places.tolist():
+                self._marks.pop(place, None)
+
+    def _measure(self, selection: Selection) -> tuple[Floats, Bools]:
+        """This rank's share of the sum of squares of each one's gradient, and which have one."""
+        squares = np.zeros(len(selection.parameters))
+        present = np.zeros(len(selection.parameters), np.bool_)
+        spread, strided = self._placement.world > 1, torch.strided
+        found: list[int] = []
+        gradients: list[Tensor] = []
+        factors: dict[int, float] = {}  # of those that do not count whole
+        for i, parameter in enumerate(selection.parameters):
+            gradient = parameter.grad
+            if gradient is None or not gradient.is_cpu:  # reading elsewhere would wait for the device
+                continue
+            if spread or type(gradient) is not Tensor:
+                gradient, share = self._placement.gradient(parameter, gradient)
+                factors[i] = share.factor
+                place = int(selection.places[i])
+                self._shares[place] = share
+                if share.reason:
+                    self._unknown[place] = share.reason
+            found.append(i)
+            gradients.append(gradient if gradient.layout is strided else gradient.detach().coalesce().values())
+        if self._any_complex:
+            gradients = [torch.view_as_real(g.detach().resolve_conj()) if g.is_complex() else g for g in gradients]
+        present[found] = True
+        squares[found] = square_sums(gradients)
+        for i, factor in factors.items():
+            squares[i] *= factor
+        return squares, present
+
+    def mark(self, selection: Selection) -> None:
+        """The gradients are now what clipping made of what was read: until they change they are not read again."""
+        gradients = [parameter.grad for parameter in selection.parameters]
+        there = [gradient for gradient in gradients if gradient is not None]
+        places = selection.places.tolist()
+        if len(there) < len(gradients):
+            places = [place for place, gradient in zip(places, gradients, strict=True) if gradient is not None]
+        self._marks.update(zip(places, [(weakref.ref(each), each._version) for each in there], strict=True))
+
+    def _changed(self, selection: Selection) -> Selection:
+        """Those that are not as clipping left them, or were never clipped."""
+        marks, none = self._marks, (_nothing, -1)
+        changed = []
+        for i, (place, parameter) in enumerate(zip(selection.places.tolist(), selection.parameters, strict=True)):
+            gradient = parameter.grad
+            reference, version = marks.get(place, none)
+            if gradient is None or reference() is not gradient or gradient._version != version:
+                changed.append(i)
+        return selection.only(changed)
+
+    # -- what the step was ---------------------------------------------------------------------------------------------
+
+    def total(self) -> tuple[float | None, float | None]:
+        """The squared norm of all gradients, and, where clipping was seen, of what it left of them.
+
+        None where there is no gradient, or one of whose norm this rank's share cannot be known.
+        """
+        counts = self._present & self._due
+        if not counts.any() or self._unknown:
+            return None, None
+        squares = self._squares[counts]
+        total = float(squares.sum())
+        if not self._clipped[counts].any():
+            return total, None
+        factors = self._factors[counts]
+        with np.errstate(invalid="ignore"):
+            return total, total if (factors == 1).all() else float((squares * factors**2).sum())
 
     def by_group(self) -> tuple[Floats, Bools]:
-        """The squared norm of each group's gradients, and which groups have one."""
+        """The squared norm of each group's gradients, and which groups have one that can be known."""
         if not self._starts:
             return np.zeros(0), np.zeros(0, np.bool_)
-        squares = np.add.reduceat(self._squares[self._members], self._starts)
-        present = np.logical_or.reduceat(self._present[self._members], self._starts)
+        counts = self._present & self._due
+        squares = np.add.reduceat(np.where(counts, self._squares, 0.0)[self._members], self._starts)
+        present = np.logical_or.reduceat(counts[self._members], self._starts)
+        if self._unknown:
+            present &= [not reason for reason in self.reasons()]
         return squares, present
+
+    @property
+    def unknown(self) -> int:
+        """How many gradients there are of whose norm this rank's share cannot be known."""
+        return len(self._unknown)
+
+    @property
+    def replicas(self) -> int:
+        """How many ranks hold the same gradients as this one, where that is so of all of them alike, else 1."""
+        if self._placement.world == 1:
+            return 1
+        found = {self._shares[place].replicas for place in np.flatnonzero(self._present)}
+        return found.pop() if len(found) == 1 else 1
+
+    def reasons(self) -> list[str]:
+        """Of each group, which gradient's share cannot be known and why; "" where all can."""
+        if not self._unknown:
+            return [""] * len(self._starts)
+        names = {place: name for (_, name), place in reversed(self._index.items())}
+        groups = np.split(self._members, self._starts[1:])
+        first = [next((place for place in group.tolist() if place in self._unknown), None) for group in groups]
+        return ["" if place is None else f"{names[place]}: {self._unknown[place]}" for place in first]
+
+
+def _nothing() -> None:
+    return None

@@ -2,27 +2,32 @@
 
 The first pass that builds a graph is traced; so are the next ones while modules with parameters have not run yet (stochastic
 depth that skips whole blocks), and any later one in which such a module wakes up. All others only pass the taps.
+
+A pass of a compiled model can be traced only while the compiler pauses (compiler.py): `wants_pause` says so to whoever ends the
+steps. Where the model is called inside a compiled function the pass's begin and end are themselves part of a graph.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.overrides import _get_current_function_mode, _pop_mode
 from torch.utils.hooks import RemovableHandle
 
-from resmon.capture import rule
+from resmon.capture import compiler, rule
+from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
 from resmon.capture.dataflow import Add, Trace
 from resmon.capture.survey import Names, Sighting, Survey, is_watched
-from resmon.capture.taps import GradientTap, Hook, Installed, Plan, install, plan
+from resmon.capture.taps import AddMode, Enter, GradientTap, Hook, Installed, Leave, Plan, Tap, install, plan, to_be_traced
 from resmon.records import ResidualSite
 
 log = logging.getLogger("resmon")
@@ -50,12 +55,17 @@ class ModelWatch:
         self.key = key
         self.channels: list[Channel] = []  # in order of execution
         self.active = False
+        self.compiled = False  # some of its hooks are in graphs
+        self.inlined = False  # a pass with gradients has begun inside a graph, in this step
+        self.outdated = False  # hooks have been put on in this step, of which graphs made before know nothing
         self.seconds = 0.0
         self.process = os.getpid()
         self._owner = owner
         self._include, self._exclude, self._sample = include, exclude, sample
         self._names = Names(model, key)
         self._plans: dict[str, Plan] = {}
+        self._cells = Cells(0, sample)
+        self._live = self._cells.live  # whether the pass under way counts, in graphs
         self._installed = Installed()
         self._trace: Trace | None = None
         self._stand_ins: list[tuple[Sighting, Channel, GradientTap]] = []
@@ -64,7 +74,9 @@ class ModelWatch:
         self._in_pass = False
         self._retired = False
         self._asleep = {
-            path: module for path, module in model.named_modules() if next(module.parameters(recurse=False), None) is not None
+            compiler.plain(path): module
+            for path, module in model.named_modules()
+            if next(module.parameters(recurse=False), None) is not None
         }
         self._alarms: dict[str, RemovableHandle] = {}
         self._handles: list[RemovableHandle] = []
@@ -77,6 +89,9 @@ class ModelWatch:
             what = f"model {self.key!r}" if self.key else "the model"
             log.warning("resmon: the blocks of %s are not observed: %s. Its steps and gradients are recorded.", what, reason)
             return
+        hooks = (Tap, GradientTap, Enter, Leave, _Wake)
+        compiler.leave_alone((AddMode.__torch_function__, *(hook.__call__ for hook in hooks)))
+        compiler.leave_alone((_Begin.__call__, _End.__call__), within=False)
         self._handles = [
             self.model.register_forward_pre_hook(_Begin(self), with_kwargs=True),
             self.model.register_forward_hook(_End(self), with_kwargs=True, always_call=True),
@@ -102,6 +117,7 @@ class ModelWatch:
     def _give_up_pass(self) -> None:
         """Clear away a pass that did not end: an interrupt passes by every hook, and leaves our modes entered."""
         self.active = self._in_pass = False
+        self._cells.end_pass()
         for channel in self.channels:
             channel.begin_pass()
         ours = {id(self._trace), *(id(mode) for mode in self._installed.modes)}
@@ -124,9 +140,31 @@ class ModelWatch:
     def trace_again(self) -> None:
         self._trace_next = True
 
+    @property
+    def wants_pause(self) -> bool:
+        """Whether the next pass is to be traced and the compiler would not let us."""
+        return self._trace_next and self._traces < _TRACES and (self.compiled or compiler.has_compiled_parts(self.model))
+
+    def settle(self) -> None:
+        """Give the channels what graphs have written."""
+        self._cells.settle(self.channels)
+
     # -- a pass --------------------------------------------------------------------------------------------------------
 
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin_in_graph(self) -> None:
+        """What a graph is to do where a pass begins inside of it."""
+        if _trains():
+            self.compiled = self.inlined = True
+            self._live.fill_(1)
+            self._installed.begin_pass_in_graph()
+
+    def end_in_graph(self) -> None:
+        """What a graph is to do where a pass ends inside of it."""
+        if _trains():
+            self._live.fill_(0)
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> None:
+        """`compiled` says that the forward, called now, would be compiled."""
         if not torch.is_grad_enabled() or os.getpid() != self.process:
             return
         if torch._C._current_graph_task_id() != -1:  # a checkpoint's recomputation
@@ -137,14 +175,19 @@ class ModelWatch:
                 self._give_up_pass()
             self._in_pass = True
             self._owner.pass_begun()
-            asleep = self._asleep and self._traces < _TRACES_WHILE_ASLEEP
-            if (self._trace_next or asleep) and self._traces < _TRACES:
+            if compiled and not self.compiled:
+                self.compiled = True
+                self._watch_sleepers({})
+            asleep = self._asleep and self._traces < _TRACES_WHILE_ASLEEP and not self.compiled
+            wanted = (self._trace_next or asleep) and self._traces < _TRACES
+            if wanted and (compiler.PAUSE or not (compiled or compiler.has_compiled_parts(self.model))):
                 self._traces += 1
                 self._trace_next = False
                 self._trace = Trace(self.model, Survey(self._witness))
                 self._trace.begin(args, kwargs)
             else:
                 self._installed.begin_pass()
+                self._cells.begin_pass()
                 self.active = True
         except Exception as error:
             self.fault(error)
@@ -155,6 +198,7 @@ class ModelWatch:
             return
         started = perf_counter()
         self.active = self._in_pass = False
+        self._cells.end_pass()
         for channel in self.channels:
             channel.begin_pass()
         trace, self._trace = self._trace, None
@@ -224,26 +268,36 @@ class ModelWatch:
             self._plans[site.name] = planned
         new = len(order) > len(self.channels)
         self.channels = [known[name] for name in order]
+        self.settle()
+        self._cells = Cells(len(self.channels), self._sample)
+        self._live = self._cells.live
+        for channel, cell in zip(self.channels, self._cells.of_sites, strict=True):
+            channel.cell = cell
         self._installed.remove()
-        self._installed = install(self, self.model, list(self._plans.values()))
-        self._watch_sleepers(trace.ran)
+        self._installed = install(self, self.model, list(self._plans.values()), trace.calls)
+        self.outdated |= self.compiled or compiler.is_made(self.model)
+        self.compiled |= compiler.has_compiled_parts(self.model)
+        self._watch_sleepers(trace.calls)
         if new or self._traces == 1:
             self._owner.sites_changed()
 
-    def _watch_sleepers(self, ran: frozenset[str]) -> None:
-        for path in ran & self._asleep.keys():
+    def _watch_sleepers(self, ran: Mapping[str, int]) -> None:
+        for path in {compiler.plain(path) for path in ran} & self._asleep.keys():
             del self._asleep[path]
             if path in self._alarms:
                 self._alarms.pop(path).remove()
-        if self._traces >= _TRACES_WHILE_ASLEEP:
+        if self._traces >= _TRACES_WHILE_ASLEEP or self.compiled:
             for path in self._asleep.keys() - self._alarms.keys():
                 self._alarms[path] = self._asleep[path].register_forward_pre_hook(_Wake(self), with_kwargs=True)
 
 
+def _trains() -> bool:
+    """Whether the graph that is being made is one for training."""
+    return torch.is_grad_enabled() and not torch.compiler.is_exporting()
+
+
 def _unobservable(model: nn.Module) -> str | None:
     """Why this version cannot observe the blocks of `model`, where it cannot."""
-    if any(getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod") for module in model.modules()):
-        return "it is compiled, which this version does not support; watch the model before torch.compile and run it eagerly"
     devices = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
     if devices:
         return f"it is on {', '.join(sorted(devices))}, which this version does not support yet"
@@ -255,7 +309,14 @@ class _Begin(Hook):
         self._watch = watch
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._watch.begin(args, kwargs)
+        if compiler.traces():
+            self._watch.begin_in_graph()
+            return
+        frames = set_eval_frame(None)
+        try:
+            self._watch.begin(args, kwargs, compiled=frames not in (None, False))
+        finally:
+            set_eval_frame(frames)
 
 
 class _End(Hook):
@@ -263,7 +324,14 @@ class _End(Hook):
         self._watch = watch
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self._watch.end(output)
+        if compiler.traces():
+            self._watch.end_in_graph()
+            return
+        frames = set_eval_frame(None)
+        try:
+            self._watch.end(output)
+        finally:
+            set_eval_frame(frames)
 
 
 class _Wake(Hook):
@@ -273,5 +341,8 @@ class _Wake(Hook):
         self._watch = watch
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._watch.active:
+        if compiler.traces():
+            if to_be_traced(self._watch):
+                compiler.freely(self._watch.trace_again)
+        elif self._watch.active:
             self._watch.trace_again()

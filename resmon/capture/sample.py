@@ -40,9 +40,9 @@ def flat_sample(tensor: Tensor, most: int) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def stride(shape: tuple[int, ...], most: int) -> int:
-    """The stride for a sample of `most` elements, at most twice as many, coprime to every dimension, that meets the indices of each dimension most evenly.
+    """The stride for a sample of about `most` elements (never twice as many) that meets the indices of each dimension most evenly.
 
-    Coprime alone is not enough: 8,193 is so to [64, 32, 64, 64], and meets every other channel only.
+    It is coprime to every dimension, which alone is not enough: 8,193 is so to [64, 32, 64, 64], and meets every other channel only.
     """
     numel = math.prod(shape)
     if numel <= most:

@@ -1,7 +1,7 @@
 """Gathers what one training loop says, step by step, and hands it on as records.
 
-A step begins with the first forward pass after the last boundary and ends when the optimizer has stepped (or the loop says so).
-Gradients are read just before the optimizer steps. What is logged belongs to the step under way or, between a boundary and the
+A step begins with the first forward pass after the last boundary and ends when the last of the optimizers given has stepped, was
+skipped by a gradient scaler, or the loop says so. What is logged belongs to the step under way or, between a boundary and the
 next forward pass, to the step that is just over.
 
 Nothing that goes wrong in here reaches the loop: a fault is counted, logged once, and the blocks are no longer observed; what can
@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -22,12 +23,13 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from resmon.capture.channel import BRANCH, ELEMENTS, IN_ALL, MAGNITUDES, OUTPUT, SKIP, Channel, board
+from resmon.capture.compiler import Compiler
 from resmon.capture.gradients import Gradients
 from resmon.capture.model import ModelWatch
-from resmon.capture.taps import Hook
+from resmon.capture.optimizers import Optimizers
+from resmon.capture.placement import OtherRanks, Placement, named_parameters
 from resmon.errors import ConfigurationError
 from resmon.records import (
     BLOCK_COUNTS,
@@ -55,40 +57,42 @@ class Sink(Protocol):
 
 
 class Session:
-    """Watches `models` (by key) and, if there is one, the optimizer whose steps are the run's steps."""
+    """Watches `models` (by key) and the optimizers, the last of which ends the run's steps; without any the loop calls `step`."""
 
     def __init__(
         self,
         models: Mapping[str, nn.Module],
-        optimizer: Optimizer | None,
+        optimizer: Optimizer | Sequence[Optimizer] | None,
         *,
         start_step: int = 0,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         sample: int = 1024,
+        other_ranks: OtherRanks | None = None,
     ) -> None:
-        _check(models, optimizer)
+        optimizers = _checked(models, optimizer)
         self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent
-        self._optimizer = optimizer
         self._sink: Sink | None = None
         self._watches = [
             ModelWatch(self, key, model, include=include, exclude=exclude, sample=sample) for key, model in models.items()
         ]
-        self._gradients = Gradients(_parameters(models))
-        self._gradients_read = False
+        self._compiler = Compiler(self._watches)
+        self._placement = Placement(models.values(), other_ranks)
+        self._gradients = Gradients(models, self._placement)
+        self._optimizers = Optimizers(self, optimizers, self._gradients)
         self._step = start_step
         self._under_way = False
         self._stepped_aside = False  # after a fault: steps are recorded, their blocks are not
         self._boundary = perf_counter()
-        self._learning_rate: float | None = None
         self._seconds = 0.0  # of this step, outside of the models' hooks
-        self._steps_total = 0
+        self._passes = 0  # with gradients, since the last step
+        self._most_passes = 0  # of one step so far
+        self._steps_total = self._skipped_total = self._clipped_total = 0
         self._errors_total = 0
         self._duration_total = 0.0
         self._duration_buckets = np.zeros(DURATION_COLUMNS, np.int64)
         self._channels: list[Channel] = []
         self._board = board(0)
-        self._handles: list[RemovableHandle] = []
         self._told: set[str] = set()
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -98,19 +102,15 @@ class Session:
         self._sink = sink
         for watch in self._watches:
             watch.attach()
-        if self._optimizer is not None:
-            self._handles = [
-                self._optimizer.register_step_pre_hook(_BeforeStep(self)),
-                self._optimizer.register_step_post_hook(_AfterStep(self)),
-            ]
+        self._optimizers.attach()
+        self._compiler.attach()
 
     def detach(self) -> None:
         """Leave no hook behind."""
         for watch in self._watches:
             watch.detach()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._optimizers.detach()
+        self._compiler.detach()
 
     def finish(self) -> None:
         """The run is over: write down a step that was begun and not ended."""
@@ -133,13 +133,21 @@ class Session:
             self._under_way = True
             if not self._steps_total:
                 self._boundary = perf_counter()
+        self._placement.pass_begun()
+        self._passes += 1
+        if self._passes == (max(FEW_PASSES, 8 * self._most_passes) if self._most_passes else MANY_PASSES):
+            self._say(
+                f"{self._passes} forward passes with gradients since the last step ended. If the loop now steps another optimizer "
+                "than the one watched, close this monitor and watch the model with the new one; if the loop evaluates, do so under "
+                "torch.no_grad(), for these passes count as training; if it accumulates gradients over so many, all is well"
+            )
 
     def sites_changed(self) -> None:
         self._channels = [channel for watch in self._watches for channel in watch.channels]
         self._board = board(len(self._channels))
         for row, channel in zip(self._board, self._channels, strict=True):
             channel.move(row)
-        self._gradients.group([[_key(c.site.model, name) for name in c.site.parameters] for c in self._channels])
+        self._gradients.group([[(c.site.model, name) for name in c.site.parameters] for c in self._channels])
         if not self._channels and all(w.traced for w in self._watches):
             self._say("no residual add was found in the traced forward pass: the run is recorded without blocks")
         self._write(lambda sink: sink.sites(self.sites))
@@ -153,43 +161,22 @@ class Session:
             f"Please report it: {type(error).__name__}: {error}",
             error,
         )
+        self._optimizers.active = False
         for watch in self._watches:
             watch.retire()
 
     # -- what the loop does --------------------------------------------------------------------------------------------
 
-    def before_step(self, has_closure: bool = False) -> None:
-        """The optimizer is about to step; with a closure the gradients are not there yet."""
-        if os.getpid() != self._process:
-            return
-        started = perf_counter()
-        if not has_closure:
-            self._read_gradients()
-        if self._optimizer is not None:
-            rate = self._optimizer.param_groups[0]["lr"]
-            # A capturable optimizer keeps it on the GPU; reading it there would wait for the device.
-            self._learning_rate = None if isinstance(rate, torch.Tensor) and rate.device.type != "cpu" else float(rate)
-        self._seconds += perf_counter() - started
+    def step(self) -> None:
+        """The loop says that the step is over, before gradients are cleared."""
+        if os.getpid() == self._process:
+            self.step_over()
 
-    def after_step(self) -> None:
-        """The optimizer has stepped: the step is over."""
-        if os.getpid() != self._process:
-            return
-        if not self._gradients_read:
-            started = perf_counter()
-            self._read_gradients()
-            self._seconds += perf_counter() - started
+    def step_over(self) -> None:
+        """An optimizer, or the loop, has ended the step."""
+        self._optimizers.read_the_rest()
         try:
             self._end_step(complete=True)
-        except Exception as error:
-            self.fault(error)
-
-    def _read_gradients(self) -> None:
-        self._gradients_read = True
-        if self._stepped_aside:
-            return
-        try:
-            self._gradients.read()
         except Exception as error:
             self.fault(error)
 
@@ -214,9 +201,13 @@ class Session:
 
     def _end_step(self, *, complete: bool) -> None:
         now = perf_counter()
+        if not self._under_way and any(watch.inlined for watch in self._watches):
+            self.pass_begun()
+        if complete and (news := self._compiler.step_over(seen=self._under_way)):
+            self._say(news)
         duration = now - self._boundary if self._under_way or self._steps_total else None
         self._boundary = now
-        seconds = self._seconds + sum(watch.seconds for watch in self._watches)
+        seconds = self._seconds + self._optimizers.seconds + sum(watch.seconds for watch in self._watches)
         if complete and not self._under_way and not any(watch.traced for watch in self._watches):
             self._say(
                 "a step has ended, but no forward pass with gradients was seen, so no block can be observed. "
@@ -230,8 +221,10 @@ class Session:
         self._write(lambda sink: sink.step(record))
         self._step += 1
         self._under_way = False
-        self._gradients_read = False
-        self._gradients.clear()
+        if complete:
+            self._most_passes = max(self._most_passes, self._passes)
+        self._passes = 0
+        self._optimizers.clear()
         for channel in self._channels:
             channel.clear()
         for watch in self._watches:
@@ -250,18 +243,34 @@ class Session:
             except Exception as error:
                 self.fault(error)
                 present[:], counts[:] = False, 0
-        gradient, has_gradient = self._gradients.total() if not self._stepped_aside else (0.0, False)
-        run = [duration, self._learning_rate, gradient if has_gradient else None, seconds + perf_counter() - started]
+        gradient, stepped = (None, None) if self._stepped_aside else self._gradients.total()
+        skipped = self._optimizers.skipped
+        if complete:
+            self._skipped_total += skipped
+            self._clipped_total += gradient is not None and stepped is not None and stepped < gradient
+        run = [
+            duration,
+            self._optimizers.learning_rate,
+            gradient,
+            stepped,
+            self._optimizers.loss_scale,
+            seconds + perf_counter() - started,
+            float(self._gradients.unknown),
+            float(self._gradients.replicas),
+        ]
         return StepRecord(
             step=self._step,
             time=time.time(),
             complete=complete,
+            skipped=skipped,
             run=np.array([math.nan if v is None else v for v in run]),
             run_present=np.array([v is not None for v in run]),
             blocks=values,
             blocks_present=present,
             counts=counts,
             steps_total=self._steps_total,
+            skipped_total=self._skipped_total,
+            clipped_total=self._clipped_total,
             errors_total=self._errors_total,
             duration_total=self._duration_total,
             duration_buckets=self._duration_buckets.copy(),
@@ -273,16 +282,44 @@ class Session:
     def _gather(self, values: Floats, present: Bools, counts: Ints) -> None:
         """Fill a record's arrays from the channels."""
         channels = self._channels
+        for watch in self._watches:
+            watch.settle()
         values[:3] = self._board[:, IN_ALL, (SKIP, BRANCH, OUTPUT)].T
         counts[0] = self._board[:, IN_ALL, ELEMENTS]
         present[:3] = counts[0] > 0
         values[3], present[3] = self._gradients.by_group()
         values[4] = [c.output_gradient_square for c in channels]
+        if self._optimizers.scales:  # they are of the scaled loss
+            values[4] /= np.square([self._optimizers.scale_of(c.site.model) for c in channels])
         present[4] = [c.gradient_arrived for c in channels]
+        if self._placement.world > 1:
+            self._take_shares(values[4], present[4])
         counts[1] = [c.nonfinite_forward for c in channels]
         counts[2] = [c.nonfinite_backward for c in channels]
         for i in np.flatnonzero(counts[1:].any(axis=0)):
             channels[i].nonfinite_steps += 1
+
+    def _take_shares(self, squares: Floats, present: Bools) -> None:
+        """Make the output gradients' squares this rank's share, and say in the sites what cannot be known of them, and why."""
+        models = {watch.key: watch.model for watch in self._watches}
+        news: tuple[str, ...] = ()
+        for i, (channel, reason) in enumerate(zip(self._channels, self._gradients.reasons(), strict=True)):
+            share = self._placement.output(models[channel.site.model], channel.distributed)
+            why_not = channel.gradient_unknown or share.reason
+            squares[i] *= share.factor
+            present[i] &= not why_not
+            reasons = (
+                ("skip_rms, branch_rms", channel.operands_unknown),
+                ("gradient_norm", reason),
+                ("output_gradient_norm", why_not),
+            )
+            known = channel.site.absent
+            if fresh := tuple(said for name, why in reasons if why and (said := f"{name}: {why}") not in known):
+                channel.site = replace(channel.site, absent=known + fresh)
+                news += fresh
+        if news:
+            self._say(f"some values are absent. {news[0]} (each site in the flight says its own)")
+            self._write(lambda sink: sink.sites(self.sites))
 
     # -- saying and writing --------------------------------------------------------------------------------------------
 
@@ -309,50 +346,33 @@ class Session:
 
 _MONITOR = RUN_VALUES.index("monitor_seconds")
 
-
-class _BeforeStep(Hook):
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        self._session.before_step(has_closure=closure is not None)
+# Forward passes without a step after which it is worth saying so: once the usual number is known (at most an eighth), and before.
+FEW_PASSES, MANY_PASSES = 64, 1024
 
 
-class _AfterStep(Hook):
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._session.after_step()
-
-
-def _key(model: str, parameter: str) -> str:
-    return f"{model}:{parameter}"
-
-
-def _parameters(models: Mapping[str, nn.Module]) -> list[tuple[str, nn.Parameter]]:
-    return [(_key(key, name), parameter) for key, model in models.items() for name, parameter in model.named_parameters()]
-
-
-def _check(models: Mapping[str, Any], optimizer: Any) -> None:
+def _checked(models: Mapping[str, Any], given: Any) -> tuple[Optimizer, ...]:
+    """The optimizers given, none twice. Raises ConfigurationError for what cannot be watched."""
     for key, model in models.items():
         if not isinstance(model, nn.Module):
             what = f"model {key!r} is" if key else "the model is"
             raise ConfigurationError(f"{what} a {type(model).__name__}, not a torch.nn.Module; pass the module that you call.")
-    if optimizer is None:
-        return
-    if not isinstance(optimizer, Optimizer):
-        raise ConfigurationError(
-            f"the optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer; pass the optimizer whose step() the loop "
-            "calls, or none and call monitor.step() after each step."
-        )
-    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if owned.isdisjoint(id(parameter) for model in models.values() for parameter in model.parameters()):
-        raise ConfigurationError(
-            "the optimizer owns none of the model's parameters, so that its steps say nothing of the model. Pass the optimizer "
-            "that was made from this model's parameters(); one made before the model was replaced or converted owns the old ones."
-        )
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    optimizers = tuple(given) if several else () if given is None else (given,)
+    watched = {id(parameter) for model in models.values() for _, parameter in named_parameters(model)}
+    for i, optimizer in enumerate(optimizers):
+        which = f"optimizer {i + 1} of {len(optimizers)}" if several else "the optimizer"
+        if not isinstance(optimizer, Optimizer):
+            raise ConfigurationError(
+                f"{which} is a {type(optimizer).__name__}, not a torch.optim.Optimizer; pass the optimizers whose step() the loop "
+                "calls, or none and call monitor.step() after each step."
+            )
+        if watched.isdisjoint(id(parameter) for group in optimizer.param_groups for parameter in group["params"]):
+            raise ConfigurationError(
+                f"{which} owns none of the model's parameters, so that its steps say nothing of the model. Pass the optimizer "
+                "that was made from this model's parameters(); one made before the model was replaced or converted owns the old "
+                "ones."
+            )
+    return tuple(dict.fromkeys(optimizers))
 
 
 def _number(value: Any) -> float | None:

@@ -10,7 +10,9 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from resmon.capture import rule
+from resmon.capture.compiler import plain
 from resmon.capture.dataflow import Add, Frame, Node
+from resmon.capture.placement import class_name
 from resmon.records import ResidualSite
 
 
@@ -33,6 +35,10 @@ class Sighting:
     @property
     def call(self) -> tuple[str, int]:
         return self.frame.path, self.frame.call
+
+    @property
+    def module(self) -> str:
+        return plain(self.frame.path)
 
 
 # Hears of a residual add before it runs, with skip and branch, and answers with what is to be told the sum.
@@ -89,25 +95,26 @@ class Names:
     """Gives sites their names, and the same site the same name in every pass."""
 
     def __init__(self, model: nn.Module, key: str = "") -> None:
-        self._root = type(model).__name__  # for an add of the model itself whose branch has no child with parameters
+        self._root = class_name(model)  # for an add of the model itself whose branch has no child with parameters
         self._key = key
         self._names: dict[tuple[object, ...], str] = {}
 
     def sites(self, sightings: Sequence[Sighting]) -> list[ResidualSite]:
         """One site per sighting, in order of execution."""
-        held = Counter(s.call for s in sightings)
+        held = Counter((s.module, s.frame.call) for s in sightings)
         seen: Counter[tuple[object, ...]] = Counter()
         sites = []
         for s in sightings:
-            identity = (s.call, s.branch_modules, s.skip_modules, s.residual.kind)
+            call = s.module, s.frame.call
+            identity = (call, s.branch_modules, s.skip_modules, s.residual.kind)
             seen[identity] += 1
             key = (*identity, seen[identity])
             if key not in self._names:
-                self._names[key] = self._name(s, several=held[s.call] > 1)
+                self._names[key] = self._name(s, several=held[call] > 1)
             sites.append(
                 ResidualSite(
                     name=self._names[key],
-                    module=s.frame.path,
+                    module=s.module,
                     kind=s.residual.kind,
                     branch=s.branch_modules,
                     skip=s.skip_modules,
@@ -119,7 +126,7 @@ class Names:
         return sites
 
     def _name(self, s: Sighting, *, several: bool) -> str:
-        path = s.frame.path
+        path = s.module
         inside = path + "." if path else ""
         children = [m[len(inside) :].split(".")[0] for m in s.branch_modules if m.startswith(inside) and m != path]
         child = children[-1] if children else ""

@@ -3,6 +3,9 @@
 Where skip, branch and output all cross module borders, hooks on those modules take them (`Tap`). Where one does not, because of a
 functional dropout, say, a TorchFunctionMode that the block's own hooks enter and leave sees the very call (`AddMode`). Both are
 callable objects and not closures, so that a watched model can be pickled and copied: the copy carries hooks that do nothing.
+
+Where torch.compile traces them they become a few tensor operations on the site's cell (cells.py); between the graphs of a compiled
+model they write the same cell.
 """
 
 from __future__ import annotations
@@ -12,22 +15,27 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from resmon.capture import compiler
 from resmon.capture.channel import Channel
 from resmon.capture.dataflow import ADDS, Place, is_candidate, operands
 from resmon.capture.survey import Sighting
+
+if TYPE_CHECKING:
+    from resmon.capture.cells import Cell
 
 
 class Watcher(Protocol):
     """What a hook needs to know of the one who installed it."""
 
     active: bool  # a pass is under way that is to be observed
+    compiled: bool  # some of the model's hooks are in graphs
     seconds: float  # what observing has cost in this step
     process: int
 
@@ -93,6 +101,12 @@ class Installed:
         for mode in self.modes:
             mode.begin_pass()
 
+    def begin_pass_in_graph(self) -> None:
+        for tap in self.taps:
+            tap.begin_pass_in_graph()
+        for mode in self.modes:
+            mode.begin_pass_in_graph()
+
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
@@ -100,19 +114,20 @@ class Installed:
             tap.take_down()
 
 
-def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan]) -> Installed:
-    """Put the hooks that `plans` need on the modules of `model`."""
+def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan], calls: Mapping[str, int]) -> Installed:
+    """Put the hooks that `plans` need on the modules of `model`; `calls` says how often each module runs in a pass."""
     taps: dict[tuple[str, bool, bool], Tap] = {}
     modes: dict[str, AddMode] = {}
     for p in plans:
         if p.places is None:
             path, call = p.holder
-            modes.setdefault(path, AddMode(watcher)).add(call, p)
+            modes.setdefault(path, AddMode(watcher, once=calls[path] == 1)).add(call, p)
             continue
         for role, place in enumerate(p.places):
             # A hook of the user's that replaces what passes comes after the value of an add, and before an operand is used.
             first = place.side == "in" or role == OUTPUT
-            tap = taps.setdefault((place.path, place.side == "in", first), Tap(watcher))
+            once = calls[place.path] == 1
+            tap = taps.setdefault((place.path, place.side == "in", first), Tap(watcher, once=once))
             factor = p.factors[role] if role != OUTPUT else 1
             tap.add(place.call, Reading(role, place.position, p.channel, factor, GradientTap(watcher, p.channel)))
     handles = []
@@ -156,12 +171,31 @@ class Reading:
     factor: float
     gradient: GradientTap
 
+    def write(self, tensor: Tensor) -> None:
+        """Take the value where graphs take the site's other ones: in its cell."""
+        cell = self.channel.cell
+        if cell is None or type(tensor) is not Tensor:
+            return
+        if self.role != OUTPUT:
+            cell.put(self.role, tensor, self.factor)
+        elif cell.put_output(tensor) and tensor.requires_grad:
+            hang(tensor, self.gradient)
+
+
+def to_be_traced(watcher: Watcher) -> bool:
+    """Whether a graph that is being made is to observe: one for training. That of an evaluation has nothing of ours.
+
+    A graph that builds a graph for gradients asks for no state of ours: its recomputation in a checkpoint must be the same graph.
+    """
+    return (torch.is_grad_enabled() or watcher.active) and not torch.compiler.is_exporting()
+
 
 class Tap(Hook):
     """The hook on one side of one module; `readings` by the call of the module in the pass."""
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, *, once: bool) -> None:
         self._watcher = watcher
+        self._once = once  # the module runs once in a pass, so that a graph need not count
         self._readings: dict[int, list[Reading]] = {}
         self._calls = 0
         self._module: nn.Module | None = None
@@ -193,7 +227,14 @@ class Tap(Hook):
             handle.remove()  # somebody hooked on behind
             self.hang(module, goes_in=self._goes_in, first=False)
 
+    def begin_pass_in_graph(self) -> None:
+        if not self._once:
+            self._calls = 0
+
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+        if compiler.traces():
+            self._trace((args, kwargs) if output is None else output)
+            return
         watcher = self._watcher
         if not watcher.active:
             if torch._C._current_graph_task_id() != -1:
@@ -209,7 +250,9 @@ class Tap(Hook):
             for reading in readings:
                 tensor = at(tree, reading.position)
                 if tensor is not None:
-                    if reading.role == SKIP:
+                    if watcher.compiled:
+                        reading.write(tensor)
+                    elif reading.role == SKIP:
                         reading.channel.offer_skip(tensor, reading.factor)
                     elif reading.role == BRANCH:
                         reading.channel.offer_branch(tensor, reading.factor)
@@ -220,6 +263,29 @@ class Tap(Hook):
         except Exception as error:
             watcher.fault(error)
         watcher.seconds += perf_counter() - started
+
+    def _trace(self, tree: Any) -> None:
+        """What a graph is to do in the place of this hook."""
+        if not to_be_traced(self._watcher):
+            return
+        readings = self._readings.get(0 if self._once else compiler.freely(self._count))
+        for reading in readings or ():
+            tensor = at(tree, reading.position)
+            cell = reading.channel.cell
+            if cell is None or type(tensor) is not Tensor:  # of other kinds it cannot be known in a graph what they stand for
+                continue
+            if reading.role == OUTPUT:
+                cell.offer_output(tensor)
+                cell.count()
+                if tensor.requires_grad:
+                    tensor.register_hook(cell.gradient)
+            else:
+                cell.offer(reading.role, tensor, reading.factor)
+
+    def _count(self) -> int:
+        call = self._calls
+        self._calls += 1
+        return call
 
     def _recomputed(self, args: Any, kwargs: Any, output: Any) -> None:
         # A checkpoint runs the forward again inside the backward pass. The values have been taken; but with the reentrant kind only
@@ -288,9 +354,10 @@ class AddMode(Hook, TorchFunctionMode):
     make other adds of the same ordinals.
     """
 
-    def __init__(self, watcher: Watcher) -> None:
+    def __init__(self, watcher: Watcher, *, once: bool) -> None:
         super().__init__()
         self._watcher = watcher
+        self._once = once  # the module runs once in a pass, so that a graph need not count
         self._plans: dict[int, dict[int, Plan]] = {}
         self._calls = 0
         self._adds = 0
@@ -298,12 +365,41 @@ class AddMode(Hook, TorchFunctionMode):
         self._observing = False
         self._entered = False
         self._taken: list[tuple[Channel, GradientTap]] = []
+        self._traced: list[Cell] = []  # what a graph took
 
     def add(self, call: int, plan: Plan) -> None:
         self._plans.setdefault(call, {})[plan.ordinal] = plan
 
     def begin_pass(self) -> None:
         self._calls = 0
+
+    def begin_pass_in_graph(self) -> None:
+        if not self._once:
+            self._calls = 0
+
+    def enter_in_graph(self) -> None:
+        if not to_be_traced(self._watcher):
+            return
+        call = next(iter(self._plans)) if self._once else self._calls
+        if not self._once:
+            self._calls += 1
+        self._here = self._plans.get(call, {})
+        self._observing = True
+        self._adds = 0
+        if self._here:
+            self._entered = True
+            self.__enter__()  # type: ignore[no-untyped-call]
+
+    def leave_in_graph(self) -> None:
+        if self._entered:
+            self._entered = False
+            self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            if self._adds == next(iter(self._here.values())).adds:
+                for cell in self._traced:
+                    cell.count()
+            elif self._adds:
+                self._watcher.trace_again()
+            self._traced.clear()
 
     def enter(self) -> None:
         observing = self._watcher.active
@@ -316,6 +412,7 @@ class AddMode(Hook, TorchFunctionMode):
         self._observing = observing
         self._adds = 0
         self._taken.clear()
+        self._traced.clear()
         if self._here:
             self._entered = True
             self.__enter__()  # type: ignore[no-untyped-call]
@@ -335,9 +432,12 @@ class AddMode(Hook, TorchFunctionMode):
             for channel, tap in self._taken:
                 channel.count()
                 tap.belongs_to(channel)
+            for cell in self._traced:
+                cell.count_pending()
         elif self._adds:
             self._watcher.trace_again()
         self._taken.clear()
+        self._traced.clear()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -346,6 +446,8 @@ class AddMode(Hook, TorchFunctionMode):
         first, second = operands(args, kwargs)
         if not is_candidate(first, second):
             return func(*args, **kwargs)
+        if compiler.traces():
+            return compiler.freely(self._trace_add, func, args, kwargs, first, second)
         plan = self._here.get(self._adds)
         self._adds += 1
         if plan is None:
@@ -360,6 +462,24 @@ class AddMode(Hook, TorchFunctionMode):
         started = perf_counter()
         self._guarded(lambda: self._offer_result(plan, result))
         watcher.seconds += perf_counter() - started
+        return result
+
+    def _trace_add(self, func: Any, args: Any, kwargs: Any, first: Tensor, second: Tensor) -> Any:
+        """What a graph is to do in the place of a candidate add."""
+        plan = self._here.get(self._adds)
+        self._adds += 1
+        cell = None if plan is None else plan.channel.cell
+        if plan is None or cell is None or type(first) is not Tensor or type(second) is not Tensor:
+            return func(*args, **kwargs)
+        skip, branch = (first, second) if plan.skip_is_first else (second, first)
+        # Whether it is observing is not asked: a checkpoint must recompute with the same graph, which itself knows what counts.
+        cell.offer(SKIP, skip, plan.factors[SKIP])
+        cell.offer(BRANCH, branch, plan.factors[BRANCH])
+        result = func(*args, **kwargs)
+        cell.offer_output(result)
+        self._traced.append(cell)
+        if result.requires_grad:
+            result.register_hook(cell.gradient)
         return result
 
     def _guarded(self, offer: Callable[[], None]) -> None:
@@ -387,7 +507,10 @@ class Enter(Hook):
         self._mode = mode
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        self._mode.enter()
+        if compiler.traces():
+            compiler.freely(self._mode.enter_in_graph)
+        else:
+            self._mode.enter()
 
 
 class Leave(Hook):
@@ -395,4 +518,7 @@ class Leave(Hook):
         self._mode = mode
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        self._mode.leave()
+        if compiler.traces():
+            compiler.freely(self._mode.leave_in_graph)
+        else:
+            self._mode.leave()

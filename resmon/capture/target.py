@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resmon.capture.compiler import plain
 from resmon.errors import ConfigurationError
 
 Target = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -88,7 +89,7 @@ def random_input(text: str) -> Tensor:
 
 def parameter_count(model: nn.Module, names: Sequence[str]) -> int:
     """The elements of the parameters that bear these names."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters(remove_duplicate=False)}
+    sizes = {plain(name): parameter.numel() for name, parameter in model.named_parameters(remove_duplicate=False)}
     return sum(sizes.get(name, 0) for name in names)
 
 

@@ -36,7 +36,12 @@ ELEMENTS, FORWARD, BACKWARD = map(BLOCK_COUNTS.index, ("elements", "nonfinite_fo
 SIGNS = ("skip_rms", "branch_rms", "branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 
 HISTORY = 50  # steps back that tell what was usual
-CALM = 20  # finite steps after which it is over: longer than the back-off of a gradient scaler that looks for its scale
+CALM = 20  # finite steps after which it is over
+# A gradient scaler that looks for its scale skips a step, halves the scale and tries again. From the largest scale in use (2^32,
+# Megatron-LM's default; torch's is 2^16) down to 1 that is 32 skips; below 1 it would make gradients smaller than they are,
+# and torch's GradScaler.update says that something is wrong there.
+SEARCH = 32  # skipped steps in a row that are still a search
+LEAST_SCALE = 1.0
 NAMES = 50  # names of blocks that the evidence lists; the count beside them is whole
 
 
@@ -85,13 +90,19 @@ class NonFinite:
     further blocks, closed after 20 finite steps or with the run. `nonfinite_loss` (page): the logged `loss` was NaN or Inf at a
     step where no block was, so the fault lies behind the last block: the head, the loss function or the targets.
 
+    *A gradient scaler* (float16) finds its scale by overflowing: it skips such a step, and its next one is with half the scale. So
+    a skipped step whose forward pass was finite says nothing (but that the record calls it skipped), until more than 32 have been
+    skipped in a row or the scale is below 1: then it is no search any more, and the finding is opened at that step, with all that
+    it has; where no watched block is non-finite it names none. What the forward pass made non-finite no scale can help, and counts
+    at once.
+
     *Evidence.* What the block showed at its last finite step and how many times the median of its last 50 finite steps that was: a
     branch/skip ratio or a gradient far above 1 says that it was coming, all near 1 that it came at once (bad input, a division, a
     logarithm of 0).
 
-    *Expected false alarms.* A gradient scaler (float16) that looks for its scale makes isolated steps with infinite gradients on a
-    healthy model: such findings name only gradients, have confidence 0.6 and close by themselves. Blocks are compared in the order
-    of the record; where a model runs them in another order than it was traced in, the block named is a follower.
+    *Expected false alarms.* A scaler of the loop's own, which resmon does not know, makes isolated steps with infinite gradients on
+    a healthy model: such findings name only gradients, have confidence 0.6 and close by themselves. Blocks are compared in the
+    order of the record; where a model runs them in another order than it was traced in, the block named is a follower.
 
     *Reference.* Where a fault is born against where it surfaces: transformers' DebugUnderflowOverflow reports the first module in
     forward order likewise; that a growing branch precedes it: Takase et al., Spike No More, arXiv 2312.16903.
@@ -108,18 +119,24 @@ class NonFinite:
         self._bad_steps: deque[int] = deque(maxlen=1024)
         self._early_losses: deque[tuple[int, float, float]] = deque(maxlen=1024)  # logged before their step was recorded
         self._loss: _Episode | None = None
+        self._skips = 0  # skipped steps in a row
+        self._outside: _Episode | None = None  # steps are skipped without end, and no block says why
 
     def step(self, record: StepRecord, sites: Sequence[ResidualSite]) -> Iterable[Finding]:
         if sites is not self._sites:
             self._arrange(tuple(sites))
         flags = _Flags.of(record)
         self._newest = record.step
+        self._skips = self._skips + 1 if record.skipped else 0
+        searching = self._searching(record)
         events: list[Finding] = []
-        if flags.any.any():
+        if flags.any.any() and not (searching and not flags.forward.any()):
             self._bad_steps.append(record.step)
         if self._episodes or flags.any.any():
             for model, mine in self._models.items():
-                events.extend(self._model_step(record, model, mine, flags))
+                if model in self._episodes or not searching or flags.forward[mine].any():
+                    events.extend(self._model_step(record, model, mine, flags))
+        events.extend(self._judge_skipping(record, searching))
         self._remember(record, flags)
         while self._early_losses and self._early_losses[0][0] <= record.step:
             events.extend(self._judge_loss(*self._early_losses.popleft()))
@@ -137,10 +154,10 @@ class NonFinite:
     def end(self, step: int, time: float) -> Iterable[Finding]:
         events = [event for early in self._early_losses for event in self._judge_loss(*early)]
         self._early_losses.clear()
-        episodes = [*self._episodes.values(), *([self._loss] if self._loss else [])]
+        episodes = [*self._episodes.values(), *(each for each in (self._loss, self._outside) if each)]
         events += [_closed(episode, step, time, "the run ended so") for episode in episodes]
         self._episodes.clear()
-        self._loss = None
+        self._loss = self._outside = None
         return events
 
     def _arrange(self, sites: tuple[ResidualSite, ...]) -> None:
@@ -286,6 +303,49 @@ class NonFinite:
                 over[sign] = last[sign] / usual
         return int(self._history_steps[newest]), last, over
 
+    def _searching(self, record: StepRecord) -> bool:
+        """Whether this step was skipped by a scaler that may still find its scale."""
+        scale = record.run_value("loss_scale")
+        return record.skipped and self._skips <= SEARCH and (scale is None or scale >= LEAST_SCALE)
+
+    def _judge_skipping(self, record: StepRecord, searching: bool) -> Iterator[Finding]:
+        episode = self._outside
+        if episode and not record.skipped:
+            episode.calm += 1
+            if episode.calm >= CALM:
+                self._outside = None
+                yield _closed(episode, record.step, record.time, f"{CALM} steps in a row were not skipped")
+        elif episode:
+            episode.calm = 0
+            episode.steps += 1
+        elif record.skipped and not searching and not self._episodes:
+            scale = record.run_value("loss_scale")
+            said = (
+                f"The gradient scaler has skipped {_count(self._skips, 'step')} in a row, to step {record.step}"
+                + (f" at a scale of {scale:g}," if scale is not None else ",")
+                + " and no watched block is non-finite"
+            )
+            finding = Finding(
+                id=finding_id("nonfinite", "", "", record.step),
+                state="opened",
+                kind="nonfinite",
+                severity="page",
+                model="",
+                block="",
+                opened_step=record.step,
+                opened_time=record.time,
+                step=record.step,
+                time=record.time,
+                summary=said + ": the gradients that are belong to other parameters.",
+                expected="a scale at which the gradients are finite",
+                seen=f"{_count(self._skips, 'skipped step')} in a row",
+                confidence=0.8,
+                runbook="nonfinite",
+                evidence={"first": said, "direction": "parameter_gradients", "nonfinite_steps": 1},
+            )
+            self._outside = _Episode(finding, set())
+            yield finding
+
     def _judge_loss(self, step: int, time: float, loss: float) -> Iterator[Finding]:
         episode = self._loss
         if isfinite(loss):
@@ -298,7 +358,7 @@ class NonFinite:
             episode.calm = 0
             episode.steps += 1
         elif step not in self._bad_steps:
-            said = f"The logged loss was {loss} at step {step} while every watched block was finite"
+            said = f"The logged loss was {loss} at step {step} while every watched block was finite in the forward pass"
             finding = Finding(
                 id=finding_id("nonfinite_loss", "", "", step),
                 state="opened",

@@ -240,12 +240,14 @@ def _scores(view: AgentView) -> Iterator[Sample]:
     return (((run.run, name), value) for run in view.runs for name, value in run.scores.items() if name != "loss")
 
 
-def _learning_rate(view: AgentView) -> Iterator[Sample]:
-    for run in view.runs:
-        rates = (rank.record.run_value("learning_rate") for rank in run.ranks if rank.record is not None)
-        rate = next((rate for rate in rates if rate is not None), None)
-        if rate is not None:
-            yield (run.run,), rate
+def _same_everywhere(name: str) -> Callable[[RunView], float | None]:
+    """A value that all ranks have alike: the first one's that has it."""
+
+    def value(run: RunView) -> float | None:
+        values = (rank.record.run_value(name) for rank in run.ranks if rank.record is not None)
+        return next((value for value in values if value is not None), None)
+
+    return value
 
 
 def _findings(view: AgentView) -> Iterator[Sample]:
@@ -310,9 +312,13 @@ _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_loss": _per_run(lambda run: run.scores.get("loss")),
     "resmon_loss_max": _per_run(lambda run: run.loss_max),
     "resmon_score": _scores,
-    "resmon_learning_rate": _learning_rate,
+    "resmon_learning_rate": _per_run(_same_everywhere("learning_rate")),
     "resmon_gradient_norm": _per_run(lambda run: run.gradient_norm),
+    "resmon_gradient_clip_factor": _per_run(lambda run: run.clip_factor),
+    "resmon_loss_scale": _per_run(_same_everywhere("loss_scale")),
     "resmon_steps_total": _per_rank(_counter("steps_total")),
+    "resmon_skipped_steps_total": _per_rank(_counter("skipped_total")),
+    "resmon_clipped_steps_total": _per_rank(_counter("clipped_total")),
     "resmon_monitor_step_seconds": _per_rank(_monitor_seconds),
     "resmon_monitor_errors_total": _per_rank(_counter("errors_total")),
     "resmon_last_step_timestamp_seconds": _per_rank(_of_record("time")),

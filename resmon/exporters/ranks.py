@@ -2,7 +2,8 @@
 
 Everything comes from sums (DESIGN.md, sections 3 and 5): root mean squares from squared sums over elements, ratios from the two
 sums and not from the ranks' ratios, gradient norms from the sum of the ranks' shares. A rank that has no value for a block takes no
-part in that block's sum; where none has one, it is absent.
+part in that block's sum; where none has one, it is absent. Where a rank's record is missing, a sum of shares is short of the truth
+and absent too, unless all ranks hold the same gradients.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from resmon.records import (
     Ints,
     ResidualSite,
     StepRecord,
+    clip_factor,
+    coverage,
 )
 
 SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT = map(
     BLOCK_VALUES.index, ("skip_square", "branch_square", "output_square", "gradient_square", "output_gradient_square")
 )
 ELEMENTS = BLOCK_COUNTS.index("elements")
-RUN_GRADIENT = RUN_VALUES.index("gradient_square")
+RUN_GRADIENT, RUN_STEPPED = map(RUN_VALUES.index, ("gradient_square", "stepped_square"))
 
 # The gauges that a step gives, by their metrics' names without resmon_block_.
 GAUGES = ("skip_rms", "branch_rms", "output_rms", "branch_skip_ratio", "gradient_norm", "output_gradient_norm")
@@ -46,6 +49,7 @@ class MergedStep:
     sites: Sites
     gauges: dict[str, Column]
     gradient_norm: float | None
+    clip_factor: float | None  # None where no clipping was seen
 
 
 class Ranks:
@@ -62,8 +66,8 @@ class Ranks:
             self._arrange(tuple(parts))
         return self._sites
 
-    def step(self, records: Sequence[tuple[Sites, StepRecord]]) -> MergedStep:
-        """The records of one step, one per rank."""
+    def step(self, records: Sequence[tuple[Sites, StepRecord]], expected: int = 1) -> MergedStep:
+        """The records of one step, one per rank; `expected` ranks hold shares of its gradients, though not all may be watched."""
         sites = self.union([sites for sites, _ in records])
         values = np.zeros((len(records), len(BLOCK_VALUES), len(sites)))
         present = np.zeros(values.shape, bool)
@@ -83,12 +87,16 @@ class Ranks:
             both = present[:, SKIP] & present[:, BRANCH]
             skip, branch = (np.where(both, values[:, value], 0.0).sum(axis=0) for value in (SKIP, BRANCH))
             gauges["branch_skip_ratio"] = Column(np.sqrt(branch / skip), both.any(axis=0) & (skip != 0))
-            gauges["gradient_norm"] = Column(np.sqrt(squares[GRADIENT]), anywhere[GRADIENT])
-            gauges["output_gradient_norm"] = Column(np.sqrt(squares[OUTPUT_GRADIENT]), anywhere[OUTPUT_GRADIENT])
-            shares = [record.run[RUN_GRADIENT] for _, record in records if record.run_present[RUN_GRADIENT]]
-            gradient_norm = float(np.sqrt(np.sum(shares))) if shares else None
+            covered = coverage(len(records), expected, min(_replicas(record) for _, record in records))
+            known = covered is not None
+            gauges["gradient_norm"] = Column(np.sqrt(squares[GRADIENT] * (covered or 0.0)), anywhere[GRADIENT] & known)
+            everybody = len(records) >= expected
+            gauges["output_gradient_norm"] = Column(np.sqrt(squares[OUTPUT_GRADIENT]), anywhere[OUTPUT_GRADIENT] & everybody)
+        gradient_square, stepped_square = (_total(records, value) for value in (RUN_GRADIENT, RUN_STEPPED))
+        gradient_norm = None if gradient_square is None or covered is None else float(np.sqrt(gradient_square * covered))
+        clip = None if gradient_square is None or stepped_square is None else clip_factor(gradient_square, stepped_square)
         newest = max(record.time for _, record in records)
-        return MergedStep(records[0][1].step, newest, sites, gauges, gradient_norm)
+        return MergedStep(records[0][1].step, newest, sites, gauges, gradient_norm, clip)
 
     def counters(self, records: Sequence[tuple[Sites, StepRecord]]) -> tuple[Sites, Ints, Ints, Floats]:
         """Sites, nonfinite_steps, magnitude_buckets and magnitude_sum over each rank's newest record, whatever its step is.
@@ -120,6 +128,16 @@ class Ranks:
         self._sites = same if same is not None and _keys(same) == list(order) else tuple(sites)
         everything = np.arange(len(sites))
         self._places = tuple(None if np.array_equal(place, everything) else place for place in places)
+
+
+def _total(records: Sequence[tuple[Sites, StepRecord]], value: int) -> float | None:
+    """The sum of the ranks' shares of a run's value, None where no rank has one."""
+    shares = [record.run[value] for _, record in records if record.run_present[value]]
+    return float(np.sum(shares)) if shares else None
+
+
+def _replicas(record: StepRecord) -> float:
+    return record.run_value("replicas") or 1.0
 
 
 def _keys(sites: Sites) -> list[tuple[str, str]]:

@@ -48,6 +48,7 @@ class RunView:
     ranks: tuple[RankView, ...]
     blocks: BlockTable | None
     gradient_norm: float | None
+    clip_factor: float | None
     scores: Mapping[str, float]  # as logged, newest of each name
     loss_max: float | None
     findings: tuple[tuple[Finding, bool], ...]  # with whether it is open

@@ -27,10 +27,11 @@ size and layout: a reader may take a segment as fixed-size records behind a sche
 compression and no end-of-stream mark.
 
 A row of steps-*.arrow (S sites, in the order of the metadata) is a `records.StepRecord`: `step`, `time` (timestamp, UTC),
-`complete`, one nullable double per RUN_VALUES, one list of S nullable doubles per BLOCK_VALUES and one list of S integers per
-BLOCK_COUNTS, both called `block_<name>`, then the cumulative counters: `steps_total`, `errors_total`, `duration_total`,
-`duration_buckets` (list), `nonfinite_steps` (list of S), `magnitude_buckets` (list of S * MAGNITUDE_COLUMNS, site by site),
-`magnitude_sum` (list of S). A logged name is cut at 128 bytes (and then ends in a hash).
+`complete`, `skipped`, one nullable double per RUN_VALUES, one list of S nullable doubles per BLOCK_VALUES and one list of S
+integers per BLOCK_COUNTS, both called `block_<name>`, then the cumulative counters: `steps_total`, `skipped_total`,
+`clipped_total`, `errors_total`, `duration_total`, `duration_buckets` (list), `nonfinite_steps` (list of S), `magnitude_buckets`
+(list of S * MAGNITUDE_COLUMNS, site by site), `magnitude_sum` (list of S). A logged name is cut at 128 bytes (and then ends in a
+hash).
 
 The last column of every row is `checksum`, the CRC-32 of every byte of the row's message before it, begun with the bytes
 "<resmon.format>\n<resmon.sites>" of the segment's metadata. By it a reader tells damage, finds the next whole row behind it, and

@@ -202,6 +202,8 @@ def fill_counters(row: Row, record: StepRecord) -> None:
     """The cumulative counters, which rows of steps and of bins have alike."""
     fields = row.fields
     fields["steps_total"][0] = record.steps_total
+    fields["skipped_total"][0] = record.skipped_total
+    fields["clipped_total"][0] = record.clipped_total
     fields["errors_total"][0] = record.errors_total
     fields["duration_total"][0] = record.duration_total
     fields["duration_buckets"][:] = record.duration_buckets

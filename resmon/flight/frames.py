@@ -37,6 +37,8 @@ from resmon.records import (
     ResidualSite,
     RunEnd,
     RunInfo,
+    clip_factor,
+    coverage,
 )
 
 if TYPE_CHECKING:
@@ -168,8 +170,10 @@ class Flight:
     def steps(self) -> pd.DataFrame:
         """One row per step: the run's own values and what was logged, newest log first, averaged over the ranks that logged it.
 
-        `gradient_norm` is over all parameters; times are the slowest rank's; `ranks` says how many recorded the step. A logged name
-        that is a column already is called `logged_<name>`.
+        `gradient_norm` is over all parameters; `gradients` says whether it is (as the blocks' are) from "before clipping", which
+        multiplied it with `clip_factor`, or "as stepped": no clipping was seen. A `skipped` step is one that a gradient scaler did
+        not take. Times are the slowest rank's; `ranks` says how many recorded the step. A logged name that is a column already is
+        called `logged_<name>`.
         """
         spans = [(rank, span) for rank in self._ranks for span in rank.spans]
         logged = _logged(self._ranks)
@@ -188,9 +192,18 @@ class Flight:
         def value(name: str) -> tuple[Floats, Bools]:
             return run[:, RUN_VALUES.index(name)], there[:, RUN_VALUES.index(name)]
 
-        squares, has = value("gradient_square")
+        def total(name: str) -> tuple[Floats, Bools]:
+            values, where = value(name)
+            sums = np.bincount(group[where], values[where], minlength=count).astype(np.float64)
+            return sums, np.bincount(group[where], minlength=count) > 0
+
+        squares, has_gradients = total("gradient_square")
+        stepped, clipping_seen = total("stepped_square")
+        clip_factors = np.array([clip_factor(*both) for both in zip(squares.tolist(), stepped.tolist(), strict=True)])
         ranks = np.bincount(group, minlength=count)
+        covered = self._coverage(steps)[0]
         whole = np.bincount(group, _concatenate([span.complete for _, span in spans], np.bool_), minlength=count) == ranks
+        skipped = np.bincount(group, _concatenate([span.skipped for _, span in spans], np.bool_), minlength=count) > 0
         time = np.zeros(count, np.int64)
         np.maximum.at(time, group, _concatenate([span.time for _, span in spans], np.int64))
         columns: dict[str, pa.Array] = {
@@ -198,12 +211,17 @@ class Flight:
             "time": _array(time, ranks > 0).cast(pa.timestamp("ns", "UTC")),
             "loss": pa.nulls(count, pa.float64()),
             "learning_rate": largest(*value("learning_rate")),
-            "gradient_norm": _array(
-                np.sqrt(np.bincount(group[has], squares[has], minlength=count)), np.bincount(group[has], minlength=count) > 0
-            ),
+            "gradient_norm": _array(np.sqrt(squares * covered), has_gradients & np.isfinite(covered)),
+            "gradients": pa.DictionaryArray.from_arrays(
+                _array(clipping_seen.astype(np.int32), has_gradients), pa.array(["as stepped", "before clipping"])
+            ).cast(pa.string()),
+            "clip_factor": _array(clip_factors, clipping_seen),
+            "loss_scale": largest(*value("loss_scale")),
+            "unknown_gradients": largest(*value("unknown_gradients")),
             "duration": largest(*value("duration")),
             "monitor_seconds": largest(*value("monitor_seconds")),
             "complete": _array(whole, ranks > 0),
+            "skipped": _array(skipped, ranks > 0),
             "ranks": pa.array(ranks),
         }
         own = set(columns) - {"loss"}
@@ -260,7 +278,33 @@ class Flight:
             there = np.logical_or.reduceat(there, begins)
             counts = np.add.reduceat(counts, begins)
             elements = np.add.reduceat(elements, begins)
+        if not per_rank and len(step):
+            covered, everybody = self._coverage(step)
+            gradient, output_gradient = BLOCK_VALUES.index("gradient_square"), BLOCK_VALUES.index("output_gradient_square")
+            squares[:, gradient] *= covered
+            there[:, gradient] &= np.isfinite(covered)
+            there[:, output_gradient] &= everybody
         return self._block_frame(per_rank, step, site, rank_, squares, there, counts, elements)
+
+    def _coverage(self, wanted: Ints) -> tuple[Floats, Bools]:
+        """Of each step wanted: what its summed shares of gradients are multiplied with, NaN where that is not known, and whether
+        all ranks have recorded it.
+        """
+        expected = max((rank.info.world_size for rank in self._ranks if rank.info), default=1)
+        if expected == 1:
+            return np.ones(len(wanted)), np.ones(len(wanted), np.bool_)
+        spans = [span for rank in self._ranks for span in rank.spans]
+        steps, group = np.unique(_concatenate([span.step for span in spans], np.int64), return_inverse=True)
+        if not len(steps):
+            return np.full(len(wanted), np.nan), np.zeros(len(wanted), np.bool_)
+        ranks = np.bincount(group, minlength=len(steps))
+        replicas = np.full(len(steps), np.inf)
+        np.minimum.at(replicas, group, _concatenate([span.run[:, RUN_VALUES.index("replicas")] for span in spans], np.float64))
+        factors = [coverage(r, expected, same) for r, same in zip(ranks.tolist(), replicas.tolist(), strict=True)]
+        places = np.minimum(np.searchsorted(steps, wanted), len(steps) - 1)
+        recorded = steps[places] == wanted  # a step may be known by what was logged of it only
+        covered = np.array([np.nan if factor is None else factor for factor in factors])[places]
+        return np.where(recorded, covered, np.nan), recorded & (ranks[places] >= expected)
 
     def _block_frame(
         self, per_rank: bool, step: Ints, site: Ints, rank: Ints, squares: Floats, there: Bools, counts: Ints, elements: Ints
@@ -394,6 +438,7 @@ class _Span:
     step: Ints
     time: Ints
     complete: Bools
+    skipped: Bools
     run: Floats
     run_present: Bools
     blocks: Floats  # [rows, len(BLOCK_VALUES), sites]
@@ -408,6 +453,7 @@ class _Span:
             records["step"].copy(),
             records["time"].copy(),
             records["complete"].astype(bool),
+            records["skipped"].astype(bool),
             np.stack([records[name] for name in RUN_VALUES], axis=1),
             np.stack([present(records, name) for name in RUN_VALUES], axis=1),
             np.stack([records[name] for name in blocks], axis=1),

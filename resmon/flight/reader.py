@@ -378,27 +378,31 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     duration_buckets, nonfinite_steps, magnitude_sum = (
         np.ascontiguousarray(records[name]) for name in ("duration_buckets", "nonfinite_steps", "magnitude_sum")
     )
-    names = ("step", "time", "complete", "steps_total", "errors_total", "duration_total")
+    names = ("step", "time", "complete", "skipped", "steps_total", "skipped_total", "clipped_total", "errors_total")
     singles = zip(*(records[name].tolist() for name in names), strict=True)
+    duration_total = records["duration_total"].tolist()
     return [
         StepRecord(
             step=step,
             time=seconds(time),
             complete=bool(complete),
+            skipped=bool(skipped),
             run=run[i],
             run_present=run_present[i],
             blocks=blocks[i],
             blocks_present=blocks_present[i],
             counts=counts[i],
             steps_total=steps_total,
+            skipped_total=skipped_total,
+            clipped_total=clipped_total,
             errors_total=errors_total,
-            duration_total=duration_total,
+            duration_total=duration_total[i],
             duration_buckets=duration_buckets[i],
             nonfinite_steps=nonfinite_steps[i],
             magnitude_buckets=buckets[i],
             magnitude_sum=magnitude_sum[i],
         )
-        for i, (step, time, complete, steps_total, errors_total, duration_total) in enumerate(singles)
+        for i, (step, time, complete, skipped, steps_total, skipped_total, clipped_total, errors_total) in enumerate(singles)
     ]
 
 

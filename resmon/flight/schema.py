@@ -77,6 +77,7 @@ def columns(kind: Kind, sites: int) -> tuple[Column, ...]:
                 Column("step", "int"),
                 Column("time", "time"),
                 Column("complete", "bool"),
+                Column("skipped", "bool"),
                 *(Column(name, nullable=True) for name in RUN_VALUES),
                 *(Column(f"block_{name}", length=sites, nullable=True) for name in BLOCK_VALUES),
                 *(Column(f"block_{name}", "int", sites) for name in BLOCK_COUNTS),
@@ -117,6 +118,8 @@ def _statistic(name: str, statistic: str, length: int | None) -> Column:
 def _counters(sites: int) -> tuple[Column, ...]:
     return (
         Column("steps_total", "int"),
+        Column("skipped_total", "int"),
+        Column("clipped_total", "int"),
         Column("errors_total", "int"),
         Column("duration_total"),
         Column("duration_buckets", "int", DURATION_COLUMNS),
@@ -336,8 +339,9 @@ def _site(item: dict[str, Any]) -> ResidualSite:
         parameters=tuple(item["parameters"]),
         model=item["model"],
         observed=item["observed"],
+        absent=tuple(item["absent"]),
     )
-    words = (site.name, site.module, site.model, site.observed, *site.branch, *site.skip, *site.parameters)
+    words = (site.name, site.module, site.model, site.observed, *site.branch, *site.skip, *site.parameters, *site.absent)
     if not all(isinstance(word, str) for word in words) or site.kind not in get_args(SiteKind):
         raise ValueError(f"not a site: {item!r:.200}")
     if not all(isinstance(size, int) for size in site.shape):

@@ -277,7 +277,8 @@ class StepRow:
         self._row = row = form.row()
         self.size = form.size
         blocks = [f"block_{name}" for name in BLOCK_VALUES]
-        self._step, self._time, self._complete = (row.fields[name] for name in ("step", "time", "complete"))
+        self._step, self._time = row.fields["step"], row.fields["time"]
+        self._complete, self._skipped = row.fields["complete"], row.fields["skipped"]
         self._run = row.together(RUN_VALUES)
         self._run_present = row.together([f"{name}?" for name in RUN_VALUES])
         self._run_nulls = row.together([f"{name}#" for name in RUN_VALUES])
@@ -293,6 +294,7 @@ class StepRow:
         self._step[0] = record.step
         self._time[0] = nanoseconds(record.time)
         self._complete[0] = record.complete
+        self._skipped[0] = record.skipped
         self._run[:] = record.run
         self._run_present[:, 0] = record.run_present
         np.logical_not(record.run_present, out=self._run_nulls)

@@ -551,8 +551,7 @@ def test_steps_without_an_optimizer() -> None:
     session.attach(sink)
     for _ in range(2):
         model(torch.randn(4, 8)).sum().backward()
-        session.before_step()
-        session.after_step()
+        session.step()
     assert [r.step for r in sink.steps] == [0, 1]
     assert sink.steps[1].blocks_present.all()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resmon.detectors import DETECTORS, Detector
-from resmon.detectors.nonfinite import CALM, NonFinite
+from resmon.detectors.nonfinite import CALM, SEARCH, NonFinite
 from resmon.records import BLOCK_VALUES, Finding, ScalarRecord, StepRecord
 from tests.synthetic import Training, sites
 
@@ -217,6 +217,83 @@ def test_a_loss_whose_step_never_came_is_judged_at_the_end() -> None:
         ("nonfinite_loss", "opened"),
         ("nonfinite_loss", "closed"),
     ]
+
+
+OVERFLOW = {("gradient_square", i): INF for i in range(3)}
+
+
+def search(watched: Watched, skips: int, scale: float) -> list[Finding]:
+    """A scaler halves its scale, step by step, and every step is skipped: the gradients of the first blocks are infinite."""
+    events: list[Finding] = []
+    for i in range(skips):
+        events += watched.step(backward=[0, 1], values=OVERFLOW, skipped=True, scale=scale / 2**i)
+    return events
+
+
+@pytest.mark.parametrize("scale", [2.0**16, 2.0**31])
+def test_the_search_for_a_scale_is_healthy(scale: float) -> None:
+    watched = Watched()
+    steps = int(np.log2(scale)) + 1  # down to a scale of 1
+    assert search(watched, steps, scale) == []
+    assert watched.steps(100) == []
+    assert search(watched, 3, 8.0) == []  # the scale has grown, and was too large again
+
+
+def test_isolated_skips_bring_nothing() -> None:
+    watched = Watched()
+    for _ in range(50):
+        assert watched.steps(7) == []
+        assert search(watched, 1, 1024.0) == []
+    assert list(watched.detector.end(500, 0.0)) == []
+
+
+def test_a_search_that_goes_below_one_finds_nothing() -> None:
+    watched = Watched()
+    assert search(watched, 17, 2.0**16) == []
+    finding = only(search(watched, 1, 0.5))
+    assert (finding.kind, finding.block, finding.opened_step) == ("nonfinite", "h.1", 17)
+    assert search(watched, 30, 0.25) == []  # it lasts, and is one finding
+    assert [event.state for event in watched.detector.end(47, 0.0)] == ["closed"]
+
+
+def test_skipping_at_a_scale_that_does_not_fall_is_no_search_for_ever() -> None:
+    watched = Watched()
+    events = [watched.step(backward=[1], skipped=True, scale=1024.0) for _ in range(SEARCH + 1)]
+    assert all(event == [] for event in events[:-1])
+    assert only(events[-1]).block == "h.1"
+
+
+def test_skipping_for_ever_because_of_other_parameters_names_no_block() -> None:
+    watched = Watched()
+    watched.steps(3)
+    events = [watched.step(skipped=True, scale=2.0 ** (16 - i)) for i in range(40)]
+    opened = only(event for at in events for event in at)
+    assert (opened.kind, opened.block, opened.opened_step) == ("nonfinite", "", 3 + 17)
+    assert "other parameters" in opened.summary
+    assert watched.steps(CALM - 1) == []
+    closed = only(watched.step())
+    assert (closed.id, closed.state, closed.evidence["nonfinite_steps"]) == (opened.id, "closed", 40 - 17)
+
+
+def test_a_forward_pass_that_is_not_finite_is_a_fault_though_the_step_is_skipped() -> None:
+    watched = Watched()
+    finding = only(watched.step(forward=[2, 3, 4], backward=range(5), skipped=True, scale=2.0**16))
+    assert (finding.block, finding.evidence["direction"]) == ("h.2", "forward")
+
+
+def test_a_loss_that_is_not_finite_is_a_fault_though_the_step_is_skipped() -> None:
+    watched = Watched()
+    assert watched.step(backward=range(5), skipped=True) == []
+    assert only(watched.loss(NAN)).kind == "nonfinite_loss"
+
+
+def test_what_is_open_goes_on_through_skipped_steps() -> None:
+    watched = Watched()
+    opened = only(watched.step(forward=[2]))
+    watched.steps(CALM - 1)
+    assert search(watched, 1, 1024.0)[0].id == opened.id  # it has reached the first blocks, and is not over
+    assert watched.steps(CALM - 1) == []
+    assert only(watched.step()).evidence["nonfinite_steps"] == 2
 
 
 @pytest.mark.parametrize("make", DETECTORS)

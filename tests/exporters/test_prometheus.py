@@ -116,7 +116,11 @@ def test_the_tables_hold_the_views_numbers(kind: str) -> None:
     assert one(found, "resmon_score", run="digits", score="accuracy") == 0.5
     assert not of(found, "resmon_score", score="loss")
     assert one(found, "resmon_finding_active", block="h.0", finding="nonfinite", severity="page") == 1
+    assert one(found, "resmon_gradient_clip_factor", run="digits") == 0.5
+    assert one(found, "resmon_loss_scale", run="digits") == 1024
     assert one(found, "resmon_steps_total", run="digits", rank="0") == 3
+    assert one(found, "resmon_clipped_steps_total", run="digits", rank="0") == 3
+    assert one(found, "resmon_skipped_steps_total", run="digits", rank="0") == 0
     assert one(found, "resmon_step_duration_seconds_count", run="digits", rank="0") == 3
     assert one(found, "resmon_step_duration_seconds_sum", run="digits", rank="0") == 0.75
     assert one(found, "resmon_step_duration_seconds_bucket", le="0.125") == 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from resmon.exporters.ranks import GAUGES, Ranks
 from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, MAGNITUDE_COLUMNS, Floats, StepRecord
-from tests.synthetic import Training, sites
+from tests.synthetic import Training, run_values, sites
 
 BLANK = Training(sites(1)).step()
 
@@ -121,6 +121,21 @@ def test_ranks_of_a_pipeline_hold_different_blocks() -> None:
     assert len(sites_) == len(nonfinite) == 3
     assert (buckets[1] == one.magnitude_buckets[1] + two.magnitude_buckets[0]).all()
     assert sums[2] == two.magnitude_sum[1]
+
+
+def test_one_rank_speaks_for_those_that_hold_the_same_gradients() -> None:
+    site = sites(1)
+    shares = {"gradient_square": 4.0, "output_gradient_square": 1.0}
+    for replicas, norm in ((4.0, 4.0), (2.0, None), (1.0, None)):
+        one = replace(record(shares, 10), run=run_values(replicas=replicas, gradient_square=9.0))
+        merged = Ranks().step([(site, one)], expected=4)
+        values, present = merged.gauges["gradient_norm"]
+        assert (float(values[0]) if present[0] else None) == norm
+        assert merged.gradient_norm == (None if norm is None else 6.0)
+        assert not merged.gauges["output_gradient_norm"].present[0]
+        everybody = Ranks().step([(site, one)] * 4, expected=4)
+        assert everybody.gauges["gradient_norm"].values[0] == 4.0
+        assert everybody.gauges["output_gradient_norm"].values[0] == 2.0
 
 
 def test_samples_add_up_over_ranks_and_steps_do_not() -> None:

@@ -34,7 +34,7 @@ def run(
 ) -> RunView:
     info = info or synthetic.info()
     return RunView(
-        info.run, info, None, (RankView(0, records[-1]),), table(sites, records), 2.0, scores or {"loss": 1.5}, 2.5, findings
+        info.run, info, None, (RankView(0, records[-1]),), table(sites, records), 2.0, 0.5, scores or {"loss": 1.5}, 2.5, findings
     )
 
 

@@ -20,6 +20,7 @@ from resmon.flight.layout import boot_id
 from resmon.records import (
     BLOCK_VALUES,
     MAGNITUDE_COLUMNS,
+    RUN_VALUES,
     Finding,
     Outcome,
     RunEnd,
@@ -43,7 +44,7 @@ def ranks(directory: Path, count: int, steps: int = 6) -> list[list[StepRecord]]
         for step in range(steps - (rank == 1)):
             absent = [("gradient_square", 0)] + ([("gradient_square", 1)] if rank == 0 else [])
             record = training.step(forward=[2] if step == 3 and rank == 1 else [], absent=absent)
-            record = replace(record, run=np.array([0.25 + rank, 0.1, 4.0, 0.001]), complete=step != 4)
+            record = replace(record, run=synthetic.run_values(duration=0.25 + rank, loss_scale=1024.0), complete=step != 4)
             writer.step(record)
             writer.scalars(ScalarRecord(step, 5.0, {"loss": 1.0 + rank, "accuracy": 0.5}))
             writer.scalars(ScalarRecord(step, 6.0, {"loss": 2.0 + rank, "step": 9.0}))
@@ -79,6 +80,9 @@ def test_blocks_are_merged_from_the_sums(tmp_path: Path) -> None:
         assert row.skip_rms == pytest.approx(math.sqrt(total("skip_square") / elements), rel=1e-14)
         np.testing.assert_allclose(row.branch_rms, math.sqrt(total("branch_square") / elements))
         np.testing.assert_allclose(row.branch_skip_ratio, math.sqrt(total("branch_square") / total("skip_square")))
+        if len(records) < len(written):  # a share is missing
+            assert row.gradient_norm is row.output_gradient_norm is pd.NA
+            continue
         np.testing.assert_allclose(row.output_gradient_norm, math.sqrt(total("output_gradient_square")))
         if site == 0:
             assert row.gradient_norm is pd.NA
@@ -151,11 +155,56 @@ def test_steps_are_merged_over_ranks(tmp_path: Path) -> None:
     assert steps["loss"].tolist() == [3.0] * 5 + [3.0]  # the newer log of each rank: 2, 3, 4; then 2 and 4
     assert steps["accuracy"].tolist() == [0.5] * 6
     assert steps["logged_step"].tolist() == [9.0] * 6
-    assert steps["gradient_norm"].tolist() == pytest.approx([math.sqrt(12.0)] * 5 + [math.sqrt(8.0)])
+    assert steps["gradient_norm"].tolist()[:5] == pytest.approx([math.sqrt(12.0)] * 5)
+    assert steps["gradient_norm"].tolist()[5] is pd.NA  # one rank's share is missing
     assert steps["duration"].tolist() == [2.25] * 6
     assert steps["learning_rate"].tolist() == [0.1] * 6
     assert steps["complete"].tolist() == [True] * 4 + [False, True]
     assert steps["time"][0].timestamp() == 1002.25
+
+
+def test_one_rank_speaks_for_those_that_hold_the_same_gradients(tmp_path: Path) -> None:
+    """Watched, or readable, is rank 2 of 4; where it holds a part of the gradients only, their norm cannot be known."""
+    for run, replicas in (("replicated", 4.0), ("sharded", 1.0)):
+        _, writer = begin(tmp_path, run, rank=2, world_size=4)
+        training = synthetic.Training(SITES)
+        writer.sites(SITES)
+        record = replace(training.step(), run=synthetic.run_values(replicas=replicas))
+        writer.step(record)
+        flight = resmon.load(tmp_path / run)
+        share = record.blocks[BLOCK_VALUES.index("gradient_square"), 0]
+        norms = [flight.steps()["gradient_norm"][0], flight.blocks()["gradient_norm"][0]]
+        assert norms == ([pd.NA, pd.NA] if replicas == 1 else pytest.approx([math.sqrt(4 * 4.0), math.sqrt(4 * share)]))
+        assert flight.blocks()["output_gradient_norm"][0] is pd.NA
+        assert flight.blocks()["skip_rms"].notna().all()
+        assert flight.blocks(per_rank=True)["gradient_norm_share"][0] == pytest.approx(math.sqrt(share))
+
+
+def test_clipping_and_skipping_are_told_by_step(tmp_path: Path) -> None:
+    """The factor comes from the ranks' shares; NaN is what clipping makes of gradients that are not finite."""
+    seen = [(16.0, 4.0), (16.0, 16.0), (0.0, 0.0), (math.inf, math.nan), (16.0, None), (None, None)]
+    for rank in range(2):
+        _, writer = begin(tmp_path, rank=rank, world_size=2)
+        training = synthetic.Training(SITES)
+        writer.sites(SITES)
+        for gradient, stepped in seen:
+            record = training.step(skipped=rank == 1 and gradient == math.inf, scale=8.0)
+            values, there = record.run.copy(), record.run_present.copy()
+            for name, value in (("gradient_square", gradient), ("stepped_square", stepped)):
+                i = RUN_VALUES.index(name)
+                there[i] = value is not None
+                values[i] = (value or 0.0) * (2 * rank + 1)
+            writer.step(replace(record, run=values, run_present=there))
+        writer.end(RunEnd("finished", 1.0, len(seen)))
+    steps = resmon.load(tmp_path / "digits").steps()
+    assert steps["gradients"].tolist() == ["before clipping"] * 4 + ["as stepped", pd.NA]
+    factors = steps["clip_factor"].tolist()
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert math.isnan(factors[3])
+    assert factors[4] is pd.NA and factors[5] is pd.NA
+    assert steps["gradient_norm"].tolist()[:2] == [8.0, 8.0]
+    assert steps["skipped"].tolist() == [False] * 3 + [True] + [False] * 2
+    assert steps["loss_scale"].tolist() == [8.0] * 6
 
 
 def test_a_step_that_was_logged_but_not_recorded_is_there(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ class Varied(synthetic.Training):
             absent=[("gradient_square", 0)] if i % 3 else [],
             values={("output_gradient_square", 2): math.inf} if i % 50 == 7 else {("skip_square", 2): 0.0} if i % 11 == 3 else {},
         )
-        return replace(record, run=np.array([0.25, 0.1 / (1 + i), math.nan if i % 5 == 1 else 4.0 + i, 0.001]))
+        gradient_square = math.nan if i % 5 == 1 else 4.0 + i
+        return replace(record, run=synthetic.run_values(learning_rate=0.1 / (1 + i), gradient_square=gradient_square))
 
 
 def record(folder_of: Path, steps: int, budget: int, end: bool = True) -> tuple[Path, list[StepRecord]]:

@@ -1,0 +1,187 @@
+"""How hooks and torch.compile get along.
+
+What is compiled before a hook is there is without it, silently; what is compiled with it runs its traced operations and no Python.
+So the code of our hooks is never a frame to compile by itself, only part of one; a pass that is to be traced runs eagerly, as
+everything does while a `Pause` lasts; and code that was made too early is forgotten. torch's compiler is not imported for this:
+where nobody did, nothing is compiled. (Making an optimizer imports it.)
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch._C._dynamo import eval_frame
+
+
+def is_loaded() -> bool:
+    """Whether anything can have been compiled in this process."""
+    return "torch._dynamo" in sys.modules
+
+
+def traces() -> bool:
+    """Whether this code is being traced into a graph, where its Python runs once and its tensor operations for ever after."""
+    return torch.compiler.is_compiling()
+
+
+def freely(act: Callable[..., Any], *arguments: Any) -> Any:
+    """In a graph: call `act`, which may change Python objects also where the graph is of a checkpoint.
+
+    A checkpoint's region that changes an object, or the stack of modes, is not compiled at all otherwise. Its recomputation does
+    not do it again, which is just what we want.
+    """
+    return torch._dynamo.utils._disable_side_effect_safety_checks_for_current_subtracer(act, *arguments)
+
+
+def leave_alone(functions: Iterable[Callable[..., Any]], *, within: bool = True) -> None:
+    """Have these run as they are where they are called between graphs, and traced where they are called inside of one.
+
+    `within` says whether that goes for what they call, too.
+    """
+    skip, default = eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
+    wholly = eval_frame._FrameExecStrategy(skip, skip)
+    strategy = wholly if within else eval_frame._FrameExecStrategy(skip, default)
+    for function in functions:
+        eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    eval_frame.set_code_exec_strategy(traces.__code__, wholly)  # it is what they ask first
+
+
+def plain(path: str) -> str:
+    """The path of a module or parameter as it is without the wrappers that torch.compile puts around modules."""
+    return _WRAPPER.sub("", path)
+
+
+_WRAPPER = re.compile(r"(?<![^.])_orig_mod(\.|$)|\._orig_mod$")
+
+
+def has_compiled_parts(model: nn.Module) -> bool:
+    """Whether the model or modules in it were given to torch.compile as such."""
+    return any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in model.modules())
+
+
+def is_made(model: nn.Module) -> bool:
+    """Whether the forward of some module of `model` has been compiled, as a frame of its own."""
+    if not is_loaded():
+        return False
+    codes = {getattr(type(module).forward, "__code__", None) for module in model.modules()}
+    return any(eval_frame._debug_get_cache_entry_list(code) for code in codes if code is not None)
+
+
+def is_anything_made() -> bool:
+    """Whether any code in this process has been compiled."""
+    if not is_loaded():
+        return False
+    from torch._dynamo.convert_frame import input_codes
+
+    return any(eval_frame._debug_get_cache_entry_list(code) for reference in input_codes.seen if (code := reference()) is not None)
+
+
+class Pause:
+    """While anybody holds it everything runs eagerly that torch.compile has wrapped, hooks and all."""
+
+    def __init__(self) -> None:
+        self._holders: set[int] = set()
+        self._stance: Any = None
+
+    def hold(self, holder: object) -> None:
+        self._holders.add(id(holder))
+        if self._stance is None and is_loaded():
+            self._stance = torch.compiler.set_stance("force_eager")
+
+    def release(self, holder: object) -> None:
+        # Not inside of a pass: a compiled call that found the compiler pausing must find it so when it returns.
+        self._holders.discard(id(holder))
+        if not self._holders and self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+    def __bool__(self) -> bool:
+        return self._stance is not None
+
+
+class HookGuards:
+    """While anybody holds it graphs are guarded on modules having no hooks, too.
+
+    Without that guard, which torch leaves away because it costs some time, the graph of a model that has none serves another
+    model of the same class that has some.
+    """
+
+    def __init__(self) -> None:
+        self._holders: set[int] = set()
+        self._skipped = True
+
+    def hold(self, holder: object) -> None:
+        config: Any = torch._dynamo.config
+        if not self._holders:
+            self._skipped = config.skip_nnmodule_hook_guards
+            config.skip_nnmodule_hook_guards = False
+        self._holders.add(id(holder))
+
+    def release(self, holder: object) -> None:
+        if id(holder) in self._holders:
+            self._holders.discard(id(holder))
+            if not self._holders:
+                config: Any = torch._dynamo.config
+                config.skip_nnmodule_hook_guards = self._skipped
+
+
+TOO_EARLY = (
+    "torch.compile had made code before resmon's hooks were on the model, and that code would not call them. All compiled code of this "
+    "process is made again when it is called next; call resmon.watch before the first compiled call to be spared that"
+)
+PAUSE = Pause()
+_GUARDS = HookGuards()
+
+
+class Watched(Protocol):
+    """A model, as far as the compiler concerns it."""
+
+    outdated: bool
+    inlined: bool
+
+    @property
+    def traced(self) -> bool: ...
+    @property
+    def wants_pause(self) -> bool: ...
+
+
+class Compiler:
+    """Has the compiler pause, and forget, at the steps' ends when the models of a session need it."""
+
+    def __init__(self, models: Sequence[Watched]) -> None:
+        self._models = models
+        self._forgot = False
+
+    def attach(self) -> None:
+        if is_loaded():
+            PAUSE.hold(self)
+            _GUARDS.hold(self)
+
+    def detach(self) -> None:
+        PAUSE.release(self)
+        _GUARDS.release(self)
+
+    def step_over(self, *, seen: bool) -> str | None:
+        """A step is over, in which a pass was seen or not. Returns what is to be said about it."""
+        if not is_loaded():
+            return None
+        _GUARDS.hold(self)
+        said = None
+        outdated = any(model.outdated for model in self._models)
+        # No hook of ours has run: perhaps because the code that called the model was compiled before they were there.
+        unheard = not seen and not PAUSE and not self._forgot and all(model.traced for model in self._models) and is_anything_made()
+        if outdated or unheard:
+            torch.compiler.reset()
+            self._forgot = True
+            said = TOO_EARLY
+        for model in self._models:
+            model.outdated = model.inlined = False
+        if any(model.wants_pause for model in self._models):
+            PAUSE.hold(self)
+        else:
+            PAUSE.release(self)
+        return said

@@ -1,0 +1,248 @@
+"""The optimizers of a run: whose gradients are read when, and when a step is over.
+
+Each parameter's gradient is read just before its own optimizer steps, that of a parameter which no given optimizer owns when the
+step ends. A step ends when the last of the optimizers, in the order given, has stepped, or when a gradient scaler has skipped it.
+Where none is given the loop says when, and a scaler's step tells when gradients are read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from resmon.capture import clipping, scaler
+from resmon.capture.gradients import Gradients, Selection
+
+
+class Owner(Protocol):
+    """Whose steps they end."""
+
+    def step_over(self) -> None: ...
+    def fault(self, error: Exception) -> None: ...
+
+
+class Optimizers:
+    """Hears when `optimizers` step, when their gradients are clipped and unscaled, and reads `gradients` in time."""
+
+    def __init__(self, owner: Owner, optimizers: Sequence[Optimizer], gradients: Gradients) -> None:
+        self.seconds = 0.0  # what it has cost in this step
+        self.scales: dict[str, float | Tensor] = {}  # what the loss was multiplied with in this step, by model
+        self.active = True
+        self._owner = owner
+        self._optimizers = tuple(dict.fromkeys(optimizers))
+        self._gradients = gradients
+        self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent
+        self._known: WeakKeyDictionary[Optimizer, tuple[tuple[int, int], Selection]] = WeakKeyDictionary()
+        self._rest: tuple[list[Selection], Selection] | None = None  # what none of these selections holds
+        self._clipping: Selection | None = None  # between the two calls that tell of a clipping
+        self._unscaling: tuple[Selection, float | Tensor] | None = None  # likewise
+        self._begun: Optimizer | None = None  # that has begun a step and not ended it
+        self._scaling: Optimizer | None = None  # inside of a scaler's step
+        self._nonfinite: list[Tensor] = []  # what scalers found
+        self._not_called = False  # a scaler did not call an optimizer of ours
+        self._handles: list[RemovableHandle] = []
+
+    def attach(self) -> None:
+        # A compiled step leaves its graph for these: gradients are read from memory. A copy of an optimizer has no hooks.
+        before, after = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
+        for optimizer in self._optimizers:
+            self._handles += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        clipping.BY_NORM.listen(self)
+        clipping.BY_VALUE.listen(self)
+        scaler.STEPS.listen(self)
+        scaler.UNSCALES.listen(self)
+
+    def detach(self) -> None:
+        """Leave no hook and no wrapped function behind."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        clipping.BY_NORM.leave(self)
+        clipping.BY_VALUE.leave(self)
+        scaler.STEPS.leave(self)
+        scaler.UNSCALES.leave(self)
+
+    # -- what the step was ---------------------------------------------------------------------------------------------
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Of the optimizer whose step ends a step."""
+        if not self._optimizers:
+            return None
+        rate = self._optimizers[-1].param_groups[0].get("lr")
+        if isinstance(rate, Tensor):  # a capturable optimizer keeps it on the GPU; reading it there would wait for the device
+            return float(rate) if rate.is_cpu else None
+        return float(rate) if isinstance(rate, (int, float)) else None
+
+    def scale_of(self, model: str) -> float:
+        """What a model's loss was multiplied with; NaN where only a device knows."""
+        scale = self.scales.get(model, 1.0)
+        return scale if isinstance(scale, float) else math.nan
+
+    @property
+    def loss_scale(self) -> float | None:
+        return max((scale for scale in self.scales.values() if isinstance(scale, float)), default=None)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether a scaler kept an optimizer from stepping, as far as the host knows."""
+        return self._not_called or any(bool(found) for found in self._nonfinite if found.is_cpu)
+
+    def read_the_rest(self) -> None:
+        """The step ends: read what no given optimizer owns."""
+        self._safely(self._read_the_rest)
+
+    def clear(self) -> None:
+        """Begin a step."""
+        self.seconds = 0.0
+        self.scales.clear()
+        self._nonfinite.clear()
+        self._not_called = False
+        self._gradients.clear()
+
+    # -- optimizers ----------------------------------------------------------------------------------------------------
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._begun = optimizer
+        if self._scaling is not optimizer and not _has_closure(args, kwargs):  # with one the gradients are not there yet
+            self._safely(self._read, optimizer)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._scaling is optimizer:  # it ends when the scaler has done with it
+            return
+        if self._begun is not optimizer:  # it called its base class's step, which torch hooks too, and that one has been heard
+            return
+        self._begun = None
+        if _has_closure(args, kwargs):
+            self._safely(self._read, optimizer)
+        self._stepped(optimizer)
+
+    def _read(self, optimizer: Optimizer) -> None:
+        selection = self._owned(optimizer)
+        self._gradients.read(selection)
+        # A loop may do without a scaler object what torch's does with an optimizer that unscales inside its step.
+        scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        if isinstance(scale, Tensor):
+            self._scaled(selection, float(scale) if scale.is_cpu else scale.clone(), unscaled=False)
+        if isinstance(found, Tensor):
+            self._nonfinite.append(found)
+
+    def _stepped(self, optimizer: Optimizer) -> None:
+        if self._optimizers and optimizer is self._optimizers[-1] and os.getpid() == self._process:
+            self._owner.step_over()
+
+    # -- scalers -------------------------------------------------------------------------------------------------------
+
+    def before_scaler_steps(self, optimizer: Optimizer, scale: float | Tensor, *, unscaled: bool) -> None:
+        self._scaling, self._begun = optimizer, None
+        self._safely(self._read_scaled, optimizer, scale, unscaled)
+
+    def _read_scaled(self, optimizer: Optimizer, scale: float | Tensor, unscaled: bool) -> None:
+        selection = self._owned(optimizer)
+        if not self._optimizers or optimizer in self._optimizers:
+            self._gradients.read(selection)
+            own = getattr(optimizer, "grad_scale", None)  # that the loop has set, to be multiplied with the scaler's
+            if isinstance(own, Tensor) and not unscaled:
+                scale = scale * (float(own) if own.is_cpu and isinstance(scale, float) else own)
+        self._scaled(selection, scale, unscaled=unscaled)
+
+    def after_scaler_stepped(self, optimizer: Optimizer, nonfinite: Sequence[Tensor]) -> None:
+        called = self._begun is optimizer
+        self._scaling = self._begun = None
+        self._guarded(self._note_outcome, optimizer, nonfinite, called)
+        self._stepped(optimizer)
+
+    def _note_outcome(self, optimizer: Optimizer, nonfinite: Sequence[Tensor], called: bool) -> None:
+        if self._owned(optimizer).parameters:
+            self._nonfinite += nonfinite
+            self._not_called |= optimizer in self._optimizers and not called
+
+    def scaler_failed(self) -> None:
+        self._scaling = None
+
+    def before_unscaling(self, optimizer: Optimizer, scale: float | Tensor) -> None:
+        if self._scaling is not optimizer:  # inside of the scaler's step they have been read already
+            self._safely(self._note_unscaling, optimizer, scale)
+
+    def _note_unscaling(self, optimizer: Optimizer, scale: float | Tensor) -> None:
+        selection = self._owned(optimizer)
+        self._scaled(selection, scale, unscaled=True)
+        self._unscaling = (self._gradients.as_clipped(selection), scale)
+
+    def after_unscaling(self) -> None:
+        unscaling, self._unscaling = self._unscaling, None
+        if unscaling is not None:
+            self._safely(self._unscaled, *unscaling)
+
+    def _unscaled(self, selection: Selection, scale: float | Tensor) -> None:
+        self._gradients.unscale(selection, scale)
+        self._gradients.mark(selection)
+
+    def _scaled(self, selection: Selection, scale: float | Tensor, *, unscaled: bool) -> None:
+        """The loss was multiplied with `scale`, and so were, unless `unscaled`, the gradients that were read."""
+        for model in selection.models:
+            self.scales[model] = scale
+        if not unscaled:
+            self._gradients.unscale(selection, scale)
+
+    # -- clipping ------------------------------------------------------------------------------------------------------
+
+    def before_clipping(self, parameters: Sequence[Tensor]) -> None:
+        self._safely(self._before_clipping, parameters)
+
+    def _before_clipping(self, parameters: Sequence[Tensor]) -> None:
+        selection = self._gradients.selection(parameters)
+        if selection.parameters:
+            self._gradients.before_clipping(selection)
+            self._clipping = selection
+
+    def after_clipping(self, coefficient: Tensor | None) -> None:
+        selection, self._clipping = self._clipping, None
+        if selection is not None:
+            self._safely(self._gradients.after_clipping, selection, coefficient)
+
+    # -- whose gradients -----------------------------------------------------------------------------------------------
+
+    def _owned(self, optimizer: Optimizer) -> Selection:
+        """The watched parameters that an optimizer owns; it may be given more of them while training goes on."""
+        now = (self._gradients.generation, sum(len(group["params"]) for group in optimizer.param_groups))
+        known = self._known.get(optimizer)
+        if known is None or known[0] != now:
+            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            known = self._known[optimizer] = (now, self._gradients.selection(parameters))
+        return known[1]
+
+    def _read_the_rest(self) -> None:
+        selections = [self._owned(optimizer) for optimizer in self._optimizers]
+        if self._rest is None or any(old is not new for old, new in zip(self._rest[0], selections, strict=True)):
+            self._rest = (selections, self._gradients.without(selections))
+        if self._rest[1].parameters:
+            self._gradients.read_undue(self._rest[1])
+
+    def _safely(self, act: Callable[..., None], *arguments: Any) -> None:
+        """Read or note something of the gradients, unless a fault has ended that."""
+        if self.active:
+            self._guarded(act, *arguments)
+
+    def _guarded(self, act: Callable[..., None], *arguments: Any) -> None:
+        if os.getpid() != self._process:
+            return
+        started = perf_counter()
+        try:
+            act(*arguments)
+        except Exception as error:
+            self._owner.fault(error)
+        self.seconds += perf_counter() - started
+
+
+def _has_closure(args: Any, kwargs: Any) -> bool:
+    return kwargs.get("closure", args[1] if len(args) > 1 else None) is not None

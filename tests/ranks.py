@@ -1,0 +1,51 @@
+"""Processes that are the ranks of one launch, on this machine, over gloo."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+# What a launcher puts into the environment; a test that runs under one must not hand it on.
+_LAUNCHERS = ("TORCHELASTIC", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "SLURM_")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    """One thread each, nothing from a launcher around, no agent unless told otherwise."""
+    ours = {key: value for key, value in os.environ.items() if not key.startswith(_LAUNCHERS)}
+    return ours | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RESMON_AGENT": "off"} | more
+
+
+def run_ranks(world: int, module: str, *arguments: str, timeout: float = 240, **more: str) -> list[str]:
+    """Run `python -m module arguments` as `world` ranks, and give what each printed. All must end well and in time."""
+    place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    commands = [[sys.executable, "-m", module, *arguments]] * world
+    return run_all(commands, [environment(**place, **more, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(world)], timeout)
+
+
+def run_all(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], timeout: float = 120) -> list[str]:
+    """Run commands beside each other, none longer than `timeout` seconds and none left behind."""
+    processes = [
+        subprocess.Popen(c, env=e, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for c, e in zip(commands, environments, strict=True)
+    ]
+    deadline = time.monotonic() + timeout
+    try:
+        outputs = [process.communicate(timeout=max(1.0, deadline - time.monotonic()))[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for i, (process, output) in enumerate(zip(processes, outputs, strict=True)):
+        assert process.returncode == 0, f"process {i} ended with {process.returncode}:\n{output[-6000:]}"
+    return outputs
