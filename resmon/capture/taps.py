@@ -347,6 +347,24 @@ def hang(tensor: Tensor, tap: GradientTap) -> None:
 _OURS = -1  # handles of hooks have numbers from 0 on
 
 
+class Visit:
+    """Where an AddMode is: which call of its module it is in, and what it has met there.
+
+    An object of its own, for torch.compile follows what changes in a plain object and loses some of what changes in a mode.
+    """
+
+    __slots__ = ("adds", "calls", "entered", "here", "observing", "taken", "traced")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.adds = 0
+        self.here: Mapping[int, Plan] = {}
+        self.observing = False
+        self.entered = False
+        self.taken: list[tuple[Channel, GradientTap]] = []
+        self.traced: list[Cell] = []  # what a graph took
+
+
 class AddMode(Hook, TorchFunctionMode):
     """Sees the torch calls inside one module and takes the operands of its residual adds, known by their ordinal in the call.
 
@@ -359,87 +377,86 @@ class AddMode(Hook, TorchFunctionMode):
         self._watcher = watcher
         self._once = once  # the module runs once in a pass, so that a graph need not count
         self._plans: dict[int, dict[int, Plan]] = {}
-        self._calls = 0
-        self._adds = 0
-        self._here: Mapping[int, Plan] = {}
-        self._observing = False
-        self._entered = False
-        self._taken: list[tuple[Channel, GradientTap]] = []
-        self._traced: list[Cell] = []  # what a graph took
+        self._visit = Visit()
 
     def add(self, call: int, plan: Plan) -> None:
         self._plans.setdefault(call, {})[plan.ordinal] = plan
 
     def begin_pass(self) -> None:
-        self._calls = 0
+        self._visit.calls = 0
 
     def begin_pass_in_graph(self) -> None:
         if not self._once:
-            self._calls = 0
+            self._visit.calls = 0
 
     def enter_in_graph(self) -> None:
+        visit = self._visit
         if not to_be_traced(self._watcher):
             return
-        call = next(iter(self._plans)) if self._once else self._calls
+        call = next(iter(self._plans)) if self._once else visit.calls
         if not self._once:
-            self._calls += 1
-        self._here = self._plans.get(call, {})
-        self._observing = True
-        self._adds = 0
-        if self._here:
-            self._entered = True
+            visit.calls += 1
+        visit.here = self._plans.get(call, {})
+        visit.observing = True
+        visit.adds = 0
+        if visit.here:
+            visit.entered = True
             self.__enter__()  # type: ignore[no-untyped-call]
 
     def leave_in_graph(self) -> None:
-        if self._entered:
-            self._entered = False
+        visit = self._visit
+        if visit.entered:
+            visit.entered = False
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            if self._adds == next(iter(self._here.values())).adds:
-                for cell in self._traced:
+            if visit.adds == next(iter(visit.here.values())).adds:
+                for cell in visit.traced:
                     cell.count()
-            elif self._adds:
+            elif visit.adds:
                 self._watcher.trace_again()
-            self._traced.clear()
+            visit.traced.clear()
 
     def enter(self) -> None:
+        visit = self._visit
         observing = self._watcher.active
         recomputing = not observing and torch._C._current_graph_task_id() != -1
         if not observing and not (recomputing and len(self._plans) == 1):
             return
-        call = self._calls if observing else next(iter(self._plans))
-        self._calls += observing
-        self._here = self._plans.get(call, {})
-        self._observing = observing
-        self._adds = 0
-        self._taken.clear()
-        self._traced.clear()
-        if self._here:
-            self._entered = True
+        call = visit.calls if observing else next(iter(self._plans))
+        visit.calls += observing
+        visit.here = self._plans.get(call, {})
+        visit.observing = observing
+        visit.adds = 0
+        visit.taken.clear()
+        visit.traced.clear()
+        if visit.here:
+            visit.entered = True
             self.__enter__()  # type: ignore[no-untyped-call]
 
     def abandon(self) -> None:
         """The module was left without its hook: an interrupt passes by every hook."""
-        self._entered = False
+        self._visit.entered = False
 
     def leave(self) -> None:
-        if not self._entered:
+        visit = self._visit
+        if not visit.entered:
             return
-        self._entered = False
+        visit.entered = False
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if not self._observing:
+        if not visit.observing:
             return
-        if self._adds == next(iter(self._here.values())).adds:
-            for channel, tap in self._taken:
+        if visit.adds == next(iter(visit.here.values())).adds:
+            for channel, tap in visit.taken:
                 channel.count()
                 tap.belongs_to(channel)
-            for cell in self._traced:
+            for cell in visit.traced:
                 cell.count_pending()
-        elif self._adds:
+        elif visit.adds:
             self._watcher.trace_again()
-        self._taken.clear()
-        self._traced.clear()
+        visit.taken.clear()
+        visit.traced.clear()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        visit = self._visit
         kwargs = kwargs or {}
         if func not in ADDS:
             return func(*args, **kwargs)
@@ -448,14 +465,14 @@ class AddMode(Hook, TorchFunctionMode):
             return func(*args, **kwargs)
         if compiler.traces():
             return compiler.freely(self._trace_add, func, args, kwargs, first, second)
-        plan = self._here.get(self._adds)
-        self._adds += 1
+        plan = visit.here.get(visit.adds)
+        visit.adds += 1
         if plan is None:
             return func(*args, **kwargs)
         watcher = self._watcher
         started = perf_counter()
         skip, branch = (first, second) if plan.skip_is_first else (second, first)
-        if self._observing:
+        if visit.observing:
             self._guarded(lambda: self._offer(plan, skip, branch))
         watcher.seconds += perf_counter() - started
         result = func(*args, **kwargs)
@@ -466,8 +483,9 @@ class AddMode(Hook, TorchFunctionMode):
 
     def _trace_add(self, func: Any, args: Any, kwargs: Any, first: Tensor, second: Tensor) -> Any:
         """What a graph is to do in the place of a candidate add."""
-        plan = self._here.get(self._adds)
-        self._adds += 1
+        visit = self._visit
+        plan = visit.here.get(visit.adds)
+        visit.adds += 1
         cell = None if plan is None else plan.channel.cell
         if plan is None or cell is None or type(first) is not Tensor or type(second) is not Tensor:
             return func(*args, **kwargs)
@@ -477,7 +495,7 @@ class AddMode(Hook, TorchFunctionMode):
         cell.offer(BRANCH, branch, plan.factors[BRANCH])
         result = func(*args, **kwargs)
         cell.offer_output(result)
-        self._traced.append(cell)
+        visit.traced.append(cell)
         if result.requires_grad:
             result.register_hook(cell.gradient)
         return result
@@ -493,11 +511,12 @@ class AddMode(Hook, TorchFunctionMode):
         plan.channel.offer_branch(branch, plan.factors[BRANCH])
 
     def _offer_result(self, plan: Plan, result: Tensor) -> None:
-        tap = GradientTap(self._watcher, None if self._observing else plan.channel)
-        if self._observing:
+        visit = self._visit
+        tap = GradientTap(self._watcher, None if visit.observing else plan.channel)
+        if visit.observing:
             if not plan.channel.offer_output(result):
                 return
-            self._taken.append((plan.channel, tap))
+            visit.taken.append((plan.channel, tap))
         if result.requires_grad:
             hang(result, tap)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ class Case:
     synchronise: Callable[[nn.Module, bool], AbstractContextManager[object]] = lambda model, last: nullcontext()
     evaluates_first: bool = False  # a pass without gradients before anything is watched
     divide: bool = False  # the loop divides its loss by the number of ranks, and the gradients are summed
+    clip: float = math.inf
     average: bool = False  # the loop averages gradients itself
     detour_on: tuple[int, ...] = ()  # ranks that use the detour
     settings: dict[str, Any] = field(default_factory=dict)
@@ -149,6 +151,7 @@ CASES: dict[str, Case] = {
     "ddp-accumulate": Case(ddp(), micro_batches=2, synchronise=no_sync),
     "ddp-unused": Case(ddp(find_unused_parameters=True), detour_on=(0,)),
     "ddp-static": Case(ddp(static_graph=True)),
+    "ddp-clip": Case(ddp(), clip=0.2),
     "ddp-view": Case(ddp(gradient_as_bucket_view=True)),
     "ddp-unsynchronised": Case(ddp(), synchronise=no_sync_ever),
     "fsdp": Case(fsdp()),
@@ -159,6 +162,7 @@ CASES: dict[str, Case] = {
     "fsdp-half": Case(fsdp(mp_policy=HALF)),
     "fsdp-accumulate": Case(fsdp(), micro_batches=2, synchronise=fsdp_no_sync),
     "fsdp-sum": Case(fsdp_sum, divide=True),
+    "fsdp-clip": Case(fsdp(), clip=0.2),
     "fsdp-blocks": Case(fsdp(root=False)),
     "hsdp": Case(fsdp(hybrid)),
     "hsdp-uneven": Case(fsdp(hybrid), uneven=True),
@@ -175,7 +179,19 @@ CASES: dict[str, Case] = {
 
 
 # Those in which collectives are counted, where what is watched is compared with what is not.
-COMPARED = ("ddp", "ddp-accumulate", "ddp-unused", "fsdp", "fsdp-half", "tp-same", "sequence", "dtensor", "hsdp", "fsdp-tp")
+COMPARED = (
+    "ddp",
+    "fsdp-clip",
+    "ddp-accumulate",
+    "ddp-unused",
+    "fsdp",
+    "fsdp-half",
+    "tp-same",
+    "sequence",
+    "dtensor",
+    "hsdp",
+    "fsdp-tp",
+)
 
 
 def train(name: str, folder: Path, watched: bool) -> dict[str, object]:
@@ -207,6 +223,8 @@ def train(name: str, folder: Path, watched: bool) -> dict[str, object]:
                 if parameter.grad is not None:
                     dist.all_reduce(parameter.grad)
                     parameter.grad /= world
+        if case.clip < math.inf:
+            torch.nn.utils.clip_grad_norm_(called.parameters(), case.clip)
         if case.watch == "before" and monitor is not None:
             monitor.step()
         optimizer.step()

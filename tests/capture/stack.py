@@ -83,8 +83,8 @@ def loss_of(output: Tensor) -> Tensor:
     return output.square().mean()
 
 
-def truth(model: Stack, detours: tuple[bool, ...] = (False,)) -> list[dict[str, float]]:
-    """Of each step: `<site> <value>` and `total`, by autograd in float64 on the whole batch.
+def truth(model: Stack, detours: tuple[bool, ...] = (False,), clip: float = math.inf) -> list[dict[str, float]]:
+    """Of each step: `<site> <value>` and `total`, by autograd in float64 on the whole batch, and before gradients are clipped.
 
     The loss is the mean over equal parts of the batch, one for each of `detours`.
     """
@@ -110,7 +110,7 @@ def truth(model: Stack, detours: tuple[bool, ...] = (False,)) -> list[dict[str, 
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    parameter -= RATE * parameter.grad
+                    parameter -= RATE * parameter.grad * min(1.0, clip / step["total"])
     return steps
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -76,7 +77,9 @@ def check(folder: Path, name: str, world: int) -> None:
     """Every value of every site and step, merged over the ranks, and the total, against the truth; or absent with its reason."""
     case = sharded.CASES[name]
     parts = case.parts or world
-    truth = stack.truth(stack.stack(case.uneven, bool(case.detour_on)), tuple(part in case.detour_on for part in range(parts)))
+    truth = stack.truth(
+        stack.stack(case.uneven, bool(case.detour_on)), tuple(part in case.detour_on for part in range(parts)), case.clip
+    )
     precision = 0.03 if "half" in name else 1e-6
     absent = ABSENT.get(name, {}) if world > 1 else {}
     flight = resmon.load(folder / name)
@@ -105,6 +108,9 @@ def check(folder: Path, name: str, world: int) -> None:
         known = 1 if name in DRIFTING and world > 1 else stack.STEPS
         assert steps["gradient_norm"].tolist()[:known] == pytest.approx(totals[:known], rel=precision)
         assert (steps["unknown_gradients"] == 0).all()
+    if case.clip < math.inf:
+        assert (steps["gradients"] == "before clipping").all()
+        assert steps["clip_factor"].tolist() == pytest.approx([case.clip / step["total"] for step in truth], rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ALONE)
