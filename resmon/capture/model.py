@@ -147,7 +147,8 @@ class ModelWatch:
 
     def settle(self) -> None:
         """Give the channels what graphs have written."""
-        self._cells.settle(self.channels)
+        if self.compiled:
+            self._cells.settle(self.channels)
 
     # -- a pass --------------------------------------------------------------------------------------------------------
 
