@@ -29,3 +29,7 @@ class FlightVersionError(FlightError):
 
 class AgentError(ResmonError):
     """The agent could not be started, found or served."""
+
+
+class UnobservableError(ResmonError):
+    """Tensors came to be where this version cannot read them. It ends the observation of the blocks, and nothing else."""

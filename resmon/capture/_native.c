@@ -432,7 +432,7 @@ static PyObject *addition(PyObject *self, PyObject *const *arguments, Py_ssize_t
     for (size_t k = 0; k < sampled; k++)
         count(&into, r.samples[k]);
     PyMem_Free(r.samples);
-    Py_RETURN_NONE;
+    return PyFloat_FromDouble(sums[2]);
 }
 
 static PyObject *accumulate(PyObject *self, PyObject *const *arguments, Py_ssize_t given)

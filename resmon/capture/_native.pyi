@@ -7,6 +7,7 @@ def square(data: int, dtype: int, elements: int, /) -> float: ...
 def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larger: int, cells: int, /) -> None: ...
 
 # Of float32 operands in the same order: the squares of skip, branch and sum into `sums`, the sum's magnitudes into `cells`.
+# Returns the sum's square.
 def addition(
     skip: int,
     branch: int,
@@ -19,7 +20,7 @@ def addition(
     larger: int,
     cells: int,
     /,
-) -> None: ...
+) -> float: ...
 
 # `into` += `source`, float64 both.
 def accumulate(source: int, into: int, elements: int, /) -> None: ...

@@ -50,8 +50,10 @@ class Channel:
         "_branch_factor",
         "_elements",
         "_nonfinite",
+        "_output",
         "_read_output",
         "_sample",
+        "_size",
         "_skip",
         "_skip_factor",
         "cell",
@@ -87,6 +89,7 @@ class Channel:
 
     def _use(self, row: Floats) -> None:
         self.of_pass, self.in_all = row
+        self._size = -1  # elements that the row knows of
         self._address = self.of_pass.ctypes.data
 
     def clear(self) -> None:
@@ -128,9 +131,9 @@ class Channel:
         if branch.numel() != elements or self.operands_unknown:
             return
         alike = skip.dtype is branch.dtype is torch.float32 and skip.stride() == branch.stride() and is_dense(skip)
-        if alike and self.sums_output:
+        if alike and self.sums_output and skip.is_cpu and branch.is_cpu:
             address = self._address
-            _native.addition(
+            self._output = _native.addition(
                 skip.data_ptr(),
                 branch.data_ptr(),
                 self._skip_factor,
@@ -147,6 +150,8 @@ class Channel:
             self.of_pass[BRANCH] = square_sum(branch) * self._branch_factor**2
             self._read_output = True
         self._elements = elements
+        if elements != self._size:
+            self._size = self.of_pass[ELEMENTS] = elements
 
     def offer_output(self, tensor: Tensor) -> bool:
         """False where the operands were not seen in this pass, so that this is no result of the add and not to be counted."""
@@ -154,13 +159,12 @@ class Channel:
             tensor = self._local(tensor)
         if tensor.numel() != self._elements:
             return False
-        of_pass = self.of_pass
-        of_pass[ELEMENTS] = self._elements
         if self._read_output:
-            of_pass[OUTPUT] = square_sum(tensor)
+            self._output = self.of_pass[OUTPUT] = square_sum(tensor)
             magnitudes(tensor, self._sample, self._address + MAGNITUDES * _BYTES)
-        self._nonfinite = 0 if math.isfinite(of_pass[OUTPUT]) else nonfinite_count(tensor)
-        self.begin_pass()
+        self._nonfinite = 0 if math.isfinite(self._output) else nonfinite_count(tensor)
+        self._skip = self._branch = None
+        self._elements = -1
         return True
 
     def count(self) -> None:

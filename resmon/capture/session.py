@@ -30,7 +30,7 @@ from resmon.capture.gradients import Gradients
 from resmon.capture.model import ModelWatch
 from resmon.capture.optimizers import Optimizers
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
-from resmon.errors import ConfigurationError
+from resmon.errors import ConfigurationError, UnobservableError
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
@@ -153,14 +153,17 @@ class Session:
         self._write(lambda sink: sink.sites(self.sites))
 
     def fault(self, error: Exception) -> None:
-        """Something of resmon's own went wrong inside the loop: count it, say so once, step aside."""
-        self._errors_total += 1
+        """Something went wrong inside the loop that is no business of the loop's: say so once, count it, step aside."""
         self._stepped_aside = True
-        self._say(
-            f"resmon met an error of its own and observes the blocks no longer; training is not affected. "
-            f"Please report it: {type(error).__name__}: {error}",
-            error,
-        )
+        if isinstance(error, UnobservableError):
+            self._say(f"the blocks are observed no longer; training and the record of its steps go on. {error}")
+        else:
+            self._errors_total += 1
+            self._say(
+                f"resmon met an error of its own and observes the blocks no longer; training is not affected. "
+                f"Please report it: {type(error).__name__}: {error}",
+                error,
+            )
         self._optimizers.active = False
         for watch in self._watches:
             watch.retire()

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resmon.errors import UnobservableError
 from resmon.records import Floats
 
 try:
@@ -29,7 +30,15 @@ CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3
 
 
 def square_sum(tensor: Tensor) -> float:
-    """The sum of squares of all elements, in float64; NaN or infinite where an element is."""
+    """The sum of squares of all elements, in float64; NaN or infinite where an element is.
+
+    Raises UnobservableError for a tensor that is not in main memory.
+    """
+    if not tensor.is_cpu:
+        raise UnobservableError(
+            f"tensors are on {tensor.device} now, and this version reads main memory only. Move the model back to the CPU and watch "
+            "it again to observe its blocks."
+        )
     code = CODES.get(tensor.dtype)
     if code is not None and is_dense(tensor):
         return _native.square(tensor.data_ptr(), code, tensor.numel())

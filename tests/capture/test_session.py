@@ -508,6 +508,34 @@ def test_a_fault_inside_a_probe_never_reaches_the_loop(
     assert caplog.text.count("training is not affected") == 1
 
 
+def test_a_model_that_moves_away_is_told_once_and_trains_on(caplog: pytest.LogCaptureFixture) -> None:
+    """The meta device stands for any other than the CPU: what is there has an address that must not be read."""
+    watched = Watched(models.mixed())
+    watched.step(models.images(4))
+    watched.model.to("meta")
+    for _ in range(3):
+        record = watched.step(models.images(4).to("meta"))
+    assert record is not None
+    assert record.errors_total == 0 and record.steps_total == 4
+    assert not record.blocks_present.any()
+    assert caplog.text.count("tensors are on meta now") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_that_changes_its_dtype_is_observed_on(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), models.TwoAdds(16), models.Alpha(16))
+    watched = Watched(model)
+    watched.step(torch.randn(32, 16))
+    model.to(dtype)
+    models.kept(model)
+    for _ in range(2):
+        record = watched.step(torch.randn(32, 16, dtype=dtype))
+        assert record is not None
+        for j, (skip, branch) in enumerate(models.kept(model)):
+            assert record.blocks[:2, j] == pytest.approx([square(skip), square(branch)], rel=1e-5)
+        assert record.blocks_present.all()
+
+
 @pytest.mark.parametrize("moment", ["sites", "step", "scalars"])
 def test_a_full_disk_stops_recording_and_not_training(moment: str, caplog: pytest.LogCaptureFixture) -> None:
     class Full(Memory):
