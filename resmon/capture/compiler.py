@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -61,6 +61,19 @@ _WRAPPER = re.compile(r"(?<![^.])_orig_mod(\.|$)|\._orig_mod$")
 def has_compiled_parts(model: nn.Module) -> bool:
     """Whether the model or modules in it were given to torch.compile as such."""
     return any(module._compiled_call_impl is not None or "_orig_mod" in module._modules for module in model.modules())
+
+
+def serves_several(model: nn.Module, path: str, calls: Mapping[str, int]) -> bool:
+    """Whether the module at `path` lies inside one that is compiled by itself and runs several times in a pass.
+
+    Which of its calls a graph is in would be a Python number of ours, and a graph of its own for each.
+    """
+    parts = path.split(".")
+    above = (".".join(parts[:i]) for i in range(1, len(parts)))
+    return any(
+        calls.get(outer, 0) > 1 and (outer.endswith("_orig_mod") or model.get_submodule(outer)._compiled_call_impl is not None)
+        for outer in above
+    )
 
 
 def is_made(model: nn.Module) -> bool:
@@ -130,8 +143,8 @@ class HookGuards:
 
 
 TOO_EARLY = (
-    "torch.compile had made code before resmon's hooks were on the model, and that code would not call them. All compiled code of this "
-    "process is made again when it is called next; call resmon.watch before the first compiled call to be spared that"
+    "torch.compile had made code before resmon's hooks were on the model, and that code would not call them. All compiled code of "
+    "this process is made again when it is called next; call resmon.watch before the first compiled call to be spared that"
 )
 PAUSE = Pause()
 _GUARDS = HookGuards()

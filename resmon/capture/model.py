@@ -1,7 +1,8 @@
 """One watched model: which forward passes count, which of them are traced, and where the hooks are.
 
 The first pass that builds a graph is traced; so are the next ones while modules with parameters have not run yet (stochastic
-depth that skips whole blocks), and any later one in which such a module wakes up. All others only pass the taps.
+depth that skips whole blocks), any later one in which such a module wakes up, and the first after modules were added or replaced.
+All others only pass the taps.
 
 A pass of a compiled model can be traced only while the compiler pauses (compiler.py): `wants_pause` says so to whoever ends the
 steps. Where the model is called inside a compiled function the pass's begin and end are themselves part of a graph.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -26,6 +28,7 @@ from resmon.capture import compiler, rule
 from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
 from resmon.capture.dataflow import Add, Trace
+from resmon.capture.registration import REGISTRATIONS
 from resmon.capture.survey import Names, Sighting, Survey, is_watched
 from resmon.capture.taps import AddMode, Enter, GradientTap, Hook, Installed, Leave, Plan, Tap, install, plan, to_be_traced
 from resmon.records import ResidualSite
@@ -34,6 +37,7 @@ log = logging.getLogger("resmon")
 
 _TRACES_WHILE_ASLEEP = 16
 _TRACES = 64  # in all: a model that takes another way every time is not traced for ever
+_SERVES_SEVERAL = "not: it lies in a block that is compiled by itself and serves several layers; compile the whole model instead"
 _UNKNOWN = ResidualSite("", "", "identity", (), (), ())
 
 
@@ -73,11 +77,10 @@ class ModelWatch:
         self._trace_next = True
         self._in_pass = False
         self._retired = False
-        self._asleep = {
-            compiler.plain(path): module
-            for path, module in model.named_modules()
-            if next(module.parameters(recurse=False), None) is not None
-        }
+        self._modules: dict[str, weakref.ref[nn.Module]] = {}
+        self._asleep: dict[str, nn.Module] = {}  # those with parameters that have not run yet
+        self._new_modules = False  # since the last traced pass
+        self._rebuilt = False  # some module, perhaps of this model, was given another submodule
         self._alarms: dict[str, RemovableHandle] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -89,6 +92,8 @@ class ModelWatch:
             what = f"model {self.key!r}" if self.key else "the model"
             log.warning("resmon: the blocks of %s are not observed: %s. Its steps and gradients are recorded.", what, reason)
             return
+        self._look()
+        REGISTRATIONS.listen(self._has_been_rebuilt)
         hooks = (Tap, GradientTap, Enter, Leave, _Wake)
         compiler.leave_alone((AddMode.__torch_function__, *(hook.__call__ for hook in hooks)))
         compiler.leave_alone((_Begin.__call__, _End.__call__), within=False)
@@ -100,6 +105,7 @@ class ModelWatch:
     def detach(self) -> None:
         """Leave no hook behind."""
         self._give_up_pass()
+        REGISTRATIONS.leave(self._has_been_rebuilt)
         for handle in (*self._handles, *self._alarms.values()):
             handle.remove()
         self._handles.clear()
@@ -136,6 +142,24 @@ class ModelWatch:
     @property
     def traced(self) -> bool:
         return self._traces > 0
+
+    def _has_been_rebuilt(self) -> None:
+        self._rebuilt = True
+
+    def _look(self) -> bool:
+        """Take the model's modules as they are now, the new ones as not run yet; whether there are new ones."""
+        self._rebuilt = False
+        modules = {compiler.plain(path): module for path, module in self.model.named_modules()}
+        new = {
+            path: module for path, module in modules.items() if (known := self._modules.get(path)) is None or known() is not module
+        }
+        self._modules = {path: weakref.ref(module) for path, module in modules.items()}
+        for path in [path for path, module in self._asleep.items() if modules.get(path) is not module]:
+            del self._asleep[path]
+            if path in self._alarms:
+                self._alarms.pop(path).remove()
+        self._asleep |= {path: module for path, module in new.items() if next(module.parameters(recurse=False), None) is not None}
+        return bool(new)
 
     def trace_again(self) -> None:
         self._trace_next = True
@@ -179,6 +203,8 @@ class ModelWatch:
             if compiled and not self.compiled:
                 self.compiled = True
                 self._watch_sleepers({})
+            if self._rebuilt and self._look():
+                self._trace_next = self._new_modules = True
             asleep = self._asleep and self._traces < _TRACES_WHILE_ASLEEP and not self.compiled
             wanted = (self._trace_next or asleep) and self._traces < _TRACES
             if wanted and (compiler.PAUSE or not (compiled or compiler.has_compiled_parts(self.model))):
@@ -265,6 +291,13 @@ class ModelWatch:
                 position += 1
             tap.belongs_to(channel)
             planned = plan(sighting, channel)
+            # Where a graph serves several layers, only a mode that is entered outside of it can tell them apart.
+            if any(compiler.serves_several(self.model, place.path, trace.calls) for place in planned.places or ()):
+                planned = replace(planned, places=None)
+            if planned.places is None and compiler.serves_several(self.model, planned.holder[0], trace.calls):
+                channel.site = replace(site, observed=_SERVES_SEVERAL)
+                self._plans.pop(site.name, None)
+                continue
             channel.site = replace(site, observed="hooks" if planned.places else "mode")
             self._plans[site.name] = planned
         new = len(order) > len(self.channels)
@@ -279,8 +312,9 @@ class ModelWatch:
         self.outdated |= self.compiled or compiler.is_made(self.model)
         self.compiled |= compiler.has_compiled_parts(self.model)
         self._watch_sleepers(trace.calls)
-        if new or self._traces == 1:
+        if new or self._new_modules or self._traces == 1:
             self._owner.sites_changed()
+        self._new_modules = False
 
     def _watch_sleepers(self, ran: Mapping[str, int]) -> None:
         for path in {compiler.plain(path) for path in ran} & self._asleep.keys():

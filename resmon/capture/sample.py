@@ -31,18 +31,11 @@ def magnitudes(tensor: Tensor, most: int, cells: int) -> None:
     _native.magnitudes(tensor.data_ptr(), CODES[tensor.dtype], tensor.numel(), step, *EDGES, cells)
 
 
-def flat_sample(tensor: Tensor, most: int) -> Tensor:
-    """The sample itself, one-dimensional, wherever the tensor is; a view where the tensor is dense."""
-    step = stride(tensor.shape, most)
-    tensor = tensor.detach()
-    return (tensor.as_strided((tensor.numel(),), (1,)) if is_dense(tensor) else tensor.reshape(-1))[::step]
-
-
 @lru_cache(maxsize=4096)
 def stride(shape: tuple[int, ...], most: int) -> int:
     """The stride for a sample of about `most` elements (never twice as many) that meets the indices of each dimension most evenly.
 
-    It is coprime to every dimension, which alone is not enough: 8,193 is so to [64, 32, 64, 64], and meets every other channel only.
+    It is coprime to every dimension. That alone is not enough: 8,193 is so to [64, 32, 64, 64], and meets every other channel only.
     """
     numel = math.prod(shape)
     if numel <= most:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import resmon
+from resmon.capture.registration import REGISTRATIONS
 from resmon.capture.session import Session
 from resmon.errors import ConfigurationError
 from resmon.records import (
@@ -387,17 +388,6 @@ def test_a_marked_add_is_observed_though_a_kernel_hides_it() -> None:
     assert torch.equal(resmon.residual_add(x, x), x + x)
 
 
-def test_a_compiled_model_is_refused_with_words_and_trains_on(caplog: pytest.LogCaptureFixture) -> None:
-    model = nn.Sequential(nn.Linear(8, 8), models.Alpha(8))
-    model.compile(backend="eager")
-    watched = Watched(model)
-    record = watched.step(torch.randn(4, 8))
-    assert record is not None
-    assert record.blocks.shape[1] == 0
-    assert record.run_present[2]
-    assert "compiled" in caplog.text
-
-
 def test_a_model_that_is_never_called_itself_is_told(caplog: pytest.LogCaptureFixture) -> None:
     watched = Watched(nn.Sequential(nn.Linear(8, 8), models.Alpha(8)))
     for _ in range(3):
@@ -506,6 +496,37 @@ def test_a_fault_inside_a_probe_never_reaches_the_loop(
         watched.step(models.images(4, seed=i))
     assert watched.sink.steps[-1].errors_total >= 1
     assert caplog.text.count("training is not affected") == 1
+
+
+def test_modules_that_are_replaced_or_added_are_observed_from_their_first_pass() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), models.Alpha(8), models.TwoAdds(8), models.Alpha(8))
+    watched = Watched(model)
+    names = ["1", "2.attn", "2.mlp", "3"]
+    for i in range(8):
+        if i == 3:  # other parameters under the same names
+            model[1] = models.Alpha(8)
+            watched.optimizer.add_param_group({"params": model[1].parameters()})
+        if i == 5:
+            model.append(models.Alpha(8))
+            watched.optimizer.add_param_group({"params": model[4].parameters()})
+            names.append("4")
+        nn.Sequential(nn.Linear(2, 2))  # of no concern to us
+        models.kept(model)
+        record = watched.step(torch.randn(4, 8))
+        assert record is not None
+        assert watched.sink.names[-1] == names
+        assert_operands(record, models.kept(model))
+        for j, name in enumerate(names):
+            gradients = [p.grad for p in model.get_submodule(name.split(".")[0]).parameters() if p.grad is not None]
+            if "." not in name:
+                assert record.blocks[GRADIENT, j] == pytest.approx(sum(map(square, gradients)), rel=1e-5)
+        assert record.blocks_present.all()
+    listeners = len(REGISTRATIONS._listeners)
+    watched.session.detach()
+    assert len(REGISTRATIONS._listeners) == listeners - 1
+    for other in REGISTRATIONS._listeners:  # of other tests' sessions
+        REGISTRATIONS.leave(other)
+    assert not torch.nn.modules.module._global_module_registration_hooks
 
 
 def test_a_model_that_moves_away_is_told_once_and_trains_on(caplog: pytest.LogCaptureFixture) -> None:
