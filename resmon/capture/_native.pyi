@@ -3,6 +3,9 @@
 # The sum of squares, not finite only where an element is not.
 def square(data: int, dtype: int, elements: int, /) -> float: ...
 
+# The same of each of some float32 tensors, into as many float64.
+def squares(data: list[int], elements: list[int], into: int, /) -> None: ...
+
 # The histogram of every `stride`-th element's magnitude, into `cells`: the sum of the finite ones, then the buckets' counts.
 def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larger: int, cells: int, /) -> None: ...
 

@@ -49,20 +49,24 @@ class Cell:
 
     def offer(self, role: int, tensor: Tensor, factor: float) -> None:
         """Take an operand: SKIP or BRANCH."""
-        wide = _wide(tensor.detach())
-        square = wide.square().sum(-1).double().sum() * (factor * factor)
-        self.operands[role].copy_(torch.stack([square, _number(tensor.numel(), square)]))
+        square = _square(_wide(tensor)) * (factor * factor)
+        self.operands[role].copy_(_row(2, square, tensor.numel()))
 
     def offer_output(self, tensor: Tensor) -> None:
         """Take an output, which is nothing where the operands were not offered in this pass."""
-        wide = _wide(tensor.detach())
-        square = wide.square().sum(-1).double().sum()
-        broken = (wide - wide != 0).to(wide.dtype).sum(-1).double().sum()  # what is finite is 0 less itself, NaN is not 0
-        elements = _number(tensor.numel(), square)
+        wide = _wide(tensor)
+        elements = tensor.numel()
         skip, branch = self.operands
         of_pass = (skip[1] == elements) & (branch[1] == elements) & (self._live[0] > 0)
-        values = torch.cat([torch.stack([skip[0], branch[0], square, elements]), self._magnitudes(wide), broken[None]])
-        self.pending.copy_(torch.where(of_pass, values, 0.0))
+        sample = self._sample(wide)
+        broken = sample >= _INFINITE
+        # One less, so that a power of two falls into the bucket that it closes.
+        bucket = (((sample - 1) >> 23) - (126 + MAGNITUDE_LOW)).clamp(0, MAGNITUDE_LARGER)
+        bucket = torch.where(sample == 0, MAGNITUDE_ZERO, torch.where(broken, MAGNITUDE_NONFINITE, bucket))
+        finite = torch.where(broken, 0, sample).view(torch.float32).double().sum()
+        row = _row(_WIDTH, skip[0], branch[0], _square(wide), elements, finite, last=_nonfinite(wide))
+        row = row.scatter_add(0, bucket.long() + (MAGNITUDES + 1), torch.ones_like(bucket, dtype=torch.float64))
+        self.pending.copy_(torch.where(of_pass, row, 0.0))
         skip.fill_(_NOTHING)
         branch.fill_(_NOTHING)
 
@@ -72,13 +76,11 @@ class Cell:
 
     def gradient(self, tensor: Tensor) -> None:
         """A gradient of the output has arrived."""
-        wide = _wide(tensor.detach())
-        square = wide.square().sum(-1).double().sum()
-        broken = (wide - wide != 0).to(wide.dtype).sum(-1).double().sum()
-        self.backward.add_(torch.stack([square, torch.ones_like(square), broken]))
+        wide = _wide(tensor)
+        self.backward.add_(_row(3, _square(wide), 1, last=_nonfinite(wide)))
 
-    def _magnitudes(self, tensor: Tensor) -> Tensor:
-        """The sum of the finite magnitudes of a sample, and their histogram."""
+    def _sample(self, tensor: Tensor) -> Tensor:
+        """The magnitudes of some elements, as the bits of float32, in which larger numbers are larger numbers."""
         elements = tensor.numel()
         if elements <= self._most:
             sample = tensor.reshape(-1)
@@ -89,14 +91,7 @@ class Cell:
                 index.append(place % size)
                 place = place // size
             sample = tensor[tuple(reversed(index))]
-        sample = sample.float().abs()
-        bits = sample.view(torch.int32)
-        # One less, so that a power of two falls into the bucket that it closes.
-        column = (((bits - 1) >> 23) - (126 + MAGNITUDE_LOW)).clamp(0, MAGNITUDE_LARGER).long()
-        column = torch.where(bits == 0, MAGNITUDE_ZERO, torch.where(bits >= _INFINITE, MAGNITUDE_NONFINITE, column))
-        finite = torch.where(bits >= _INFINITE, 0.0, sample).double().sum()
-        counts = torch.zeros(MAGNITUDE_COLUMNS, dtype=torch.float64, device=tensor.device)
-        return torch.cat([finite[None], counts.scatter_add(0, column, torch.ones_like(sample, dtype=torch.float64))])
+        return sample.float().abs().view(torch.int32)
 
     # -- between graphs ------------------------------------------------------------------------------------------------
 
@@ -162,8 +157,23 @@ class Cells:
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
     return tensor if tensor.dtype is torch.float64 else tensor.float()
 
 
-def _number(value: int, like: Tensor) -> Tensor:
-    return torch.full((), value, dtype=torch.float64, device=like.device)
+def _square(wide: Tensor) -> Tensor:
+    return wide.square().sum(-1).double().sum()
+
+
+def _nonfinite(wide: Tensor) -> Tensor:
+    # What is finite is 0 less itself, everything else is NaN, which is not 0.
+    return (wide - wide != 0).to(wide.dtype).sum(-1).double().sum()
+
+
+def _row(width: int, *first: Tensor | int, last: Tensor | None = None) -> Tensor:
+    """These numbers, then zeros, in one float64 row: by selecting, for which a graph needs no memory of its own as for joining."""
+    column = torch.arange(width)
+    row = torch.zeros(width, dtype=torch.float64)
+    for i, number in enumerate(first):
+        row = torch.where(column == i, number, row)
+    return row if last is None else torch.where(column == width - 1, last, row)

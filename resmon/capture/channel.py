@@ -53,9 +53,10 @@ class Channel:
         "_output",
         "_read_output",
         "_sample",
-        "_size",
+        "_shape",
         "_skip",
         "_skip_factor",
+        "_stride",
         "cell",
         "distributed",
         "gradient_arrived",
@@ -89,7 +90,7 @@ class Channel:
 
     def _use(self, row: Floats) -> None:
         self.of_pass, self.in_all = row
-        self._size = -1  # elements that the row knows of
+        self._shape: torch.Size | None = None  # of the operands that the row and the stride are for
         self._address = self.of_pass.ctypes.data
 
     def clear(self) -> None:
@@ -130,8 +131,11 @@ class Channel:
         elements = skip.numel()
         if branch.numel() != elements or self.operands_unknown:
             return
-        alike = skip.dtype is branch.dtype is torch.float32 and skip.stride() == branch.stride() and is_dense(skip)
-        if alike and self.sums_output and skip.is_cpu and branch.is_cpu:
+        if skip.shape != self._shape:
+            self._shape = skip.shape
+            self._stride = stride(skip.shape, self._sample)
+            self.of_pass[ELEMENTS] = elements
+        if self.sums_output and _are_alike(skip, branch):
             address = self._address
             self._output = _native.addition(
                 skip.data_ptr(),
@@ -140,7 +144,7 @@ class Channel:
                 self._branch_factor,
                 elements,
                 address,
-                stride(skip.shape, self._sample),
+                self._stride,
                 *EDGES,
                 address + MAGNITUDES * _BYTES,
             )
@@ -150,8 +154,6 @@ class Channel:
             self.of_pass[BRANCH] = square_sum(branch) * self._branch_factor**2
             self._read_output = True
         self._elements = elements
-        if elements != self._size:
-            self._size = self.of_pass[ELEMENTS] = elements
 
     def offer_output(self, tensor: Tensor) -> bool:
         """False where the operands were not seen in this pass, so that this is no result of the add and not to be counted."""
@@ -189,3 +191,13 @@ class Channel:
         """Add what `other`, a stand-in for this channel in a traced pass, has gathered."""
         self.in_all += other.in_all
         self.nonfinite_forward += other.nonfinite_forward
+
+
+def _are_alike(skip: Tensor, branch: Tensor) -> bool:
+    """Whether the native part can read them together."""
+    return (
+        skip.dtype is branch.dtype is torch.float32
+        and skip.is_cpu
+        and branch.is_cpu
+        and ((skip.is_contiguous() and branch.is_contiguous()) or (skip.stride() == branch.stride() and is_dense(skip)))
+    )

@@ -42,6 +42,8 @@ def leave_alone(functions: Iterable[Callable[..., Any]], *, within: bool = True)
 
     `within` says whether that goes for what they call, too.
     """
+    if not hasattr(eval_frame, "set_code_exec_strategy"):  # an older torch, with which compiled models are not observed
+        return
     skip, default = eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
     wholly = eval_frame._FrameExecStrategy(skip, skip)
     strategy = wholly if within else eval_frame._FrameExecStrategy(skip, default)

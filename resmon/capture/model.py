@@ -62,6 +62,7 @@ class ModelWatch:
         self.compiled = False  # some of its hooks are in graphs
         self.inlined = False  # a pass with gradients has begun inside a graph, in this step
         self.outdated = False  # hooks have been put on in this step, of which graphs made before know nothing
+        self.passes = 0
         self.seconds = 0.0
         self.process = os.getpid()
         self._owner = owner
@@ -213,6 +214,7 @@ class ModelWatch:
                 self._trace = Trace(self.model, Survey(self._witness))
                 self._trace.begin(args, kwargs)
             else:
+                self.passes += 1
                 self._installed.begin_pass()
                 self._cells.begin_pass()
                 self.active = True

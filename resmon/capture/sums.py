@@ -47,7 +47,12 @@ def square_sum(tensor: Tensor) -> float:
 
 def square_sums(tensors: Sequence[Tensor]) -> Floats:
     """The sum of squares of each tensor."""
-    return np.array([square_sum(tensor) for tensor in tensors], np.float64)
+    plain = [tensor.dtype is torch.float32 and tensor.is_contiguous() and tensor.is_cpu for tensor in tensors]
+    if not all(plain):
+        return np.array([square_sum(tensor) for tensor in tensors], np.float64)
+    squares = np.empty(len(tensors))
+    _native.squares([tensor.data_ptr() for tensor in tensors], [tensor.numel() for tensor in tensors], squares.ctypes.data)
+    return squares
 
 
 def nonfinite_count(tensor: Tensor) -> int:

@@ -36,6 +36,7 @@ class Watcher(Protocol):
 
     active: bool  # a pass is under way that is to be observed
     compiled: bool  # some of the model's hooks are in graphs
+    passes: int  # that were observed so far
     seconds: float  # what observing has cost in this step
     process: int
 
@@ -93,11 +94,12 @@ class Installed:
 
     handles: Sequence[RemovableHandle] = ()
     taps: Sequence[Tap] = ()
+    behind: Sequence[Tap] = ()  # those that see what other hooks have made of a value
     modes: Sequence[AddMode] = ()
 
     def begin_pass(self) -> None:
-        for tap in self.taps:
-            tap.begin_pass()
+        for tap in self.behind:
+            tap.stay_last()
         for mode in self.modes:
             mode.begin_pass()
 
@@ -139,7 +141,8 @@ def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan], calls: Ma
         handles.append(module.register_forward_pre_hook(Enter(mode), with_kwargs=True))
         # On the outermost module before the watcher's own hook, which ends the pass.
         handles.append(module.register_forward_hook(Leave(mode), with_kwargs=True, always_call=True, prepend=not path))
-    return Installed(handles, tuple(taps.values()), tuple(modes.values()))
+    behind = tuple(tap for (path, _, first), tap in taps.items() if not (first or not path))
+    return Installed(handles, tuple(taps.values()), behind, tuple(modes.values()))
 
 
 def inert(*_: Any, **__: Any) -> None:
@@ -197,14 +200,15 @@ class Tap(Hook):
         self._watcher = watcher
         self._once = once  # the module runs once in a pass, so that a graph need not count
         self._readings: dict[int, list[Reading]] = {}
-        self._calls = 0
+        self._calls = 0  # of the module
+        self._pass = -1  # in which they were counted
         self._module: nn.Module | None = None
         self._handle: RemovableHandle | None = None
-        self._goes_in = self._first = False
+        self._goes_in = False
 
     def hang(self, module: nn.Module, *, goes_in: bool, first: bool) -> None:
         """Hook onto the input or the output side of `module`, before or behind all other hooks."""
-        self._module, self._goes_in, self._first = module, goes_in, first
+        self._module, self._goes_in = module, goes_in
         register = module.register_forward_pre_hook if goes_in else module.register_forward_hook
         self._handle = register(self, with_kwargs=True, prepend=first)
 
@@ -220,11 +224,11 @@ class Tap(Hook):
         for readings in self._readings.values():
             readings.sort(key=lambda r: -r.role)
 
-    def begin_pass(self) -> None:
-        self._calls = 0
+    def stay_last(self) -> None:
+        """Hook on anew where somebody has hooked on behind."""
         module, handle = self._module, self._handle
-        if not self._first and module is not None and handle is not None and next(reversed(module._forward_hooks)) != handle.id:
-            handle.remove()  # somebody hooked on behind
+        if module is not None and handle is not None and next(reversed(module._forward_hooks)) != handle.id:
+            handle.remove()
             self.hang(module, goes_in=self._goes_in, first=False)
 
     def begin_pass_in_graph(self) -> None:
@@ -241,6 +245,8 @@ class Tap(Hook):
                 self._recomputed(args, kwargs, output)
             return
         started = perf_counter()
+        if self._pass != watcher.passes:
+            self._pass, self._calls = watcher.passes, 0
         readings = self._readings.get(self._calls)
         self._calls += 1
         if readings is None:

@@ -123,6 +123,13 @@ WAYS = {
 }
 
 
+# Each compiles for some seconds: those that differ most by default, the others with `make test-slow`.
+MAIN = ("torch.compile", "by block", "function")
+EVERY_WAY = [pytest.param(way, marks=() if way in MAIN else pytest.mark.slow) for way in WAYS]
+ONE_WAY_OF_ALL = [pytest.param(way, marks=() if way == "torch.compile" else pytest.mark.slow) for way in WAYS]
+ONE_WAY_OF_MAIN = [pytest.param(way, marks=() if way == "torch.compile" else pytest.mark.slow) for way in MAIN]
+
+
 # -- what is true --------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +243,7 @@ def bare(model: Net, way: Callable[[Net], Loss], *batches: Tensor) -> tuple[dict
 
 
 @pytest.mark.parametrize("functional", [False, True], ids=["hooks", "mode"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", EVERY_WAY)
 def test_values_are_true_and_nothing_breaks(way: str, functional: bool) -> None:
     model = Net(functional=functional)
     rows = [4, 4, 6, 9, 9] if way == "dynamic" else [4, 4, 4, 4]
@@ -282,7 +289,7 @@ def test_the_sample_is_like_the_tensor() -> None:
         assert taken[column] / 1024 == pytest.approx(share, abs=0.06)
 
 
-@pytest.mark.parametrize("way", ["torch.compile", "by block", "function"])
+@pytest.mark.parametrize("way", ONE_WAY_OF_MAIN)
 def test_a_sum_changed_in_place_after_it_was_made(way: str) -> None:
     loop = Loop(Net(kind=InPlaceBlock), WAYS[way])
     for i in range(3):
@@ -290,7 +297,7 @@ def test_a_sum_changed_in_place_after_it_was_made(way: str) -> None:
     assert counted()["breaks"] == 0
 
 
-@pytest.mark.parametrize("way", ["torch.compile", "by block", "function"])
+@pytest.mark.parametrize("way", ONE_WAY_OF_MAIN)
 def test_half_precision(way: str) -> None:
     model = Net()
     watched = Loop(model, lambda m: (lambda loss: lambda x: _autocast(loss, x))(WAYS[way](m)))
@@ -306,7 +313,7 @@ def _autocast(loss: Loss, x: Tensor) -> Tensor:
         return loss(x)
 
 
-@pytest.mark.parametrize("way", ["torch.compile", "by block", "function"])
+@pytest.mark.parametrize("way", ONE_WAY_OF_MAIN)
 def test_nonfinite_elements_are_counted(way: str) -> None:
     model = Net()
     loop = Loop(model, WAYS[way])
@@ -325,15 +332,15 @@ def test_nonfinite_elements_are_counted(way: str) -> None:
 # -- which passes count --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["torch.compile", "by block", "function"])
+@pytest.mark.parametrize("way", ONE_WAY_OF_MAIN)
 def test_several_passes_of_a_step_add_up(way: str) -> None:
     loop = Loop(Net(), WAYS[way])
     for i in range(3):
         loop.checked_step(*(batch(seed=3 * i + j) for j in range(3)))
 
 
-@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("way", ["torch.compile", "by block", "function"])
+@pytest.mark.parametrize("guard", [torch.no_grad, pytest.param(torch.inference_mode, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ONE_WAY_OF_MAIN)
 def test_evaluation_counts_nothing_and_holds_nothing_of_ours(way: str, guard: Any) -> None:
     model = Net()
     loop = Loop(model, WAYS[way])
@@ -367,7 +374,7 @@ def test_evaluation_first() -> None:
         loop.checked_step(batch(seed=i))
 
 
-@pytest.mark.parametrize("way", ["torch.compile", "function"])
+@pytest.mark.parametrize("way", ["torch.compile", pytest.param("function", marks=pytest.mark.slow)])
 def test_training_long_after_the_first_step(way: str) -> None:
     """A model that the first steps did not train (a critic that starts later) is found, a step late at most."""
     model, other = Net(), nn.Linear(3, 3)
@@ -426,8 +433,8 @@ def test_a_block_compiled_by_itself_that_serves_many_layers(functional: bool) ->
 
 @pytest.mark.filterwarnings("ignore:torch.utils.checkpoint")
 @pytest.mark.parametrize("functional", [False, True], ids=["hooks", "mode"])
-@pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
-@pytest.mark.parametrize("way", ["torch.compile", "function", "by block"])
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["non-reentrant", "reentrant"])
+@pytest.mark.parametrize("way", MAIN)
 def test_checkpoints_count_once_and_keep_their_graphs(way: str, reentrant: bool, functional: bool) -> None:
     model = Net(functional=functional)
     model.reentrant = reentrant
@@ -449,7 +456,7 @@ def test_checkpoints_count_once_and_keep_their_graphs(way: str, reentrant: bool,
 # -- hooks that come late, and other models of the class -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ONE_WAY_OF_ALL)
 def test_attached_after_the_first_compiled_call(way: str, caplog: pytest.LogCaptureFixture) -> None:
     loop = Loop(Net(), WAYS[way], attach=False)
     loop.step(batch())
@@ -462,7 +469,7 @@ def test_attached_after_the_first_compiled_call(way: str, caplog: pytest.LogCapt
     assert sum(compiler.TOO_EARLY in record.getMessage() for record in caplog.records) == 1
 
 
-@pytest.mark.parametrize("way", ["torch.compile", "function", "by block"])
+@pytest.mark.parametrize("way", ONE_WAY_OF_MAIN)
 def test_another_model_of_the_class_was_compiled_before(way: str) -> None:
     other, model = Net(), Net()
     other_loss = WAYS[way](other)
@@ -492,7 +499,7 @@ def test_both_of_two_models_of_a_class_are_watched() -> None:
 # -- without a trace -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ONE_WAY_OF_ALL)
 def test_closing_leaves_no_trace(way: str) -> None:
     model = Net()
     without, _ = bare(model, WAYS[way], batch(), batch(seed=1))
@@ -545,7 +552,7 @@ def test_export_and_copies_of_a_watched_model(strict: bool) -> None:
     loop.checked_step(batch(seed=3))
 
 
-@pytest.mark.parametrize("way", ["torch.compile", "by block", "function"])
+@pytest.mark.parametrize("way", ONE_WAY_OF_MAIN)
 def test_a_pass_that_raised_leaves_nothing_behind(way: str) -> None:
     loop = Loop(Net(), WAYS[way])
     loop.step(batch())

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resmon.capture import _native
 from resmon.capture.sums import PIECE, is_dense, nonfinite_count, square_sum, square_sums
+from resmon.errors import UnobservableError
 
 TOLERANCE = 1e-4  # relative, on the norm; issue 2, point 3
 
@@ -118,8 +120,24 @@ def test_every_half_precision_number_is_read_as_what_it_is(dtype: torch.dtype) -
 
 def test_a_tensor_without_memory_is_refused_and_not_read() -> None:
     fake = torch.empty(5, device="meta")
-    with pytest.raises((ValueError, RuntimeError, NotImplementedError)):
+    with pytest.raises(UnobservableError, match="meta"):
         square_sum(fake)
+    with pytest.raises(ValueError, match="no memory"):
+        _native.square(0, 0, 5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(shapes, dtypes, layouts), min_size=0, max_size=5))
+def test_many_tensors_are_read_as_each_is(wanted: list[tuple[list[int], torch.dtype, str]]) -> None:
+    tensors = [laid_out(torch.randn(shape).to(dtype), layout) for shape, dtype, layout in wanted]
+    tensors.append(torch.empty(0))
+    assert square_sums(tensors).tolist() == [square_sum(tensor) for tensor in tensors]
+
+
+def test_lists_of_two_lengths_are_refused() -> None:
+    tensor, into = torch.ones(3), np.zeros(2)
+    with pytest.raises(TypeError, match="one length"):
+        _native.squares([tensor.data_ptr(), tensor.data_ptr()], [3], into.ctypes.data)
 
 
 @settings(max_examples=100, deadline=None)
