@@ -9,6 +9,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from setuptools import Distribution, Extension
+from setuptools.errors import BaseError, CCompilerError
 
 NAME = "resmon.capture._native"
 SOURCE = "resmon/capture/_native.c"
@@ -28,7 +29,13 @@ class NativeBuildHook(BuildHookInterface[Any]):
         with tempfile.TemporaryDirectory() as folder:
             command.build_temp = command.build_lib = folder
             command.ensure_finalized()
-            command.run()
+            try:
+                command.run()
+            except (CCompilerError, BaseError) as error:
+                raise RuntimeError(
+                    f"resmon's native part, {SOURCE}, could not be compiled ({error}). It needs a C compiler and Python's headers: "
+                    "on Debian `apt-get install gcc python3-dev`, on macOS `xcode-select --install`."
+                ) from error
         build_data["artifacts"] += ["/resmon/capture/_native.*.so", "/resmon/capture/_native*.pyd"]
         build_data["pure_python"] = False
         # The limited C API serves every Python from the one that it names on.

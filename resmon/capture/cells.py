@@ -13,6 +13,7 @@ as parts of the whole, so that it needs no stride and no new graph for another s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,10 +75,9 @@ class Cell:
         """Add the output that was offered to the step's numbers."""
         self.counted.add_(self.pending)
 
-    def gradient(self, tensor: Tensor) -> None:
-        """A gradient of the output has arrived."""
-        wide = _wide(tensor)
-        self.backward.add_(_row(3, _square(wide), 1, last=_nonfinite(wide)))
+    def expect_gradient(self, output: Tensor) -> None:
+        """Take the gradient of the output when it arrives."""
+        _Passage.apply(output, self.backward)  # type: ignore[no-untyped-call]
 
     def _sample(self, tensor: Tensor) -> Tensor:
         """The magnitudes of some elements, as the bits of float32, in which larger numbers are larger numbers."""
@@ -154,6 +154,26 @@ class Cells:
                     channel.gradient_arrived = True
                     channel.nonfinite_backward += int(row[_BROKEN])
             self.backward[:] = 0
+
+
+class _Passage(torch.autograd.Function):
+    """Leaves a tensor as it is, and reads the gradient that comes back through it.
+
+    A hook on the tensor would be plainer; but where torch (2.13) traces one, it forgets what the code before it, the model's own
+    too, has done to Python objects. The tensor is said to be changed in place, so that what changes it afterwards finds no view.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, row: Tensor) -> Tensor:
+        ctx.row = row
+        ctx.mark_dirty(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        wide = _wide(gradient)
+        ctx.row.add_(_row(3, _square(wide), 1, last=_nonfinite(wide)))
+        return gradient, None
 
 
 def _wide(tensor: Tensor) -> Tensor:

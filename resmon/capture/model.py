@@ -216,7 +216,9 @@ class ModelWatch:
             else:
                 self.passes += 1
                 self._installed.begin_pass()
-                self._cells.begin_pass()
+                if self.compiled:
+                    self._installed.begin_pass_in_graph()  # what graphs count they count from here, too
+                    self._cells.begin_pass()
                 self.active = True
         except Exception as error:
             self.fault(error)

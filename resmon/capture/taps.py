@@ -284,7 +284,7 @@ class Tap(Hook):
                 cell.offer_output(tensor)
                 cell.count()
                 if tensor.requires_grad:
-                    tensor.register_hook(cell.gradient)
+                    cell.expect_gradient(tensor)
             else:
                 cell.offer(reading.role, tensor, reading.factor)
 
@@ -503,7 +503,7 @@ class AddMode(Hook, TorchFunctionMode):
         cell.offer_output(result)
         visit.traced.append(cell)
         if result.requires_grad:
-            result.register_hook(cell.gradient)
+            cell.expect_gradient(result)
         return result
 
     def _guarded(self, offer: Callable[[], None]) -> None:
