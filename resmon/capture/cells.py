@@ -22,7 +22,7 @@ from torch import Tensor
 from resmon.capture.channel import BRANCH, COLUMNS, ELEMENTS, MAGNITUDES, OUTPUT, SKIP, Channel
 from resmon.capture.sample import magnitudes
 from resmon.capture.sums import nonfinite_count, square_sum
-from resmon.records import MAGNITUDE_COLUMNS, MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, Floats
+from resmon.records import MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, Floats
 
 _NONFINITE = COLUMNS  # behind a channel's columns
 _WIDTH = COLUMNS + 1

@@ -406,11 +406,11 @@ def test_a_block_that_returns_early_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize("functional", [False, True], ids=["hooks", "mode"])
 def test_one_block_that_serves_several_layers(functional: bool) -> None:
     model = Net(blocks=2, functional=functional)
-    model.order = [0, 1, 0]
+    model.order = [0, 1, 0, 0]
     loop = Loop(model, WAYS["torch.compile"])
     for i in range(4):
         loop.checked_step(batch(seed=i))
-    assert [site.name for site in loop.sink.now] == ["blocks.0", "blocks.1", "blocks.0@2"]
+    assert [site.name for site in loop.sink.now] == ["blocks.0", "blocks.1", "blocks.0@2", "blocks.0@3"]
     assert counted()["graphs"] == 1
 
 
@@ -426,6 +426,32 @@ def test_a_block_compiled_by_itself_that_serves_many_layers(functional: bool) ->
     assert (
         counted()["graphs"] <= without["graphs"] + 1
     )  # that of the block whose hooks see the add, that of the one whose mode does
+
+
+class Remembering(Block):
+    """Changes a Python object in every forward, as caches do."""
+
+    def __init__(self, width: int, functional: bool = False) -> None:
+        super().__init__(width, functional)
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        self.seen.append(len(self.seen))
+        return out
+
+
+@pytest.mark.parametrize("functional", [False, True], ids=["hooks", "mode"])
+def test_what_the_model_does_to_python_objects_is_done(functional: bool) -> None:
+    model = Net(blocks=2, functional=functional, kind=Remembering)
+    model.order = [0, 1, 0, 0]
+    loop = Loop(model, whole(fullgraph=True))
+    for i in range(3):
+        loop.step(batch(seed=i))
+        assert [block.seen for block in model.blocks] == [[0, 1, 2], [0]]
+        for block in model.blocks:
+            block.seen.clear()
+    assert counted()["graphs"] == 1
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------------------
