@@ -37,7 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 
 WARM_UP = 5
 # For one measurement; on a slow machine there are fewer pairs instead of more minutes.
-SECONDS, SECONDS_RESMON = 45.0, 130.0
+SECONDS, SECONDS_RESMON, SECONDS_ALONE = 45.0, 130.0, 60.0
 QUICK_PAIRS = 3
 
 
@@ -124,6 +124,8 @@ def _extent(workload: str, observer: str, arguments: argparse.Namespace) -> Exte
     if arguments.pairs:
         return Extent(arguments.pairs)
     pairs = WORKLOADS[workload].pairs
+    if WORKLOADS[workload].alone:
+        return Extent(pairs, seconds=SECONDS_ALONE)
     return Extent(pairs, seconds=SECONDS_RESMON) if observer == "resmon" else Extent(pairs // 2, seconds=SECONDS)
 
 
