@@ -1,7 +1,10 @@
 """Inside the training process, and the only room that imports torch.
 
-`discovery` finds the residual adds of a model in one traced forward pass (`dataflow` traces, `rule` judges, `naming` names);
-`taps` take the operands where the add happens in every later pass; `sums` and `sample` turn a tensor into numbers;
-`gradients` reads the parameters' gradients when `optimizers` says so, which hears of steps, of `clipping` and of a `scaler`
-through `interception`; `session` gathers a step's numbers and hands them on as records.
+- Which adds are residual: `discovery` traces one forward pass (`dataflow`), judges its adds (`rule`) and names them (`survey`).
+- Taking their operands in every later pass: `model` decides which passes count, `taps` are the hooks, `marker` the explicit add,
+  `compiler` and `cells` are for what torch.compile makes of both, `registration` hears of modules that are added.
+- From tensors to numbers: `channel` gathers those of a site, `sums` and `sample` read tensors, with the compiled `_native`.
+- Gradients: `gradients` reads them, `optimizers` says when, `clipping` and `scaler` hear what was done to them (`interception` is
+  how), `placement` knows what share of them this rank has.
+- `session` makes a step's record of it all; `process` and `target` know this process and what a command names.
 """
