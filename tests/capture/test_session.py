@@ -529,6 +529,46 @@ def test_modules_that_are_replaced_or_added_are_observed_from_their_first_pass()
     assert not torch.nn.modules.module._global_module_registration_hooks
 
 
+def test_activations_that_are_offloaded_to_the_cpu() -> None:
+    model = models.mixed()
+    watched = Watched(model)
+    for i in range(3):
+        models.kept(model)
+        watched.optimizer.zero_grad()
+        with torch.autograd.graph.save_on_cpu():
+            loss = model(models.images(4, seed=i)).square().mean()
+        loss.backward()
+        watched.optimizer.step()
+        record = watched.sink.steps[-1]
+        assert_operands(record, models.kept(model))
+        assert record.blocks_present[[GRADIENT, OUTPUT_GRADIENT]].all()
+
+
+def test_exporting_a_watched_model_gives_the_bare_model_s_graph_and_changes_nothing() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(Plain(8), Plain(8)))
+    bare = torch.export.export(copy.deepcopy(model), (torch.randn(4, 8),))
+    watched = Watched(model)
+    watched.step(torch.randn(4, 8))
+    exported = torch.export.export(model, (torch.randn(4, 8),))
+    assert [node.target for node in exported.graph.nodes] == [node.target for node in bare.graph.nodes]
+    x = torch.randn(4, 8)
+    assert torch.equal(exported.module()(x), model(x))
+    record = watched.step(torch.randn(4, 8))
+    assert record is not None
+    assert record.errors_total == 0 and record.blocks_present.all()
+
+
+class Plain(nn.Module):
+    """A block that keeps nothing, so that it can be exported."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.linear(x))
+
+
 def test_a_model_that_moves_away_is_told_once_and_trains_on(caplog: pytest.LogCaptureFixture) -> None:
     """The meta device stands for any other than the CPU: what is there has an address that must not be read."""
     watched = Watched(models.mixed())
