@@ -69,6 +69,7 @@ class ModelWatch:
         self._include, self._exclude, self._sample = include, exclude, sample
         self._names = Names(model, key)
         self._plans: dict[str, Plan] = {}
+        self._calls: dict[str, int] = {}  # how often each module ran in a traced pass, at most
         self._cells = Cells(0, sample)
         self._live = self._cells.live  # whether the pass under way counts, in graphs
         self._installed = Installed()
@@ -312,7 +313,9 @@ class ModelWatch:
         for channel, cell in zip(self.channels, self._cells.of_sites, strict=True):
             channel.cell = cell
         self._installed.remove()
-        self._installed = install(self, self.model, list(self._plans.values()), trace.calls)
+        for path, calls in trace.calls.items():
+            self._calls[path] = max(calls, self._calls.get(path, 0))
+        self._installed = install(self, self.model, list(self._plans.values()), self._calls)
         self.outdated |= self.compiled or compiler.is_made(self.model)
         self.compiled |= compiler.has_compiled_parts(self.model)
         self._watch_sleepers(trace.calls)

@@ -117,7 +117,7 @@ class Installed:
 
 
 def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan], calls: Mapping[str, int]) -> Installed:
-    """Put the hooks that `plans` need on the modules of `model`; `calls` says how often each module runs in a pass."""
+    """Put the hooks that `plans` need on the modules of `model`; `calls` says how often each module runs in a pass, at most."""
     taps: dict[tuple[str, bool, bool], Tap] = {}
     modes: dict[str, AddMode] = {}
     for p in plans:

@@ -9,7 +9,7 @@ import math
 import multiprocessing
 import pickle
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -153,17 +153,71 @@ def test_the_traced_step_says_what_any_other_step_says() -> None:
         assert (record.magnitude_buckets - records[0].magnitude_buckets).sum() > 0
 
 
-def test_training_is_the_same_to_the_last_bit() -> None:
+def dropping(width: int = 16) -> nn.Module:
+    """Transformer blocks with attention and dropout everywhere, taught by torch itself."""
+    layer = nn.TransformerEncoderLayer(width, 2, 2 * width, dropout=0.2, batch_first=True, norm_first=True)
+    return nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.LazyLinear(3))
+
+
+class StochasticDepth(nn.Module):
+    """Blocks that are skipped by chance, of the loop's own random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(16, 16)
+        self.blocks = nn.ModuleList(Plain(16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            if random.random() > 0.3:
+                x = block(F.dropout(x, 0.1))
+        return x
+
+
+def gpt() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=8, use_cache=False)
+    return Logits(transformers.GPT2LMHeadModel(config))
+
+
+class Logits(nn.Module):
+    """A language model that is given numbers, as the other models are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(input_ids=(x.abs() * 8).long().clamp(max=31)).logits
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("build", "batch"),
+    [
+        (models.mixed, lambda i: models.images(8, seed=i)),
+        (dropping, lambda i: torch.randn(4, 6, 16, generator=torch.Generator().manual_seed(i))),
+        (StochasticDepth, lambda i: torch.randn(8, 16, generator=torch.Generator().manual_seed(i))),
+        (gpt, lambda i: torch.randn(4, 8, generator=torch.Generator().manual_seed(i))),
+    ],
+    ids=["mixed", "transformer", "stochastic-depth", "gpt2"],
+)
+def test_training_is_the_same_to_the_last_bit(build: Callable[[], nn.Module], batch: Callable[[int], Tensor]) -> None:
     def run(watched: bool) -> tuple[list[float], list[Tensor], object]:
         torch.manual_seed(7)
         random.seed(7)
         np.random.seed(7)
-        w = Watched(models.mixed(), watched=watched)
+        model = build()
+        with torch.no_grad():
+            model(batch(0))  # gives lazy modules their parameters
+        w = Watched(model, watched=watched)
         losses = []
-        for i in range(40):
-            w.step(models.images(8, seed=i))
-            losses.append(float(w.model(models.images(2, seed=i)).sum()))
+        for i in range(200):
+            w.step(batch(i))
+            losses.append(w.model(batch(i)).sum().item())
         state = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
+        assert not watched or (w.sink.steps[-1].blocks_present.any() and not w.sink.steps[-1].errors_total)
         return losses, [t.clone() for t in w.model.state_dict().values()], state
 
     losses, weights, state = run(True)
