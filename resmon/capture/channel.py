@@ -5,6 +5,7 @@ one pass are there and of one size: a block that returns early leaves nothing be
 
 Skip and branch are read when both have been offered, together and once, and their sum with them. The output itself is read only
 where it is not plainly that sum: where a dtype is not float32, the operands lie differently in memory, or a fused kernel made it.
+What is on an accelerator is read there (accelerator.py): of it the channel keeps only what the host knows.
 """
 
 from __future__ import annotations
@@ -16,20 +17,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resmon.capture import _native
+from resmon.capture import _native, fetch
+from resmon.capture.accelerator import Accelerators, Pass
+from resmon.capture.columns import (
+    ARRIVED,
+    BACKWARD_NONFINITE,
+    BRANCH,
+    COLUMNS,
+    ELEMENTS,
+    FORWARD_NONFINITE,
+    GRADIENT,
+    MAGNITUDES,
+    OUTPUT,
+    SKIP,
+)
 from resmon.capture.placement import is_distributed, local
-from resmon.capture.sample import CELLS, EDGES, magnitudes, stride
+from resmon.capture.sample import EDGES, magnitudes, stride
 from resmon.capture.sums import is_dense, nonfinite_count, square_sum
 from resmon.records import Floats, ResidualSite
 
 if TYPE_CHECKING:
     from resmon.capture.cells import Cell
 
-# What a channel's row holds, per pass (offered, and counted once the output is there) and in all.
-SKIP, BRANCH, OUTPUT, ELEMENTS, MAGNITUDES = range(5)  # squares of the first three; the histogram goes on to the end
-COLUMNS = MAGNITUDES + CELLS
+# What a channel's row holds, COLUMNS each: what a pass has offered, and what has counted in the step.
 OF_PASS, IN_ALL = range(2)
 _BYTES = 8
+_CPU = torch.device("cpu")
 
 
 def board(sites: int) -> Floats:
@@ -38,19 +51,22 @@ def board(sites: int) -> Floats:
 
 
 class Channel:
-    """One site's numbers of the step under way, and its cumulative counters.
+    """One site's numbers of the step under way.
 
     `sums_output` says that the output is the plain sum of the operands, so that it need not be read. Of a DTensor the part on this
     rank is read; `operands_unknown` and `gradient_unknown` say why that part tells nothing of the whole, "" where it does.
     """
 
     __slots__ = (
+        "_accelerators",
         "_address",
         "_branch",
         "_branch_factor",
         "_elements",
         "_nonfinite",
+        "_offered",
         "_output",
+        "_queued",
         "_read_output",
         "_sample",
         "_shape",
@@ -58,30 +74,33 @@ class Channel:
         "_skip_factor",
         "_stride",
         "cell",
+        "device",
         "distributed",
-        "gradient_arrived",
         "gradient_unknown",
         "in_all",
-        "nonfinite_backward",
-        "nonfinite_forward",
-        "nonfinite_steps",
         "of_pass",
         "operands_unknown",
-        "output_gradient_square",
         "site",
+        "stands_for",
         "sums_output",
+        "suspect",
     )
 
-    def __init__(self, site: ResidualSite, sample_size: int, *, sums_output: bool) -> None:
+    def __init__(self, site: ResidualSite, sample: int, accelerators: Accelerators, *, sums_output: bool) -> None:
         self.site = site
         self.sums_output = sums_output
-        self.nonfinite_steps = 0
         self.cell: Cell | None = None  # where a compiled model writes
+        self.device = _CPU  # that its operands were on last
+        self.stands_for: Channel = self
+        self.suspect = False  # something there was not finite, so that from now on it is counted
         self.distributed = False
         self.operands_unknown = self.gradient_unknown = ""
-        self._sample = sample_size
+        self._sample = sample
+        self._accelerators = accelerators
+        self._queued: Pass | None = None  # the pass under way, where it is not read here
+        self._nonfinite = 0
         self._use(board(1)[0])
-        self.clear()
+        self.begin_pass()
 
     def move(self, row: Floats) -> None:
         """Gather in `row` from here on."""
@@ -92,14 +111,6 @@ class Channel:
         self.of_pass, self.in_all = row
         self._shape: torch.Size | None = None  # of the operands that the row and the stride are for
         self._address = self.of_pass.ctypes.data
-
-    def clear(self) -> None:
-        """Begin a step."""
-        self.in_all[:MAGNITUDES] = 0
-        self.output_gradient_square = 0.0
-        self.nonfinite_forward = self.nonfinite_backward = 0
-        self.gradient_arrived = False
-        self.begin_pass()
 
     def begin_pass(self) -> None:
         """Forget what an earlier pass offered without reaching the add."""
@@ -131,6 +142,12 @@ class Channel:
         elements = skip.numel()
         if branch.numel() != elements or self.operands_unknown:
             return
+        self._queued = None
+        if not fetch.is_here(skip):
+            self.device = skip.device
+            self._queued = Pass(skip, branch, (self._skip_factor, self._branch_factor))
+            self._elements = elements
+            return
         if skip.shape != self._shape:
             self._shape = skip.shape
             self._stride = stride(skip.shape, self._sample)
@@ -161,18 +178,25 @@ class Channel:
             tensor = self._local(tensor)
         if tensor.numel() != self._elements:
             return False
-        if self._read_output:
-            self._output = self.of_pass[OUTPUT] = square_sum(tensor)
-            magnitudes(tensor, self._sample, self._address + MAGNITUDES * _BYTES)
-        self._nonfinite = 0 if math.isfinite(self._output) else nonfinite_count(tensor)
-        self._skip = self._branch = None
-        self._elements = -1
+        if self._queued is not None:
+            self._queued.output(tensor, self._sample, exactly=self.suspect)
+        else:
+            if self._read_output:
+                self._output = self.of_pass[OUTPUT] = square_sum(tensor)
+                magnitudes(tensor, self._sample, self._address + MAGNITUDES * _BYTES)
+            self._nonfinite = 0 if math.isfinite(self._output) else nonfinite_count(tensor)
+        self._offered, self._elements = self._elements, -1
         return True
 
     def count(self) -> None:
         """Add what was offered to the step's numbers."""
-        _native.accumulate(self._address, self._address + COLUMNS * _BYTES, COLUMNS)
-        self.nonfinite_forward += self._nonfinite
+        if self._queued is not None:
+            self._queued.count(self, self._accelerators)
+            self.in_all[ELEMENTS] += self._offered
+        else:
+            _native.accumulate(self._address, self._address + COLUMNS * _BYTES, COLUMNS)
+            if self._nonfinite:
+                self.in_all[FORWARD_NONFINITE] += self._nonfinite
 
     def gradient(self, tensor: Tensor) -> None:
         """A gradient of the output has arrived."""
@@ -181,16 +205,21 @@ class Channel:
             self.distributed = is_distributed(tensor)
             tensor, share = local(tensor)
             factor, self.gradient_unknown = share.factor, share.reason
+        numbers = self.in_all
+        numbers[ARRIVED] += 1
+        if not fetch.is_here(tensor):
+            self._accelerators.gradient(tensor, self, factor, exactly=self.suspect)
+            return
         square = square_sum(tensor)
-        self.output_gradient_square += square * factor
-        self.gradient_arrived = True
+        numbers[GRADIENT] += square * factor
         if not math.isfinite(square):
-            self.nonfinite_backward += nonfinite_count(tensor)
+            numbers[BACKWARD_NONFINITE] += nonfinite_count(tensor)
 
     def absorb(self, other: Channel) -> None:
         """Add what `other`, a stand-in for this channel in a traced pass, has gathered."""
+        other.stands_for = self
+        self.device = other.device
         self.in_all += other.in_all
-        self.nonfinite_forward += other.nonfinite_forward
 
 
 def _are_alike(skip: Tensor, branch: Tensor) -> bool:

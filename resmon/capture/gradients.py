@@ -3,6 +3,8 @@
 They are read just before their optimizer steps or, where clipping is seen, before the clipping, and then not again unless they
 were changed after it. What was read in units of a gradient scaler is divided by the scale. Sums of squares are this rank's share of
 the truth (DESIGN.md, law 3); in a single process that is the truth itself.
+
+Gradients on an accelerator are read there, as one norm each in float32, and nobody waits for what comes of it (measured.py).
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resmon.capture import fetch
+from resmon.capture.accelerator import norms
+from resmon.capture.measured import Groups, Measured, Places, Values
 from resmon.capture.placement import WHOLE, Placement, named_parameters
 from resmon.capture.sums import square_sums
-from resmon.records import Bools, Floats
+from resmon.records import Bools
 
 SELECTIONS = 64  # that are remembered by the parameters asked for
 
@@ -26,7 +31,7 @@ SELECTIONS = 64  # that are remembered by the parameters asked for
 class Selection:
     """Some of the watched parameters, such as one optimizer's, in the order of their places."""
 
-    places: np.ndarray[tuple[int], np.dtype[np.intp]]
+    places: Places
     parameters: tuple[Tensor, ...]
     models: frozenset[str]  # keys of the models that they belong to
 
@@ -67,14 +72,8 @@ class Gradients:
         self._places, self._parameters, self._owners, self._index = places, parameters, owners, index
         self._any_complex = any(parameter.is_complex() for parameter in parameters)
         self._selections: dict[tuple[int, ...], Selection] = {}
-        size = len(parameters) + 1  # the last is nobody's: 0 and absent, so that every group has a member
-        self._squares: Floats = np.zeros(size)
-        self._present: Bools = np.zeros(size, np.bool_)
-        self._due: Bools = np.zeros(size, np.bool_)  # its optimizer has come to its step, so that it counts
-        self._factors: Floats = np.ones(size)  # what clipping has multiplied it with since it was read
-        self._clipped: Bools = np.zeros(size, np.bool_)
-        self._shares = [WHOLE] * size  # what part of each this rank has
-        self._unknown: dict[int, str] = {}  # of those that are there: why this rank cannot know its share of their norm
+        self._now = Measured(len(parameters))
+        self._shares = [WHOLE] * len(parameters)  # what part of each this rank has
         self._marks: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # what the gradient was when clipping left it
         self.everything = self.selection(parameters)
 
@@ -83,12 +82,12 @@ class Gradients:
         self._know()
         nobody = len(self._parameters)
         members: list[int] = []
-        self._starts: list[int] = []
+        starts: list[int] = []
         for names in groups:
-            self._starts.append(len(members))
+            starts.append(len(members))
             members += sorted({self._index[name] for name in names if name in self._index})
             members.append(nobody)
-        self._members = np.array(members, np.intp)
+        self._groups = Groups(tuple(starts), np.array(members, np.intp))
 
     def selection(self, parameters: Iterable[Tensor]) -> Selection:
         """Those of `parameters` that are watched."""
@@ -113,11 +112,11 @@ class Gradients:
     def read(self, selection: Selection) -> None:
         """These are stepped with now, or the step ends: they count, as they are or as they were before clipping."""
         self._take(self._changed(selection) if self._marks else selection)
-        self._due[selection.places] = True
+        self._now.due[selection.places] = True
 
     def read_undue(self, selection: Selection) -> None:
         """Like `read`, but for those that count already."""
-        due = self._due[selection.places]
+        due = self._now.due[selection.places]
         self.read(selection.only(np.flatnonzero(~due).tolist()) if due.any() else selection)
 
     def before_clipping(self, selection: Selection) -> None:
@@ -128,15 +127,10 @@ class Gradients:
         """These were multiplied with `coefficient`; None where it is not told, or not one number for all."""
         places = selection.places
         if coefficient is None:
-            before = self._squares[places] * self._factors[places] ** 2
-            after = self._measure(selection)[0]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                self._factors[places] *= np.where(after == before, 1.0, np.sqrt(after / before))
-        elif coefficient.is_cpu:
-            self._factors[places] *= float(coefficient)
-        else:  # on a device, where gradients are not read yet: there is nothing to multiply
-            return
-        self._clipped[places] = True
+            self._now.do(Measured.became, places, *self._measure(selection)[0])
+        else:
+            self._now.do(Measured.multiply, places, fetch.held(coefficient))
+        self._now.clipped[places] = True
         self.mark(selection)
 
     def as_clipped(self, selection: Selection) -> Selection:
@@ -147,35 +141,38 @@ class Gradients:
 
     def unscale(self, selection: Selection, scale: float | Tensor) -> None:
         """What was read of these was in units of `scale`."""
-        if isinstance(scale, float):  # on a device, where gradients are not read yet, there is nothing to divide
-            self._squares[selection.places] /= scale * scale
+        self._now.do(Measured.divide, selection.places, scale)
 
-    def clear(self) -> None:
-        """Begin a step."""
-        self._due[:] = self._present[:] = self._clipped[:] = False
+    def end_step(self) -> Measured:
+        """What was read in this step; the next one begins."""
+        measured, self._now = self._now, Measured(len(self._parameters))
+        measured.groups = self._groups
+        measured.reasons = self.reasons(measured.unknown)
+        measured.replicas = self._replicas(measured)
         self._marks.clear()
-        self._unknown.clear()
+        return measured
 
     def _take(self, selection: Selection) -> None:
         places = selection.places
-        self._squares[places], self._present[places] = self._measure(selection)
-        self._factors[places] = 1.0
-        self._clipped[places] = False
+        values, self._now.present[places] = self._measure(selection)
+        self._now.do(Measured.take, places, *values)
+        self._now.clipped[places] = False
         if self._marks:
             for place in places.tolist():
                 self._marks.pop(place, None)
 
-    def _measure(self, selection: Selection) -> tuple[Floats, Bools]:
+    def _measure(self, selection: Selection) -> tuple[Values, Bools]:
         """This rank's share of the sum of squares of each one's gradient, and which have one."""
         squares = np.zeros(len(selection.parameters))
         present = np.zeros(len(selection.parameters), np.bool_)
         spread, strided = self._placement.world > 1, torch.strided
         found: list[int] = []
         gradients: list[Tensor] = []
+        elsewhere: dict[tuple[torch.device, torch.dtype], tuple[list[int], list[Tensor]]] = {}
         factors: dict[int, float] = {}  # of those that do not count whole
         for i, parameter in enumerate(selection.parameters):
             gradient = parameter.grad
-            if gradient is None or not gradient.is_cpu:  # reading elsewhere would wait for the device
+            if gradient is None:
                 continue
             if spread or type(gradient) is not Tensor:
                 gradient, share = self._placement.gradient(parameter, gradient)
@@ -183,16 +180,28 @@ class Gradients:
                 place = int(selection.places[i])
                 self._shares[place] = share
                 if share.reason:
-                    self._unknown[place] = share.reason
-            found.append(i)
-            gradients.append(gradient if gradient.layout is strided else gradient.detach().coalesce().values())
-        if self._any_complex:
-            gradients = [torch.view_as_real(g.detach().resolve_conj()) if g.is_complex() else g for g in gradients]
-        present[found] = True
+                    self._now.unknown[place] = share.reason
+            if gradient.layout is not strided:
+                gradient = gradient.detach().coalesce().values()
+            if self._any_complex and gradient.is_complex():
+                gradient = torch.view_as_real(gradient.detach().resolve_conj())
+            present[i] = gradient.device.type in fetch.OBSERVED
+            if fetch.is_here(gradient):
+                found.append(i)
+                gradients.append(gradient)
+            elif gradient.device.type in fetch.OBSERVED:
+                places, tensors = elsewhere.setdefault((gradient.device, gradient.dtype), ([], []))
+                places.append(i)
+                tensors.append(gradient)
         squares[found] = square_sums(gradients)
         for i, factor in factors.items():
             squares[i] *= factor
-        return squares, present
+        if not elsewhere:
+            return (squares,), present
+        shares = np.ones(len(squares))
+        shares[list(factors)] = list(factors.values())
+        parts = [(np.array(places), torch.stack(list(norms(tensors)))) for places, tensors in elsewhere.values()]
+        return (squares, shares, *(each for part in parts for each in part)), present
 
     def mark(self, selection: Selection) -> None:
         """The gradients are now what clipping made of what was read: until they change they are not read again."""
@@ -216,54 +225,22 @@ class Gradients:
 
     # -- what the step was ---------------------------------------------------------------------------------------------
 
-    def total(self) -> tuple[float | None, float | None]:
-        """The squared norm of all gradients, and, where clipping was seen, of what it left of them.
-
-        None where there is no gradient, or one of whose norm this rank's share cannot be known.
-        """
-        counts = self._present & self._due
-        if not counts.any() or self._unknown:
-            return None, None
-        squares = self._squares[counts]
-        total = float(squares.sum())
-        if not self._clipped[counts].any():
-            return total, None
-        factors = self._factors[counts]
-        with np.errstate(invalid="ignore"):
-            return total, total if (factors == 1).all() else float((squares * factors**2).sum())
-
-    def by_group(self) -> tuple[Floats, Bools]:
-        """The squared norm of each group's gradients, and which groups have one that can be known."""
-        if not self._starts:
-            return np.zeros(0), np.zeros(0, np.bool_)
-        counts = self._present & self._due
-        squares = np.add.reduceat(np.where(counts, self._squares, 0.0)[self._members], self._starts)
-        present = np.logical_or.reduceat(counts[self._members], self._starts)
-        if self._unknown:
-            present &= [not reason for reason in self.reasons()]
-        return squares, present
-
-    @property
-    def unknown(self) -> int:
-        """How many gradients there are of whose norm this rank's share cannot be known."""
-        return len(self._unknown)
-
-    @property
-    def replicas(self) -> int:
+    def _replicas(self, measured: Measured) -> int:
         """How many ranks hold the same gradients as this one, where that is so of all of them alike, else 1."""
         if self._placement.world == 1:
             return 1
-        found = {self._shares[place].replicas for place in np.flatnonzero(self._present)}
+        found = {self._shares[place].replicas for place in np.flatnonzero(measured.present)}
         return found.pop() if len(found) == 1 else 1
 
-    def reasons(self) -> list[str]:
+    def reasons(self, unknown: Mapping[int, str]) -> list[str]:
         """Of each group, which gradient's share cannot be known and why; "" where all can."""
-        if not self._unknown:
-            return [""] * len(self._starts)
+        starts = self._groups.starts
+        if not unknown:
+            return [""] * len(starts)
         names = {place: name for (_, name), place in reversed(self._index.items())}
-        groups = np.split(self._members, self._starts[1:])
-        first = [next((place for place in group.tolist() if place in self._unknown), None) for group in groups]
-        return ["" if place is None else f"{names[place]}: {self._unknown[place]}" for place in first]
+        groups = np.split(self._groups.members, starts[1:])
+        first = [next((place for place in group.tolist() if place in unknown), None) for group in groups]
+        return ["" if place is None else f"{names[place]}: {unknown[place]}" for place in first]
 
 
 def _nothing() -> None:

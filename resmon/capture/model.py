@@ -10,7 +10,6 @@ steps. Where the model is called inside a compiled function the pass's begin and
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -25,15 +24,15 @@ from torch.overrides import _get_current_function_mode, _pop_mode
 from torch.utils.hooks import RemovableHandle
 
 from resmon.capture import compiler, rule
+from resmon.capture.accelerator import Accelerators
 from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
 from resmon.capture.dataflow import Add, Trace
+from resmon.capture.fetch import is_capturing
 from resmon.capture.registration import REGISTRATIONS
 from resmon.capture.survey import Names, Sighting, Survey, is_watched
 from resmon.capture.taps import AddMode, Enter, GradientTap, Hook, Installed, Leave, Plan, Tap, install, plan, to_be_traced
 from resmon.records import ResidualSite
-
-log = logging.getLogger("resmon")
 
 _TRACES_WHILE_ASLEEP = 16
 _TRACES = 64  # in all: a model that takes another way every time is not traced for ever
@@ -53,7 +52,15 @@ class ModelWatch:
     """Watches `model`; `key` names it among several."""
 
     def __init__(
-        self, owner: Owner, key: str, model: nn.Module, *, include: Sequence[str], exclude: Sequence[str], sample: int
+        self,
+        owner: Owner,
+        key: str,
+        model: nn.Module,
+        accelerators: Accelerators,
+        *,
+        include: Sequence[str],
+        exclude: Sequence[str],
+        sample: int,
     ) -> None:
         self.model = model
         self.key = key
@@ -66,12 +73,13 @@ class ModelWatch:
         self.seconds = 0.0
         self.process = os.getpid()
         self._owner = owner
+        self._accelerators = accelerators
         self._include, self._exclude, self._sample = include, exclude, sample
         self._names = Names(model, key)
         self._plans: dict[str, Plan] = {}
         self._calls: dict[str, int] = {}  # how often each module ran in a traced pass, at most
-        self._cells = Cells(0, sample)
-        self._live = self._cells.live  # whether the pass under way counts, in graphs
+        self._cells: list[Cells] = []  # those of one device each
+        self._left: list[tuple[Tensor, Sequence[Channel]]] = []  # what cells held that are no more
         self._installed = Installed()
         self._trace: Trace | None = None
         self._stand_ins: list[tuple[Sighting, Channel, GradientTap]] = []
@@ -89,11 +97,6 @@ class ModelWatch:
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        reason = _unobservable(self.model)
-        if reason:
-            what = f"model {self.key!r}" if self.key else "the model"
-            log.warning("resmon: the blocks of %s are not observed: %s. Its steps and gradients are recorded.", what, reason)
-            return
         self._look()
         REGISTRATIONS.listen(self._has_been_rebuilt)
         hooks = (Tap, GradientTap, Enter, Leave, _Wake)
@@ -125,7 +128,8 @@ class ModelWatch:
     def _give_up_pass(self) -> None:
         """Clear away a pass that did not end: an interrupt passes by every hook, and leaves our modes entered."""
         self.active = self._in_pass = False
-        self._cells.end_pass()
+        for cells in self._cells:
+            cells.end_pass()
         for channel in self.channels:
             channel.begin_pass()
         ours = {id(self._trace), *(id(mode) for mode in self._installed.modes)}
@@ -171,10 +175,10 @@ class ModelWatch:
         """Whether the next pass is to be traced and the compiler would not let us."""
         return self._trace_next and self._traces < _TRACES and (self.compiled or compiler.has_compiled_parts(self.model))
 
-    def settle(self) -> None:
-        """Give the channels what graphs have written."""
-        if self.compiled:
-            self._cells.settle(self.channels)
+    def take(self) -> list[tuple[Tensor, Sequence[Channel]]]:
+        """What graphs have written, [sites, COLUMNS], and whose it is; they begin anew."""
+        left, self._left = self._left, []
+        return left + [(cells.take(), cells.channels) for cells in self._cells if self.compiled]
 
     # -- a pass --------------------------------------------------------------------------------------------------------
 
@@ -182,19 +186,21 @@ class ModelWatch:
         """What a graph is to do where a pass begins inside of it."""
         if _trains():
             self.compiled = self.inlined = True
-            self._live.fill_(1)
+            for cells in self._cells:
+                cells.live.fill_(1)
             self._installed.begin_pass_in_graph()
 
     def end_in_graph(self) -> None:
         """What a graph is to do where a pass ends inside of it."""
         if _trains():
-            self._live.fill_(0)
+            for cells in self._cells:
+                cells.live.fill_(0)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> None:
         """`compiled` says that the forward, called now, would be compiled."""
         if not torch.is_grad_enabled() or os.getpid() != self.process:
             return
-        if torch._C._current_graph_task_id() != -1:  # a checkpoint's recomputation
+        if torch._C._current_graph_task_id() != -1 or is_capturing():  # a checkpoint's recomputation; a CUDA graph's recording
             return
         started = perf_counter()
         try:
@@ -219,7 +225,8 @@ class ModelWatch:
                 self._installed.begin_pass()
                 if self.compiled:
                     self._installed.begin_pass_in_graph()  # what graphs count they count from here, too
-                    self._cells.begin_pass()
+                    for cells in self._cells:
+                        cells.begin_pass()
                 self.active = True
         except Exception as error:
             self.fault(error)
@@ -230,7 +237,8 @@ class ModelWatch:
             return
         started = perf_counter()
         self.active = self._in_pass = False
-        self._cells.end_pass()
+        for cells in self._cells:
+            cells.end_pass()
         for channel in self.channels:
             channel.begin_pass()
         trace, self._trace = self._trace, None
@@ -239,6 +247,7 @@ class ModelWatch:
                 trace.finish(output)
                 if not self._retired:
                     self._learn(trace)
+            self._accelerators.fold()
         except Exception as error:
             self.fault(error)
         if self._retired:
@@ -250,7 +259,7 @@ class ModelWatch:
         if self._retired:
             return None
         started = perf_counter()
-        channel = Channel(_UNKNOWN, self._sample, sums_output=residual.kind != "marked")
+        channel = Channel(_UNKNOWN, self._sample, self._accelerators, sums_output=residual.kind != "marked")
         skip, branch = (channel.offer_skip, channel.offer_branch)
         first, second = (skip, branch) if residual.skip_is_first else (branch, skip)
         try:
@@ -307,11 +316,9 @@ class ModelWatch:
             self._plans[site.name] = planned
         new = len(order) > len(self.channels)
         self.channels = [known[name] for name in order]
-        self.settle()
-        self._cells = Cells(len(self.channels), self._sample)
-        self._live = self._cells.live
-        for channel, cell in zip(self.channels, self._cells.of_sites, strict=True):
-            channel.cell = cell
+        self._left = self.take()
+        devices = dict.fromkeys(channel.device for channel in self.channels)
+        self._cells = [Cells(device, [c for c in self.channels if c.device == device], self._sample) for device in devices]
         self._installed.remove()
         for path, calls in trace.calls.items():
             self._calls[path] = max(calls, self._calls.get(path, 0))
@@ -336,14 +343,6 @@ class ModelWatch:
 def _trains() -> bool:
     """Whether the graph that is being made is one for training."""
     return torch.is_grad_enabled() and not torch.compiler.is_exporting()
-
-
-def _unobservable(model: nn.Module) -> str | None:
-    """Why this version cannot observe the blocks of `model`, where it cannot."""
-    devices = {parameter.device.type for parameter in model.parameters()} - {"cpu"}
-    if devices:
-        return f"it is on {', '.join(sorted(devices))}, which this version does not support yet"
-    return None
 
 
 class _Begin(Hook):

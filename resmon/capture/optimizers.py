@@ -7,9 +7,9 @@ Where none is given the loop says when, and a scaler's step tells when gradients
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from resmon.capture import clipping, scaler
+from resmon.capture.fetch import held, is_capturing
 from resmon.capture.gradients import Gradients, Selection
 
 
@@ -28,6 +29,16 @@ class Owner(Protocol):
 
     def step_over(self) -> None: ...
     def fault(self, error: Exception) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stepping:
+    """How a step was made."""
+
+    learning_rate: float | Tensor | None  # of the optimizer whose step ends a step
+    scales: Mapping[str, float | Tensor]  # what the loss was multiplied with, by model
+    nonfinite: Sequence[Tensor]  # what gradient scalers found: one that is not 0 kept an optimizer from stepping
+    not_called: bool  # a scaler did not call an optimizer that was given
 
 
 class Optimizers:
@@ -73,41 +84,24 @@ class Optimizers:
 
     # -- what the step was ---------------------------------------------------------------------------------------------
 
-    @property
-    def learning_rate(self) -> float | None:
-        """Of the optimizer whose step ends a step."""
-        if not self._optimizers:
-            return None
-        rate = self._optimizers[-1].param_groups[0].get("lr")
-        if isinstance(rate, Tensor):  # a capturable optimizer keeps it on the GPU; reading it there would wait for the device
-            return float(rate) if rate.is_cpu else None
-        return float(rate) if isinstance(rate, (int, float)) else None
-
-    def scale_of(self, model: str) -> float:
-        """What a model's loss was multiplied with; NaN where only a device knows."""
-        scale = self.scales.get(model, 1.0)
-        return scale if isinstance(scale, float) else math.nan
-
-    @property
-    def loss_scale(self) -> float | None:
-        return max((scale for scale in self.scales.values() if isinstance(scale, float)), default=None)
-
-    @property
-    def skipped(self) -> bool:
-        """Whether a scaler kept an optimizer from stepping, as far as the host knows."""
-        return self._not_called or any(bool(found) for found in self._nonfinite if found.is_cpu)
-
     def read_the_rest(self) -> None:
         """The step ends: read what no given optimizer owns."""
         self._safely(self._read_the_rest)
 
-    def clear(self) -> None:
-        """Begin a step."""
+    def end_step(self) -> Stepping:
+        """How the step was made; the next one begins."""
+        stepping = Stepping(self._learning_rate(), self.scales, self._nonfinite, self._not_called)
         self.seconds = 0.0
-        self.scales.clear()
-        self._nonfinite.clear()
-        self._not_called = False
-        self._gradients.clear()
+        self.scales, self._nonfinite, self._not_called = {}, [], False
+        return stepping
+
+    def _learning_rate(self) -> float | Tensor | None:
+        if not self._optimizers:
+            return None
+        rate = self._optimizers[-1].param_groups[0].get("lr")
+        if isinstance(rate, Tensor):  # a capturable optimizer keeps it on the GPU
+            return held(rate)
+        return float(rate) if isinstance(rate, (int, float)) else None
 
     # -- optimizers ----------------------------------------------------------------------------------------------------
 
@@ -132,7 +126,7 @@ class Optimizers:
         # A loop may do without a scaler object what torch's does with an optimizer that unscales inside its step.
         scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
         if isinstance(scale, Tensor):
-            self._scaled(selection, float(scale) if scale.is_cpu else scale.clone(), unscaled=False)
+            self._scaled(selection, held(scale), unscaled=False)
         if isinstance(found, Tensor):
             self._nonfinite.append(found)
 
@@ -152,7 +146,7 @@ class Optimizers:
             self._gradients.read(selection)
             own = getattr(optimizer, "grad_scale", None)  # that the loop has set, to be multiplied with the scaler's
             if isinstance(own, Tensor) and not unscaled:
-                scale = scale * (float(own) if own.is_cpu and isinstance(scale, float) else own)
+                scale = scale * held(own)
         self._scaled(selection, scale, unscaled=unscaled)
 
     def after_scaler_stepped(self, optimizer: Optimizer, nonfinite: Sequence[Tensor]) -> None:
@@ -234,7 +228,7 @@ class Optimizers:
             self._guarded(act, *arguments)
 
     def _guarded(self, act: Callable[..., None], *arguments: Any) -> None:
-        if os.getpid() != self._process:
+        if os.getpid() != self._process or is_capturing():
             return
         started = perf_counter()
         try:

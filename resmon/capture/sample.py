@@ -15,20 +15,26 @@ from torch import Tensor
 
 from resmon.capture import _native
 from resmon.capture.sums import CODES, is_dense
-from resmon.records import MAGNITUDE_COLUMNS, MAGNITUDE_LARGER, MAGNITUDE_LOW
+from resmon.records import MAGNITUDE_LARGER, MAGNITUDE_LOW
 
-CELLS = 1 + MAGNITUDE_COLUMNS  # the sum of the finite magnitudes, then the histogram
 EDGES = (MAGNITUDE_LOW, MAGNITUDE_LARGER)  # as the native part wants them: the first edge's exponent, and how many there are
 
 
 def magnitudes(tensor: Tensor, most: int, cells: int) -> None:
-    """Write the histogram of a sample of at most `most` elements to the float64 CELLS at the address `cells`."""
+    """Write the histogram of a sample of at most `most` elements at the address `cells`: columns.CELLS numbers of float64."""
     shape = tensor.shape
     step = stride(shape, most)
     if tensor.dtype not in CODES or not is_dense(tensor):
         tensor = tensor.detach()[_indices(shape, step)]
         tensor, step = (tensor if tensor.dtype in CODES else tensor.float()).contiguous(), 1
     _native.magnitudes(tensor.data_ptr(), CODES[tensor.dtype], tensor.numel(), step, *EDGES, cells)
+
+
+def flat(tensor: Tensor, most: int) -> Tensor:
+    """The sample itself, one-dimensional, wherever the tensor is; a view where the tensor is dense."""
+    step = stride(tensor.shape, most)
+    tensor = tensor.detach()
+    return (tensor.as_strided((tensor.numel(),), (1,)) if is_dense(tensor) else tensor.reshape(-1))[::step]
 
 
 @lru_cache(maxsize=4096)

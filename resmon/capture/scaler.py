@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler, OptState
 from torch.optim import Optimizer
 
+from resmon.capture.fetch import held
 from resmon.capture.interception import Function, Interception
 
 
@@ -71,7 +72,7 @@ def _scale(scaler: GradScaler) -> float | Tensor | None:
     scale = scaler._scale if scaler.is_enabled() else None
     if scale is None:
         return None
-    return float(scale) if scale.is_cpu else scale.clone()
+    return held(scale)
 
 
 def _classes(base: type[GradScaler] = GradScaler) -> Iterator[type[GradScaler]]:

@@ -16,44 +16,28 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from resmon.capture.channel import BRANCH, ELEMENTS, IN_ALL, MAGNITUDES, OUTPUT, SKIP, Channel, board
+from resmon.capture.accelerator import Accelerators
+from resmon.capture.channel import IN_ALL, Channel, board
 from resmon.capture.compiler import Compiler
+from resmon.capture.drafts import Draft, Part, Totals, parts
+from resmon.capture.fetch import Fetch, held, is_capturing, number
 from resmon.capture.gradients import Gradients
 from resmon.capture.model import ModelWatch
 from resmon.capture.optimizers import Optimizers
+from resmon.capture.outbox import PATIENCE, Outbox, Sink
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
 from resmon.errors import ConfigurationError, UnobservableError
-from resmon.records import (
-    BLOCK_COUNTS,
-    BLOCK_VALUES,
-    DURATION_COLUMNS,
-    DURATION_EDGES,
-    RUN_VALUES,
-    Bools,
-    Floats,
-    Ints,
-    ResidualSite,
-    ScalarRecord,
-    StepRecord,
-)
+from resmon.records import Bools, Floats, ResidualSite, ScalarRecord
 
 log = logging.getLogger("resmon")
-
-
-class Sink(Protocol):
-    """Whom the records are given to. OSError from it ends the recording."""
-
-    def sites(self, sites: Sequence[ResidualSite]) -> None: ...
-    def step(self, record: StepRecord) -> None: ...
-    def scalars(self, record: ScalarRecord) -> None: ...
 
 
 class Session:
@@ -72,9 +56,12 @@ class Session:
     ) -> None:
         optimizers = _checked(models, optimizer)
         self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent
-        self._sink: Sink | None = None
+        self._outbox = Outbox(self)
+        self._totals = Totals()
+        self._accelerators = Accelerators()
         self._watches = [
-            ModelWatch(self, key, model, include=include, exclude=exclude, sample=sample) for key, model in models.items()
+            ModelWatch(self, key, model, self._accelerators, include=include, exclude=exclude, sample=sample)
+            for key, model in models.items()
         ]
         self._compiler = Compiler(self._watches)
         self._placement = Placement(models.values(), other_ranks)
@@ -87,11 +74,9 @@ class Session:
         self._seconds = 0.0  # of this step, outside of the models' hooks
         self._passes = 0  # with gradients, since the last step
         self._most_passes = 0  # of one step so far
-        self._steps_total = self._skipped_total = self._clipped_total = 0
+        self._steps_total = 0
         self._errors_total = 0
-        self._duration_total = 0.0
-        self._duration_buckets = np.zeros(DURATION_COLUMNS, np.int64)
-        self._channels: list[Channel] = []
+        self._channels: Sequence[Channel] = ()
         self._board = board(0)
         self._told: set[str] = set()
 
@@ -99,7 +84,7 @@ class Session:
 
     def attach(self, sink: Sink) -> None:
         """Put the hooks on, and give the records to `sink` from here on."""
-        self._sink = sink
+        self._outbox.open(sink)
         for watch in self._watches:
             watch.attach()
         self._optimizers.attach()
@@ -116,6 +101,7 @@ class Session:
         """The run is over: write down a step that was begun and not ended."""
         if self._under_way:
             self._end_step(complete=False)
+        self._outbox.look(PATIENCE)
 
     @property
     def sites(self) -> tuple[ResidualSite, ...]:
@@ -133,6 +119,7 @@ class Session:
             self._under_way = True
             if not self._steps_total:
                 self._boundary = perf_counter()
+            self._outbox.look()
         self._placement.pass_begun()
         self._passes += 1
         if self._passes == (max(FEW_PASSES, 8 * self._most_passes) if self._most_passes else MANY_PASSES):
@@ -143,14 +130,18 @@ class Session:
             )
 
     def sites_changed(self) -> None:
-        self._channels = [channel for watch in self._watches for channel in watch.channels]
+        self._channels = tuple(channel for watch in self._watches for channel in watch.channels)
         self._board = board(len(self._channels))
         for row, channel in zip(self._board, self._channels, strict=True):
             channel.move(row)
         self._gradients.group([[(c.site.model, name) for name in c.site.parameters] for c in self._channels])
         if not self._channels and all(w.traced for w in self._watches):
             self._say("no residual add was found in the traced forward pass: the run is recorded without blocks")
-        self._write(lambda sink: sink.sites(self.sites))
+        self._tell_sites()
+
+    def _tell_sites(self) -> None:
+        sites = self.sites
+        self._outbox.put(lambda sink: sink.sites(sites))
 
     def fault(self, error: Exception) -> None:
         """Something went wrong inside the loop that is no business of the loop's: say so once, count it, step aside."""
@@ -177,6 +168,9 @@ class Session:
 
     def step_over(self) -> None:
         """An optimizer, or the loop, has ended the step."""
+        if is_capturing():
+            self._say(_CAPTURING)
+            return
         self._optimizers.read_the_rest()
         try:
             self._end_step(complete=True)
@@ -185,20 +179,30 @@ class Session:
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Numbers that the loop knows; what is no number is refused with a message, and the rest is taken."""
-        numbers = {}
+        if is_capturing():
+            return
+        fetch = Fetch()
+        found = {}
         for name, value in values.items():
-            number = _number(value)
-            if number is None:
+            taken = _number(value)
+            if taken is None:
                 self._say(
                     f"log({name}=...) got {type(value).__name__}, which is no single number, and was ignored; "
                     "pass a float or a tensor of one element"
                 )
             else:
-                numbers[name] = number
-        if numbers:
-            step = self._step if self._under_way or not self._steps_total else self._step - 1
-            record = ScalarRecord(step, time.time(), numbers)
-            self._write(lambda sink: sink.scalars(record))
+                found[name] = fetch.number(taken)
+        if not found:
+            return
+        step = self._step if self._under_way or not self._steps_total else self._step - 1
+        now = time.time()
+        fetch.send()
+
+        def hand_on(sink: Sink) -> None:
+            if not fetch.failed:
+                sink.scalars(ScalarRecord(step, now, {name: number(each) for name, each in found.items()}))
+
+        self._outbox.put(hand_on, fetch)
 
     # -- a step's record -----------------------------------------------------------------------------------------------
 
@@ -216,130 +220,97 @@ class Session:
                 "a step has ended, but no forward pass with gradients was seen, so no block can be observed. "
                 "Call the watched model itself, model(...), not model.forward(...) or its parts; or watch the part that is called"
             )
-        if duration is not None and complete:
-            self._duration_total += duration
-            self._duration_buckets[int(np.searchsorted(DURATION_EDGES, duration))] += 1
         self._steps_total += complete
-        record = self._record(complete, duration, seconds, now)
-        self._write(lambda sink: sink.step(record))
+        draft = self._draft(complete, duration, seconds, now)
+        self._outbox.put(partial(self._hand_on, draft), draft.fetch)
         self._step += 1
         self._under_way = False
         if complete:
             self._most_passes = max(self._most_passes, self._passes)
         self._passes = 0
-        self._optimizers.clear()
-        for channel in self._channels:
-            channel.clear()
         for watch in self._watches:
             watch.seconds = 0.0
-        self._seconds = perf_counter() - now - (record.run[_MONITOR] - seconds)  # writing is paid for in the next row
+        self._seconds = perf_counter() - now - (draft.seconds - seconds)  # what follows is paid for in the next row
 
-    def _record(self, complete: bool, duration: float | None, seconds: float, started: float) -> StepRecord:
-        channels = self._channels
-        sites = len(channels)
-        values = np.zeros((len(BLOCK_VALUES), sites))
-        present = np.zeros((len(BLOCK_VALUES), sites), np.bool_)
-        counts = np.zeros((len(BLOCK_COUNTS), sites), np.int64)
-        if sites and not self._stepped_aside:
+    def _draft(self, complete: bool, duration: float | None, seconds: float, started: float) -> Draft:
+        fetch = Fetch()
+        stepping = self._optimizers.end_step()
+        gradients = self._gradients.end_step()
+        scales = {model: fetch.number(scale) for model, scale in stepping.scales.items()}
+        nonfinite = [fetch.number(found) for found in stepping.nonfinite]
+        rate = None if stepping.learning_rate is None else fetch.number(stepping.learning_rate)
+        numbers, shares = self._board[:0, IN_ALL], None
+        arriving: Sequence[Part] = ()
+        if not self._stepped_aside:
             try:
-                self._gather(values, present, counts)
+                gradients.send(fetch)
+                rows = (each for watch in self._watches for each in watch.take())
+                arriving = parts(fetch, self._channels, rows, self._accelerators.take())
+                numbers = self._board[:, IN_ALL].copy()
+                self._board[:, IN_ALL] = 0
+                if self._placement.world > 1:
+                    shares = self._shares(gradients.reasons)
+                fetch.send()
             except Exception as error:
                 self.fault(error)
-                present[:], counts[:] = False, 0
-        gradient, stepped = (None, None) if self._stepped_aside else self._gradients.total()
-        skipped = self._optimizers.skipped
-        if complete:
-            self._skipped_total += skipped
-            self._clipped_total += gradient is not None and stepped is not None and stepped < gradient
-        run = [
-            duration,
-            self._optimizers.learning_rate,
-            gradient,
-            stepped,
-            self._optimizers.loss_scale,
-            seconds + perf_counter() - started,
-            float(self._gradients.unknown),
-            float(self._gradients.replicas),
-        ]
-        return StepRecord(
+        return Draft(
+            fetch=fetch,
             step=self._step,
             time=time.time(),
             complete=complete,
-            skipped=skipped,
-            run=np.array([math.nan if v is None else v for v in run]),
-            run_present=np.array([v is not None for v in run]),
-            blocks=values,
-            blocks_present=present,
-            counts=counts,
-            steps_total=self._steps_total,
-            skipped_total=self._skipped_total,
-            clipped_total=self._clipped_total,
+            duration=duration,
+            seconds=seconds + perf_counter() - started,
+            channels=self._channels,
+            numbers=numbers,
+            parts=arriving,
+            suspect=np.array([channel.suspect for channel in self._channels], np.bool_) if arriving else _NOBODY,
+            blocks=not self._stepped_aside,
+            gradients=gradients,
+            learning_rate=rate,
+            scales=scales,
+            nonfinite=nonfinite,
+            not_called=stepping.not_called,
+            shares=shares,
             errors_total=self._errors_total,
-            duration_total=self._duration_total,
-            duration_buckets=self._duration_buckets.copy(),
-            nonfinite_steps=np.array([c.nonfinite_steps for c in channels], np.int64),
-            magnitude_buckets=self._board[:, IN_ALL, MAGNITUDES + 1 :].astype(np.int64),
-            magnitude_sum=self._board[:, IN_ALL, MAGNITUDES].copy(),
         )
 
-    def _gather(self, values: Floats, present: Bools, counts: Ints) -> None:
-        """Fill a record's arrays from the channels."""
-        channels = self._channels
-        for watch in self._watches:
-            watch.settle()
-        values[:3] = self._board[:, IN_ALL, (SKIP, BRANCH, OUTPUT)].T
-        counts[0] = self._board[:, IN_ALL, ELEMENTS]
-        present[:3] = counts[0] > 0
-        values[3], present[3] = self._gradients.by_group()
-        values[4] = [c.output_gradient_square for c in channels]
-        if self._optimizers.scales:  # they are of the scaled loss
-            values[4] /= np.square([self._optimizers.scale_of(c.site.model) for c in channels])
-        present[4] = [c.gradient_arrived for c in channels]
-        if self._placement.world > 1:
-            self._take_shares(values[4], present[4])
-        counts[1] = [c.nonfinite_forward for c in channels]
-        counts[2] = [c.nonfinite_backward for c in channels]
-        for i in np.flatnonzero(counts[1:].any(axis=0)):
-            channels[i].nonfinite_steps += 1
-
-    def _take_shares(self, squares: Floats, present: Bools) -> None:
-        """Make the output gradients' squares this rank's share, and say in the sites what cannot be known of them, and why."""
+    def _shares(self, reasons: Sequence[str]) -> Floats:
+        """What makes each site's output gradient this rank's share, NaN where that cannot be known, which the sites then say."""
         models = {watch.key: watch.model for watch in self._watches}
+        shares = np.empty(len(self._channels))
         news: tuple[str, ...] = ()
-        for i, (channel, reason) in enumerate(zip(self._channels, self._gradients.reasons(), strict=True)):
+        for i, (channel, reason) in enumerate(zip(self._channels, reasons, strict=True)):
             share = self._placement.output(models[channel.site.model], channel.distributed)
             why_not = channel.gradient_unknown or share.reason
-            squares[i] *= share.factor
-            present[i] &= not why_not
-            reasons = (
+            shares[i] = math.nan if why_not else share.factor
+            absent = (
                 ("skip_rms, branch_rms", channel.operands_unknown),
                 ("gradient_norm", reason),
                 ("output_gradient_norm", why_not),
             )
             known = channel.site.absent
-            if fresh := tuple(said for name, why in reasons if why and (said := f"{name}: {why}") not in known):
+            if fresh := tuple(said for name, why in absent if why and (said := f"{name}: {why}") not in known):
                 channel.site = replace(channel.site, absent=known + fresh)
                 news += fresh
         if news:
             self._say(f"some values are absent. {news[0]} (each site in the flight says its own)")
-            self._write(lambda sink: sink.sites(self.sites))
+            self._tell_sites()
+        return shares
 
-    # -- saying and writing --------------------------------------------------------------------------------------------
+    # -- handing on and saying -----------------------------------------------------------------------------------------
 
-    def _write(self, what: Any) -> None:
-        if self._sink is None:
-            return
+    def _hand_on(self, draft: Draft, sink: Sink) -> None:
         try:
-            what(self._sink)
-        except OSError as error:
-            self._sink = None
-            self._errors_total += 1
-            self._say(
-                f"the flight can no longer be written ({error}); recording stops here, training goes on. Free space and start again"
-            )
+            record = self._totals.record(draft)
         except Exception as error:
-            self._sink = None
             self.fault(error)
+            draft.blocks = False
+            record = self._totals.record(draft)
+        sink.step(record)
+
+    def cannot_write(self, error: OSError) -> None:
+        self._errors_total += 1
+        self._say(f"the flight can no longer be written ({error}); recording stops, training goes on. Free space and start again")
 
     def _say(self, message: str, error: Exception | None = None) -> None:
         if message not in self._told:
@@ -347,7 +318,12 @@ class Session:
             log.warning("resmon: %s", message, exc_info=error)
 
 
-_MONITOR = RUN_VALUES.index("monitor_seconds")
+_NOBODY: Bools = np.zeros(0, np.bool_)
+
+_CAPTURING = (
+    "a CUDA graph is being captured around the training step: what is captured is repeated without any Python, so neither its "
+    "blocks nor its steps are seen. torch.compile(model, mode='reduce-overhead') captures graphs that resmon is part of"
+)
 
 # Forward passes without a step after which it is worth saying so: once the usual number is known (at most an eighth), and before.
 FEW_PASSES, MANY_PASSES = 64, 1024
@@ -378,9 +354,11 @@ def _checked(models: Mapping[str, Any], given: Any) -> tuple[Optimizer, ...]:
     return tuple(dict.fromkeys(optimizers))
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, torch.Tensor):
-        return float(value.detach()) if value.numel() == 1 and not value.is_complex() else None
+def _number(value: Any) -> float | Tensor | None:
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            return None
+        return held(value)
     if isinstance(value, (str, bytes)):
         return None
     try:

@@ -455,7 +455,7 @@ class AddMode(Hook, TorchFunctionMode):
                 channel.count()
                 tap.belongs_to(channel)
             for cell in visit.traced:
-                cell.count_pending()
+                cell.count()
         elif visit.adds:
             self._watcher.trace_again()
         visit.taken.clear()

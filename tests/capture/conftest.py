@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from resmon.capture import fetch
 from tests.capture import loops
 
 
@@ -15,3 +16,9 @@ def nobody_watches_on() -> Iterator[None]:
     yield
     while loops.watching:
         loops.watching.pop().detach()
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Main memory is taken for an accelerator: all is queued there, and its numbers are fetched."""
+    monkeypatch.setattr(fetch, "is_here", lambda tensor: False)

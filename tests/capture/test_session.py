@@ -661,7 +661,7 @@ def test_a_full_disk_stops_recording_and_not_training(moment: str, caplog: pytes
 
     setattr(Full, moment, full)
     watched = Watched(models.mixed())
-    watched.session._sink = Full()
+    watched.session._outbox.open(Full())
     for i in range(4):
         watched.step(models.images(4, seed=i))
         watched.session.log({"loss": 1.0})

@@ -1,0 +1,239 @@
+"""From what a step has gathered to its record.
+
+A draft is complete as far as the host knows when the step is over. Where some of its numbers are still on a device it waits for
+them, in its order; the cumulative counters are those of the records, so they are kept on this side of the wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from resmon.capture.accelerator import Gathered
+from resmon.capture.channel import Channel
+from resmon.capture.columns import (
+    ARRIVED,
+    BACKWARD_NONFINITE,
+    BRANCH,
+    CELLS,
+    COLUMNS,
+    ELEMENTS,
+    FORWARD_NONFINITE,
+    GRADIENT,
+    MAGNITUDES,
+    OUTPUT,
+    SKIP,
+)
+from resmon.capture.fetch import Fetch, Later, Number, number
+from resmon.capture.measured import Measured
+from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, DURATION_COLUMNS, DURATION_EDGES, Bools, Floats, Ints, StepRecord
+
+
+class Part(Protocol):
+    """Numbers that arrive, some for each of some sites."""
+
+    def add_to(self, numbers: Floats) -> None:
+        """Add them to the rows of all sites, [S, COLUMNS]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Whole rows, of one site each."""
+
+    numbers: Later
+    rows: Ints
+    sites: Ints
+
+    def add_to(self, numbers: Floats) -> None:
+        table = self.numbers.numbers().reshape(-1, COLUMNS)
+        np.add.at(numbers, self.sites, table[self.rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Scattered:
+    """Single numbers: norms, to be squared, and counts."""
+
+    numbers: Later
+    members: Ints  # which of the numbers
+    sites: Ints
+    columns: Ints
+    factors: Floats
+
+    def add_to(self, numbers: Floats) -> None:
+        found = self.numbers.numbers()[self.members]
+        counts = (self.columns == FORWARD_NONFINITE) | (self.columns == BACKWARD_NONFINITE)
+        np.add.at(numbers, (self.sites, self.columns), np.where(counts, found, found * found * self.factors))
+
+
+@dataclass(frozen=True, slots=True)
+class Histograms:
+    """Histograms of magnitudes."""
+
+    numbers: Later
+    rows: Ints
+    sites: Ints
+
+    def add_to(self, numbers: Floats) -> None:
+        table = self.numbers.numbers().reshape(-1, CELLS)
+        np.add.at(numbers[:, MAGNITUDES:], self.sites, table[self.rows])
+
+
+def parts(
+    fetch: Fetch, channels: Sequence[Channel], rows: Iterable[tuple[Tensor, Sequence[Channel]]], gathered: Iterable[Gathered]
+) -> list[Part]:
+    """Have `fetch` bring what graphs have written in rows and what has gathered on accelerators, for those of `channels`."""
+    position = {id(channel): i for i, channel in enumerate(channels)}
+
+    def places(of: Iterable[Channel]) -> tuple[Ints, Ints]:
+        """Which of these are among the channels, and where."""
+        found = [(i, place) for i, each in enumerate(of) if (place := position.get(id(each.stands_for))) is not None]
+        members, sites = np.array(found, np.int64).reshape(-1, 2).T
+        return members, sites
+
+    found: list[Part] = [Rows(fetch.add(numbers), *places(of)) for numbers, of in rows]
+    for each in gathered:
+        members, sites = places(place.channel for place in each.places)
+        columns = np.array([place.column for place in each.places])[members]
+        factors = np.array([place.factor for place in each.places])[members]
+        found.append(Scattered(fetch.add(each.numbers), members, sites, columns, factors))
+        if each.sites:
+            found.append(Histograms(fetch.add(each.histograms), *places(each.sites)))
+    return found
+
+
+@dataclass(slots=True)
+class Draft:
+    """One step, S sites."""
+
+    fetch: Fetch
+    step: int
+    time: float  # Unix seconds at the step boundary
+    complete: bool
+    duration: float | None
+    seconds: float  # that the monitor has cost
+    channels: Sequence[Channel]
+    numbers: Floats  # [S, COLUMNS]
+    parts: Sequence[Part]  # of the numbers, that arrive later
+    suspect: Bools  # [S]: whether what is not finite was counted on its device
+    blocks: bool  # whether its blocks were observed, after all
+    gradients: Measured
+    learning_rate: Number | None
+    scales: Mapping[str, Number]
+    nonfinite: Sequence[Number]
+    not_called: bool
+    shares: Floats | None  # [S]: what makes the output gradients' squares this rank's share; NaN where that cannot be known
+    errors_total: int
+
+
+class Totals:
+    """The cumulative counters, and the records that carry them."""
+
+    def __init__(self) -> None:
+        self._steps = self._skipped = self._clipped = 0
+        self._duration = 0.0
+        self._durations = np.zeros(DURATION_COLUMNS, np.int64)
+        self._channels: Sequence[Channel] = ()
+        self._nonfinite: Ints = np.zeros(0, np.int64)
+        self._magnitudes: Floats = np.zeros((0, CELLS))
+
+    def sites(self, channels: Sequence[Channel]) -> None:
+        """Records from here on are of these sites."""
+        if channels is self._channels:
+            return
+        known = {id(channel): i for i, channel in enumerate(self._channels)}
+        nonfinite, magnitudes = self._nonfinite, self._magnitudes
+        self._channels = channels
+        self._nonfinite, self._magnitudes = np.zeros(len(channels), np.int64), np.zeros((len(channels), CELLS))
+        for i, channel in enumerate(channels):
+            if (before := known.get(id(channel))) is not None:
+                self._nonfinite[i], self._magnitudes[i] = nonfinite[before], magnitudes[before]
+
+    def record(self, draft: Draft) -> StepRecord:
+        """The step's record, when its numbers have arrived, or have failed to."""
+        self.sites(draft.channels)
+        arrived = not draft.fetch.failed
+        if arrived:
+            draft.gradients.settle()
+        values, present, counts = self._blocks(draft, arrived)
+        gradient, stepped = draft.gradients.total() if draft.blocks and arrived else (None, None)
+        scales = [number(scale) for scale in draft.scales.values()] if arrived else []
+        skipped = draft.not_called or (arrived and any(number(found) for found in draft.nonfinite))
+        if draft.complete:
+            self._steps += 1
+            self._skipped += skipped
+            self._clipped += gradient is not None and stepped is not None and stepped < gradient
+            if draft.duration is not None:
+                self._duration += draft.duration
+                self._durations[int(DURATION_EDGES.searchsorted(draft.duration))] += 1
+        run = (
+            draft.duration,
+            None if draft.learning_rate is None or not arrived else number(draft.learning_rate),
+            gradient,
+            stepped,
+            max(scales, default=None),
+            draft.seconds,
+            float(len(draft.gradients.unknown)),
+            float(draft.gradients.replicas),
+        )
+        return StepRecord(
+            step=draft.step,
+            time=draft.time,
+            complete=draft.complete,
+            skipped=skipped,
+            run=np.array([math.nan if v is None else v for v in run]),
+            run_present=np.array([v is not None for v in run]),
+            blocks=values,
+            blocks_present=present,
+            counts=counts,
+            steps_total=self._steps,
+            skipped_total=self._skipped,
+            clipped_total=self._clipped,
+            errors_total=draft.errors_total,
+            duration_total=self._duration,
+            duration_buckets=self._durations.copy(),
+            nonfinite_steps=self._nonfinite.copy(),
+            magnitude_buckets=self._magnitudes[:, 1:].astype(np.int64),
+            magnitude_sum=self._magnitudes[:, 0].copy(),
+        )
+
+    def _blocks(self, draft: Draft, arrived: bool) -> tuple[Floats, Bools, Ints]:
+        """The record's arrays of its sites."""
+        sites = len(draft.channels)
+        values = np.zeros((len(BLOCK_VALUES), sites))
+        present = np.zeros((len(BLOCK_VALUES), sites), np.bool_)
+        counts = np.zeros((len(BLOCK_COUNTS), sites), np.int64)
+        if not (sites and draft.blocks and arrived):
+            return values, present, counts
+        numbers = draft.numbers
+        if draft.parts:
+            self._complete(draft)
+        values[:3] = numbers.T[[SKIP, BRANCH, OUTPUT]]
+        values[3], present[3] = draft.gradients.by_group()
+        values[4] = numbers[:, GRADIENT]
+        counts[:] = numbers.T[[ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE]]
+        present[:3] = counts[0] > 0
+        present[4] = numbers[:, ARRIVED] > 0
+        if draft.scales:  # they are of the scaled loss
+            values[4] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]
+        if draft.shares is not None:
+            present[4] &= ~np.isnan(draft.shares)
+            values[4] *= np.where(present[4], draft.shares, 0.0)
+        self._nonfinite += counts[1:].any(axis=0)
+        self._magnitudes += numbers[:, MAGNITUDES:]
+        return values, present, counts
+
+    def _complete(self, draft: Draft) -> None:
+        """Add what was gathered on devices, where what is not finite is counted only once something was not."""
+        numbers = draft.numbers
+        for part in draft.parts:
+            part.add_to(numbers)
+        for square, count in ((OUTPUT, FORWARD_NONFINITE), (GRADIENT, BACKWARD_NONFINITE)):
+            broken = ~np.isfinite(numbers[:, square])
+            numbers[:, count] += broken & (numbers[:, count] == 0) & ~draft.suspect
+            for site in np.flatnonzero(broken).tolist():
+                draft.channels[site].suspect = True

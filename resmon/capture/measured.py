@@ -1,0 +1,128 @@
+"""What was read of a step's gradients: sums of squares, and what clipping and scaling made of them.
+
+Where gradients are on an accelerator some of these numbers arrive after the step. What was to be done with them is noted in its
+order then, and done when they are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from resmon.capture.fetch import Fetch, Later
+from resmon.records import Bools, Floats
+
+Places = np.ndarray[tuple[int], np.dtype[np.intp]]
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Which places make which group: its members run from its start to the next one's, the last of them nobody."""
+
+    starts: tuple[int, ...]
+    members: Places
+
+
+class Measured:
+    """The gradients of one step, by the places of their parameters. One place more is nobody's: every group has a member."""
+
+    def __init__(self, parameters: int) -> None:
+        size = parameters + 1
+        self.present: Bools = np.zeros(size, np.bool_)
+        self.due: Bools = np.zeros(size, np.bool_)  # its optimizer has come to its step, so that it counts
+        self.clipped: Bools = np.zeros(size, np.bool_)
+        self.unknown: dict[int, str] = {}  # of those that are there: why this rank cannot know its share of their norm
+        self.groups = Groups((), np.zeros(0, np.intp))
+        self.reasons: Sequence[str] = ()  # of each group, why its norm cannot be known, "" where it can
+        self.replicas = 1  # how many ranks hold the same gradients, all of them alike
+        self._squares: Floats = np.zeros(size)
+        self._factors: Floats = np.ones(size)  # what clipping has multiplied it with since it was read
+        self._noted: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+
+    # -- what happens --------------------------------------------------------------------------------------------------
+
+    def do(self, what: Callable[..., None], *arguments: Any) -> None:
+        """Do one of the following, now or, where a number of it or of one before is on its way, in its turn."""
+        if self._noted or any(isinstance(argument, Tensor) for argument in arguments):
+            self._noted.append((what, arguments))
+        else:
+            what(self, *arguments)
+
+    def take(self, places: Places, *values: Any) -> None:
+        """These squares were read."""
+        self._squares[places] = _squares(*values)
+        self._factors[places] = 1.0
+
+    def multiply(self, places: Places, coefficient: float | Later) -> None:
+        """Clipping has multiplied these with `coefficient`."""
+        self._factors[places] *= _number(coefficient)
+
+    def became(self, places: Places, *values: Any) -> None:
+        """Clipping has left these squares."""
+        before, after = self._squares[places] * self._factors[places] ** 2, _squares(*values)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self._factors[places] *= np.where(after == before, 1.0, np.sqrt(after / before))
+
+    def divide(self, places: Places, scale: float | Later) -> None:
+        """What was read of these was in units of `scale`."""
+        self._squares[places] /= _number(scale) ** 2
+
+    # -- what came of it -----------------------------------------------------------------------------------------------
+
+    def send(self, fetch: Fetch) -> None:
+        """Have the numbers that are on their way come with `fetch`."""
+        self._noted = [
+            (what, tuple(fetch.add(each) if isinstance(each, Tensor) else each for each in arguments))
+            for what, arguments in self._noted
+        ]
+
+    def settle(self) -> None:
+        """They have arrived."""
+        for what, arguments in self._noted:
+            what(self, *arguments)
+        self._noted.clear()
+
+    def total(self) -> tuple[float | None, float | None]:
+        """The squared norm of all gradients, and, where clipping was seen, of what it left of them.
+
+        None where there is no gradient, or one of whose norm this rank's share cannot be known.
+        """
+        counts = self.present & self.due
+        if self.unknown or not counts.any():
+            return None, None
+        squares = self._squares[counts]
+        total = float(squares.sum())
+        if not self.clipped[counts].any():
+            return total, None
+        factors = self._factors[counts]
+        with np.errstate(invalid="ignore"):
+            return total, total if (factors == 1).all() else float((squares * factors**2).sum())
+
+    def by_group(self) -> tuple[Floats, Bools]:
+        """The squared norm of each group's gradients, and which groups have one that can be known."""
+        groups = self.groups
+        if not groups.starts:
+            return np.zeros(0), np.zeros(0, np.bool_)
+        counts = self.present & self.due
+        squares = np.add.reduceat(np.where(counts, self._squares, 0.0)[groups.members], groups.starts)
+        present = np.logical_or.reduceat(counts[groups.members], groups.starts)
+        if self.unknown:
+            present &= [not reason for reason in self.reasons]
+        return squares, present
+
+
+Values = tuple[Any, ...]  # squares; or squares, what each is multiplied with, and by devices which are there and their norms
+
+
+def _squares(squares: Floats, shares: Floats | None = None, *parts: Any) -> Floats:
+    for places, norms in zip(parts[::2], parts[1::2], strict=True):
+        squares[places] = norms.numbers() ** 2 * shares[places]  # type: ignore[index]
+    return squares
+
+
+def _number(value: float | Later) -> float:
+    return value if isinstance(value, float) else float(value.numbers()[0])
