@@ -36,8 +36,8 @@ def square_sum(tensor: Tensor) -> float:
     """
     if not tensor.is_cpu:
         raise UnobservableError(
-            f"tensors are on {tensor.device} now, and this version reads main memory only. Move the model back to the CPU and "
-            "watch it again to observe its blocks."
+            f"an add's operands are in main memory and its result is on {tensor.device}, where it is not read. Watch the model "
+            "again when it is all on one device."
         )
     code = CODES.get(tensor.dtype)
     if code is not None and is_dense(tensor):

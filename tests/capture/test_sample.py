@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resmon.capture.sample import CELLS, magnitudes, stride
+from resmon.capture.columns import CELLS
+from resmon.capture.sample import magnitudes, stride
 from resmon.records import (
     MAGNITUDE_COLUMNS,
     MAGNITUDE_EDGES,
