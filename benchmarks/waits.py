@@ -24,7 +24,7 @@ CALLS = frozenset(
     )
 )
 ITEM = "aten::_local_scalar_dense"  # a tensor's value as a Python number: no wait on a CPU, and one on every GPU
-STRETCH = "benchmarks.waits.stretch"
+RANGE = "benchmarks.waits.stretch"
 SYNCHRONIZING = "called a synchronizing CUDA operation"  # torch's warning says so
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 def count(stretch: Callable[[], object], on: torch.device) -> int:
     """How often the host waited within `stretch`; on a CPU, how often it would have, had a GPU been asked for a value."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on.type == "cuda" else [])
-    with profile(activities=activities) as profiler, record_function(STRETCH):
+    with profile(activities=activities) as profiler, record_function(RANGE):
         stretch()
     return counted(profiler.events() or (), CALLS if on.type == "cuda" else {ITEM})
 
@@ -41,7 +41,7 @@ def counted(events: Iterable[FunctionEvent], names: Iterable[str]) -> int:
     """The events of these names that began within the stretch: the profiler itself waits for the device before and after it."""
     events, wanted = list(events), frozenset(names)
     # On a GPU a range is told twice, by the host's clock and by when its kernels ran.
-    stretches = [event.time_range for event in events if event.name == STRETCH and event.device_type.name == "CPU"]
+    stretches = [event.time_range for event in events if event.name == RANGE and event.device_type.name == "CPU"]
     if len(stretches) != 1:
         raise RuntimeError(f"the profiler told of {len(stretches)} stretches where one was run: its events cannot be counted")
     (stretch,) = stretches

@@ -331,6 +331,11 @@ def test_a_training_is_made_on_the_device_that_is_asked_for(name: str, parameter
     assert all(p.grad is not None for p in training.model.parameters())
 
 
+def test_twins_are_made_where_they_are_measured() -> None:
+    with torch.device("meta"):  # whatever is the default: a training there has no weights that could be compared
+        assert measure(tiny, Observer, workload="tiny", observer="nothing", pairs=1, warm_up=0, on=device.CPU).same_weights
+
+
 def test_images_lie_channels_last() -> None:
     training = small_resnet()
     arguments, _ = training.batches[0]
@@ -355,8 +360,8 @@ def test_values_taken_by_the_host_are_counted() -> None:
 
 def events(*told: tuple[str, float]) -> list[FunctionEvent]:
     cpu, cuda = torch.profiler.DeviceType.CPU, torch.profiler.DeviceType.CUDA
-    stretch = [FunctionEvent(0, waits.STRETCH, 1, 100.0, 200.0, device_type=cpu)]
-    kernels = [FunctionEvent(0, waits.STRETCH, 1, 120.0, 900.0, device_type=cuda)]
+    stretch = [FunctionEvent(0, waits.RANGE, 1, 100.0, 200.0, device_type=cpu)]
+    kernels = [FunctionEvent(0, waits.RANGE, 1, 120.0, 900.0, device_type=cuda)]
     return [FunctionEvent(i, name, 2, at, at + 1, device_type=cpu) for i, (name, at) in enumerate(told)] + stretch + kernels
 
 
