@@ -9,7 +9,7 @@ PYTHON ?= python3
 TORCH := torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help setup test test-slow lint demo bench clean
+.PHONY: help setup test test-slow lint demo bench bench-gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ demo: setup ## train on real digits with the live view, then let it blow up
 bench: setup ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.house
+
+bench-gpu: setup ## likewise on an NVIDIA GPU, and how often the host waits for it
+	$(BIN)/python -m benchmarks.run --device cuda
 
 clean: ## remove what the set-up and the tools made; runs/ stays
 	rm -rf .venv resmon/capture/_native.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -40,6 +40,10 @@ class Measurement:
     own: list[float] = field(default_factory=list)  # the observer's own account of the same steps; empty where it keeps none
     background: float | None = None  # CPU seconds that other processes worked for the observer; None where it cannot be seen
     same_weights: bool = False  # whether both models ended equal to the last bit
+    # Of the bare training and of the watched one, on a GPU; None elsewhere.
+    memory: list[int] | None = None  # bytes of the device at peak
+    waits: list[int] | None = None  # how often the host waited for the device in a stretch of some steps
+    places: list[str] = field(default_factory=list)  # where only the watched one was seen to wait, by torch's own account
 
     def __post_init__(self) -> None:
         if len(self.bare) != len(self.watched):
@@ -58,6 +62,11 @@ class Measurement:
     def per_site(self) -> Quartiles:
         """Microseconds per residual site and step."""
         return Quartiles.of((watched - bare) / self.sites * 1e6 for bare, watched in zip(self.bare, self.watched, strict=True))
+
+    @property
+    def further_waits(self) -> int | None:
+        """What watching made the host wait besides; by the witness who saw more of it."""
+        return None if self.waits is None else max(self.waits[1] - self.waits[0], len(self.places))
 
     @property
     def own_ratio(self) -> float | None:

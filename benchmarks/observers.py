@@ -26,6 +26,8 @@ AGENT_START = 30.0  # seconds
 class Observer:
     """Watches nothing. Two bare trainings in turn show how far apart equal steps are on this machine."""
 
+    package: str | None = None  # that must be installed
+
     def __init__(self, training: Training) -> None:
         self.training = training
 
@@ -73,6 +75,8 @@ class Resmon(Observer):
 class Wandb(Observer):
     """wandb.watch(log="gradients", log_freq=1), offline."""
 
+    package = "wandb"
+
     def __init__(self, training: Training) -> None:
         super().__init__(training)
         import wandb
@@ -89,6 +93,8 @@ class Wandb(Observer):
 
 class TensorBoard(Observer):
     """SummaryWriter.add_histogram of every parameter's gradient and of the output of every module that holds a residual add."""
+
+    package = "tensorboard"
 
     def __init__(self, training: Training) -> None:
         super().__init__(training)
@@ -126,7 +132,8 @@ OBSERVERS: dict[str, type[Observer]] = {"resmon": Resmon, "wandb": Wandb, "tenso
 
 def sites(training: Training) -> list[resmon.ResidualSite]:
     arguments, _ = training.batches[0]
-    return resmon.discover(training.model, **arguments)
+    with training.forward():
+        return resmon.discover(training.model, **arguments)
 
 
 def _agent_that_is_ready() -> runtime.Serving:

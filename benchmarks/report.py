@@ -1,19 +1,32 @@
-"""The results as a Markdown table between two marks of a page, and as JSON that holds every single pair."""
+"""The results: as a Markdown table between two marks of a page, one for each kind of device, and as JSON that holds every pair."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import resmon
 from benchmarks.measurement import Measurement, Quartiles
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Between them stands a table."""
+
+    begin: str
+    end: str
+
+
+MARKS = {
+    "cpu": Marks("<!-- results: begin -->", "<!-- results: end -->"),
+    "cuda": Marks("<!-- results on a GPU: begin -->", "<!-- results on a GPU: end -->"),
+}
 TARGET_PER_SITE = 60.0  # microseconds per residual site and step
 HEAD = (
     "training",
@@ -27,6 +40,7 @@ HEAD = (
     "beside the loop",
     "same weights",
 )
+HEAD_GPU = ("device memory at peak", "host waits for the device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +54,12 @@ class Circumstances:
     threads: int  # that torch computes with
     versions: dict[str, str]
     load: tuple[float, float, float]  # averages over 1, 5 and 15 minutes before the first measurement
+    gpu: str = ""  # that was measured on
+
+    @property
+    def machine(self) -> dict[str, object]:
+        """What figures that stand in one table have in common."""
+        return {"cpu": self.cpu, "cores": self.cores, "gpu": self.gpu, "versions": self.versions}
 
 
 def cpu_model() -> str:
@@ -52,8 +72,13 @@ def cpu_model() -> str:
 
 
 def versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "wandb", "tensorboard")
-    return {"resmon": resmon.__version__, "python": platform.python_version()} | {name: version(name) for name in packages}
+    found = {"resmon": resmon.__version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "wandb", "tensorboard"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # it is not compared with then
+            continue
+    return found
 
 
 def load_average() -> tuple[float, float, float]:
@@ -63,12 +88,17 @@ def load_average() -> tuple[float, float, float]:
 
 def markdown(measurements: Sequence[Measurement], titles: dict[str, str], targets: dict[str, float], how: Circumstances) -> str:
     """The table, what was aimed at, and the circumstances. `titles` and `targets` (of the ratio) are by workload."""
-    rows = [_row(m, titles[m.workload], targets.get(m.workload)) for m in measurements]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (HEAD, ["---"] * len(HEAD), *rows)]
+    head = HEAD + HEAD_GPU if how.gpu else HEAD
+    rows = [(*_row(m, titles[m.workload], targets.get(m.workload)), *(_on_gpu(m) if how.gpu else ())) for m in measurements]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    waited = [f"{titles[m.workload]}, {m.observer}: {', '.join(m.places)}" for m in measurements if m.places]
+    if waited:
+        lines += ["", "Waited for the device at these lines, by torch's own account:", "", *(f"- {line}" for line in waited)]
     packages = ", ".join(f"{name} {number}" for name, number in how.versions.items())
     load = " ".join(f"{n:.2f}" for n in how.load)
+    machine = ", ".join(filter(None, (how.gpu, how.cpu)))
     made = (
-        f"Made by `{how.command}` on {how.date}. {how.cpu}, {how.cores} cores, {how.threads} threads; {packages}. "
+        f"Made by `{how.command}` on {how.date}. {machine}, {how.cores} cores, {how.threads} threads; {packages}. "
         f"Load average before (1, 5, 15 min) {load}."
     )
     return "\n".join([*lines, "", made])
@@ -91,6 +121,17 @@ def _row(m: Measurement, title: str, target: float | None) -> list[str]:
     ]
 
 
+def _on_gpu(m: Measurement) -> list[str]:
+    memory = waits = ""
+    if m.memory is not None:
+        bare, watched = m.memory
+        memory = f"{bare / 2**30:.2f} GiB, {(watched - bare) / 2**20:+.1f} MiB ({watched / bare - 1:+.2%})"
+    if m.waits is not None and m.further_waits is not None:
+        bare, watched = m.waits
+        waits = f"{bare} bare, {watched} watched" + _verdict(m.further_waits, 0 if m.observer == "resmon" else None)
+    return [memory, waits]
+
+
 def _spread(q: Quartiles, digits: int) -> str:
     return f"{q.median:.{digits}f} ({q.lower:.{digits}f} to {q.upper:.{digits}f})"
 
@@ -101,19 +142,27 @@ def _verdict(value: float, target: float | None) -> str:
     return f", target {target:g}: {'met' if value <= target else '**missed**'}"
 
 
-def put_into(page: Path, table: str) -> None:
+def put_into(page: Path, table: str, marks: Marks) -> None:
     """Put `table` between the marks of `page`. Raises ValueError as `around` does."""
-    before, after = around(page)
-    page.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+    before, after = around(page, marks)
+    page.write_text(f"{before}{marks.begin}\n\n{table}\n\n{marks.end}{after}", encoding="utf-8")
 
 
-def around(page: Path) -> tuple[str, str]:
+def around(page: Path, marks: Marks) -> tuple[str, str]:
     """What stands before and after the table. Raises ValueError where the marks are not there once each and in order."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in before + after:
-        raise ValueError(f"{page} needs the marks {BEGIN} and {END} once each, in this order; put them where the table belongs")
+    before, begin, rest = page.read_text(encoding="utf-8").partition(marks.begin)
+    _, end, after = rest.partition(marks.end)
+    if not begin or not end or marks.begin in rest or marks.end in before + after:
+        raise ValueError(
+            f"{page} needs the marks {marks.begin} and {marks.end} once each, in this order; put them where the table belongs"
+        )
     return before, after
+
+
+def results_file(folder: Path, how: Circumstances) -> Path:
+    """One a day, and for each kind of GPU one of its own."""
+    gpu = re.findall(r"[a-z0-9]+", how.gpu.partition(",")[0].lower())
+    return folder / f"{'-'.join((how.date[:10], *gpu))}.json"
 
 
 def write_json(path: Path, measurements: Sequence[Measurement], how: Circumstances) -> None:
@@ -122,6 +171,19 @@ def write_json(path: Path, measurements: Sequence[Measurement], how: Circumstanc
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> tuple[Circumstances, list[Measurement]]:
+    """What `write_json` wrote. Raises OSError, or ValueError where it is something else."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return Circumstances(**content["circumstances"]), [Measurement(**values) for values in content["measurements"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no results: {error!r}") from error
+
+
 def _short(values: dict[str, object]) -> dict[str, object]:
     """Microseconds are what a clock can tell; the digits behind them only make the file long."""
-    return {key: [round(v, 6) for v in value] if isinstance(value, list) else value for key, value in values.items()}
+
+    def short(value: object) -> object:
+        return round(value, 6) if isinstance(value, float) else value
+
+    return {key: [short(v) for v in value] if isinstance(value, list) else value for key, value in values.items()}

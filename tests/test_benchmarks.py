@@ -6,16 +6,20 @@ import re
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.autograd.profiler_util import FunctionEvent
 from torch.nn.functional import cross_entropy
 
-from benchmarks import report, run
+from benchmarks import device, report, run, waits, workloads
 from benchmarks.measurement import Measurement, Quartiles
 from benchmarks.observers import Observer, Resmon, TensorBoard
 from benchmarks.pairs import measure
@@ -138,7 +142,7 @@ def test_a_slow_machine_gets_fewer_pairs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", [name for name, workload in WORKLOADS.items() if "cpu" in workload.devices])
 def test_every_module_of_a_workload_runs_in_the_first_pass(name: str) -> None:
     """Else resmon would trace more passes than the warm-up covers."""
     training = WORKLOADS[name].make()
@@ -201,6 +205,7 @@ def test_background_counts_children_and_not_this_process() -> None:
 
 # -- the report ------------------------------------------------------------------------------------------------------------
 
+CPU, GPU = report.MARKS["cpu"], report.MARKS["cuda"]
 HOW = report.Circumstances("python -m benchmarks.run", "2026-01-31 12:00 UTC", "Some CPU", 2, 2, {"torch": "2.13"}, (0.1, 0.2, 0.3))
 
 
@@ -233,30 +238,292 @@ def test_a_ratio_that_rounds_to_the_target_is_still_a_miss() -> None:
 
 def test_the_table_replaces_what_stands_between_the_marks(tmp_path: Path) -> None:
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    report.put_into(page, "first")
-    report.put_into(page, "second")
-    assert page.read_text() == f"before\n{report.BEGIN}\n\nsecond\n\n{report.END}\nafter\n"
+    page.write_text(f"before\n{CPU.begin}\nold\n{CPU.end}\nafter\n")
+    report.put_into(page, "first", CPU)
+    report.put_into(page, "second", CPU)
+    assert page.read_text() == f"before\n{CPU.begin}\n\nsecond\n\n{CPU.end}\nafter\n"
 
 
-@pytest.mark.parametrize("text", ["", report.BEGIN, f"{report.END} {report.BEGIN}", f"{report.BEGIN}{report.BEGIN}{report.END}"])
+@pytest.mark.parametrize("text", ["", CPU.begin, f"{CPU.end} {CPU.begin}", f"{CPU.begin}{CPU.begin}{CPU.end}"])
 def test_a_page_without_its_marks_is_left_alone(tmp_path: Path, text: str) -> None:
     page = tmp_path / "README.md"
     page.write_text(text)
     with pytest.raises(ValueError, match="needs the marks"):
-        report.put_into(page, "table")
+        report.put_into(page, "table", CPU)
     assert page.read_text() == text
 
 
-def test_the_page_of_the_project_can_take_the_table() -> None:
-    report.around(run.PAGE)
+def test_the_page_of_the_project_can_take_each_table(tmp_path: Path) -> None:
+    """And neither touches the other."""
+    page = tmp_path / "README.md"
+    page.write_bytes(run.PAGE.read_bytes())
+    report.put_into(page, "one table", CPU)
+    report.put_into(page, "another table", GPU)
+    report.put_into(page, "the one table", CPU)
+    text = page.read_text()
+    assert text.count(f"{CPU.begin}\n\nthe one table\n\n{CPU.end}") == 1
+    assert text.count(f"{GPU.begin}\n\nanother table\n\n{GPU.end}") == 1
 
 
-@pytest.mark.parametrize("argv", [["--only", "nobody"], ["--pairs", "0"]])
+def test_on_a_gpu_memory_and_waits_stand_beside() -> None:
+    how = replace(HOW, gpu="Some GPU, 80 GiB, CUDA 13.0")
+    good = Measurement("xl", "resmon", 10, bare=[1.0], watched=[1.0], memory=[20 << 30, (20 << 30) + (3 << 20)], waits=[5, 5])
+    counted = replace(good, waits=[5, 7])
+    named = replace(good, places=["resmon/capture/sums.py:7"])
+    nothing = replace(counted, observer="nothing", memory=[20 << 30, 19 << 30])
+    lines = report.markdown([good, counted, named, nothing], {"xl": "GPT-2-XL"}, {}, how).splitlines()
+    assert lines[0].endswith("| same weights | device memory at peak | host waits for the device |")
+    assert len({line.count(" | ") for line in lines[:6]}) == 1
+    assert lines[2].endswith("| 20.00 GiB, +3.0 MiB (+0.01%) | 5 bare, 5 watched, target 0: met |")
+    assert lines[3].endswith("| 5 bare, 7 watched, target 0: **missed** |")
+    assert lines[4].endswith("| 5 bare, 5 watched, target 0: **missed** |")
+    assert lines[5].endswith("| 20.00 GiB, -1024.0 MiB (-5.00%) | 5 bare, 7 watched |")
+    assert "- GPT-2-XL, resmon: resmon/capture/sums.py:7" in lines
+    assert "Some GPU, 80 GiB, CUDA 13.0, Some CPU, 2 cores" in lines[-1]
+
+
+def test_the_results_of_a_gpu_have_a_file_of_their_own() -> None:
+    gpu = replace(HOW, gpu="NVIDIA H200 / (SXM), 140 GiB, CUDA 13.0")
+    assert report.results_file(Path("results"), HOW) == Path("results/2026-01-31.json")
+    assert report.results_file(Path("results"), gpu) == Path("results/2026-01-31-nvidia-h200-sxm.json")
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    measured = replace(PAIRS, memory=[1 << 40, 1], waits=[0, 2], places=["some.py:3"])
+    report.write_json(path, [PAIRS, measured], replace(HOW, load=[0.1, 0.2, 0.3]))  # type: ignore[arg-type] # as JSON has it
+    assert report.read_json(path) == (replace(HOW, load=[0.1, 0.2, 0.3]), [PAIRS, measured])  # type: ignore[arg-type]
+
+
+# -- on a GPU: all of it but the device --------------------------------------------------------------------------------------
+
+small_gpt = partial(workloads.gpt2_xl, layers=2, width=32, heads=2, vocabulary=64, batch=2, length=16)
+small_resnet = partial(
+    workloads.channels_last, partial(workloads.resnet, "bottleneck", (1, 1), stem=8, width=16, images=(4, 3, 32, 32), classes=10)
+)
+
+
+@pytest.mark.parametrize(("make", "sites"), [(small_gpt, 4), (small_resnet, 2)])
+def test_the_trainings_for_a_gpu_are_measured(make: Callable[[], Training], sites: int) -> None:
+    measured = measure(partial(workloads.half, make), Resmon, workload="small", observer="resmon", pairs=2, warm_up=2)
+    assert measured.sites == sites
+    assert measured.same_weights
+    assert len(measured.own) == 2
+    assert (measured.memory, measured.waits, measured.places) == (None, None, [])  # a CPU has none of it
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "logits"), [("gpt2-xl", 1_638, (4, 1024, 50257)), ("resnet-50-224", 25, (128, 1000))]
+)
+def test_a_training_is_made_on_the_device_that_is_asked_for(name: str, parameters: int, logits: tuple[int, ...]) -> None:
+    """On the meta device, which has shapes and no memory, GPT-2-XL runs anywhere: in its full size, optimizer and all."""
+    with torch.device("meta"):
+        training = WORKLOADS[name].make()
+    tensors = [*training.model.parameters(), *training.model.buffers()]
+    tensors += [t for arguments, labels in training.batches for t in (*arguments.values(), labels)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert training.device.type == "meta"
+    assert sum(p.numel() for p in training.model.parameters()) // 1_000_000 == parameters  # GPT-2-XL's 1,558 and the head's 80
+    arguments, labels = training.batches[0]
+    output = training.model(**arguments)
+    assert getattr(output, "logits", output).shape == logits
+    training.loss(output, labels).backward()
+    assert all(p.grad is not None for p in training.model.parameters())
+
+
+def test_twins_are_made_where_they_are_measured() -> None:
+    with torch.device("meta"):  # whatever is the default: a training there has no weights that could be compared
+        assert measure(tiny, Observer, workload="tiny", observer="nothing", pairs=1, warm_up=0, on=device.CPU).same_weights
+
+
+def test_images_lie_channels_last() -> None:
+    training = small_resnet()
+    arguments, _ = training.batches[0]
+    weight = next(p for p in training.model.parameters() if p.dim() == 4)
+    assert arguments["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def test_values_taken_by_the_host_are_counted() -> None:
+    """With the profiler that counts waits on a GPU, of that which would wait there."""
+    x = torch.ones(3)
+
+    def stretch() -> None:
+        for _ in range(4):
+            x.sum().item()
+        float(x[0])
+        x.add_(1)
+
+    assert waits.count(stretch, device.CPU) == 5
+    assert waits.count(lambda: x.add_(1), device.CPU) == 0
+
+
+def events(*told: tuple[str, float]) -> list[FunctionEvent]:
+    cpu, cuda = torch.profiler.DeviceType.CPU, torch.profiler.DeviceType.CUDA
+    stretch = [FunctionEvent(0, waits.RANGE, 1, 100.0, 200.0, device_type=cpu)]
+    kernels = [FunctionEvent(0, waits.RANGE, 1, 120.0, 900.0, device_type=cuda)]
+    return [FunctionEvent(i, name, 2, at, at + 1, device_type=cpu) for i, (name, at) in enumerate(told)] + stretch + kernels
+
+
+@pytest.mark.parametrize("call", sorted(waits.CALLS))
+def test_each_call_that_waits_counts(call: str) -> None:
+    assert waits.counted(events((call, 101), (call, 150), ("cudaLaunchKernel", 160)), waits.CALLS) == 2
+
+
+@pytest.mark.parametrize("call", ["cudaMemcpyAsync", "cudaEventQuery", "cudaEventRecord", "cudaStreamWaitEvent", "cudaMalloc"])
+def test_calls_that_return_at_once_do_not(call: str) -> None:
+    assert waits.counted(events((call, 150)), waits.CALLS) == 0
+
+
+def test_the_profilers_own_waits_lie_outside() -> None:
+    assert waits.counted(events(("cudaDeviceSynchronize", 99), ("cudaDeviceSynchronize", 201)), waits.CALLS) == 0
+
+
+def test_events_without_their_stretch_are_no_zero() -> None:
+    with pytest.raises(RuntimeError, match="cannot be counted"):
+        waits.counted([], waits.CALLS)
+
+
+def test_a_wait_that_torch_warns_of_is_named_by_its_line() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally at somewhere.cpp:1.)", stacklevel=1)
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+        warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, "/home/someone/venv/torch/optim/adam.py", 7)
+    here = next(number for number, line in enumerate(Path(__file__).read_text().splitlines(), 1) if "at somewhere.cpp" in line)
+    assert sorted(waits.named(caught)) == [f"tests/test_benchmarks.py:{here}", "torch/optim/adam.py:7"]
+
+
+class Allocator:
+    """Counts as torch.cuda does."""
+
+    now = most = 0
+
+    def take(self, count: int) -> None:
+        self.now += count
+        self.most = max(self.most, self.now)
+
+    def memory_allocated(self) -> int:
+        return self.now
+
+    def max_memory_allocated(self) -> int:
+        return self.most
+
+    def reset_peak_memory_stats(self) -> None:
+        self.most = self.now
+
+
+def test_memory_is_put_down_to_who_ran() -> None:
+    allocator = Allocator()
+    allocator.take(1000)  # what libraries took before
+    memory = device.Memory(allocator)
+    for training, held in enumerate((10, 10)):
+        with memory.of(training):
+            allocator.take(held)
+    for training, kept, passing in ((0, 20, 5), (1, 23, 7), (0, 0, 5), (1, 0, 7)):  # states, and what is let go within a step
+        with memory.of(training):
+            allocator.take(kept + passing)
+            allocator.take(-passing)
+    assert memory.peaks == [35, 40]
+    memory.forget_peaks()
+    with memory.of(0):
+        allocator.take(1)
+    assert memory.peaks == [31, 0]
+    assert device.Memory(None).peaks is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_one_sentence_says_so_and_nothing_is_written() -> None:
+    page, results = run.PAGE.read_bytes(), sorted(run.RESULTS.iterdir())
+    command = [sys.executable, "-m", "benchmarks.run", "--device", "cuda"]
+    ended = subprocess.run(command, cwd=run.ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert re.fullmatch(r"torch \S+ .*: nothing was measured, and nothing written; .* NVIDIA GPU is at hand\.\n", ended.stderr)
+    assert (run.PAGE.read_bytes(), sorted(run.RESULTS.iterdir())) == (page, results)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_waits_are_seen_by_both_witnesses() -> None:
+    x = torch.ones(3, device="cuda")
+    assert waits.count(lambda: x.sum().item(), torch.device("cuda")) >= 1
+    assert waits.count(lambda: x.add_(1), torch.device("cuda")) == 0
+    assert [place.partition(":")[0] for place in waits.places(lambda: x.sum().item())] == ["tests/test_benchmarks.py"]
+    assert waits.places(lambda: x.add_(1)) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("make", [small_gpt, small_resnet, partial(workloads.compiled, small_gpt)])
+def test_a_measurement_on_a_gpu_has_memory_and_waits(make: Callable[[], Training]) -> None:
+    measured = measure(
+        partial(workloads.half, make), Resmon, workload="small", observer="resmon", pairs=2, warm_up=2, on=torch.device("cuda")
+    )
+    assert measured.memory is not None and min(measured.memory) > 0
+    assert measured.waits == [0, 0]
+    assert measured.places == []
+
+
+@pytest.mark.parametrize(
+    "argv", [["--only", "nobody"], ["--pairs", "0"], ["--device", "abacus"], ["--resume", "some.json", "--only", "digits"]]
+)
 def test_arguments_that_make_no_sense_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run.main(argv)
     assert "usage: python -m benchmarks.run" in capsys.readouterr().err
+
+
+# -- a run that was cut short ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The results of a run that lacks its last row, and a page that may be written."""
+    page = tmp_path / "page.md"
+    page.write_text(f"{CPU.begin}\nold\n{CPU.end}\n{GPU.begin}\nold\n{GPU.end}\n")
+    monkeypatch.setattr(run, "PAGE", page)
+    rows = [(w, o) for w, workload in WORKLOADS.items() if "cpu" in workload.devices for o in ("resmon", *workload.beside)]
+    rows.remove(("digits", "nothing"))
+    path = tmp_path / "earlier.json"
+    here = run._circumstances([], "cpu")
+    report.write_json(path, [replace(PAIRS, workload=w, observer=o) for w, o in rows], replace(here, date="2026-01-31 12:00 UTC"))
+    return path
+
+
+@pytest.mark.slow
+def test_it_is_gone_on_with(cut_short: Path) -> None:
+    _, before = report.read_json(cut_short)
+    run.main(["--resume", str(cut_short), "--pairs", "1"])
+    how, measured = report.read_json(cut_short)
+    assert how.date == "2026-01-31 12:00 UTC"
+    assert measured[:-1] == before
+    assert (measured[-1].workload, measured[-1].observer, len(measured[-1].bare)) == ("digits", "nothing", 1)
+    page = run.PAGE.read_text()
+    assert len(ROW.findall(page)) == len(measured)
+    assert page.endswith(f"{GPU.begin}\nold\n{GPU.end}\n")
+
+
+def test_a_row_that_fails_is_told_and_the_others_are_kept(cut_short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, page = cut_short.read_bytes(), run.PAGE.read_bytes()
+    monkeypatch.setattr(sys, "executable", "false")  # the program that fails whatever it is asked
+    with pytest.raises(SystemExit, match=r"digits with nothing was not measured: (?s:.*)--resume .*earlier\.json"):
+        run.main(["--resume", str(cut_short)])
+    assert (cut_short.read_bytes(), run.PAGE.read_bytes()) == (results, page)
+
+
+def test_it_is_gone_on_with_on_the_same_machine_only(cut_short: Path) -> None:
+    how, measured = report.read_json(cut_short)
+    report.write_json(cut_short, measured, replace(how, cpu="another"))
+    with pytest.raises(SystemExit, match=r"measured elsewhere, .*'another'.* again"):
+        run.main(["--resume", str(cut_short)])
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"circumstances": {"cpu": 1}, "measurements": []}', None])
+def test_results_that_are_none_are_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "some.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"some\.json cannot be gone on with"):
+        run.main(["--resume", "some.json"])
 
 
 # -- the whole -------------------------------------------------------------------------------------------------------------
