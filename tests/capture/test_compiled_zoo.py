@@ -26,8 +26,8 @@ from tests.zoo.case import Case
 STEPS = 3
 # Those that differ most by default, some seconds each; the others with `make test-slow`. One is left out: its loss overflows.
 QUICK = """transformers-bloom transformers-opt transformers-resnet_bottleneck mlp_mixer stochastic_depth_per_batch
-layer_drop_skipping super_resolution time_shift functional_root_twice nested_residuals checkpointed_branch_non_reentrant custom_function_inline
-low_rank_adapter""".split()
+layer_drop_skipping super_resolution time_shift functional_root_twice nested_residuals
+checkpointed_branch_non_reentrant custom_function_inline low_rank_adapter""".split()
 NAMED = {f"transformers-{case.name}": case for case in HUGGING} | {case.name: case for case in HANDWRITTEN}
 CASES = [
     pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow)
