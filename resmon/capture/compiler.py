@@ -37,6 +37,15 @@ def freely(act: Callable[..., Any], *arguments: Any) -> Any:
     return torch._dynamo.utils._disable_side_effect_safety_checks_for_current_subtracer(act, *arguments)
 
 
+def traces_backward() -> bool:
+    """In a graph: whether this is in what the backward pass will do, which torch traces together with the forward."""
+    tracing = torch._dynamo.symbolic_convert.InstructionTranslator.current_tx().output.current_tx
+    return getattr(tracing, "strict_checks_fn", None) is not None
+
+
+traces_backward._dynamo_marked_constant = True  # type: ignore[attr-defined] # while a graph is made it is called, not traced
+
+
 def leave_alone(functions: Iterable[Callable[..., Any]], *, within: bool = True) -> None:
     """Have these run as they are where they are called between graphs, and traced where they are called inside of one.
 

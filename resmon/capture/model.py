@@ -323,7 +323,8 @@ class ModelWatch:
         for path, calls in trace.calls.items():
             self._calls[path] = max(calls, self._calls.get(path, 0))
         self._installed = install(self, self.model, list(self._plans.values()), self._calls)
-        self.outdated |= self.compiled or compiler.is_made(self.model)
+        # Code made before the first traced pass is of a model without hooks; later on it may be another's of the same class.
+        self.outdated |= self.compiled or (self._traces == 1 and compiler.is_made(self.model))
         self.compiled |= compiler.has_compiled_parts(self.model)
         self._watch_sleepers(trace.calls)
         if new or self._new_modules or self._traces == 1:

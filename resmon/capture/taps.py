@@ -470,6 +470,9 @@ class AddMode(Hook, TorchFunctionMode):
         if not is_candidate(first, second):
             return func(*args, **kwargs)
         if compiler.traces():
+            # What a custom function's backward adds is none of the block's, and no add that the traced pass has counted.
+            if compiler.traces_backward():
+                return func(*args, **kwargs)
             return compiler.freely(self._trace_add, func, args, kwargs, first, second)
         plan = visit.here.get(visit.adds)
         visit.adds += 1
