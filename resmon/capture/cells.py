@@ -1,10 +1,9 @@
 """Where the numbers of a compiled model's sites gather, written by torch operations inside of its graphs.
 
-What torch.compile traces of a hook is what the graph will do for ever: so it is tensor operations alone, on cells that the graph is
-given as it is given parameters. Nothing of ours that differs from block to block or from call to call is a Python number there,
-which the graph would be guarded on; whether a pass counts is a tensor too, for a checkpoint that recomputes a compiled block must
-run the very graph of the first time. Hooks between graphs write the same cells, and at the end of a step they are added to what
-the channels have.
+What torch.compile traces of a hook is what the graph will do for ever: so it is tensor operations alone, few of them, on cells that
+the graph is given as it is given parameters. Nothing of ours that differs from block to block or from call to call is a Python
+number there, which the graph would be guarded on. A checkpoint that recomputes a compiled block runs the very graph of the first
+time, and writes what nobody reads: what a pass has left in the cells is folded into sums when the pass ends.
 
 Sums are of float32 along the last dimension and of float64 from there on. The sample of magnitudes is taken at places drawn once,
 as parts of the whole, so that it needs no stride and no new graph for another shape.
@@ -12,175 +11,138 @@ as parts of the whole, so that it needs no stride and no new graph for another s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from resmon.capture import fetch
 from resmon.capture.channel import Channel
-from resmon.capture.columns import (
-    BRANCH,
-    COLUMNS,
-    ELEMENTS,
-    FORWARD_NONFINITE,
-    GRADIENT,
-    MAGNITUDES,
-    OUTPUT,
-    SKIP,
-)
-from resmon.capture.sample import magnitudes
-from resmon.capture.sums import nonfinite_count, square_sum
-from resmon.records import MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, Floats
+from resmon.capture.columns import COLUMNS, GRADIENT, MAGNITUDES
+from resmon.records import MAGNITUDE_COLUMNS, MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO
 
-_BACKWARD = slice(GRADIENT, MAGNITUDES)  # the columns that a backward pass writes: its square, that it arrived, what is not finite
-_NOTHING = 0.0  # elements of an operand that was not offered in this pass, as of one that has none
+# A cell's numbers: square and elements of skip, branch and output, and what is not finite in the output; then the square of the
+# output's gradients, how many arrived, and what is not finite in them.
+_SKIP, _SKIP_ELEMENTS, _BRANCH, _BRANCH_ELEMENTS, _OUTPUT, _ELEMENTS, _BROKEN, _BACKWARD, _ARRIVED, _BACKWARD_BROKEN = range(10)
+_WIDTH = 10
+_NOTHING = -1  # elements of what was not offered in this pass
 _INFINITE = 0x7F800000  # the bits of infinity in float32; those of NaN are larger
-_BYTES = 8
 
 
 class Cell:
-    """One site's numbers since the last step: of operands offered, of an output offered, of what counts, of its gradient."""
+    """One site's numbers of the pass under way, and of the gradients since the last step.
 
-    __slots__ = ("_device", "_live", "_most", "_places", "backward", "counted", "operands", "pending")
+    Each number is a tensor with a storage of its own as far as torch knows: views of one would have to be told apart in every
+    graph. It has one dimension: of those without any the compiler takes the value for a Python number that may matter.
+    """
 
-    def __init__(self, cells: Cells, operands: tuple[Tensor, Tensor], pending: Tensor, counted: Tensor, backward: Tensor) -> None:
-        self._device, self._live, self._places, self._most = cells.device, cells.live, cells.places, len(cells.places)
-        self.operands, self.pending, self.counted, self.backward = operands, pending, counted, backward
+    __slots__ = ("_numbers", "_places", "_sample")
 
-    # -- in a graph ----------------------------------------------------------------------------------------------------
+    def __init__(self, numbers: Tensor, sample: Tensor, places: Tensor) -> None:
+        self._numbers = [_alias(number) for number in numbers.split(1)]
+        self._sample, self._places = _alias(sample), places
 
     def offer(self, role: int, tensor: Tensor, factor: float) -> None:
         """Take an operand: SKIP or BRANCH."""
-        square = _square(_wide(tensor)) * (factor * factor)
-        self.operands[role].copy_(_row(self._device, 2, {0: square, 1: tensor.numel()}))
+        square = _square(_wide(tensor))
+        self._numbers[2 * role].copy_(square if factor == 1 else square * (factor * factor))
+        self._numbers[2 * role + 1].fill_(tensor.numel())
 
     def offer_output(self, tensor: Tensor) -> None:
-        """Take an output, which is nothing where the operands were not offered in this pass."""
+        """Take an output, which counts where operands of its size were offered in this pass, unless it is taken back."""
         wide = _wide(tensor)
-        elements = tensor.numel()
-        skip, branch = self.operands
-        of_pass = (skip[1] == elements) & (branch[1] == elements) & (self._live[0] > 0)
-        sample = self._sample(wide)
-        broken = sample >= _INFINITE
-        # One less, so that a power of two falls into the bucket that it closes.
-        bucket = (((sample - 1) >> 23) - (126 + MAGNITUDE_LOW)).clamp(0, MAGNITUDE_LARGER)
-        bucket = torch.where(sample == 0, MAGNITUDE_ZERO, torch.where(broken, MAGNITUDE_NONFINITE, bucket))
-        finite = torch.where(broken, 0, sample).view(torch.float32).double().sum()
-        row = _row(
-            self._device,
-            COLUMNS,
-            {
-                SKIP: skip[0],
-                BRANCH: branch[0],
-                OUTPUT: _square(wide),
-                ELEMENTS: elements,
-                FORWARD_NONFINITE: _nonfinite(wide),
-                MAGNITUDES: finite,
-            },
-        )
-        row = row.scatter_add(0, bucket.long() + (MAGNITUDES + 1), torch.ones_like(bucket, dtype=torch.float64))
-        self.pending.copy_(torch.where(of_pass, row, 0.0))
-        skip.fill_(_NOTHING)
-        branch.fill_(_NOTHING)
+        self._numbers[_OUTPUT].copy_(_square(wide))
+        self._numbers[_ELEMENTS].fill_(tensor.numel())
+        self._numbers[_BROKEN].copy_(_nonfinite(wide))
+        elements, most = tensor.numel(), len(self._places)
+        flat = wide.reshape(-1)
+        if elements <= most:
+            self._sample[:elements].copy_(flat)
+        else:
+            self._sample.copy_(flat[(self._places * elements).long()])
 
-    def count(self) -> None:
-        """Add the output that was offered to the step's numbers."""
-        self.counted.sub_(self.pending, alpha=-1)  # an addition would be seen by the AddMode of a block around the module
+    def take_back(self) -> None:
+        """The output that was offered was none."""
+        self._numbers[_ELEMENTS].fill_(_NOTHING)
 
     def expect_gradient(self, output: Tensor) -> None:
         """Take the gradient of the output when it arrives."""
-        _Passage.apply(output, self.backward)  # type: ignore[no-untyped-call]
+        _Passage.apply(output, *self._numbers[_BACKWARD:])  # type: ignore[no-untyped-call]
 
-    def _sample(self, tensor: Tensor) -> Tensor:
-        """The magnitudes of some elements, as the bits of float32, in which larger numbers are larger numbers."""
-        elements = tensor.numel()
-        if elements <= self._most:
-            sample = tensor.reshape(-1)
-        else:
-            place = (self._places * elements).long()
-            index = []
-            for size in reversed(tensor.shape):
-                index.append(place % size)
-                place = place // size
-            sample = tensor[tuple(reversed(index))]
-        return sample.float().abs().view(torch.int32)
+    def forget(self) -> None:
+        """A pass begins, inside of a graph."""
+        for elements in (_SKIP_ELEMENTS, _BRANCH_ELEMENTS, _ELEMENTS):
+            self._numbers[elements].fill_(_NOTHING)
 
-    # -- between graphs ------------------------------------------------------------------------------------------------
+    @property
+    def numbers(self) -> Tensor:
+        """As they are at this point of a graph."""
+        return torch.cat(self._numbers)
 
-    def put(self, role: int, tensor: Tensor, factor: float) -> None:
-        """As `offer`, where a hook runs between graphs."""
-        if fetch.is_here(tensor):
-            self._offered(role)[:] = square_sum(tensor) * factor * factor, tensor.numel()
-        else:
-            self.offer(role, tensor, factor)
-
-    def put_output(self, tensor: Tensor) -> bool:
-        """As `offer_output` and `count`; False where the operands are known not to have been offered in this pass."""
-        if not fetch.is_here(tensor):
-            self.offer_output(tensor)
-            self.count()
-            return True
-        skip, branch, elements = self._offered(SKIP), self._offered(BRANCH), tensor.numel()
-        if not skip[1] == branch[1] == elements:
-            return False
-        row: Floats = self.pending.numpy()
-        row[SKIP], row[BRANCH], row[OUTPUT], row[ELEMENTS] = skip[0], branch[0], square_sum(tensor), elements
-        row[FORWARD_NONFINITE] = 0 if np.isfinite(row[OUTPUT]) else nonfinite_count(tensor)
-        magnitudes(tensor, self._most, row.ctypes.data + MAGNITUDES * _BYTES)
-        self.counted.numpy()[:] += row
-        skip[1] = branch[1] = _NOTHING
-        return True
-
-    def _offered(self, role: int) -> Floats:
-        return self.operands[role].numpy()
+    @property
+    def sample(self) -> Tensor:
+        return self._sample
 
 
 class Cells:
-    """The cells of those channels of a model that are on one device, and whether the pass under way counts.
-
-    Each site's tensors have storages of their own as far as torch knows: views of one would have to be told apart in every graph.
-    """
+    """The cells of those channels of a model that are on one device."""
 
     def __init__(self, device: torch.device, channels: Sequence[Channel], sample: int) -> None:
-        self.device = device
         self.channels = channels
         sites = len(channels)
         # Half-open, from a generator of its own: the loop's random numbers are left alone.
-        self.places = torch.from_numpy(np.random.default_rng(0).random(sample)).to(device)
-        (self.live,) = self._tensors(1, 1)
-        skips, branches = self._tensors(sites, 2), self._tensors(sites, 2)
-        self._counted = self._tensors(sites, COLUMNS)
-        self._backward = self._tensors(sites, _BACKWARD.stop - _BACKWARD.start)
-        self._operands = skips + branches
-        pending = self._tensors(sites, COLUMNS)
-        for channel, skip, branch, *others in zip(channels, skips, branches, pending, self._counted, self._backward, strict=True):
-            channel.cell = Cell(self, (skip, branch), *others)
-
-    def _tensors(self, sites: int, width: int) -> list[Tensor]:
-        tensors = [torch.zeros(width, dtype=torch.float64, device=self.device) for _ in range(sites)]
-        if self.device.type == "cuda":
-            for tensor in tensors:  # CUDA graphs write where they wrote when they were recorded
-                torch._dynamo.mark_static_address(tensor)
-        return tensors
+        places = torch.from_numpy(np.random.default_rng(0).random(sample)).to(device)
+        self._numbers = torch.zeros((sites, _WIDTH), dtype=torch.float64, device=device)
+        self._samples = torch.zeros((sites, sample), device=device)
+        self._sums = torch.zeros((sites, COLUMNS), dtype=torch.float64, device=device)
+        self._cells = [Cell(*tensors, places) for tensors in zip(self._numbers, self._samples, strict=True)]
+        for channel, cell in zip(channels, self._cells, strict=True):
+            channel.cell = cell
 
     def begin_pass(self) -> None:
-        """From here on offers count; those of an earlier pass are forgotten."""
-        self.live.fill_(1)
-        if self._operands:
-            torch._foreach_zero_(self._operands)
+        """What was offered before counts no more."""
+        self._numbers[:, _SKIP_ELEMENTS : _ELEMENTS + 1 : 2].fill_(_NOTHING)
 
     def end_pass(self) -> None:
-        self.live.fill_(0)
+        """What was offered counts."""
+        self._sums.add_(_folded(self._numbers, self._samples))
+
+    def begin_pass_in_graph(self) -> None:
+        for cell in self._cells:
+            cell.forget()
+
+    def end_pass_in_graph(self) -> None:
+        numbers, samples = ([getattr(cell, name) for cell in self._cells] for name in ("numbers", "sample"))
+        self._sums.add_(_folded(torch.stack(numbers), torch.stack(samples)))
 
     def take(self) -> Tensor:
-        """What has gathered, [sites, COLUMNS]; the cells begin anew."""
-        rows = torch.stack(self._counted)
-        rows[:, _BACKWARD] += torch.stack(self._backward)
-        torch._foreach_zero_(self._counted + self._backward)
+        """What has counted, [sites, COLUMNS]; the next step begins."""
+        rows, gradients = self._sums.clone(), self._numbers[:, _BACKWARD:]
+        rows[:, GRADIENT:MAGNITUDES] = gradients
+        self._sums.zero_()
+        gradients.zero_()
         return rows
+
+
+def _folded(numbers: Tensor, samples: Tensor) -> Tensor:
+    """The rows [sites, COLUMNS] of what a pass has left, 0 where skip, branch and output were not all offered."""
+    elements = numbers[:, _ELEMENTS : _ELEMENTS + 1]
+    counts = (elements >= 0) & (elements == numbers[:, _SKIP_ELEMENTS, None]) & (elements == numbers[:, _BRANCH_ELEMENTS, None])
+    bits = samples.abs().view(torch.int32)  # in which larger numbers are larger numbers
+    finite = bits < _INFINITE
+    # One less, so that a power of two falls into the bucket that it closes.
+    column = (((bits - 1) >> 23) - (126 + MAGNITUDE_LOW)).clamp(0, MAGNITUDE_LARGER)
+    column = torch.where(bits == 0, MAGNITUDE_ZERO, torch.where(finite, column, MAGNITUDE_NONFINITE))
+    sampled = torch.arange(samples.shape[1], device=samples.device) < elements
+    column = torch.where(sampled, column, MAGNITUDE_COLUMNS)
+    ones = torch.ones_like(samples, dtype=torch.float64)
+    histogram = torch.zeros((len(samples), MAGNITUDE_COLUMNS + 1), dtype=torch.float64, device=samples.device)
+    histogram = histogram.scatter_add(1, column.long(), ones)[:, :-1]
+    total = torch.where(sampled & finite, bits, 0).view(torch.float32).double().sum(1, keepdim=True)
+    forward = numbers[:, [_SKIP, _BRANCH, _OUTPUT, _ELEMENTS, _BROKEN]]
+    backward = torch.zeros((len(samples), MAGNITUDES - GRADIENT), dtype=torch.float64, device=samples.device)
+    return torch.where(counts, torch.cat([forward, backward, total, histogram], dim=1), 0.0)
 
 
 class _Passage(torch.autograd.Function):
@@ -191,16 +153,27 @@ class _Passage(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, row: Tensor) -> Tensor:
-        ctx.row = row
+    def forward(ctx: Any, tensor: Tensor, square: Tensor, arrived: Tensor, broken: Tensor) -> Tensor:
+        ctx.numbers = square, arrived, broken
         ctx.mark_dirty(tensor)
         return tensor
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         wide = _wide(gradient)
-        ctx.row.add_(_row(ctx.row.device, 3, {0: _square(wide), 1: 1, 2: _nonfinite(wide)}))
-        return gradient, None
+        square, arrived, broken = ctx.numbers
+        square.add_(_square(wide))
+        arrived.add_(1)
+        broken.add_(_nonfinite(wide))
+        return gradient, None, None, None
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    """The same memory, as a tensor that torch knows nothing of."""
+    alias = torch.utils.dlpack.from_dlpack(tensor)
+    if alias.is_cuda:  # CUDA graphs write where they wrote when they were recorded
+        torch._dynamo.mark_static_address(alias)
+    return alias
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -215,12 +188,3 @@ def _square(wide: Tensor) -> Tensor:
 def _nonfinite(wide: Tensor) -> Tensor:
     # What is finite is 0 less itself, everything else is NaN, which is not 0.
     return (wide - wide != 0).to(wide.dtype).sum(-1).double().sum()
-
-
-def _row(device: torch.device, width: int, numbers: Mapping[int, Tensor | int]) -> Tensor:
-    """These numbers and zeros in one float64 row: by selecting, for which a graph needs no memory of its own as for joining."""
-    column = torch.arange(width, device=device)
-    row = torch.zeros(width, dtype=torch.float64, device=device)
-    for i, number in numbers.items():
-        row = torch.where(column == i, number, row)
-    return row

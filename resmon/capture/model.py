@@ -128,8 +128,6 @@ class ModelWatch:
     def _give_up_pass(self) -> None:
         """Clear away a pass that did not end: an interrupt passes by every hook, and leaves our modes entered."""
         self.active = self._in_pass = False
-        for cells in self._cells:
-            cells.end_pass()
         for channel in self.channels:
             channel.begin_pass()
         ours = {id(self._trace), *(id(mode) for mode in self._installed.modes)}
@@ -187,14 +185,14 @@ class ModelWatch:
         if _trains():
             self.compiled = self.inlined = True
             for cells in self._cells:
-                cells.live.fill_(1)
+                cells.begin_pass_in_graph()
             self._installed.begin_pass_in_graph()
 
     def end_in_graph(self) -> None:
         """What a graph is to do where a pass ends inside of it."""
         if _trains():
             for cells in self._cells:
-                cells.live.fill_(0)
+                cells.end_pass_in_graph()
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> None:
         """`compiled` says that the forward, called now, would be compiled."""
@@ -236,13 +234,14 @@ class ModelWatch:
         if not self._in_pass:
             return
         started = perf_counter()
-        self.active = self._in_pass = False
-        for cells in self._cells:
-            cells.end_pass()
+        observed, self.active, self._in_pass = self.active, False, False
         for channel in self.channels:
             channel.begin_pass()
         trace, self._trace = self._trace, None
         try:
+            if observed and self.compiled:
+                for cells in self._cells:
+                    cells.end_pass()
             if trace is not None:
                 trace.finish(output)
                 if not self._retired:

@@ -84,8 +84,13 @@ def plan(sighting: Sighting, channel: Channel) -> Plan:
         sighting.ordinal,
         sighting.frame.adds,
         sighting.residual.skip_is_first,
-        sighting.factors,
+        (_plain(sighting.factors[0]), _plain(sighting.factors[1])),
     )
+
+
+def _plain(factor: float) -> float:
+    """A whole number as one: the compiler takes another for something that may change, finds that it does not, and starts again."""
+    return int(factor) if float(factor).is_integer() else factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +185,11 @@ class Reading:
         if cell is None or type(tensor) is not Tensor:
             return
         if self.role != OUTPUT:
-            cell.put(self.role, tensor, self.factor)
-        elif cell.put_output(tensor) and tensor.requires_grad:
-            hang(tensor, self.gradient)
+            cell.offer(self.role, tensor, self.factor)
+        else:
+            cell.offer_output(tensor)
+            if tensor.requires_grad:
+                hang(tensor, self.gradient)
 
 
 def to_be_traced(watcher: Watcher) -> bool:
@@ -282,7 +289,6 @@ class Tap(Hook):
                 continue
             if reading.role == OUTPUT:
                 cell.offer_output(tensor)
-                cell.count()
                 if tensor.requires_grad:
                     cell.expect_gradient(tensor)
             else:
@@ -414,11 +420,8 @@ class AddMode(Hook, TorchFunctionMode):
         if visit.entered:
             visit.entered = False
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            if visit.adds == next(iter(visit.here.values())).adds:
-                for cell in visit.traced:
-                    cell.count()
-            elif visit.adds:
-                self._watcher.trace_again()
+            if visit.adds != next(iter(visit.here.values())).adds:
+                self._take_back()
             visit.traced.clear()
 
     def enter(self) -> None:
@@ -454,12 +457,18 @@ class AddMode(Hook, TorchFunctionMode):
             for channel, tap in visit.taken:
                 channel.count()
                 tap.belongs_to(channel)
-            for cell in visit.traced:
-                cell.count()
-        elif visit.adds:
-            self._watcher.trace_again()
+        else:
+            self._take_back()
         visit.taken.clear()
         visit.traced.clear()
+
+    def _take_back(self) -> None:
+        """Another way through the block was taken than in the traced pass: what was met there is not what was looked for."""
+        visit = self._visit
+        for cell in visit.traced:
+            cell.take_back()
+        if visit.adds:
+            self._watcher.trace_again()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         visit = self._visit
