@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from resmon.capture import compiler
 from resmon.capture.channel import BRANCH, COLUMNS, ELEMENTS, MAGNITUDES, OUTPUT, SKIP, Channel
 from resmon.capture.sample import magnitudes
 from resmon.capture.sums import nonfinite_count, square_sum
@@ -30,12 +31,25 @@ _SQUARE, _ARRIVED, _BROKEN = range(3)  # of the gradient
 _NOTHING = -1.0  # elements of an operand that was not offered in this pass
 _INFINITE = 0x7F800000  # the bits of infinity in float32; those of NaN are larger
 _BYTES = 8
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Cell:
     """One site's numbers since the last step: of operands offered, of an output offered, of what counts, of its gradient."""
 
-    __slots__ = ("_live", "_most", "_offered", "_pending", "_places", "_sums", "backward", "counted", "operands", "pending")
+    __slots__ = (
+        "_live",
+        "_most",
+        "_offered",
+        "_pending",
+        "_places",
+        "_sums",
+        "backward",
+        "counted",
+        "declined",
+        "operands",
+        "pending",
+    )
 
     def __init__(self, cells: Cells, site: int) -> None:
         self._live, self._places, self._most = cells.live, cells.places, len(cells.places)
@@ -45,6 +59,23 @@ class Cell:
         self.pending = torch.from_numpy(self._pending)
         self.counted = torch.from_numpy(self._sums)
         self.backward = torch.from_numpy(cells.backward[site])
+        self.declined = ""  # why tensors were not taken
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether the operations below are sure to work on it; one that failed while a graph is made would fail the loop's call."""
+        if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+            reason = f"a {type(tensor).__name__} does not tell there what part of the whole it is"
+        elif tensor.dtype not in _DTYPES or tensor.layout is not torch.strided:
+            reason = f"tensors of {tensor.dtype} and {tensor.layout} are not read there"
+        elif tensor.device != self.pending.device:
+            reason = f"the tensor is on {tensor.device}"
+        else:
+            return True
+        compiler.freely(self._decline, reason)
+        return False
+
+    def _decline(self, reason: str) -> None:
+        self.declined = reason
 
     # -- in a graph ----------------------------------------------------------------------------------------------------
 

@@ -167,6 +167,7 @@ class Watched(Protocol):
     outdated: bool
     inlined: bool
 
+    def step_over(self) -> str: ...
     @property
     def traced(self) -> bool: ...
     @property
@@ -203,6 +204,7 @@ class Compiler:
             self._forgot = True
             said = TOO_EARLY
         for model in self._models:
+            said = "; ".join(filter(None, (said, model.step_over()))) or None
             model.outdated = model.inlined = False
         if any(model.wants_pause for model in self._models):
             PAUSE.hold(self)
