@@ -203,12 +203,13 @@ class ModelWatch:
         """What a graph is to do where a pass begins inside of it."""
         if _trains():
             self.compiled = self.inlined = True
-            self._live.fill_(1)
-            self._installed.begin_pass_in_graph()
+            if compiler.OBSERVES:
+                self._live.fill_(1)
+                self._installed.begin_pass_in_graph()
 
     def end_in_graph(self) -> None:
         """What a graph is to do where a pass ends inside of it."""
-        if _trains():
+        if _trains() and compiler.OBSERVES:
             self._live.fill_(0)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> None:
