@@ -6,5 +6,10 @@
 - From tensors to numbers: `channel` gathers those of a site, `sums` and `sample` read tensors, with the compiled `_native`.
 - Gradients: `gradients` reads them, `optimizers` says when, `clipping` and `scaler` hear what was done to them (`interception` is
   how), `placement` knows what share of them this rank has.
-- `session` makes a step's record of it all; `process` and `target` know this process and what a command names.
+- `session` makes a step's record of it all; `process` and `target` know this process and what a command names; `requirement` which
+  torch all of this needs.
 """
+
+from resmon.capture import requirement
+
+requirement.check()  # before torch's private parts are imported by any of the others

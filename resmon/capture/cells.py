@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from resmon.capture import compiler
 from resmon.capture.channel import Channel
 from resmon.capture.columns import COLUMNS, GRADIENT, MAGNITUDES
 from resmon.records import MAGNITUDE_COLUMNS, MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO
@@ -28,6 +29,7 @@ _SKIP, _SKIP_ELEMENTS, _BRANCH, _BRANCH_ELEMENTS, _OUTPUT, _ELEMENTS, _BROKEN, _
 _WIDTH = 10
 _NOTHING = -1  # elements of what was not offered in this pass
 _INFINITE = 0x7F800000  # the bits of infinity in float32; those of NaN are larger
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Cell:
@@ -37,11 +39,28 @@ class Cell:
     graph. It has one dimension: of those without any the compiler takes the value for a Python number that may matter.
     """
 
-    __slots__ = ("_numbers", "_places", "_sample")
+    __slots__ = ("_numbers", "_places", "_sample", "declined")
 
     def __init__(self, numbers: Tensor, sample: Tensor, places: Tensor) -> None:
         self._numbers = [_alias(number) for number in numbers.split(1)]
         self._sample, self._places = _alias(sample), places
+        self.declined = ""  # why tensors were not taken
+
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether the operations below are sure to work on it; one that failed while a graph is made would fail the loop's call."""
+        if type(tensor) is not Tensor and type(tensor) is not nn.Parameter:
+            reason = f"a {type(tensor).__name__} does not tell there what part of the whole it is"
+        elif tensor.dtype not in _DTYPES or tensor.layout is not torch.strided:
+            reason = f"tensors of {tensor.dtype} and {tensor.layout} are not read there"
+        elif tensor.device != self._sample.device:
+            reason = f"the tensor is on {tensor.device}"
+        else:
+            return True
+        compiler.freely(self._decline, reason)
+        return False
+
+    def _decline(self, reason: str) -> None:
+        self.declined = reason
 
     def offer(self, role: int, tensor: Tensor, factor: float) -> None:
         """Take an operand: SKIP or BRANCH."""

@@ -17,6 +17,11 @@ import torch
 from torch import nn
 from torch._C._dynamo import eval_frame
 
+from resmon.capture.requirement import IN_GRAPHS, at_least
+
+OBSERVES = at_least(torch.__version__, IN_GRAPHS)
+"""Whether graphs hold anything of ours; with an older torch a compiled model keeps the hooks, which do nothing in there."""
+
 
 def is_loaded() -> bool:
     """Whether anything can have been compiled in this process."""
@@ -34,6 +39,8 @@ def freely(act: Callable[..., Any], *arguments: Any) -> Any:
     A checkpoint's region that changes an object, or the stack of modes, is not compiled at all otherwise. Its recomputation does
     not do it again, which is just what we want.
     """
+    if not OBSERVES:
+        return act(*arguments)
     return torch._dynamo.utils._disable_side_effect_safety_checks_for_current_subtracer(act, *arguments)
 
 
@@ -157,6 +164,11 @@ TOO_EARLY = (
     "torch.compile had made code before resmon's hooks were on the model, and that code would not call them. All compiled code of "
     "this process is made again when it is called next; call resmon.watch before the first compiled call to be spared that"
 )
+TOO_OLD = (
+    "the blocks of models that are compiled, wholly or in part, are not observed with torch "
+    f"{torch.__version__}: that takes {IN_GRAPHS[0]}.{IN_GRAPHS[1]} or newer. Training, and the record of its steps and gradients, "
+    "go on; upgrade torch, or train without torch.compile"
+)
 PAUSE = Pause()
 _GUARDS = HookGuards()
 
@@ -164,9 +176,11 @@ _GUARDS = HookGuards()
 class Watched(Protocol):
     """A model, as far as the compiler concerns it."""
 
+    compiled: bool
     outdated: bool
     inlined: bool
 
+    def step_over(self) -> str: ...
     @property
     def traced(self) -> bool: ...
     @property
@@ -181,7 +195,7 @@ class Compiler:
         self._forgot = False
 
     def attach(self) -> None:
-        if is_loaded():
+        if is_loaded() and OBSERVES:
             PAUSE.hold(self)
             _GUARDS.hold(self)
 
@@ -193,6 +207,8 @@ class Compiler:
         """A step is over, in which a pass was seen or not. Returns what is to be said about it."""
         if not is_loaded():
             return None
+        if not OBSERVES:
+            return TOO_OLD if any(model.compiled or model.wants_pause for model in self._models) else None
         _GUARDS.hold(self)
         said = None
         outdated = any(model.outdated for model in self._models)
@@ -203,6 +219,7 @@ class Compiler:
             self._forgot = True
             said = TOO_EARLY
         for model in self._models:
+            said = "; ".join(filter(None, (said, model.step_over()))) or None
             model.outdated = model.inlined = False
         if any(model.wants_pause for model in self._models):
             PAUSE.hold(self)

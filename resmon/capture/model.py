@@ -37,6 +37,7 @@ from resmon.records import ResidualSite
 _TRACES_WHILE_ASLEEP = 16
 _TRACES = 64  # in all: a model that takes another way every time is not traced for ever
 _SERVES_SEVERAL = "not: it lies in a block that is compiled by itself and serves several layers; compile the whole model instead"
+_DECLINED = "not observed in compiled code: "
 _UNKNOWN = ResidualSite("", "", "identity", (), (), ())
 
 
@@ -68,6 +69,7 @@ class ModelWatch:
         self.active = False
         self.compiled = False  # some of its hooks are in graphs
         self.inlined = False  # a pass with gradients has begun inside a graph, in this step
+        self._failure = ""  # of ours, while a graph was made
         self.outdated = False  # hooks have been put on in this step, of which graphs made before know nothing
         self.passes = 0
         self.seconds = 0.0
@@ -143,6 +145,25 @@ class ModelWatch:
     def fault(self, error: Exception) -> None:
         self._owner.fault(error)
 
+    def fault_in_graph(self, error: str) -> None:
+        """While a graph is made nothing can be said; `step_over` does."""
+        self._failure = error
+
+    def step_over(self) -> str:
+        """What came to light in graphs is dealt with between two passes. Returns what is to be said about it."""
+        if self._failure:
+            self.fault(RuntimeError(f"while torch.compile traced: {self._failure}"))
+            self._failure = ""
+        said = ""
+        for channel in self.channels:
+            reason = channel.cell.declined if channel.cell else ""
+            if reason and not channel.site.observed.startswith(_DECLINED):
+                channel.site = replace(channel.site, observed=_DECLINED + reason)
+                said = said or f"block {channel.site.name} is {channel.site.observed} (each site in the flight says its own)"
+        if said:
+            self._owner.sites_changed()
+        return said
+
     @property
     def traced(self) -> bool:
         return self._traces > 0
@@ -184,13 +205,14 @@ class ModelWatch:
         """What a graph is to do where a pass begins inside of it."""
         if _trains():
             self.compiled = self.inlined = True
-            for cells in self._cells:
-                cells.begin_pass_in_graph()
-            self._installed.begin_pass_in_graph()
+            if compiler.OBSERVES:
+                for cells in self._cells:
+                    cells.begin_pass_in_graph()
+                self._installed.begin_pass_in_graph()
 
     def end_in_graph(self) -> None:
         """What a graph is to do where a pass ends inside of it."""
-        if _trains():
+        if _trains() and compiler.OBSERVES:
             for cells in self._cells:
                 cells.end_pass_in_graph()
 

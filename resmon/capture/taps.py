@@ -41,6 +41,7 @@ class Watcher(Protocol):
     process: int
 
     def fault(self, error: Exception) -> None: ...
+    def fault_in_graph(self, error: str) -> None: ...
     def trace_again(self) -> None: ...
 
 
@@ -182,7 +183,7 @@ class Reading:
     def write(self, tensor: Tensor) -> None:
         """Take the value where graphs take the site's other ones: in its cell."""
         cell = self.channel.cell
-        if cell is None or type(tensor) is not Tensor:
+        if cell is None or not cell.takes(tensor):
             return
         if self.role != OUTPUT:
             cell.offer(self.role, tensor, self.factor)
@@ -191,13 +192,25 @@ class Reading:
             if tensor.requires_grad:
                 hang(tensor, self.gradient)
 
+    def trace(self, tensor: Tensor) -> None:
+        """What a graph is to do to take the value."""
+        cell = self.channel.cell
+        if cell is None or not cell.takes(tensor):
+            return
+        if self.role != OUTPUT:
+            cell.offer(self.role, tensor, self.factor)
+            return
+        cell.offer_output(tensor)
+        if tensor.requires_grad:
+            cell.expect_gradient(tensor)
+
 
 def to_be_traced(watcher: Watcher) -> bool:
     """Whether a graph that is being made is to observe: one for training. That of an evaluation has nothing of ours.
 
     A graph that builds a graph for gradients asks for no state of ours: its recomputation in a checkpoint must be the same graph.
     """
-    return (torch.is_grad_enabled() or watcher.active) and not torch.compiler.is_exporting()
+    return compiler.OBSERVES and (torch.is_grad_enabled() or watcher.active) and not torch.compiler.is_exporting()
 
 
 class Tap(Hook):
@@ -282,17 +295,13 @@ class Tap(Hook):
         if not to_be_traced(self._watcher):
             return
         readings = self._readings.get(0 if self._once else compiler.freely(self._count))
-        for reading in readings or ():
-            tensor = at(tree, reading.position)
-            cell = reading.channel.cell
-            if cell is None or type(tensor) is not Tensor:  # of other kinds it cannot be known in a graph what they stand for
-                continue
-            if reading.role == OUTPUT:
-                cell.offer_output(tensor)
-                if tensor.requires_grad:
-                    cell.expect_gradient(tensor)
-            else:
-                cell.offer(reading.role, tensor, reading.factor)
+        try:
+            for reading in readings or ():
+                tensor = at(tree, reading.position)
+                if tensor is not None:
+                    reading.trace(tensor)
+        except Exception as error:
+            compiler.freely(self._watcher.fault_in_graph, f"{type(error).__name__}: {error}")
 
     def _count(self) -> int:
         call = self._calls
@@ -504,19 +513,37 @@ class AddMode(Hook, TorchFunctionMode):
         visit = self._visit
         plan = visit.here.get(visit.adds)
         visit.adds += 1
-        cell = None if plan is None else plan.channel.cell
-        if plan is None or cell is None or type(first) is not Tensor or type(second) is not Tensor:
-            return func(*args, **kwargs)
-        skip, branch = (first, second) if plan.skip_is_first else (second, first)
-        # Whether it is observing is not asked: a checkpoint must recompute with the same graph, which itself knows what counts.
-        cell.offer(SKIP, skip, plan.factors[SKIP])
-        cell.offer(BRANCH, branch, plan.factors[BRANCH])
+        took = plan is not None and self._trace_operands(plan, first, second)
         result = func(*args, **kwargs)
-        cell.offer_output(result)
-        visit.traced.append(cell)
-        if result.requires_grad:
-            cell.expect_gradient(result)
+        if plan is not None and took:
+            self._trace_result(plan, result)
         return result
+
+    def _trace_operands(self, plan: Plan, first: Tensor, second: Tensor) -> bool:
+        # Whether it is observing is not asked: a checkpoint must recompute with the same graph, which itself knows what counts.
+        try:
+            cell = plan.channel.cell
+            if cell is None or not (cell.takes(first) and cell.takes(second)):
+                return False
+            skip, branch = (first, second) if plan.skip_is_first else (second, first)
+            cell.offer(SKIP, skip, plan.factors[SKIP])
+            cell.offer(BRANCH, branch, plan.factors[BRANCH])
+        except Exception as error:
+            self._watcher.fault_in_graph(f"{type(error).__name__}: {error}")
+            return False
+        return True
+
+    def _trace_result(self, plan: Plan, result: Tensor) -> None:
+        try:
+            cell = plan.channel.cell
+            if cell is None or not cell.takes(result):
+                return
+            cell.offer_output(result)
+            self._visit.traced.append(cell)
+            if result.requires_grad:
+                cell.expect_gradient(result)
+        except Exception as error:
+            self._watcher.fault_in_graph(f"{type(error).__name__}: {error}")
 
     def _guarded(self, offer: Callable[[], None]) -> None:
         try:
