@@ -8,6 +8,7 @@ makes none. The trace changes nothing: it only calls what the model calls.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -277,12 +278,12 @@ class Trace(TorchFunctionMode):
             return self._record(tensor, "unseen", made_from) if made_from else self._leaf(tensor, live=tensor.requires_grad)
 
     def _made_from(self, tensor: Tensor) -> list[tuple[Tensor, Node]]:
-        """The known values nearest behind `tensor` in the graph of this pass."""
+        """The known values nearest behind `tensor` in the graph of this pass, in order of execution as far as the graph tells."""
         found: dict[Node, None] = {}
-        stack = [tensor.grad_fn] if self._by_graph else []
-        seen = set(stack)
-        while stack:
-            function = stack.pop()
+        queue = deque([tensor.grad_fn] if self._by_graph else [])
+        seen = set(queue)
+        while queue:
+            function = queue.popleft()
             if function is None:
                 continue
             variable = getattr(function, "variable", None)  # of a leaf of the graph
@@ -291,7 +292,7 @@ class Trace(TorchFunctionMode):
             if node is not None:
                 found[node] = None
             elif variable is None and number >= self._first:
-                stack += (f for f, _ in function.next_functions if f not in seen)
+                queue += (f for f, _ in function.next_functions if f not in seen)
                 seen.update(f for f, _ in function.next_functions)
         return [(tensor, node) for node in reversed(found)]
 
