@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -134,6 +135,22 @@ def leaves(tree: Any, position: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
             yield from leaves(item, (*position, key))
 
 
+def _contents(batch: Any) -> Iterator[Tensor]:
+    """The tensors in `batch`, also in attributes of objects such as dataclasses and graphs; the first some thousand items are seen."""
+    stack, seen = [batch], 0
+    while stack and seen < 10_000:
+        item = stack.pop()
+        seen += 1
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, (tuple, list)):
+            stack += item
+        elif isinstance(item, Mapping):
+            stack += item.values()
+        elif not isinstance(item, (type, nn.Module, ModuleType)):
+            stack += getattr(item, "__dict__", {}).values()
+
+
 def operands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
     """The two operands of a call of one of ADDS."""
     first = args[0] if args else kwargs.get("input", kwargs.get("skip"))
@@ -238,10 +255,12 @@ class Trace(TorchFunctionMode):
         self._calls[path] = call + 1
         outermost = not self._frames
         self._frames.append(Frame(path, call))
+        if outermost:
+            for tensor in _contents((args, kwargs)):
+                if tensor not in self._nodes:
+                    self._leaf(tensor, live=True)
         for position, tensor in leaves((args, kwargs)):
-            node = self._nodes.get(tensor)
-            if node is None:
-                node = self._leaf(tensor, live=True) if outermost else self._node(tensor)
+            node = self._node(tensor)
             node.places.append(Place(path, call, "in", position))
 
     def _name_parameters(self, module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -448,6 +449,24 @@ def biased_gelu(x: Tensor, bias: Tensor) -> Tensor:
     return F.gelu(x + bias)
 
 
+@dataclass
+class Graph:
+    """A batch that is neither a tensor nor a container."""
+
+    features: Tensor
+
+
+class GraphNet(nn.Module):
+    """A model that is called with an object, whose tensors are its input all the same: without, the projection is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ProjectedResidual(branch(), nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, graph: Graph) -> Tensor:
+        return self.block(graph.features)
+
+
 class Scripted(nn.Module):
     """A branch that runs through a scripted function, and one that is a scripted module."""
 
@@ -635,5 +654,11 @@ CASES = (
         sites=(identity("1.down", "up . down", "1"), identity("1.scripted", "scripted.0 scripted.2", "1")),
     ),
     Case("sliced_stream", lambda: stacked(SlicedStream()), vector, sites=(identity("1", "f.0 f.2", "1"),)),
+    Case(
+        "batch_object",
+        GraphNet,
+        lambda: (Graph(*vector()),),
+        sites=(projection("block", "fn.0 fn.2", "shortcut", "block"),),
+    ),
     Case("dice", Dice, vector, sites=(identity("block", "fn.0 fn.1 fn.3", "block"),)),
 )
