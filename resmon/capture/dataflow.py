@@ -136,7 +136,7 @@ def leaves(tree: Any, position: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
 
 
 def _contents(batch: Any) -> Iterator[Tensor]:
-    """The tensors in `batch`, also in attributes of objects such as dataclasses and graphs; the first some thousand items are seen."""
+    """The tensors in `batch`, also in attributes of objects such as dataclasses and graphs; only so much of it is looked at."""
     stack, seen = [batch], 0
     while stack and seen < 10_000:
         item = stack.pop()
