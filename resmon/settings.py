@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from tomllib import TOMLDecodeError
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from resmon.errors import ConfigurationError
 
 MIB = 1 << 20
+
+# From the environment as it is written, not as JSON.
+Patterns = Annotated[tuple[str, ...], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -28,8 +34,11 @@ class Settings(BaseSettings):
         description="auto finds or starts the agent; off only records (the default where the environment says CI)",
     )
     start_step: int = Field(0, ge=0, description="number of the first step, where a checkpoint is resumed")
-    include: tuple[str, ...] = Field((), description="module patterns (as fnmatch); only sites in matching modules are watched")
-    exclude: tuple[str, ...] = Field((), description="module patterns (as fnmatch); sites in matching modules are not watched")
+    include: Patterns = Field(
+        (),
+        description="module patterns (as fnmatch; several in one string with commas); only sites in matching modules are watched",
+    )
+    exclude: Patterns = Field((), description="module patterns (as fnmatch); sites in matching modules are not watched")
     budget: int = Field(512 * MIB, ge=1 * MIB, description="bytes that one rank's flight may take before older steps are thinned")
     other_ranks: Literal["same", "own"] | None = Field(
         None,
@@ -42,8 +51,8 @@ class Settings(BaseSettings):
 
     @field_validator("include", "exclude", mode="before")
     @classmethod
-    def _one_pattern_is_a_tuple(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+    def _patterns_in_one_string(cls, value: Any) -> Any:
+        return tuple(pattern.strip() for pattern in value.split(",")) if isinstance(value, str) else value
 
     @field_validator("listen")
     @classmethod
@@ -72,9 +81,19 @@ class Settings(BaseSettings):
         """
         try:
             return cls(**{name: value for name, value in arguments.items() if value is not None})
+        except TOMLDecodeError as error:
+            raise ConfigurationError(f"{Path.cwd() / 'resmon.toml'} is no TOML: {error}. Text stands in quotes there.") from error
         except ValidationError as error:
-            nits = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+            nits = "; ".join(map(_nit, error.errors()))
             raise ConfigurationError(
                 f"settings that cannot be used: {nits}. They come from the call's arguments, RESMON_* environment variables "
                 f"or resmon.toml in {Path.cwd()}; correct them there."
             ) from error
+
+
+def _nit(error: Mapping[str, Any]) -> str:
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] != "extra_forbidden":
+        return f"{name}: {error['msg']} (got {error['input']!r})"
+    near = get_close_matches(name, Settings.model_fields, n=1)
+    return f"{name}: there is no such setting" + (f", but {near[0]}" if near else "")

@@ -216,7 +216,8 @@ class _Flight:
         self._writer = FlightWriter(folder, info, settings.budget)
         served = _serve(settings, folder)
         if rank == 0:
-            print(f"resmon: run {self._run!r}, attempt {attempt}, recorded in {self.directory}{served}", file=sys.stderr)
+            name = self._run if len(self._run) <= 80 else f"{self._run[:80]}…"
+            print(f"resmon: run {name!r}, attempt {attempt}, recorded in {self.directory}{served}", file=sys.stderr)
         return self._writer
 
     def sites(self, sites: Sequence[ResidualSite]) -> None:

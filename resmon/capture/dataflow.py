@@ -8,8 +8,10 @@ makes none. The trace changes nothing: it only calls what the model calls.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +26,15 @@ from resmon.capture.marker import residual_add
 ADDS = frozenset(
     {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, residual_add}
 )  # fmt: skip
+
+# Names of torch functions and tensor methods, in all their spellings.
+ADDING = frozenset("add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __isub__".split())
+SCALING = frozenset(
+    "mul mul_ __mul__ __rmul__ __imul__ multiply div div_ __truediv__ __itruediv__ true_divide divide neg __neg__".split()
+)
+ARITHMETIC = (
+    ADDING | SCALING | frozenset("__rsub__ rsub __rtruediv__ addcmul addcmul_ addcdiv lerp lerp_ pow __pow__ where".split())
+)
 
 # No gradient takes the way through these, so no residual connection does.
 _CUTS = frozenset({"detach", "detach_", "data"})
@@ -73,11 +84,12 @@ class Node:
 
     `parents` are the floating-point values that it was computed from: dependence through integers (token ids, positions,
     routing) is no way for a gradient. `live` tells whether it depends on the model's input at all; what is not live is made of
-    parameters and constants only, and `parameters` names the former. `places` are where hooks would meet it. `carries` is set
-    where it is a residual add's result: the skip operand that lives on in it.
+    parameters and constants only, and `parameters` names the former. `looked_up` is what the input's integers alone select from
+    those, such as an embedding, until something mixes it with a parameter. `places` are where hooks would meet it. `carries` is
+    set where it is a residual add's result: the skip operand that lives on in it.
     """
 
-    __slots__ = ("carries", "frame", "live", "noise", "numel", "op", "order", "parameters", "parents", "places")
+    __slots__ = ("carries", "frame", "live", "looked_up", "noise", "numel", "op", "order", "parameters", "parents", "places")
 
     def __init__(self, order: int, op: str, parents: tuple[Node, ...], live: bool, frame: Frame | None, numel: int) -> None:
         self.order = order
@@ -88,6 +100,7 @@ class Node:
         self.numel = numel
         self.parameters: frozenset[str] = frozenset()
         self.noise = False
+        self.looked_up = False
         self.places: list[Place] = []
         self.carries: Node | None = None
 
@@ -120,6 +133,22 @@ def leaves(tree: Any, position: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
     elif isinstance(tree, Mapping):
         for key, item in tree.items():
             yield from leaves(item, (*position, key))
+
+
+def _contents(batch: Any) -> Iterator[Tensor]:
+    """The tensors in `batch`, also in attributes of objects such as dataclasses and graphs; only so much of it is looked at."""
+    stack, seen = [batch], 0
+    while stack and seen < 10_000:
+        item = stack.pop()
+        seen += 1
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, (tuple, list)):
+            stack += item
+        elif isinstance(item, Mapping):
+            stack += item.values()
+        elif not isinstance(item, (type, nn.Module, ModuleType)):
+            stack += getattr(item, "__dict__", {}).values()
 
 
 def operands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -157,6 +186,9 @@ class Trace(TorchFunctionMode):
         self._function_apply: Any = None
         self._paths = {module: path for path, module in model.named_modules()}
         self._model = model
+        self._slices: dict[tuple[Node, str], Node] = {}  # by what was sliced, and how
+        self._by_graph: dict[int, Node] = {}  # by the sequence number of the autograd function that made the value
+        self._first = 0  # of these numbers in this pass
         self._names: dict[str, str] = {}  # of each parameter, by the path under which a module has it
         for path, parameter in model.named_parameters(remove_duplicate=False):
             node = self._nodes.get(parameter) or self._leaf(parameter, live=False)
@@ -172,7 +204,7 @@ class Trace(TorchFunctionMode):
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for module in self._paths:
-            if module is not self._model:
+            if module is not self._model and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 if module._parameters:  # behind FSDP's own hook
                     self._handles.append(module.register_forward_pre_hook(self._name_parameters))
                 self._handles.append(module.register_forward_pre_hook(self._enter_module, prepend=True, with_kwargs=True))
@@ -223,10 +255,12 @@ class Trace(TorchFunctionMode):
         self._calls[path] = call + 1
         outermost = not self._frames
         self._frames.append(Frame(path, call))
+        if outermost:
+            for tensor in _contents((args, kwargs)):
+                if tensor not in self._nodes:
+                    self._leaf(tensor, live=True)
         for position, tensor in leaves((args, kwargs)):
-            node = self._nodes.get(tensor)
-            if node is None:
-                node = self._leaf(tensor, live=outermost or tensor.requires_grad)
+            node = self._node(tensor)
             node.places.append(Place(path, call, "in", position))
 
     def _name_parameters(self, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -255,8 +289,31 @@ class Trace(TorchFunctionMode):
 
     def _node(self, tensor: Tensor) -> Node:
         node: Node | None = self._nodes.get(tensor)
-        # Not seen before: part of a graph that was made elsewhere, or a constant.
-        return self._leaf(tensor, live=tensor.requires_grad) if node is None else node
+        if node is not None:
+            return node
+        # Not seen before: made by what is no torch function, such as a scripted one, part of an older graph, or a constant.
+        with torch._C.DisableTorchFunction():
+            made_from = self._made_from(tensor)
+            return self._record(tensor, "unseen", made_from) if made_from else self._leaf(tensor, live=tensor.requires_grad)
+
+    def _made_from(self, tensor: Tensor) -> list[tuple[Tensor, Node]]:
+        """The known values nearest behind `tensor` in the graph of this pass, in order of execution as far as the graph tells."""
+        found: dict[Node, None] = {}
+        queue = deque([tensor.grad_fn] if self._by_graph else [])
+        seen = set(queue)
+        while queue:
+            function = queue.popleft()
+            if function is None:
+                continue
+            variable = getattr(function, "variable", None)  # of a leaf of the graph
+            number = function._sequence_nr()
+            node = self._nodes.get(variable) if variable is not None else self._by_graph.get(number)
+            if node is not None:
+                found[node] = None
+            elif variable is None and number >= self._first:
+                queue += (f for f, _ in function.next_functions if f not in seen)
+                seen.update(f for f, _ in function.next_functions)
+        return [(tensor, node) for node in reversed(found)]
 
     def _record(self, tensor: Tensor, op: str, read: Sequence[tuple[Tensor, Node]]) -> Node:
         """A new node for `tensor`, which `op` computed from what it read."""
@@ -267,8 +324,17 @@ class Trace(TorchFunctionMode):
         node = Node(self._order, op, parents, live, self._frames[-1] if self._frames else None, tensor.numel())
         if not live:
             node.parameters = frozenset().union(*(n.parameters for _, n in read))
-        node.noise = op in _NOISE or (not live and any(n.noise for _, n in read))
+            node.noise = op in _NOISE or (not node.parameters and any(n.noise for _, n in read))
+        else:
+            sources = [parent for parent in parents if parent.live]
+            unmixed = op in ARITHMETIC or not any(parent.parameters for parent in parents)
+            node.looked_up = not sources or (unmixed and all(source.looked_up for source in sources))
         self._nodes[tensor] = node
+        # A view of what was changed in place would be given a new autograd function by being asked, out of its turn.
+        if not (tensor._is_view() and tensor._version) and tensor.grad_fn is not None:
+            number = tensor.grad_fn._sequence_nr()
+            self._first = self._first or number
+            self._by_graph[number] = node
         return node
 
     # -- calls ---------------------------------------------------------------------------------------------------------
@@ -301,6 +367,10 @@ class Trace(TorchFunctionMode):
             if given and not _writes(op, kwargs):
                 continue  # the function gave its input back
             node = self._wrote(tensor, op, read) if given else self._record(tensor, op, read)
+            if func is Tensor.__getitem__ and (how := _slicing(args[1])):
+                # The same part taken again has the same values.
+                before = self._slices.setdefault((read[0][1], how), node)
+                node = node if before is node else self._record(tensor, "alias", [(tensor, before)])
             if told is not None:
                 told(tensor, node)
         return result
@@ -337,6 +407,13 @@ def _subsamples(index: Any) -> bool:
     """Whether x[index] keeps every n-th element along some dimensions and all along the others, as strided pooling does."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(part is ... or (isinstance(part, slice) and part.start is None and part.stop is None) for part in parts)
+
+
+def _slicing(index: Any) -> str:
+    """A key for an index of numbers and slices; empty for any other."""
+    parts = index if isinstance(index, tuple) else (index,)
+    numbers = [n for part in parts for n in ((part.start, part.stop, part.step) if isinstance(part, slice) else (part,))]
+    return repr(parts) if all(n is None or n is ... or isinstance(n, int) for n in numbers) else ""
 
 
 def _writes(op: str, kwargs: Mapping[str, Any]) -> bool:

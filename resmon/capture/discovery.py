@@ -28,11 +28,15 @@ def discover(
     Python) and hooks are afterwards as before. `include` and `exclude` take module patterns as `watch` does. An empty list
     means that the pass holds no residual add.
 
-    Raises DiscoveryError where the pass fails, with what the forward would have needed; ConfigurationError where `model` is no
-    nn.Module.
+    Raises DiscoveryError where the pass fails, with what the forward would have needed, or cannot be seen; ConfigurationError where
+    `model` is no nn.Module.
     """
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"discover needs a torch.nn.Module, got {type(model).__name__}. Pass the model itself.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise DiscoveryError(
+            f"{type(model).__name__} is TorchScript, whose operations cannot be seen. Pass the module it was made of."
+        )
     survey = Survey()
     trace = Trace(model, survey)
     PAUSE.hold(trace)

@@ -4,14 +4,15 @@ Let y = a + b with a and b of one shape.
 
 - Identity: one operand (through casts, reshapes and scaling by a number) is an ancestor of the other, and what lies between
   them reads a parameter otherwise than by elementwise arithmetic. So the sum inside tanh-GELU is none (no parameter), nor is a
-  learned interpolation or a Snake activation (only arithmetic).
+  learned interpolation or a Snake activation (only arithmetic). What was added to the same stream before, as query positions are in
+  every layer, is no skip.
 - Identity, continued: the operand is itself the result of a residual add in the same call of the same module, and that add's skip
   tensor is the other operand's ancestor. So x + attn(x) + mlp(x) is two adds to one stream.
 - Projection: both descend from one tensor on ways that share nothing, one side being affine in it (convolution and linear maps,
   normalisation, pooling, padding, casts, scaling; no activation, no split, chunk or selection) and the other not; the other side
   reads a parameter as above. Rotary embeddings, state-space scans, gates and sums of parallel branches are none.
 
-A side that is multiplied with fresh normal noise is a sample, not a branch (the reparametrisation of a VAE).
+A side that is multiplied element by element with fresh normal noise is a sample, not a branch (the reparametrisation of a VAE).
 """
 
 from __future__ import annotations
@@ -19,17 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resmon.capture.dataflow import Add, Node
+from resmon.capture.dataflow import ADDING, ARITHMETIC, SCALING, Add, Node
 from resmon.records import SiteKind
 
-# Names of torch functions and tensor methods, in all their spellings.
-_ADDING = frozenset("add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __isub__".split())
-_SCALING = frozenset(
-    "mul mul_ __mul__ __rmul__ __imul__ multiply div div_ __truediv__ __itruediv__ true_divide divide neg __neg__".split()
-)
-_ARITHMETIC = (
-    _ADDING | _SCALING | frozenset("__rsub__ rsub __rtruediv__ addcmul addcmul_ addcdiv lerp lerp_ pow __pow__ where".split())
-)
 # The same numbers in another order, layout or precision.
 _REARRANGING = frozenset(
     """view reshape permute transpose transpose_ swapaxes swapdims movedim moveaxis t T mT flatten unflatten squeeze unsqueeze
@@ -37,8 +30,8 @@ _REARRANGING = frozenset(
 )
 _AFFINE = (
     _REARRANGING
-    | _SCALING
-    | _ADDING
+    | SCALING
+    | ADDING
     | frozenset(
         """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
         addmm mm bmm matmul __matmul__ __rmatmul__ einsum
@@ -47,10 +40,12 @@ _AFFINE = (
         boolean_dispatch _max_pool1d _max_pool2d _max_pool3d
         adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
         subsample pad interpolate upsample upsample_nearest upsample_bilinear pixel_shuffle pixel_unshuffle
-        dropout dropout_ dropout1d dropout2d dropout3d feature_dropout alpha_dropout expand expand_as""".split()
+        dropout dropout_ dropout1d dropout2d dropout3d feature_dropout alpha_dropout expand expand_as
+        cat concat concatenate""".split()
     )
 )
-_PRODUCTS = _SCALING | frozenset("mm bmm matmul __matmul__ __rmatmul__ einsum".split())
+# Affine in one operand where the others are constants: products, and the concatenation with zeros that pads.
+_OF_ONE = SCALING | frozenset("mm bmm matmul __matmul__ __rmatmul__ einsum cat concat concatenate".split())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,8 +98,8 @@ def _identity(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, ...
     while True:
         way = _between(origin, branch)
         if _is_branch(origin, way):
-            return origin, way
-        if origin.op in _REARRANGING or origin.op in _SCALING or (origin.op in _ADDING and len(origin.parents) == 1):
+            return None if _is_added_anew(origin, way, branch) else (origin, way)
+        if origin.op in _REARRANGING or origin.op in SCALING or (origin.op in ADDING and len(origin.parents) == 1):
             carried = [p for p in origin.parents if p.live or p.parameters]
             if len(carried) != 1:
                 return None
@@ -115,6 +110,20 @@ def _identity(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, ...
             return None
 
 
+def _is_added_anew(skip: Node, way: tuple[Node, ...], branch: Node) -> bool:
+    """Whether `skip` was added to an earlier state of the stream that `branch` is on, as query positions are in each layer."""
+    before = {
+        parent for node in way if node.op in ADDING and node.carries is None and skip in node.parents for parent in node.parents
+    }
+    state: Node | None = branch
+    while before and state is not None and state is not skip:
+        if state in before:
+            return True
+        live = [parent for parent in state.parents if parent.live]
+        state = state.carries or (live[0] if len(live) == 1 and state.op in _AFFINE else None)
+    return False
+
+
 def _projection(skip: Node, branch: Node) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
     """The tensor that both sides begin at, where the skip is affine in it, and the ways of branch and skip."""
     for shared in _affine_sources(skip):
@@ -123,7 +132,9 @@ def _projection(skip: Node, branch: Node) -> tuple[Node, tuple[Node, ...], tuple
             continue
         projection = _between(shared, skip)
         # Ways that share a value split behind it, and there they were not a projection and a branch.
-        if not _is_affine(shared, projection) or not set(way).isdisjoint(projection) or _is_gate(shared, projection):
+        if not _is_affine(shared, projection) or not set(way).isdisjoint(projection):
+            return None
+        if _is_gate(shared, projection) and not _all_mix(shared, way):
             return None
         if _is_branch(shared, way) and not _is_affine(shared, way):
             return shared, way, projection
@@ -155,43 +166,58 @@ def _between(ancestor: Node, descendant: Node) -> tuple[Node, ...]:
 def _sources(node: Node) -> tuple[Node, ...]:
     """The parents that `node` continues.
 
-    A sum does not continue what is added to it without depending on the model's input, such as a position bias that every layer
-    adds: the next layer's sum with it is no residual add. Of several that do not depend on the input it continues the newest.
+    A sum does not continue what is added to it without depending on the model's input, or just looked up in a table, such as a
+    position bias that every layer adds: the next layer's sum with it is no residual add. Of several that do not depend on the input
+    it continues the newest.
     """
-    if node.op not in _ADDING or len(node.parents) < 2:
+    if node.op not in ADDING or len(node.parents) < 2:
         return node.parents
-    if node.live:
-        return tuple(parent for parent in node.parents if parent.live)
-    return (max(node.parents, key=lambda parent: parent.order),)
+    if not node.live:
+        return (max(node.parents, key=lambda parent: parent.order),)
+    live = tuple(parent for parent in node.parents if parent.live)
+    return tuple(parent for parent in live if not parent.looked_up) or live
 
 
 def _is_branch(shared: Node, way: tuple[Node, ...]) -> bool:
-    mixes = False
+    if any(node.op in SCALING and any(p.noise and p.numel == node.numel for p in _read_beside(shared, way, node)) for node in way):
+        return False
+    return any(_mixes(shared, way, node) for node in way)
+
+
+def _mixes(shared: Node, way: tuple[Node, ...], node: Node) -> bool:
+    """Whether `node` reads a parameter otherwise than by elementwise arithmetic."""
+    return node.op not in ARITHMETIC and any(p.parameters for p in _read_beside(shared, way, node))
+
+
+def _all_mix(shared: Node, way: tuple[Node, ...]) -> bool:
+    """Whether there is no way from `shared` to the end of `way` but through something that mixes."""
+    unmixed = {shared}
     for node in way:
-        beside = _read_beside(shared, way, node)
-        if node.op in _SCALING and any(p.noise for p in beside):
-            return False
-        mixes = mixes or (node.op not in _ARITHMETIC and any(p.parameters for p in beside))
-    return mixes
+        if any(parent in unmixed for parent in _sources(node)) and not _mixes(shared, way, node):
+            unmixed.add(node)
+    return way[-1] not in unmixed
 
 
 def _is_affine(shared: Node, way: tuple[Node, ...]) -> bool:
     """Whether the end of `way` is affine in its beginning.
 
-    A product is so where everything else that it reads is made of constants and parameters.
+    A product or a concatenation is so where everything else that it reads is made of constants and parameters.
     """
     inside = {shared, *way}
     for node in way:
         if node.op not in _AFFINE:
             return False
-        if node.op in _PRODUCTS and sum(parent in inside or parent.live for parent in node.parents) > 1:
+        if node.op in _OF_ONE and sum(parent in inside or parent.live for parent in node.parents) > 1:
             return False
     return True
 
 
 def _is_gate(shared: Node, way: tuple[Node, ...]) -> bool:
-    """Whether `way` does nothing but scale by a learned vector, as the D of a state-space scan does."""
-    plain = _SCALING | _ADDING | _REARRANGING
+    """Whether `way` does nothing but scale by a learned vector.
+
+    So does a skip that is scaled channel by channel, and so does the D of a state-space scan, whose input comes to the sum unmixed.
+    """
+    plain = SCALING | ADDING | _REARRANGING
     return all(node.op in plain for node in way) and any(
         p.parameters and p.numel > 1 for node in way for p in _read_beside(shared, way, node)
     )

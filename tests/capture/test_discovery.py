@@ -255,6 +255,13 @@ def test_no_trace_is_left_where_the_forward_is_interrupted() -> None:
         discover(model, *x)
 
 
+def test_a_scripted_model_is_refused_rather_than_found_empty() -> None:
+    model = nn.Sequential(nn.Linear(12, 12), recurrent.ResidualMLPBlock())
+    for scripted in (torch.jit.script(model), torch.jit.trace(model, wiring.vector()[0])):
+        with pytest.raises(DiscoveryError, match="the module it was made of"):
+            discover(scripted, *wiring.vector())
+
+
 def test_no_trace_is_left_where_inputs_are_missing() -> None:
     model = with_gradients(wiring.Dice())
     with nothing_changes(model), pytest.raises(DiscoveryError):

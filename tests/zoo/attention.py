@@ -330,6 +330,50 @@ class ScaledSkipBlock(nn.Module):
         return self.beta * x + self.f(x)
 
 
+class ChannelScaledBlock(nn.Module):
+    """MetaFormer and Doge: the skip is scaled channel by channel, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.f = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x + self.f(self.norm(x))
+
+
+class Denoiser(nn.Module):
+    """A diffusion model that draws its noise levels itself and scales skip and branch by them: no sample, as a VAE's is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = nn.Linear(1, WIDTH)
+        self.f = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        sigma = torch.exp(1.2 * torch.randn(x.shape[0], 1, 1) - 1.2)
+        noisy = x + sigma * torch.randn_like(x)
+        return noisy / (1 + sigma**2) + sigma * self.f(noisy * self.level(sigma.log()))
+
+
+class QueryDecoder(nn.Module):
+    """Queries with positions computed from boxes, as RT-DETR has them: every layer adds the same positions to its stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Linear(WIDTH, WIDTH)
+        self.attn = nn.ModuleList([nn.MultiheadAttention(WIDTH, 2, batch_first=True) for _ in range(3)])
+        self.norm = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(3)])
+
+    def forward(self, queries: Tensor, boxes: Tensor) -> Tensor:
+        position = torch.relu(self.position(boxes))
+        for attn, norm in zip(self.attn, self.norm, strict=True):
+            placed = queries + position
+            queries = norm(queries + attn(placed, placed, queries)[0])
+        return queries
+
+
 class DeepNormBlock(nn.Module):
     """DeepNet: the skip is scaled by a constant, which leaves it an identity."""
 
@@ -651,6 +695,19 @@ CASES = (
         lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), CrossAttentionReader()),
         sequence,
         sites=pair("1", "norm attn attn.out_proj", "mlp_norm mlp.c_fc mlp.c_proj"),
+    ),
+    Case(
+        "channel_scaled_skip",
+        lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), ChannelScaledBlock()),
+        sequence,
+        sites=(projection("1", "norm f.0 f.2", ".", "1"),),
+    ),
+    Case("denoiser", Denoiser, sequence, sites=(identity("f", "level f.0 f.2"),)),
+    Case(
+        "query_decoder",
+        QueryDecoder,
+        lambda: sequence() + sequence(),
+        sites=tuple(identity(f"attn{suffix}", f"attn.{i} attn.{i}.out_proj") for i, suffix in enumerate(("", "#2", "#3"))),
     ),
     Case(
         # The model holds the adds and owns the positions, so it is on the branch itself (".").

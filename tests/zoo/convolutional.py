@@ -194,9 +194,10 @@ class ResNetDBlock(nn.Module):
 class PaddingShortcutBlock(nn.Module):
     """ResNet's option A: the shortcut has no parameters, it thins the image out and pads channels with zeros."""
 
-    def __init__(self, pooled: bool) -> None:
+    def __init__(self, pooled: bool, concatenates: bool = False) -> None:
         super().__init__()
         self.pooled = pooled
+        self.concatenates = concatenates
         self.conv1 = conv(8, 16, stride=2)
         self.bn1 = nn.BatchNorm2d(16)
         self.conv2 = conv(16, 16)
@@ -205,7 +206,7 @@ class PaddingShortcutBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         thin = F.avg_pool2d(x, 1, 2) if self.pooled else x[:, :, ::2, ::2]
-        out += F.pad(thin, (0, 0, 0, 0, 4, 4))
+        out += torch.cat([thin, torch.zeros_like(thin)], 1) if self.concatenates else F.pad(thin, (0, 0, 0, 0, 4, 4))
         return F.relu(out)
 
 
@@ -553,6 +554,12 @@ CASES = (
     Case(
         "resnet_option_a_strided",
         lambda: nn.Sequential(conv(3, 8), PaddingShortcutBlock(pooled=False)),
+        image,
+        sites=(projection("1", "conv1 bn1 conv2 bn2", "", "1"),),
+    ),
+    Case(
+        "resnet_option_a_concatenated",
+        lambda: nn.Sequential(conv(3, 8), PaddingShortcutBlock(pooled=True, concatenates=True)),
         image,
         sites=(projection("1", "conv1 bn1 conv2 bn2", "", "1"),),
     ),

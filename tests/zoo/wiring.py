@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -350,6 +351,25 @@ def gated_contexts(m: NotResidual, x: Tensor) -> Tensor:
     return first * gate + second * gate.flip(-1)
 
 
+def state_space(m: NotResidual, x: Tensor) -> Tensor:
+    """A scan whose gates are data, plus its input scaled by channel: the D of a state-space model."""
+    state, step = torch.zeros(WIDTH), F.softplus(m.a(x))
+    states = []
+    for now, gate in zip(x, step, strict=True):
+        state = state * torch.exp(-gate) + gate * now
+        states.append(state)
+    return torch.stack(states) * m.b(x) + x * m.alpha
+
+
+def segment_biases(m: NotResidual, x: Tensor) -> Tensor:
+    """One bias, looked up by what the input says, is added to the scores of two layers."""
+    bias = m.table(x.argmax(-1)).t()[:3] * m.bias[0]
+    bias = bias[:, :3]
+    scores = m.a(x) @ m.b(x).t() + bias
+    y = m.b(scores.softmax(-1) @ x)
+    return m.a(y) @ y.t() + bias
+
+
 NOT_RESIDUAL: dict[str, Callable[[NotResidual, Tensor], Tensor]] = {
     "siblings, both non-linear": lambda m, x: torch.tanh(m.a(x)) + torch.tanh(m.b(x)),
     "siblings, both affine": lambda m, x: m.a(x) + m.b(x),
@@ -364,7 +384,8 @@ NOT_RESIDUAL: dict[str, Callable[[NotResidual, Tensor], Tensor]] = {
     "through a mask": lambda m, x: x + (x > 0) * m.bias,
     "through a number": lambda m, x: x + m.a(torch.ones(3, WIDTH) * float(x.detach().sum())),
     "broadcast": lambda m, x: x + m.a(x).mean(0, keepdim=True).tanh(),
-    "per-channel skip": lambda m, x: torch.tanh(m.a(x)) + x * m.alpha,
+    "state-space skip": state_space,
+    "linear state-space skip": lambda m, x: torch.fft.ifft(torch.fft.fft(x) * m.bias).real + x * m.alpha,
     "gated skip": lambda m, x: torch.tanh(m.a(x)) + x * torch.sigmoid(m.b(x)),
     "squashed skip": lambda m, x: torch.tanh(m.a(x)) + torch.tanh(x) * 0.5,
     "shape of another, expanded": lambda m, x: x + m.table(torch.arange(WIDTH))[:3].expand_as(x),
@@ -373,6 +394,7 @@ NOT_RESIDUAL: dict[str, Callable[[NotResidual, Tensor], Tensor]] = {
     "type of another": lambda m, x: x + m.table(torch.arange(3)).type_as(x).to(x).view_as(x),
     "attention scores": attention_scores,
     "gated contexts": gated_contexts,
+    "biases by segment": segment_biases,
     "shuffled skip": lambda m, x: torch.tanh(m.a(x)) + x[:, torch.arange(WIDTH - 1, -1, -1)],
 }
 
@@ -420,6 +442,57 @@ class Breaks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(x) @ torch.ones(WIDTH + 1, WIDTH)
+
+
+def biased_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """What gets scripted, as fused kernels were: a scripted function is no torch function, and gives no sign of what it reads."""
+    return F.gelu(x + bias)
+
+
+@dataclass
+class Graph:
+    """A batch that is neither a tensor nor a container."""
+
+    features: Tensor
+
+
+class GraphNet(nn.Module):
+    """A model that is called with an object, whose tensors are its input all the same: without, the projection is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = ProjectedResidual(branch(), nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, graph: Graph) -> Tensor:
+        return self.block(graph.features)
+
+
+class Scripted(nn.Module):
+    """A branch that runs through a scripted function, and one that is a scripted module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
+        self.bias = nn.Parameter(torch.zeros(2 * WIDTH))
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
+        self.biased_gelu = torch.jit.script(biased_gelu)
+        self.scripted = torch.jit.script(branch())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.down(self.biased_gelu(self.up(x), self.bias))
+        return x + self.scripted(x)
+
+
+class SlicedStream(nn.Module):
+    """The first token does not take part: the block takes the same part of its input twice, for skip and for branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = branch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest = self.f(x[1:])
+        return torch.cat([x[:1], x[1:] + rest])
 
 
 def stacked(*blocks: nn.Module) -> nn.Module:
@@ -573,6 +646,19 @@ CASES = (
         ConditionalNet,
         lambda: (*vector(), torch.tensor([0, 3, 4])),
         sites=(identity("blocks.0", "fc1 fc2", "blocks.0"), identity("blocks.1", "fc1 fc2", "blocks.1")),
+    ),
+    Case(
+        "scripted_parts",
+        lambda: stacked(Scripted()),
+        vector,
+        sites=(identity("1.down", "up . down", "1"), identity("1.scripted", "scripted.0 scripted.2", "1")),
+    ),
+    Case("sliced_stream", lambda: stacked(SlicedStream()), vector, sites=(identity("1", "f.0 f.2", "1"),)),
+    Case(
+        "batch_object",
+        GraphNet,
+        lambda: (Graph(*vector()),),
+        sites=(projection("block", "fn.0 fn.2", "shortcut", "block"),),
     ),
     Case("dice", Dice, vector, sites=(identity("block", "fn.0 fn.1 fn.3", "block"),)),
 )
