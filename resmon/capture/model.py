@@ -11,8 +11,7 @@ steps. Where the model is called inside a compiled function the pass's begin and
 from __future__ import annotations
 
 import os
-import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, Protocol
@@ -29,9 +28,9 @@ from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
 from resmon.capture.dataflow import Add, Trace
 from resmon.capture.fetch import is_capturing
-from resmon.capture.registration import REGISTRATIONS
+from resmon.capture.sleepers import Sleepers
 from resmon.capture.survey import Names, Sighting, Survey, is_watched
-from resmon.capture.taps import AddMode, Enter, GradientTap, Hook, Installed, Leave, Plan, Tap, install, plan, to_be_traced
+from resmon.capture.taps import AddMode, Enter, GradientTap, Hook, Installed, Leave, Plan, Tap, install, plan
 from resmon.records import ResidualSite
 
 _TRACES_WHILE_ASLEEP = 16
@@ -89,19 +88,15 @@ class ModelWatch:
         self._trace_next = True
         self._in_pass = False
         self._retired = False
-        self._modules: dict[str, weakref.ref[nn.Module]] = {}
-        self._asleep: dict[str, nn.Module] = {}  # those with parameters that have not run yet
+        self._sleepers = Sleepers(model, self)
         self._new_modules = False  # since the last traced pass
-        self._rebuilt = False  # some module, perhaps of this model, was given another submodule
-        self._alarms: dict[str, RemovableHandle] = {}
         self._handles: list[RemovableHandle] = []
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        self._look()
-        REGISTRATIONS.listen(self._has_been_rebuilt)
-        hooks = (Tap, GradientTap, Enter, Leave, _Wake)
+        self._sleepers.attach()
+        hooks = (Tap, GradientTap, Enter, Leave)
         compiler.leave_alone((AddMode.__torch_function__, *(hook.__call__ for hook in hooks)))
         compiler.leave_alone((_Begin.__call__, _End.__call__), within=False)
         self._handles = [
@@ -112,11 +107,10 @@ class ModelWatch:
     def detach(self) -> None:
         """Leave no hook behind."""
         self._give_up_pass()
-        REGISTRATIONS.leave(self._has_been_rebuilt)
-        for handle in (*self._handles, *self._alarms.values()):
+        self._sleepers.detach()
+        for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._alarms.clear()
         self._installed.remove()
         self._installed = Installed()
 
@@ -168,24 +162,6 @@ class ModelWatch:
     def traced(self) -> bool:
         return self._traces > 0
 
-    def _has_been_rebuilt(self) -> None:
-        self._rebuilt = True
-
-    def _look(self) -> bool:
-        """Take the model's modules as they are now, the new ones as not run yet; whether there are new ones."""
-        self._rebuilt = False
-        modules = {compiler.plain(path): module for path, module in self.model.named_modules()}
-        new = {
-            path: module for path, module in modules.items() if (known := self._modules.get(path)) is None or known() is not module
-        }
-        self._modules = {path: weakref.ref(module) for path, module in modules.items()}
-        for path in [path for path, module in self._asleep.items() if modules.get(path) is not module]:
-            del self._asleep[path]
-            if path in self._alarms:
-                self._alarms.pop(path).remove()
-        self._asleep |= {path: module for path, module in new.items() if next(module.parameters(recurse=False), None) is not None}
-        return bool(new)
-
     def trace_again(self) -> None:
         self._trace_next = True
 
@@ -230,10 +206,10 @@ class ModelWatch:
             self._owner.pass_begun()
             if compiled and not self.compiled:
                 self.compiled = True
-                self._watch_sleepers({})
-            if self._rebuilt and self._look():
+                self._sleepers.set_alarms()
+            if self._sleepers.has_new():
                 self._trace_next = self._new_modules = True
-            asleep = self._asleep and self._traces < _TRACES_WHILE_ASLEEP and not self.compiled
+            asleep = self._sleepers and self._traces < _TRACES_WHILE_ASLEEP and not self.compiled
             wanted = (self._trace_next or asleep) and self._traces < _TRACES
             if wanted and (compiler.PAUSE or not (compiled or compiler.has_compiled_parts(self.model))):
                 self._traces += 1
@@ -347,19 +323,12 @@ class ModelWatch:
         # Code made before the first traced pass is of a model without hooks; later on it may be another's of the same class.
         self.outdated |= self.compiled or (self._traces == 1 and compiler.is_made(self.model))
         self.compiled |= compiler.has_compiled_parts(self.model)
-        self._watch_sleepers(trace.calls)
+        self._sleepers.have_run(trace.calls)
+        if self._traces >= _TRACES_WHILE_ASLEEP or self.compiled:
+            self._sleepers.set_alarms()
         if new or self._new_modules or self._traces == 1:
             self._owner.sites_changed()
         self._new_modules = False
-
-    def _watch_sleepers(self, ran: Mapping[str, int]) -> None:
-        for path in {compiler.plain(path) for path in ran} & self._asleep.keys():
-            del self._asleep[path]
-            if path in self._alarms:
-                self._alarms.pop(path).remove()
-        if self._traces >= _TRACES_WHILE_ASLEEP or self.compiled:
-            for path in self._asleep.keys() - self._alarms.keys():
-                self._alarms[path] = self._asleep[path].register_forward_pre_hook(_Wake(self), with_kwargs=True)
 
 
 def _trains() -> bool:
@@ -395,17 +364,3 @@ class _End(Hook):
             self._watch.end(output)
         finally:
             set_eval_frame(frames)
-
-
-class _Wake(Hook):
-    """On a module that no traced pass has run: the next pass is traced."""
-
-    def __init__(self, watch: ModelWatch) -> None:
-        self._watch = watch
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if compiler.traces():
-            if to_be_traced(self._watch):
-                compiler.freely(self._watch.trace_again)
-        elif self._watch.active:
-            self._watch.trace_again()
