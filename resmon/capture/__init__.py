@@ -4,8 +4,8 @@
 - Taking their operands in every later pass: `model` decides which passes count, `taps` are the hooks, `marker` the explicit add,
   `sleepers` are the modules that have not run (`registration` hears of new ones), `compiler` and `cells` are for what torch.compile
   makes of all that.
-- From tensors to numbers (`columns` names them): `channel` gathers those of a site; `sums` and `sample` read tensors in main memory,
-  with the compiled `_native`, `accelerator` has a GPU read its own, and `fetch` brings what comes of it to the host.
+- From tensors to numbers (`columns` names them): `channel` gathers those of a site; `sums` and `sample` read tensors in main
+  memory, with the compiled `_native`; `accelerator` has a GPU read its own, and `fetch` brings what comes of it to the host.
 - Gradients: `gradients` reads them, `measured` is what comes of a step's, `optimizers` says when, `clipping` and `scaler` hear what
   was done to them (`interception` is how), `placement` knows what share of them this rank has.
 - Records: `session` is the loop as it is told here, `drafts` make a step's record of it all, `outbox` hands it on in its turn.

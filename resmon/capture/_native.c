@@ -416,36 +416,107 @@ static PyObject *square(PyObject *self, PyObject *const *arguments, Py_ssize_t g
     return PyFloat_FromDouble(sums[0]);
 }
 
-/* A list's number at i, which the list keeps alive. */
-static PyObject *at(PyObject *list, Py_ssize_t i)
+/* Names of what is asked of tensors, made once. */
+static PyObject *GRAD, *IS_CPU, *DTYPE, *LAYOUT, *IS_CONTIGUOUS, *DATA_PTR, *NUMEL;
+
+static int make_names(void)
 {
-    PyObject *item = PyList_GetItem(list, i);
-    if (item == NULL)
-        PyErr_SetString(PyExc_TypeError, "lists of one length expected");
-    return item;
+    struct {
+        PyObject **name;
+        const char *text;
+    } names[] = {{&GRAD, "grad"},
+                 {&IS_CPU, "is_cpu"},
+                 {&DTYPE, "dtype"},
+                 {&LAYOUT, "layout"},
+                 {&IS_CONTIGUOUS, "is_contiguous"},
+                 {&DATA_PTR, "data_ptr"},
+                 {&NUMEL, "numel"}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (*names[i].name == NULL && (*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
+            return 0;
+    return 1;
 }
 
-static PyObject *squares(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+/* Whether `of`'s attribute is this very object; -1 and an error where it has none. */
+static int attribute_is(PyObject *of, PyObject *name, PyObject *wanted)
+{
+    PyObject *found = PyObject_GetAttr(of, name);
+    if (found == NULL)
+        return -1;
+    Py_DECREF(found);
+    return found == wanted;
+}
+
+static int number(PyObject *of, PyObject *method, size_t *value)
+{
+    PyObject *found = PyObject_CallMethodObjArgs(of, method, NULL);
+    int is_number = found != NULL && whole(found, value);
+    Py_XDECREF(found);
+    return is_number;
+}
+
+/* Whether a gradient is a plain tensor of float32 in one piece of main memory: what it takes to be read by its address. */
+static int is_plain(PyObject *gradient, PyObject *type, PyObject *dtype, PyObject *layout)
+{
+    if ((PyObject *)Py_TYPE(gradient) != type)
+        return 0;
+    int is = attribute_is(gradient, IS_CPU, Py_True);
+    if (is == 1)
+        is = attribute_is(gradient, DTYPE, dtype);
+    if (is == 1)
+        is = attribute_is(gradient, LAYOUT, layout);
+    if (is != 1)
+        return is;
+    PyObject *contiguous = PyObject_CallMethodObjArgs(gradient, IS_CONTIGUOUS, NULL);
+    if (contiguous == NULL)
+        return -1;
+    Py_DECREF(contiguous);
+    return contiguous == Py_True;
+}
+
+static PyObject *gradients(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     struct reading r;
     double *into, sums[3];
-    if (!expects(given, 3) || !address(arguments[2], &into))
+    uint8_t *present;
+    if (!expects(given, 6) || !address(arguments[4], &into) || !address(arguments[5], &present) || !make_names())
         return NULL;
-    Py_ssize_t tensors = PyList_Size(arguments[0]);
-    if (tensors < 0)
+    Py_ssize_t parameters = PyTuple_Size(arguments[0]);
+    PyObject *others = parameters < 0 ? NULL : PyList_New(0);
+    if (others == NULL)
         return NULL;
     r.dtype = FLOAT32;
-    for (Py_ssize_t i = 0; i < tensors; i++) {
-        PyObject *data = at(arguments[0], i), *n = at(arguments[1], i);
-        if (data == NULL || n == NULL || !address(data, &r.data) || !whole(n, &r.n) || !is_there(r.data, r.n))
-            return NULL;
+    for (Py_ssize_t i = 0; i < parameters; i++) {
+        PyObject *gradient = PyObject_GetAttr(PyTuple_GetItem(arguments[0], i), GRAD);
+        if (gradient == NULL)
+            goto failed;
         into[i] = 0;
-        if (r.n) {
-            read_freely(&r, sums);
-            into[i] = sums[0];
+        present[i] = gradient != Py_None;
+        int plain = present[i] ? is_plain(gradient, arguments[1], arguments[2], arguments[3]) : 1;
+        size_t at;
+        if (plain == 1 && present[i]) {
+            plain = number(gradient, DATA_PTR, &at) && number(gradient, NUMEL, &r.n) ? 1 : -1;
+            memcpy(&r.data, &at, sizeof at);
+            if (plain == 1 && !is_there(r.data, r.n))
+                plain = -1;
+            if (plain == 1 && r.n) {
+                read_freely(&r, sums);
+                into[i] = sums[0];
+            }
+        } else if (plain == 0) {
+            PyObject *place = PyLong_FromSsize_t(i);
+            if (place == NULL || PyList_Append(others, place) < 0)
+                plain = -1;
+            Py_XDECREF(place);
         }
+        Py_DECREF(gradient);
+        if (plain < 0)
+            goto failed;
     }
-    Py_RETURN_NONE;
+    return others;
+failed:
+    Py_DECREF(others);
+    return NULL;
 }
 
 static PyObject *magnitudes(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
@@ -504,7 +575,7 @@ static PyObject *accumulate(PyObject *self, PyObject *const *arguments, Py_ssize
 
 static PyMethodDef METHODS[] = {
     {"square", (PyCFunction)(void (*)(void))square, METH_FASTCALL, NULL},
-    {"squares", (PyCFunction)(void (*)(void))squares, METH_FASTCALL, NULL},
+    {"gradients", (PyCFunction)(void (*)(void))gradients, METH_FASTCALL, NULL},
     {"magnitudes", (PyCFunction)(void (*)(void))magnitudes, METH_FASTCALL, NULL},
     {"accumulate", (PyCFunction)(void (*)(void))accumulate, METH_FASTCALL, NULL},
     {"addition", (PyCFunction)(void (*)(void))addition, METH_FASTCALL, NULL},

@@ -1,10 +1,16 @@
 # _native.c. Addresses are of dense memory that outlives the call; dtypes are numbers, see sums.CODES.
 
+import torch
+from torch import Tensor
+
 # The sum of squares, not finite only where an element is not.
 def square(data: int, dtype: int, elements: int, /) -> float: ...
 
-# The same of each of some float32 tensors, into as many float64.
-def squares(data: list[int], elements: list[int], into: int, /) -> None: ...
+# The same of each parameter's gradient into `squares`, and whether there is one into `present`. Returns the indices of those that
+# were not read, being no plain float32 tensors (their type, dtype and layout are given) in one piece of main memory.
+def gradients(
+    parameters: tuple[Tensor, ...], kind: type[Tensor], dtype: torch.dtype, layout: torch.layout, squares: int, present: int, /
+) -> list[int]: ...
 
 # The histogram of every `stride`-th element's magnitude, into `cells`: the sum of the finite ones, then the buckets' counts.
 def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larger: int, cells: int, /) -> None: ...

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resmon.capture import fetch
+from resmon.capture import _native, fetch
 from resmon.capture.accelerator import norms
 from resmon.capture.measured import Groups, Measured, Places, Values
 from resmon.capture.placement import WHOLE, Placement, named_parameters
-from resmon.capture.sums import square_sums
-from resmon.records import Bools
+from resmon.capture.sums import square_sum
+from resmon.records import Bools, Floats
 
 SELECTIONS = 64  # that are remembered by the parameters asked for
 
@@ -70,7 +70,6 @@ class Gradients:
             return
         self.generation += 1
         self._places, self._parameters, self._owners, self._index = places, parameters, owners, index
-        self._any_complex = any(parameter.is_complex() for parameter in parameters)
         self._selections: dict[tuple[int, ...], Selection] = {}
         self._now = Measured(len(parameters))
         self._shares = [WHOLE] * len(parameters)  # what part of each this rank has
@@ -163,45 +162,43 @@ class Gradients:
 
     def _measure(self, selection: Selection) -> tuple[Values, Bools]:
         """This rank's share of the sum of squares of each one's gradient, and which have one."""
-        squares = np.zeros(len(selection.parameters))
-        present = np.zeros(len(selection.parameters), np.bool_)
-        spread, strided = self._placement.world > 1, torch.strided
-        found: list[int] = []
-        gradients: list[Tensor] = []
+        parameters = selection.parameters
+        squares, present = np.zeros(len(parameters)), np.zeros(len(parameters), np.bool_)
+        others: Iterable[int] = range(len(parameters))
+        if self._placement.world == 1 and parameters and fetch.is_here(parameters[0]):
+            addresses = squares.ctypes.data, present.ctypes.data
+            others = _native.gradients(parameters, Tensor, torch.float32, torch.strided, *addresses)
+        return self._measure_others(selection, others, squares, present), present
+
+    def _measure_others(self, selection: Selection, others: Iterable[int], squares: Floats, present: Bools) -> Values:
+        """Measure the gradients of these indices that are no plain tensors, or count only in part, or are not here."""
         elsewhere: dict[tuple[torch.device, torch.dtype], tuple[list[int], list[Tensor]]] = {}
-        factors: dict[int, float] = {}  # of those that do not count whole
-        for i, parameter in enumerate(selection.parameters):
+        factors = np.ones(len(squares))
+        for i in others:
+            parameter = selection.parameters[i]
             gradient = parameter.grad
             if gradient is None:
                 continue
-            if spread or type(gradient) is not Tensor:
+            if self._placement.world > 1 or type(gradient) is not Tensor:
                 gradient, share = self._placement.gradient(parameter, gradient)
                 factors[i] = share.factor
                 place = int(selection.places[i])
                 self._shares[place] = share
                 if share.reason:
                     self._now.unknown[place] = share.reason
-            if gradient.layout is not strided:
+            if gradient.layout is not torch.strided:
                 gradient = gradient.detach().coalesce().values()
-            if self._any_complex and gradient.is_complex():
+            if gradient.is_complex():
                 gradient = torch.view_as_real(gradient.detach().resolve_conj())
             present[i] = gradient.device.type in fetch.OBSERVED
             if fetch.is_here(gradient):
-                found.append(i)
-                gradients.append(gradient)
-            elif gradient.device.type in fetch.OBSERVED:
+                squares[i] = square_sum(gradient) * factors[i]
+            elif present[i]:
                 places, tensors = elsewhere.setdefault((gradient.device, gradient.dtype), ([], []))
                 places.append(i)
                 tensors.append(gradient)
-        squares[found] = square_sums(gradients)
-        for i, factor in factors.items():
-            squares[i] *= factor
-        if not elsewhere:
-            return (squares,), present
-        shares = np.ones(len(squares))
-        shares[list(factors)] = list(factors.values())
         parts = [(np.array(places), torch.stack(list(norms(tensors)))) for places, tensors in elsewhere.values()]
-        return (squares, shares, *(each for part in parts for each in part)), present
+        return (squares, factors, *(each for part in parts for each in part))
 
     def mark(self, selection: Selection) -> None:
         """The gradients are now what clipping made of what was read: until they change they are not read again."""

@@ -115,12 +115,12 @@ class Measured:
         return squares, present
 
 
-Values = tuple[Any, ...]  # squares; or squares, what each is multiplied with, and by devices which are there and their norms
+Values = tuple[Any, ...]  # squares; what a norm's square is multiplied with; and by device of whom there are norms, and these
 
 
-def _squares(squares: Floats, shares: Floats | None = None, *parts: Any) -> Floats:
+def _squares(squares: Floats, factors: Floats, *parts: Any) -> Floats:
     for places, norms in zip(parts[::2], parts[1::2], strict=True):
-        squares[places] = norms.numbers() ** 2 * shares[places]  # type: ignore[index]
+        squares[places] = norms.numbers() ** 2 * factors[places]
     return squares
 
 

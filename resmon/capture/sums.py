@@ -7,15 +7,13 @@ dense memory, in whatever order; a tensor with gaps or overlaps is copied piece 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from resmon.errors import UnobservableError
-from resmon.records import Floats
 
 try:
     from resmon.capture import _native
@@ -43,16 +41,6 @@ def square_sum(tensor: Tensor) -> float:
     if code is not None and is_dense(tensor):
         return _native.square(tensor.data_ptr(), code, tensor.numel())
     return sum(_native.square(piece.data_ptr(), CODES[piece.dtype], piece.numel()) for piece in _copies(tensor.detach()))
-
-
-def square_sums(tensors: Sequence[Tensor]) -> Floats:
-    """The sum of squares of each tensor."""
-    plain = [tensor.dtype is torch.float32 and tensor.is_contiguous() and tensor.is_cpu for tensor in tensors]
-    if not all(plain):
-        return np.array([square_sum(tensor) for tensor in tensors], np.float64)
-    squares = np.empty(len(tensors))
-    _native.squares([tensor.data_ptr() for tensor in tensors], [tensor.numel() for tensor in tensors], squares.ctypes.data)
-    return squares
 
 
 def nonfinite_count(tensor: Tensor) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from resmon.capture import _native
-from resmon.capture.sums import PIECE, is_dense, nonfinite_count, square_sum, square_sums
+from resmon.capture.sums import PIECE, is_dense, nonfinite_count, square_sum
 from resmon.errors import UnobservableError
 
 TOLERANCE = 1e-4  # relative, on the norm; issue 2, point 3
@@ -114,7 +116,7 @@ def test_every_half_precision_number_is_read_as_what_it_is(dtype: torch.dtype) -
     """All 65,536 of them, subnormal ones, infinities and NaN included."""
     every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(dtype)
     for value in every.reshape(-1, 64):
-        for number, square in zip(value.double().tolist(), square_sums(list(value)), strict=True):
+        for number, square in zip(value.double().tolist(), map(square_sum, value), strict=True):
             assert square == pytest.approx(number * number, rel=1e-6, nan_ok=True), number
 
 
@@ -128,16 +130,33 @@ def test_a_tensor_without_memory_is_refused_and_not_read() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(shapes, dtypes, layouts), min_size=0, max_size=5))
-def test_many_tensors_are_read_as_each_is(wanted: list[tuple[list[int], torch.dtype, str]]) -> None:
-    tensors = [laid_out(torch.randn(shape).to(dtype), layout) for shape, dtype, layout in wanted]
-    tensors.append(torch.empty(0))
-    assert square_sums(tensors).tolist() == [square_sum(tensor) for tensor in tensors]
+def test_gradients_are_read_as_each_is_or_left_to_others(wanted: list[tuple[list[int], torch.dtype, str]]) -> None:
+    gradients = [laid_out(torch.randn(shape).to(dtype), layout) for shape, dtype, layout in wanted]
+    gradients += [None, torch.empty(0), torch.eye(3).to_sparse(), nn.Parameter(torch.ones(2))]
+    parameters = tuple(SimpleNamespace(grad=gradient) for gradient in gradients)
+    squares, present = np.full(len(parameters), 7.0), np.full(len(parameters), True)
+    others = _native.gradients(parameters, Tensor, torch.float32, torch.strided, squares.ctypes.data, present.ctypes.data)
+    for i, gradient in enumerate(gradients):
+        plain = type(gradient) is Tensor and gradient.dtype is torch.float32 and gradient.layout is torch.strided
+        if plain and gradient.is_contiguous():
+            assert squares[i] == square_sum(gradient) and i not in others
+        else:
+            assert squares[i] == 0 and (i in others) == (gradient is not None)
+        assert present[i] == (gradient is not None)
 
 
-def test_lists_of_two_lengths_are_refused() -> None:
-    tensor, into = torch.ones(3), np.zeros(2)
-    with pytest.raises(TypeError, match="one length"):
-        _native.squares([tensor.data_ptr(), tensor.data_ptr()], [3], into.ctypes.data)
+def test_what_is_no_parameter_is_refused() -> None:
+    squares, present = np.zeros(2), np.zeros(2, np.bool_)
+    addresses = squares.ctypes.data, present.ctypes.data
+    for odd, error in (
+        ((object(),), AttributeError),
+        ((SimpleNamespace(grad=torch.ones(1)), 5), AttributeError),
+        ([], SystemError),
+    ):
+        with pytest.raises(error):
+            _native.gradients(odd, Tensor, torch.float32, torch.strided, *addresses)
+    with pytest.raises(TypeError, match="6 arguments"):
+        _native.gradients((), Tensor)
 
 
 @settings(max_examples=100, deadline=None)
