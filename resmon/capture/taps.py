@@ -124,7 +124,7 @@ def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan], calls: Ma
     for p in plans:
         if p.places is None:
             path, call = p.holder
-            modes.setdefault(path, AddMode(watcher, once=calls[path] == 1)).add(call, p)
+            modes.setdefault(path, AddMode(watcher, path, once=calls[path] == 1)).add(call, p)
             continue
         for role, place in enumerate(p.places):
             # A hook of the user's that replaces what passes comes after the value of an add, and before an operand is used.
@@ -368,7 +368,7 @@ class Visit:
     An object of its own, for torch.compile follows what changes in a plain object and loses some of what changes in a mode.
     """
 
-    __slots__ = ("adds", "calls", "entered", "here", "observing", "taken", "traced")
+    __slots__ = ("adds", "calls", "disagreed", "entered", "here", "observing", "taken", "traced")
 
     def __init__(self) -> None:
         self.calls = 0
@@ -376,6 +376,7 @@ class Visit:
         self.here: Mapping[int, Plan] = {}
         self.observing = False
         self.entered = False
+        self.disagreed = False  # a graph has made other adds than the traced call
         self.taken: list[tuple[Channel, GradientTap]] = []
         self.traced: list[Cell] = []  # what a graph took
 
@@ -387,8 +388,9 @@ class AddMode(Hook, TorchFunctionMode):
     make other adds of the same ordinals.
     """
 
-    def __init__(self, watcher: Watcher, *, once: bool) -> None:
+    def __init__(self, watcher: Watcher, path: str, *, once: bool) -> None:
         super().__init__()
+        self.path = path  # of its module
         self._watcher = watcher
         self._once = once  # the module runs once in a pass, so that a graph need not count
         self._plans: dict[int, dict[int, Plan]] = {}
@@ -396,6 +398,10 @@ class AddMode(Hook, TorchFunctionMode):
 
     def add(self, call: int, plan: Plan) -> None:
         self._plans.setdefault(call, {})[plan.ordinal] = plan
+
+    @property
+    def disagreed(self) -> bool:
+        return self._visit.disagreed
 
     def begin_pass(self) -> None:
         self._visit.calls = 0
@@ -427,7 +433,7 @@ class AddMode(Hook, TorchFunctionMode):
                 for cell in visit.traced:
                     cell.count()
             elif visit.adds:
-                self._watcher.trace_again()
+                visit.disagreed = True
             visit.traced.clear()
 
     def enter(self) -> None:
