@@ -102,6 +102,16 @@ def is_made(model: nn.Module) -> bool:
     return any(eval_frame._debug_get_cache_entry_list(code) for code in codes if code is not None)
 
 
+def is_around() -> bool:
+    """Whether this runs inside a function that torch.compile has wrapped, also while a `Pause` has that run eagerly."""
+    frame = sys._getframe() if is_loaded() else None
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch._dynamo.eval_frame":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def is_anything_made() -> bool:
     """Whether any code in this process has been compiled."""
     if not is_loaded():
@@ -164,6 +174,10 @@ TOO_EARLY = (
     "torch.compile had made code before resmon's hooks were on the model, and that code would not call them. All compiled code of "
     "this process is made again when it is called next; call resmon.watch before the first compiled call to be spared that"
 )
+ANEW = (
+    "a pass took another way through a compiled model than those before, or ran modules that had not run yet, and hooks were put "
+    "on anew. All compiled code of this process is made again when it is called next"
+)
 TOO_OLD = (
     "the blocks of models that are compiled, wholly or in part, are not observed with torch "
     f"{torch.__version__}: that takes {IN_GRAPHS[0]}.{IN_GRAPHS[1]} or newer. Training, and the record of its steps and gradients, "
@@ -177,7 +191,7 @@ class Watched(Protocol):
     """A model, as far as the compiler concerns it."""
 
     compiled: bool
-    outdated: bool
+    outdated: str
     inlined: bool
 
     def step_over(self) -> str: ...
@@ -210,19 +224,19 @@ class Compiler:
         if not OBSERVES:
             return TOO_OLD if any(model.compiled or model.wants_pause for model in self._models) else None
         _GUARDS.hold(self)
-        said = None
-        outdated = any(model.outdated for model in self._models)
+        outdated = "; ".join(dict.fromkeys(model.outdated for model in self._models if model.outdated))
         # No hook of ours has run: perhaps because the code that called the model was compiled before they were there.
         unheard = not seen and not PAUSE and not self._forgot and all(model.traced for model in self._models) and is_anything_made()
+        news = []
         if outdated or unheard:
             torch.compiler.reset()
             self._forgot = True
-            said = TOO_EARLY
+            news.append(outdated or TOO_EARLY)
         for model in self._models:
-            said = "; ".join(filter(None, (said, model.step_over()))) or None
-            model.outdated = model.inlined = False
+            news.append(model.step_over())
+            model.outdated, model.inlined = "", False
         if any(model.wants_pause for model in self._models):
             PAUSE.hold(self)
         else:
             PAUSE.release(self)
-        return said
+        return "; ".join(filter(None, news)) or None

@@ -11,6 +11,7 @@ steps. Where the model is called inside a compiled function the pass's begin and
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from time import perf_counter
@@ -36,6 +37,7 @@ from resmon.records import ResidualSite
 _TRACES_WHILE_ASLEEP = 16
 _TRACES = 64  # in all: a model that takes another way every time is not traced for ever
 _SERVES_SEVERAL = "not: it lies in a block that is compiled by itself and serves several layers; compile the whole model instead"
+_DISAGREEMENTS = 3  # after so many traced passes it is of no use to trace another
 _DECLINED = "not observed in compiled code: "
 _UNKNOWN = ResidualSite("", "", "identity", (), (), ())
 
@@ -68,8 +70,10 @@ class ModelWatch:
         self.active = False
         self.compiled = False  # some of its hooks are in graphs
         self.inlined = False  # a pass with gradients has begun inside a graph, in this step
+        self._made_around = False  # the pass is part of a function that was compiled before
+        self._disagreed: Counter[str] = Counter()  # how often graphs made other adds in a module than the traced pass
         self._failure = ""  # of ours, while a graph was made
-        self.outdated = False  # hooks have been put on in this step, of which graphs made before know nothing
+        self.outdated = ""  # what is to be said where hooks were put on in this step of which graphs made before know nothing
         self.passes = 0
         self.seconds = 0.0
         self.process = os.getpid()
@@ -149,8 +153,15 @@ class ModelWatch:
             self.fault(RuntimeError(f"while torch.compile traced: {self._failure}"))
             self._failure = ""
         said = ""
+        for mode in self._installed.modes:
+            if mode.disagreed:
+                self._disagreed[mode.path] += 1
+                self._trace_next |= self._disagreed[mode.path] <= _DISAGREEMENTS
         for channel in self.channels:
             reason = channel.cell.declined if channel.cell else ""
+            planned = self._plans.get(channel.site.name)
+            if planned and self._disagreed[planned.holder[0]] > _DISAGREEMENTS:
+                reason = "its module makes other additions there than in a traced pass"
             if reason and not channel.site.observed.startswith(_DECLINED):
                 channel.site = replace(channel.site, observed=_DECLINED + reason)
                 said = said or f"block {channel.site.name} is {channel.site.observed} (each site in the flight says its own)"
@@ -214,6 +225,7 @@ class ModelWatch:
             if wanted and (compiler.PAUSE or not (compiled or compiler.has_compiled_parts(self.model))):
                 self._traces += 1
                 self._trace_next = False
+                self._made_around = compiler.is_around() and compiler.is_anything_made()
                 self._trace = Trace(self.model, Survey(self._witness))
                 self._trace.begin(args, kwargs)
             else:
@@ -321,7 +333,10 @@ class ModelWatch:
             self._calls[path] = max(calls, self._calls.get(path, 0))
         self._installed = install(self, self.model, list(self._plans.values()), self._calls)
         # Code made before the first traced pass is of a model without hooks; later on it may be another's of the same class.
-        self.outdated |= self.compiled or (self._traces == 1 and compiler.is_made(self.model))
+        if self._traces == 1 and (self.compiled or self._made_around or compiler.is_made(self.model)):
+            self.outdated = compiler.TOO_EARLY
+        elif self.compiled and not self.outdated:
+            self.outdated = compiler.ANEW
         self.compiled |= compiler.has_compiled_parts(self.model)
         self._sleepers.have_run(trace.calls)
         if self._traces >= _TRACES_WHILE_ASLEEP or self.compiled:

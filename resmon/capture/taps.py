@@ -129,7 +129,7 @@ def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan], calls: Ma
     for p in plans:
         if p.places is None:
             path, call = p.holder
-            modes.setdefault(path, AddMode(watcher, once=calls[path] == 1)).add(call, p)
+            modes.setdefault(path, AddMode(watcher, path, once=calls[path] == 1)).add(call, p)
             continue
         for role, place in enumerate(p.places):
             # A hook of the user's that replaces what passes comes after the value of an add, and before an operand is used.
@@ -374,7 +374,7 @@ class Visit:
     An object of its own, for torch.compile follows what changes in a plain object and loses some of what changes in a mode.
     """
 
-    __slots__ = ("adds", "calls", "entered", "here", "observing", "taken", "traced")
+    __slots__ = ("adds", "calls", "disagreed", "entered", "here", "observing", "taken", "traced")
 
     def __init__(self) -> None:
         self.calls = 0
@@ -382,6 +382,7 @@ class Visit:
         self.here: Mapping[int, Plan] = {}
         self.observing = False
         self.entered = False
+        self.disagreed = False  # a graph has made other adds than the traced call
         self.taken: list[tuple[Channel, GradientTap]] = []
         self.traced: list[Cell] = []  # what a graph took
 
@@ -393,8 +394,9 @@ class AddMode(Hook, TorchFunctionMode):
     make other adds of the same ordinals.
     """
 
-    def __init__(self, watcher: Watcher, *, once: bool) -> None:
+    def __init__(self, watcher: Watcher, path: str, *, once: bool) -> None:
         super().__init__()
+        self.path = path  # of its module
         self._watcher = watcher
         self._once = once  # the module runs once in a pass, so that a graph need not count
         self._plans: dict[int, dict[int, Plan]] = {}
@@ -402,6 +404,10 @@ class AddMode(Hook, TorchFunctionMode):
 
     def add(self, call: int, plan: Plan) -> None:
         self._plans.setdefault(call, {})[plan.ordinal] = plan
+
+    @property
+    def disagreed(self) -> bool:
+        return self._visit.disagreed
 
     def begin_pass(self) -> None:
         self._visit.calls = 0
@@ -431,6 +437,7 @@ class AddMode(Hook, TorchFunctionMode):
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             if visit.adds != next(iter(visit.here.values())).adds:
                 self._take_back()
+                visit.disagreed |= visit.adds > 0
             visit.traced.clear()
 
     def enter(self) -> None:
@@ -468,16 +475,15 @@ class AddMode(Hook, TorchFunctionMode):
                 tap.belongs_to(channel)
         else:
             self._take_back()
+            if visit.adds:
+                self._watcher.trace_again()
         visit.taken.clear()
         visit.traced.clear()
 
     def _take_back(self) -> None:
         """Another way through the block was taken than in the traced pass: what was met there is not what was looked for."""
-        visit = self._visit
-        for cell in visit.traced:
+        for cell in self._visit.traced:
             cell.take_back()
-        if visit.adds:
-            self._watcher.trace_again()
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         visit = self._visit

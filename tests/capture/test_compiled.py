@@ -488,9 +488,8 @@ def test_attached_after_the_first_compiled_call(way: str, caplog: pytest.LogCapt
     loop.step(batch())
     with caplog.at_level(logging.WARNING, "resmon"):
         loop.session.attach(loop.sink)
-        loop.checked_step(batch(seed=1))  # eagerly
-        loop.step(batch(seed=2))
-        loop.checked_step(batch(seed=3))
+        for i in range(1, 4):  # the first of them eagerly
+            loop.checked_step(batch(seed=i))
     assert counted()["breaks"] == 0
     assert sum(compiler.TOO_EARLY in record.getMessage() for record in caplog.records) == 1
 

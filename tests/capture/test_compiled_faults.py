@@ -201,3 +201,24 @@ def test_distributed_tensors_in_graphs_are_said_not_to_be_observed(
     assert sum("DTensor" in record.getMessage() for record in caplog.records) == 1
     assert sink.steps[0].blocks_present.all()  # eagerly they are read
     assert all(record.blocks_present[:3].any() == (record is sink.steps[0]) for record in sink.steps)
+
+
+class Otherwise(Block):
+    """Adds something more where it is compiled, so that the residual add is not the one with its ordinal."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            x = x + torch.zeros_like(x)
+        return super().forward(x)
+
+
+def test_other_additions_in_compiled_code_than_in_the_traced_pass(caplog: pytest.LogCaptureFixture) -> None:
+    """It is looked for again some times, and then no more: each time, all compiled code is made again."""
+    without, _, _ = train(lambda: Net(2, functional=True, kind=Otherwise), lambda i: batch(seed=i), watched=False, steps=12)
+    with caplog.at_level(logging.WARNING, "resmon"):
+        losses, sink, _ = train(lambda: Net(2, functional=True, kind=Otherwise), lambda i: batch(seed=i), watched=True, steps=12)
+    assert losses == pytest.approx(without, rel=1e-6)  # some more steps are eager
+    present = [bool(record.blocks_present[0].all()) for record in sink.steps]
+    assert present == [True, False] * 4 + [False] * 4
+    assert all("other additions" in site.observed for site in sink.now)
+    assert sum("other additions" in record.getMessage() for record in caplog.records) == 1
