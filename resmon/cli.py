@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resmon.errors import ConfigurationError, ResmonError
+from resmon.errors import ConfigurationError, DiscoveryError, ResmonError
 
 FOLDER = "Folder of the runs; runs/ unless settings say otherwise."
 Directory = Annotated[Path | None, typer.Option("--directory", "-d", help=FOLDER)]
@@ -42,12 +42,13 @@ def agent(
 
 
 def list_runs(
-    directory: Annotated[Path | None, typer.Argument(help=FOLDER)] = None,
+    folder: Annotated[Path | None, typer.Argument(help=FOLDER)] = None,
+    directory: Directory = None,
 ) -> None:
     """List the runs of a folder: outcome, steps, newest loss, blocks, size on disk, age."""
     from resmon.tail import summaries
 
-    folder = _runs_directory(directory)
+    folder = _runs_directory(folder or directory)
     rows = summaries(folder)
     console = Console()
     if not rows:
@@ -88,7 +89,12 @@ def inspect(
     module, args, kwargs = load_target(model)
     if input:
         args = tuple(random_input(text) for text in input)
-    sites = discover(module, *args, **kwargs)
+    try:
+        sites = discover(module, *args, **kwargs)
+    except DiscoveryError as error:
+        if input or args or kwargs:
+            raise
+        raise DiscoveryError(f"{error} Here: --input with the shape of each, such as -i 8,3,32,32.") from error
     counts = [parameter_count(module, site.parameters) for site in sites]
     if as_json:
         print(json.dumps([asdict(site) | {"parameter_count": n} for site, n in zip(sites, counts, strict=True)], indent=2))

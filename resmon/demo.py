@@ -159,7 +159,8 @@ def _command(name: str, *module: str) -> list[str]:
     """How a shell here runs this installation's `name`: by that where the PATH leads to it, else by its path."""
     beside = Path(sys.executable).parent / name
     found = shutil.which(name)
-    if found is not None and beside.exists() and Path(found).samefile(beside):
+    # By folder: an environment's python is a link to the one that it was made with, which knows nothing of resmon.
+    if found is not None and beside.exists() and Path(found).parent.samefile(beside.parent):
         return [name]
     if beside.exists():
         return [os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)]

@@ -161,7 +161,7 @@ class Monitor:
         try:
             self._flight.end(RunEnd(outcome, time.time(), self._session.last_step, reason))
         except (OSError, ResmonError) as error:
-            log.warning("resmon: the end of the run could not be written: %s", error)
+            log.warning("resmon: the end of the run could not be written whole: %s", error)
 
 
 class _Flight:

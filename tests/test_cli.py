@@ -19,6 +19,7 @@ import pytest
 
 from resmon import __version__
 from resmon.cli import VERBS, _age, _size, main
+from resmon.demo import _command
 from resmon.errors import FlightError
 from resmon.flight.layout import boot_id, claim
 from resmon.flight.writer import FlightWriter
@@ -146,6 +147,7 @@ def test_inspect_says_that_a_plain_model_has_no_block(monkeypatch: pytest.Monkey
         (["mymodels:wrong"], "gives str; it must give a torch.nn.Module"),
         (["mymodels:number"], "gives int"),
         (["mymodels:Block"], "Not given: x"),
+        (["mymodels:Block"], "-i 8,3,32,32"),
         (["mymodels:Block", "-i", "2,three"], "the input '2,three' cannot be read"),
         (["mymodels:Block", "-i", "int:2,4"], "int:SHAPE:LIMIT"),
         (["mymodels:Block", "-i", "2,5"], "the forward pass of Block failed with a float32 tensor [2, 5]"),
@@ -228,6 +230,9 @@ def test_ls_lists_runs_newest_last(tmp_path: Path) -> None:
     assert head == ["run", "attempt", "outcome", "steps", "loss", "blocks", "size", "age"]
     found = {row[0]: row[1:6] for row in rows}
     assert found == {"one": ["1", "finished", "5", "0.2", "3"], "two": ["2", "interrupted", "3", "0.3333", "3"]}
+    (tmp_path / "elsewhere").mkdir()
+    named = resmon("ls", "-d", str(tmp_path), cwd=tmp_path / "elsewhere")
+    assert [line.split()[0] for line in named.stdout.splitlines()] == ["run", "one", "two"]
 
 
 def test_ls_and_tail_tell_running_from_killed(tmp_path: Path, doomed: subprocess.Popen[str]) -> None:
@@ -349,3 +354,15 @@ def test_what_is_not_there_is_said(arguments: list[str], message: str, tmp_path:
 def test_ls_of_no_runs_says_how_to_make_one(tmp_path: Path) -> None:
     result = resmon("ls", cwd=tmp_path)
     assert result.returncode == 0 and "no runs in runs" in result.stdout
+
+
+def test_the_demonstration_names_the_python_that_has_resmon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, environment = tmp_path / "base", tmp_path / "environment"
+    for folder in (base, environment):
+        folder.mkdir()
+        (folder / "python").symlink_to(sys.executable)  # as an environment's python links to the one that it was made with
+    monkeypatch.setattr(sys, "executable", str(environment / "python"))
+    monkeypatch.setenv("PATH", str(base))
+    assert _command("python") == [str(environment / "python")]
+    monkeypatch.setenv("PATH", f"{environment}{os.pathsep}{base}")
+    assert _command("python") == ["python"]

@@ -155,7 +155,7 @@ class NonFinite:
         events = [event for early in self._early_losses for event in self._judge_loss(*early)]
         self._early_losses.clear()
         episodes = [*self._episodes.values(), *(each for each in (self._loss, self._outside) if each)]
-        events += [_closed(episode, step, time, "the run ended so") for episode in episodes]
+        events += [_closed(episode, step, time, "the run ended with it") for episode in episodes]
         self._episodes.clear()
         self._loss = self._outside = None
         return events
@@ -247,7 +247,7 @@ class NonFinite:
         elif direction == "backward":
             said = (
                 f"{where} went non-finite first, at step {record.step}, in the backward pass: "
-                "the gradient came so from the head or the loss"
+                "its output's gradient was so already when it came from the head or the loss"
             )
         else:
             said = f"{where} went non-finite first, at step {record.step}: in the gradients of its parameters only"

@@ -25,6 +25,9 @@ END = "end.json"
 LOCK = "alive.lock"
 FINDINGS = "findings.jsonl"
 
+# Bytes that an end mark may take: its reason is an error's message, which is cut at 1,000 characters.
+RESERVE = 8192
+
 _HARMLESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,79}", re.ASCII)
 _ATTEMPT = re.compile(r"attempt-(\d{4,9})", re.ASCII)
 _RANK = re.compile(r"rank-(\d{5,9})", re.ASCII)
@@ -151,6 +154,30 @@ def write_json(path: Path, value: Any) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def reserve(path: Path) -> None:
+    """Take room on the disk now for what `write_reserved` will write later, when the disk may be full."""
+    descriptor = os.open(_reserved(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(b" " * RESERVE)
+
+
+def write_reserved(path: Path, value: Any) -> None:
+    """`write_json`, into the room that `reserve` took as far as it goes."""
+    reserved = _reserved(path)
+    data = json.dumps(value, indent=1).encode() + b"\n"
+    try:
+        with reserved.open("r+b") as file:
+            file.write(data)
+            file.truncate()
+        reserved.replace(path)
+    except OSError:  # it has been removed, say
+        write_json(path, value)
+
+
+def _reserved(path: Path) -> Path:
+    return path.with_name(f".{path.name}")
 
 
 def boot_id() -> str:

@@ -70,6 +70,7 @@ class FlightWriter:
             self._lock = layout.hold(self._folder / layout.LOCK)
             try:
                 layout.write_json(self._folder / layout.INFO, {"format": FORMAT, **asdict(info)})
+                layout.reserve(self._folder / layout.END)
             except OSError:
                 layout.release(self._lock)
                 raise
@@ -126,8 +127,8 @@ class FlightWriter:
         try:
             try:
                 self._bins.close()
-            finally:  # a full disk may still have room for the end mark
-                layout.write_json(self._folder / layout.END, asdict(end))
+            finally:  # a full disk still has room for the end mark
+                layout.write_reserved(self._folder / layout.END, asdict(end))
         finally:
             for track in (self._full, *self._thinned):
                 track.close()

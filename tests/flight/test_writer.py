@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +175,28 @@ def test_a_full_disk_leaves_whole_rows(tmp_path: Path, limit: int) -> None:
     loaded = resmon.load(folder)
     assert loaded.skipped == []
     assert loaded.outcome == ("finished" if limit > 3000 else loaded.outcome)
+
+
+def test_a_disk_without_a_byte_left_still_takes_the_end_mark(tmp_path: Path) -> None:
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", tmp_path], capture_output=True, text=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mount.stderr.strip()}")
+    try:
+        folder, writer = begin(tmp_path)
+        training = synthetic.Training(synthetic.sites(8))
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            write(writer, training, 1000)
+        with (tmp_path / "others").open("wb", buffering=0) as others, suppress(OSError):  # take what is left
+            while others.write(b"x"):
+                pass
+        with suppress(OSError):
+            writer.end(RunEnd("failed", 1.0, 7, "x" * 1000))
+        loaded = resmon.load(folder)
+        assert (loaded.outcome, loaded.skipped) == ("failed", [])
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_after_a_full_disk_writing_goes_on_where_there_is_room_again(tmp_path: Path) -> None:
