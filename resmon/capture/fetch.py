@@ -42,7 +42,10 @@ def check(device: torch.device) -> None:
 
 def is_capturing() -> bool:
     """Whether a CUDA graph records what is done now, and so would repeat what we do, and cannot bear to be asked for events."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    try:
+        return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    except RuntimeError:  # the device has failed, which the loop will hear of from its own calls
+        return False
 
 
 class Later:

@@ -179,8 +179,13 @@ class Session:
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Numbers that the loop knows; what is no number is refused with a message, and the rest is taken."""
-        if is_capturing():
-            return
+        if not is_capturing():
+            try:
+                self._log(values)
+            except Exception as error:
+                self.fault(error)
+
+    def _log(self, values: Mapping[str, Any]) -> None:
         fetch = Fetch()
         found = {}
         for name, value in values.items():
@@ -250,9 +255,13 @@ class Session:
                 self._board[:, IN_ALL] = 0
                 if self._placement.world > 1:
                     shares = self._shares(gradients.reasons)
-                fetch.send()
             except Exception as error:
                 self.fault(error)
+        try:
+            fetch.send()
+        except Exception as error:
+            fetch.failed = True
+            self.fault(error)
         return Draft(
             fetch=fetch,
             step=self._step,

@@ -170,6 +170,20 @@ def test_a_fault_while_numbers_are_queued_or_fetched_never_reaches_the_loop(targ
     assert watched.sink.steps[-1].errors_total >= 1 and not watched.sink.steps[-1].blocks_present.any()
 
 
+def test_a_fault_while_a_logged_number_is_fetched_never_reaches_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(models.mixed())
+    watched.step(models.images(4))
+
+    def broken(fetch: Fetch) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(Fetch, "send", broken)
+    watched.session.log({"loss": torch.tensor(1.0)})
+    monkeypatch.undo()
+    record = watched.step(models.images(4, seed=1))
+    assert record is not None and record.errors_total == 1 and watched.sink.logged == []
+
+
 def test_operands_of_two_dtypes() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
