@@ -98,7 +98,7 @@ def is_made(model: nn.Module) -> bool:
     """Whether the forward of some module of `model` has been compiled, as a frame of its own."""
     if not is_loaded():
         return False
-    codes = {getattr(type(module).forward, "__code__", None) for module in model.modules()}
+    codes = {getattr(getattr(type(module), "forward", None), "__code__", None) for module in model.modules()}
     return any(eval_frame._debug_get_cache_entry_list(code) for code in codes if code is not None)
 
 

@@ -95,6 +95,7 @@ class ModelWatch:
         self._sleepers = Sleepers(model, self)
         self._new_modules = False  # since the last traced pass
         self._handles: list[RemovableHandle] = []
+        self.left_out = 0  # residual adds that the patterns do not let in
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -303,6 +304,7 @@ class ModelWatch:
         position = 0
         for site, (sighting, stand_in, tap) in zip(sites, stand_ins, strict=True):
             if not is_watched(site, self._include, self._exclude):
+                self.left_out += 1
                 continue
             if site.name in known:
                 channel = known[site.name]

@@ -10,6 +10,7 @@ no longer be written is no longer written.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -136,7 +138,13 @@ class Session:
             channel.move(row)
         self._gradients.group([[(c.site.model, name) for name in c.site.parameters] for c in self._channels])
         if not self._channels and all(w.traced for w in self._watches):
-            self._say("no residual add was found in the traced forward pass: the run is recorded without blocks")
+            left_out = sum(watch.left_out for watch in self._watches)
+            self._say(
+                f"{left_out} residual adds were found in the traced forward pass, and include= and exclude= let none of them in: the "
+                "run is recorded without blocks"
+                if left_out
+                else "no residual add was found in the traced forward pass: the run is recorded without blocks"
+            )
         self._tell_sites()
 
     def _tell_sites(self) -> None:
@@ -146,6 +154,8 @@ class Session:
     def fault(self, error: Exception) -> None:
         """Something went wrong inside the loop that is no business of the loop's: say so once, count it, step aside."""
         self._stepped_aside = True
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            error = UnobservableError(_TRANSFORMED)
         if isinstance(error, UnobservableError):
             self._say(f"the blocks are observed no longer; training and the record of its steps go on. {error}")
         else:
@@ -319,7 +329,8 @@ class Session:
 
     def cannot_write(self, error: OSError) -> None:
         self._errors_total += 1
-        self._say(f"the flight can no longer be written ({error}); recording stops, training goes on. Free space and start again")
+        what = "Free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "See that its folder is there and can be written"
+        self._say(f"the flight can no longer be written ({error}); recording stops, training goes on. {what}, and start again")
 
     def _say(self, message: str, error: Exception | None = None) -> None:
         if message not in self._told:
@@ -334,15 +345,24 @@ _CAPTURING = (
     "blocks nor its steps are seen. torch.compile(model, mode='reduce-overhead') captures graphs that resmon is part of"
 )
 
+_TRANSFORMED = (
+    "Inside of torch.func's transformations (grad, vmap and others) tensors have no values that could be read. Watch a model that is "
+    "called outside of them."
+)
+
 # Forward passes without a step after which it is worth saying so: once the usual number is known (at most an eighth), and before.
 FEW_PASSES, MANY_PASSES = 64, 1024
 
 
 def _checked(models: Mapping[str, Any], given: Any) -> tuple[Optimizer, ...]:
     """The optimizers given, none twice. Raises ConfigurationError for what cannot be watched."""
+    if not models:
+        raise ConfigurationError("there is no model to watch: the dict of models is empty.")
     for key, model in models.items():
+        what = f"model {key!r} is" if key else "the model is"
+        if isinstance(model, torch.jit.ScriptModule):
+            raise ConfigurationError(f"{what} TorchScript, which takes no hooks; watch the module that it was made from.")
         if not isinstance(model, nn.Module):
-            what = f"model {key!r} is" if key else "the model is"
             raise ConfigurationError(f"{what} a {type(model).__name__}, not a torch.nn.Module; pass the module that you call.")
     several = isinstance(given, Sequence) and not isinstance(given, str)
     optimizers = tuple(given) if several else () if given is None else (given,)

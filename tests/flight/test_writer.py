@@ -45,25 +45,27 @@ while True:
 """
 
 
-def killed(directory: Path, budget: int, seconds: float) -> int:
-    """Train until the moment comes, kill it, and return how many steps it said were written."""
+def killed(directory: Path, budget: int, seconds: float, steps: int = 0) -> int:
+    """Train for so many steps and so long, kill it, and return how many steps it said were written."""
     command = [sys.executable, "-c", TRAINER, str(directory), str(budget)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     assert resmon.load(directory / "digits").outcome == "running"
     # Drain what it says until the moment comes, as a full pipe would hold it at one place.
+    said = 0
+    while said < steps:
+        said += os.read(process.stdout.fileno(), 1 << 16).count(b"\n")
     moment = time.monotonic() + seconds
-    said = b""
     os.set_blocking(process.stdout.fileno(), False)
     while time.monotonic() < moment:
-        said += process.stdout.read(1 << 16) or b""
+        said += (process.stdout.read(1 << 16) or b"").count(b"\n")
     process.send_signal(signal.SIGKILL)
     process.wait()
     os.set_blocking(process.stdout.fileno(), True)
-    said += process.stdout.read()
+    said += process.stdout.read().count(b"\n")
     process.stdout.close()
-    return said.count(b"\n")
+    return said
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_killed_while_thinning(tmp_path: Path) -> None:
     chance = random.Random(12)
     thinned = 0
     for _ in range(8):
-        confirmed = killed(tmp_path, budget=1 << 20, seconds=chance.uniform(0.3, 0.9))
+        confirmed = killed(tmp_path, budget=1 << 20, seconds=chance.uniform(0.0, 0.05), steps=chance.randint(1000, 3000))
         loaded = resmon.load(tmp_path / "digits")
         steps = set(loaded.steps().query("ranks > 0")["step"])
         bins = loaded.bins()
