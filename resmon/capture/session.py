@@ -140,8 +140,8 @@ class Session:
         if not self._channels and all(w.traced for w in self._watches):
             left_out = sum(watch.left_out for watch in self._watches)
             self._say(
-                f"{left_out} residual adds were found in the traced forward pass, and include= and exclude= let none of them in: the "
-                "run is recorded without blocks"
+                f"{left_out} residual adds were found in the traced forward pass, and include= and exclude= let none of them in: "
+                "the run is recorded without blocks"
                 if left_out
                 else "no residual add was found in the traced forward pass: the run is recorded without blocks"
             )
@@ -346,8 +346,8 @@ _CAPTURING = (
 )
 
 _TRANSFORMED = (
-    "Inside of torch.func's transformations (grad, vmap and others) tensors have no values that could be read. Watch a model that is "
-    "called outside of them."
+    "Inside of torch.func's transformations (grad, vmap and others) tensors have no values that could be read. Watch a model that "
+    "is called outside of them."
 )
 
 # Forward passes without a step after which it is worth saying so: once the usual number is known (at most an eighth), and before.

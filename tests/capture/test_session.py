@@ -32,6 +32,7 @@ from resmon.records import (
     StepRecord,
 )
 from tests.capture import models
+from tests.zoo import wiring
 
 SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT = range(len(BLOCK_VALUES))
 
@@ -478,6 +479,44 @@ def test_include_and_exclude() -> None:
     assert watched.sink.names[-1] == ["3", "6", "8"]
 
 
+def test_patterns_that_let_nothing_in_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    watched = Watched(models.mixed(), exclude=("*",))
+    record = watched.step(models.images(4))
+    assert record is not None and record.blocks.shape[1] == 0
+    assert "8 residual adds were found" in caplog.text and "exclude= let none of them in" in caplog.text
+
+
+def test_scripted_parts_of_a_model_are_passed_by() -> None:
+    """Also where something else has been compiled in the process, so that the compiler is asked about them."""
+    torch.compiler.reset()
+    watched = Watched(nn.Sequential(nn.Linear(wiring.WIDTH, wiring.WIDTH), wiring.Scripted()))
+    for _ in range(4):
+        record = watched.step(torch.randn(3, wiring.WIDTH))
+    assert record is not None
+    assert record.blocks_present.all() and record.blocks.shape[1] == 2 and record.errors_total == 0
+
+
+def test_transformed_functions_are_told_and_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(models.TwoAdds(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.vmap(self.inner)(x)
+
+    torch.manual_seed(0)
+    watched, twin = Watched(Mapped().eval()), Watched(Mapped().eval(), watched=False)
+    twin.model.load_state_dict(watched.model.state_dict())
+    for i in range(3):
+        for each in (watched, twin):
+            torch.manual_seed(i)
+            record = each.step(torch.randn(3, 16))
+    record = watched.sink.steps[-1]
+    assert caplog.text.count("torch.func") == 1 and record.errors_total == 0 and record.steps_total == 3
+    assert all(map(torch.equal, watched.model.parameters(), twin.model.parameters()))
+
+
 def test_a_model_without_residual_adds_is_recorded_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     watched = Watched(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)))
     with caplog.at_level(logging.WARNING):
@@ -783,6 +822,7 @@ def test_a_forked_child_writes_nothing() -> None:
     ("model", "optimizer", "says"),
     [
         ("text", None, "not a torch.nn.Module"),
+        (torch.jit.script(nn.Linear(2, 2)), None, "TorchScript"),
         (nn.Linear(2, 2), "sgd", "not a torch.optim.Optimizer"),
         (nn.Linear(2, 2), torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=1), "owns none of the model's parameters"),
     ],
@@ -790,6 +830,11 @@ def test_a_forked_child_writes_nothing() -> None:
 def test_arguments_that_cannot_be_used(model: object, optimizer: object, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         Session({"": model}, optimizer)  # type: ignore[dict-item, arg-type]
+
+
+def test_no_model_at_all() -> None:
+    with pytest.raises(ConfigurationError, match="no model"):
+        Session({}, None)
 
 
 def test_functional_dropout_in_a_published_model() -> None:
