@@ -43,15 +43,16 @@ class Part(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Whole rows, of one site each."""
+    """Rows of one site each, whole or from a column on."""
 
     numbers: Later
+    first: int  # column
     rows: Ints
     sites: Ints
 
     def add_to(self, numbers: Floats) -> None:
-        table = self.numbers.numbers().reshape(-1, COLUMNS)
-        np.add.at(numbers, self.sites, table[self.rows])
+        table = self.numbers.numbers().reshape(-1, COLUMNS - self.first)
+        np.add.at(numbers[:, self.first :], self.sites, table[self.rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +71,6 @@ class Scattered:
         np.add.at(numbers, (self.sites, self.columns), np.where(counts, found, found * found * self.factors))
 
 
-@dataclass(frozen=True, slots=True)
-class Histograms:
-    """Histograms of magnitudes."""
-
-    numbers: Later
-    rows: Ints
-    sites: Ints
-
-    def add_to(self, numbers: Floats) -> None:
-        table = self.numbers.numbers().reshape(-1, CELLS)
-        np.add.at(numbers[:, MAGNITUDES:], self.sites, table[self.rows])
-
-
 def parts(
     fetch: Fetch, channels: Sequence[Channel], rows: Iterable[tuple[Tensor, Sequence[Channel]]], gathered: Iterable[Gathered]
 ) -> list[Part]:
@@ -95,14 +83,14 @@ def parts(
         members, sites = np.array(found, np.int64).reshape(-1, 2).T
         return members, sites
 
-    found: list[Part] = [Rows(fetch.add(numbers), *places(of)) for numbers, of in rows]
+    found: list[Part] = [Rows(fetch.add(numbers), 0, *places(of)) for numbers, of in rows]
     for each in gathered:
         members, sites = places(place.channel for place in each.places)
         columns = np.array([place.column for place in each.places])[members]
         factors = np.array([place.factor for place in each.places])[members]
         found.append(Scattered(fetch.add(each.numbers), members, sites, columns, factors))
         if each.sites:
-            found.append(Histograms(fetch.add(each.histograms), *places(each.sites)))
+            found.append(Rows(fetch.add(each.histograms), MAGNITUDES, *places(each.sites)))
     return found
 
 

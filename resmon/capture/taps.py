@@ -181,19 +181,7 @@ class Reading:
     gradient: GradientTap
 
     def write(self, tensor: Tensor) -> None:
-        """Take the value where graphs take the site's other ones: in its cell."""
-        cell = self.channel.cell
-        if cell is None or not cell.takes(tensor):
-            return
-        if self.role != OUTPUT:
-            cell.offer(self.role, tensor, self.factor)
-        else:
-            cell.offer_output(tensor)
-            if tensor.requires_grad:
-                hang(tensor, self.gradient)
-
-    def trace(self, tensor: Tensor) -> None:
-        """What a graph is to do to take the value."""
+        """Take the value in the site's cell, in a graph or between two."""
         cell = self.channel.cell
         if cell is None or not cell.takes(tensor):
             return
@@ -202,7 +190,10 @@ class Reading:
             return
         cell.offer_output(tensor)
         if tensor.requires_grad:
-            cell.expect_gradient(tensor)
+            if compiler.traces():
+                cell.expect_gradient(tensor)
+            else:
+                hang(tensor, self.gradient)
 
 
 def to_be_traced(watcher: Watcher) -> bool:
@@ -299,7 +290,7 @@ class Tap(Hook):
             for reading in readings or ():
                 tensor = at(tree, reading.position)
                 if tensor is not None:
-                    reading.trace(tensor)
+                    reading.write(tensor)
         except Exception as error:
             compiler.freely(self._watcher.fault_in_graph, f"{type(error).__name__}: {error}")
 
