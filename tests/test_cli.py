@@ -245,12 +245,17 @@ def test_ls_and_tail_tell_running_from_killed(tmp_path: Path, doomed: subprocess
     assert "■ killed" in shown and "step 4 " in shown and "left no end mark" in shown
 
 
+def listen_to_interrupts() -> None:
+    """A shell that starts the tests in the background has them, and their children, ignore interrupts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_tail_in_a_terminal_is_left_by_ctrl_c(tmp_path: Path, doomed: subprocess.Popen[str]) -> None:
     """In a real terminal: frames come, an interrupt ends it without a word, and the run goes on."""
     leader, follower = pty.openpty()
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "90", "LINES": "30", "TERM": "xterm"}
     command = [sys.executable, "-m", "resmon", "tail", "doomed", "-d", str(tmp_path)]
-    process = subprocess.Popen(command, env=env, stdin=follower, stdout=follower, stderr=follower)
+    process = subprocess.Popen(command, env=env, stdin=follower, stdout=follower, stderr=follower, preexec_fn=listen_to_interrupts)
     os.close(follower)
     shown = b""
     while shown.count("● running".encode()) < 3:
