@@ -18,10 +18,10 @@ from rich.live import Live
 
 from resmon.detectors import DETECTORS, Detector
 from resmon.errors import FlightError, FlightVersionError
-from resmon.exporters.ranks import Ranks, Sites
+from resmon.exporters.ranks import Ranks
 from resmon.flight import findings, layout
 from resmon.flight.reader import Follower
-from resmon.records import OUTCOMES, Finding, Outcome, RunEnd, StepRecord
+from resmon.records import OUTCOMES, Columns, Finding, Outcome, RunEnd, StepRecord
 from resmon.terminal import View, frame
 
 PERIOD = 0.25  # seconds between two frames
@@ -37,7 +37,7 @@ class Tail:
         self._view = View(attempt.parent.name, goal=goal)
         self._ranks: dict[int, _Rank] = {}
         self._merge = Ranks()
-        self._waiting: dict[int, dict[int, tuple[Sites, StepRecord]]] = {}  # step -> rank -> its sites and record
+        self._waiting: dict[int, dict[int, tuple[Columns, StepRecord]]] = {}  # step -> rank -> its columns and record
         self._findings_read = 0
         self.error: FlightError | None = None  # why no rank can be read, as long as none can
 
@@ -79,12 +79,12 @@ class Tail:
         items = rank.follower.poll()
         for item in items:
             events: Iterable[Finding] = ()
-            if isinstance(item, tuple):
-                rank.sites = item
+            if isinstance(item, Columns):
+                rank.columns = item
             elif isinstance(item, StepRecord):
                 rank.newest = item
-                self._waiting.setdefault(item.step, {})[number] = (rank.sites, item)
-                events = [event for detector in rank.detectors for event in detector.step(item, rank.sites)]
+                self._waiting.setdefault(item.step, {})[number] = (rank.columns, item)
+                events = [event for detector in rank.detectors for event in detector.step(item, rank.columns.sites)]
             else:
                 if number == min(self._ranks):
                     self._view = self._view.logged(item)
@@ -122,7 +122,7 @@ class Tail:
 class _Rank:
     def __init__(self, follower: Follower) -> None:
         self.follower = follower
-        self.sites: Sites = ()
+        self.columns = Columns()
         self.newest: StepRecord | None = None
         self.end: RunEnd | None = None
         self.detectors: list[Detector] = [make() for make in DETECTORS]
@@ -219,7 +219,7 @@ def _summary(folder: Path) -> Summary:
         name = follower.info.run
         when = newest.time if newest else follower.info.started
         steps = max(steps, newest.steps_total if newest else 0)
-        blocks = max(blocks, len(follower.sites))
+        blocks = max(blocks, len(follower.columns.sites))
         outcomes.append(None if alive else how_it_ended(follower, newest).outcome)
     outcome: Outcome | str = "unreadable"
     if outcomes:

@@ -220,14 +220,14 @@ class _Flight:
             print(f"resmon: run {name!r}, attempt {attempt}, recorded in {self.directory}{served}", file=sys.stderr)
         return self._writer
 
-    def sites(self, sites: Sequence[ResidualSite]) -> None:
+    def sites(self, sites: Sequence[ResidualSite], groups: Sequence[str]) -> None:
         writer = self._writer or self.open()
         if self._ranks[1] == 1 and process.rank_and_world()[1] > 1:
             log.warning(
                 "resmon: torch.distributed was initialised after watch, so every rank is recorded as an attempt of its own and "
                 "nothing is merged; call init_process_group before resmon.watch"
             )
-        writer.sites(sites)
+        writer.sites(sites, groups)
 
     def step(self, record: StepRecord) -> None:
         (self._writer or self.open()).step(record)

@@ -16,11 +16,12 @@ from resmon.agent.findings import FindingLog
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.detectors import DETECTORS, Detector
 from resmon.exporters.maxima import Maxima
-from resmon.exporters.ranks import GAUGES, MergedStep, Ranks, Sites
-from resmon.exporters.view import BlockTable, Column, RankView, RunView
+from resmon.exporters.ranks import MergedStep, Ranks, Sites
+from resmon.exporters.view import BlockTable, RankView, RunView
 from resmon.flight import layout
 from resmon.flight.reader import Follower
-from resmon.records import OUTCOMES, Finding, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import OUTCOMES, Columns, Finding, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.statistics import STATISTICS, Column
 
 log = logging.getLogger("resmon.agent")
 
@@ -47,8 +48,8 @@ class Rank:
     def __init__(self, follower: Follower) -> None:
         self.follower = follower
         self.info: RunInfo = follower.info
-        self.sites: Sites = ()
-        self.newest: tuple[Sites, StepRecord] | None = None
+        self.columns = Columns()
+        self.newest: tuple[Columns, StepRecord] | None = None
         self.end: RunEnd | None = None
         self.readable = True
         self.detectors: list[Detector] = [make() for make in DETECTORS]
@@ -68,7 +69,7 @@ class Attempt:
         self._fault = fault
         self._findings = FindingLog(folder / layout.FINDINGS)
         self._gauge_ranks, self._counter_ranks = Ranks(), Ranks()
-        self._waiting: dict[int, dict[int, tuple[Sites, StepRecord]]] = {}  # step -> rank -> record
+        self._waiting: dict[int, dict[int, tuple[Columns, StepRecord]]] = {}  # step -> rank -> record
         self._merged: MergedStep | None = None
         self._maxima = Maxima(MAXIMA, MAXIMUM_WINDOW)
         self._scores: dict[str, tuple[int, int, float]] = {}  # name -> step, rank, value
@@ -123,24 +124,24 @@ class Attempt:
         items: Sequence[object] = ()
         if rank.readable:
             try:
-                items = rank.follower.poll(max(4, min(1000, AT_ONCE // (len(rank.sites) or 100))))
+                items = rank.follower.poll(max(4, min(1000, AT_ONCE // (len(rank.columns.sites) or 100))))
             except Exception as error:  # noqa: BLE001 - one bad flight must not keep the agent from following the others
                 rank.readable = False
                 self._fault(str(rank.follower.folder), f"{rank.follower.folder} cannot be followed any further: {error}")
         for item in items:
             if isinstance(item, StepRecord):
-                rank.newest = (rank.sites, item)
+                rank.newest = (rank.columns, item)
                 self._waiting.setdefault(item.step, {})[number] = rank.newest
                 if len(self.ranks) == 1:
                     self._settle()
                 for detector in list(rank.detectors):
-                    self._detect(number, rank, detector, partial(detector.step, item, rank.sites))
+                    self._detect(number, rank, detector, partial(detector.step, item, rank.columns.sites))
             elif isinstance(item, ScalarRecord):
                 self._take_scalars(number, item)
                 for detector in list(rank.detectors):
                     self._detect(number, rank, detector, partial(detector.scalars, item))
-            elif isinstance(item, tuple):
-                rank.sites = item
+            elif isinstance(item, Columns):
+                rank.columns = item
         if ended and not items:
             self._conclude(number, rank)
         return bool(items)
@@ -218,19 +219,23 @@ class Attempt:
             run=label,
             info=self.info,
             outcome=self.outcome,
-            ranks=tuple(RankView(number, rank.newest[1] if rank.newest else None) for number, rank in ranks),
+            ranks=tuple(
+                RankView(number, rank.newest[1], rank.newest[0].groups) if rank.newest else RankView(number, None)
+                for number, rank in ranks
+            ),
             blocks=self._blocks(newest) if newest else None,
             gradient_norm=self._merged.gradient_norm if self._merged else None,
+            group_gradient_norms=self._merged.group_gradient_norms if self._merged else {},
             clip_factor=self._merged.clip_factor if self._merged else None,
             scores={name: value for name, (_, _, value) in self._scores.items()},
             loss_max=float(np.fmax.reduce([loss for _, loss in self._losses])) if self._losses else None,
             findings=self._findings.newest(),
         )
 
-    def _blocks(self, newest: Sequence[tuple[Sites, StepRecord]]) -> BlockTable:
+    def _blocks(self, newest: Sequence[tuple[Columns, StepRecord]]) -> BlockTable:
         sites, nonfinite_steps, buckets, sums = self._counter_ranks.counters(newest)
         none = Column(np.full(len(sites), np.nan), np.zeros(len(sites), bool))
-        gauges = dict.fromkeys(GAUGES, none)
+        gauges = dict.fromkeys(STATISTICS, none)
         if self._merged is not None:
             gauges = {name: _spread(column, self._merged.sites, sites) for name, column in self._merged.gauges.items()}
         gauges |= {f"{name}_max": column for name, column in self._maxima.columns(sites).items()}

@@ -1,4 +1,4 @@
-/* Reads tensors in main memory: sums of squares and histograms of magnitudes.
+/* Reads tensors in main memory: sums of squares and products, largest magnitudes, histograms of magnitudes.
  *
  * A training step leaves little time, and what a block's numbers cost is reading its tensors once and everything around that. So
  * there is one call per residual add, which reads skip and branch in a single pass and makes their sum in registers on the way,
@@ -82,6 +82,14 @@ static double added(const float *lane)
     return total;
 }
 
+static double largest(const float *lane)
+{
+    float found = 0;
+    for (int j = 0; j < LANES; j++)
+        found = lane[j] > found ? lane[j] : found;
+    return found;
+}
+
 WIDE static double squares32(const float *x, size_t n)
 {
     double total = 0;
@@ -158,57 +166,107 @@ WIDE static double squares64(const double *x, size_t n)
     return total;
 }
 
+/* The largest magnitude among n numbers; what is NaN is larger than none. */
+WIDE static double largest32(const float *x, size_t n)
+{
+    float lane[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) {
+            float magnitude = fabsf(x[i + j]);
+            lane[j] = magnitude > lane[j] ? magnitude : lane[j];
+        }
+    for (int j = 0; i + j < n; j++)
+        lane[j] = fabsf(x[i + j]) > lane[j] ? fabsf(x[i + j]) : lane[j];
+    return largest(lane);
+}
+
+static double largest_of(const void *data, enum dtype dtype, size_t begin, size_t n)
+{
+    if (dtype == FLOAT32)
+        return largest32((const float *)data + begin, n);
+    if (dtype == FLOAT64) {
+        double found = 0;
+        for (size_t i = begin; i < begin + n; i++)
+            found = fabs(((const double *)data)[i]) > found ? fabs(((const double *)data)[i]) : found;
+        return found;
+    }
+    /* Of 16 bits the larger magnitude has the larger bits, up to infinity's. */
+    const uint16_t *x = (const uint16_t *)data + begin;
+    const uint16_t infinite = dtype == BFLOAT16 ? 0x7F80 : 0x7C00;
+    uint16_t most = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t magnitude = x[i] & 0x7FFF;
+        magnitude = magnitude > infinite ? 0 : magnitude;
+        most = magnitude > most ? magnitude : most;
+    }
+    return dtype == BFLOAT16 ? bfloat16(most) : float16(most);
+}
+
+/* What is gathered of a chunk: sums of squares of skip, branch and output (of a single tensor: of it, the first), the sum of skip
+ * times branch, and the largest magnitude of the output. */
+enum gathered { SKIP, BRANCH, OUTPUT, PRODUCT, PEAK, GATHERED };
+
 struct addition {
     const float *skip, *branch;
     float skip_factor, branch_factor; /* what each operand is multiplied with before the add */
 };
 
-/* The sums of squares of skip, branch and their sum, of n elements each. */
-WIDE static void add_squares(const struct addition *of, size_t n, double sums[3])
+/* Gathers n elements of skip, branch and their sum. */
+WIDE static void add_squares(const struct addition *of, size_t n, double sums[GATHERED])
 {
     const float p = of->skip_factor, q = of->branch_factor;
-    sums[0] = sums[1] = sums[2] = 0;
+    float peak[LANES] = {0};
+    memset(sums, 0, GATHERED * sizeof *sums);
     for (size_t begin = 0; begin < n; begin += BLOCK) {
         const float *x = of->skip + begin, *f = of->branch + begin;
         size_t size = n - begin < BLOCK ? n - begin : BLOCK, i = 0;
-        float skip[LANES] = {0}, branch[LANES] = {0}, output[LANES] = {0};
+        float skip[LANES] = {0}, branch[LANES] = {0}, output[LANES] = {0}, product[LANES] = {0};
         for (; i + LANES <= size; i += LANES)
             for (int j = 0; j < LANES; j++) {
-                float a = x[i + j] * p, b = f[i + j] * q, y = a + b;
+                float a = x[i + j] * p, b = f[i + j] * q, y = a + b, magnitude = fabsf(y);
                 skip[j] += a * a;
                 branch[j] += b * b;
                 output[j] += y * y;
+                product[j] += a * b;
+                peak[j] = magnitude > peak[j] ? magnitude : peak[j];
             }
         for (int j = 0; i + j < size; j++) {
-            float a = x[i + j] * p, b = f[i + j] * q, y = a + b;
+            float a = x[i + j] * p, b = f[i + j] * q, y = a + b, magnitude = fabsf(y);
             skip[j] += a * a;
             branch[j] += b * b;
             output[j] += y * y;
+            product[j] += a * b;
+            peak[j] = magnitude > peak[j] ? magnitude : peak[j];
         }
-        double sum[3] = {added(skip), added(branch), added(output)};
-        if (!(is_safe(sum[0], size) && is_safe(sum[1], size) && is_safe(sum[2], size))) {
-            sum[0] = sum[1] = sum[2] = 0;
+        double sum[] = {added(skip), added(branch), added(output), added(product)};
+        if (!(is_safe(sum[SKIP], size) && is_safe(sum[BRANCH], size) && is_safe(sum[OUTPUT], size))) {
+            memset(sum, 0, sizeof sum);
             for (i = 0; i < size; i++) {
                 float a = x[i] * p, b = f[i] * q, y = a + b;
-                sum[0] += (double)a * a;
-                sum[1] += (double)b * b;
-                sum[2] += (double)y * y;
+                sum[SKIP] += (double)a * a;
+                sum[BRANCH] += (double)b * b;
+                sum[OUTPUT] += (double)y * y;
+                sum[PRODUCT] += (double)a * b;
             }
         }
-        for (int k = 0; k < 3; k++)
+        for (int k = SKIP; k <= PRODUCT; k++)
             sums[k] += sum[k];
     }
+    sums[PEAK] = largest(peak);
 }
 
-/* One reading of n elements: the squares of `data`, or, where there is none, of the addition, and every stride-th sum. */
+/* One reading of n elements: the squares of `data` and, where it is wanted, its peak; or, where there is no data, all of the
+ * addition, and every stride-th sum. */
 struct reading {
     const void *data;
     enum dtype dtype;
+    int wants_peak;
     struct addition of;
     float *samples;
     size_t stride;
     size_t n, chunk, next;
-    double sums[CHUNKS][3];
+    double sums[CHUNKS][GATHERED];
 };
 
 static void read_chunk(struct reading *r, size_t i)
@@ -233,6 +291,8 @@ static void read_chunk(struct reading *r, size_t i)
     case BFLOAT16: sums[0] = squares16((const uint16_t *)r->data + begin, n, 1); break;
     default: sums[0] = squares32((const float *)r->data + begin, n);
     }
+    if (r->wants_peak)
+        sums[PEAK] = largest_of(r->data, r->dtype, begin, n);
 }
 
 #ifdef THREADS
@@ -259,7 +319,7 @@ static parallel pool(void)
 #endif
 
 /* Reads all chunks and adds them up in their order, so that the sums do not depend on who read what. */
-static void read_all(struct reading *r, double sums[3])
+static void read_all(struct reading *r, double sums[GATHERED])
 {
     size_t least = (r->n + CHUNKS - 1) / CHUNKS;
     r->chunk = least <= CHUNK ? CHUNK : (least + BLOCK - 1) / BLOCK * BLOCK;
@@ -273,13 +333,16 @@ static void read_all(struct reading *r, double sums[3])
 #endif
     for (; i < chunks; i++)
         read_chunk(r, i);
-    sums[0] = sums[1] = sums[2] = 0;
-    for (i = 0; i < chunks; i++)
-        for (int k = 0; k < (r->data ? 1 : 3); k++)
+    memset(sums, 0, GATHERED * sizeof *sums);
+    for (i = 0; i < chunks; i++) {
+        for (int k = SKIP; k <= (r->data ? SKIP : PRODUCT); k++)
             sums[k] += r->sums[i][k];
+        if ((!r->data || r->wants_peak) && r->sums[i][PEAK] > sums[PEAK])
+            sums[PEAK] = r->sums[i][PEAK];
+    }
 }
 
-static void read_freely(struct reading *r, double sums[3])
+static void read_freely(struct reading *r, double sums[GATHERED])
 {
     if (r->n < RELEASE) {
         read_all(r, sums);
@@ -406,13 +469,16 @@ static int expects(Py_ssize_t given, Py_ssize_t wanted)
 static PyObject *square(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     struct reading r;
-    double sums[3];
-    if (!expects(given, 3) || !address(arguments[0], &r.data) || !kind(arguments[1], &r.dtype) || !whole(arguments[2], &r.n) ||
-        !is_there(r.data, r.n))
+    double sums[GATHERED], *peak;
+    if (!expects(given, 4) || !address(arguments[0], &r.data) || !kind(arguments[1], &r.dtype) || !whole(arguments[2], &r.n) ||
+        !address(arguments[3], &peak) || !is_there(r.data, r.n))
         return NULL;
+    r.wants_peak = peak != NULL;
     if (r.n == 0)
         return PyFloat_FromDouble(0);
     read_freely(&r, sums);
+    if (peak != NULL && sums[PEAK] > *peak)
+        *peak = sums[PEAK];
     return PyFloat_FromDouble(sums[0]);
 }
 
@@ -477,7 +543,7 @@ static int is_plain(PyObject *gradient, PyObject *type, PyObject *dtype, PyObjec
 static PyObject *gradients(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     struct reading r;
-    double *into, sums[3];
+    double *into, sums[GATHERED];
     uint8_t *present;
     if (!expects(given, 6) || !address(arguments[4], &into) || !address(arguments[5], &present) || !make_names())
         return NULL;
@@ -486,6 +552,7 @@ static PyObject *gradients(PyObject *self, PyObject *const *arguments, Py_ssize_
     if (others == NULL)
         return NULL;
     r.dtype = FLOAT32;
+    r.wants_peak = 0;
     for (Py_ssize_t i = 0; i < parameters; i++) {
         PyObject *gradient = PyObject_GetAttr(PyTuple_GetItem(arguments[0], i), GRAD);
         if (gradient == NULL)
@@ -540,11 +607,12 @@ static PyObject *addition(PyObject *self, PyObject *const *arguments, Py_ssize_t
 {
     struct reading r;
     struct addition *of = &r.of;
-    double *sums;
+    double *into_sums, *into_peak, sums[GATHERED];
     struct histogram into;
-    if (!expects(given, 10) || !address(arguments[0], &of->skip) || !address(arguments[1], &of->branch) ||
+    if (!expects(given, 11) || !address(arguments[0], &of->skip) || !address(arguments[1], &of->branch) ||
         !real(arguments[2], &of->skip_factor) || !real(arguments[3], &of->branch_factor) || !whole(arguments[4], &r.n) ||
-        !address(arguments[5], &sums) || !whole(arguments[6], &r.stride) || !buckets(arguments + 7, &into) ||
+        !address(arguments[5], &into_sums) || !address(arguments[6], &into_peak) || !whole(arguments[7], &r.stride) ||
+        !buckets(arguments + 8, &into) ||
         !is_there(of->skip, r.n) || !is_there(of->branch, r.n))
         return NULL;
     if (r.stride == 0)
@@ -555,21 +623,26 @@ static PyObject *addition(PyObject *self, PyObject *const *arguments, Py_ssize_t
     if (r.samples == NULL)
         return PyErr_NoMemory();
     read_freely(&r, sums);
+    memcpy(into_sums, sums, (PRODUCT + 1) * sizeof *sums);
+    *into_peak = sums[PEAK];
     clear(&into);
     count32(&into, r.samples, sampled);
     PyMem_Free(r.samples);
-    return PyFloat_FromDouble(sums[2]);
+    return PyFloat_FromDouble(sums[OUTPUT]);
 }
 
 static PyObject *accumulate(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     const double *from;
     double *into;
-    size_t n;
-    if (!expects(given, 3) || !address(arguments[0], &from) || !address(arguments[1], &into) || !whole(arguments[2], &n))
+    size_t sums, extremes;
+    if (!expects(given, 4) || !address(arguments[0], &from) || !address(arguments[1], &into) || !whole(arguments[2], &sums) ||
+        !whole(arguments[3], &extremes))
         return NULL;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < sums; i++)
         into[i] += from[i];
+    for (size_t i = sums; i < sums + extremes; i++)
+        into[i] = from[i] > into[i] ? from[i] : into[i];
     Py_RETURN_NONE;
 }
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-# The sum of squares, not finite only where an element is not.
-def square(data: int, dtype: int, elements: int, /) -> float: ...
+# The sum of squares, not finite only where an element is not; the largest magnitude into `peak`, where that is not 0 and holds less.
+def square(data: int, dtype: int, elements: int, peak: int, /) -> float: ...
 
 # The same of each parameter's gradient into `squares`, and whether there is one into `present`. Returns the indices of those that
 # were not read, being no plain float32 tensors (their type, dtype and layout are given) in one piece of main memory.
@@ -15,8 +15,8 @@ def gradients(
 # The histogram of every `stride`-th element's magnitude, into `cells`: the sum of the finite ones, then the buckets' counts.
 def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larger: int, cells: int, /) -> None: ...
 
-# Of float32 operands in the same order: the squares of skip, branch and sum into `sums`, the sum's magnitudes into `cells`.
-# Returns the sum's square.
+# Of float32 operands in the same order: the squares of skip, branch and sum and the product into `sums`, the sum's largest magnitude
+# into `peak`, a sample of its magnitudes into `cells`. Returns the sum's square.
 def addition(
     skip: int,
     branch: int,
@@ -24,6 +24,7 @@ def addition(
     branch_factor: float,
     elements: int,
     sums: int,
+    peak: int,
     stride: int,
     low: int,
     larger: int,
@@ -31,5 +32,5 @@ def addition(
     /,
 ) -> float: ...
 
-# `into` += `source`, float64 both.
-def accumulate(source: int, into: int, elements: int, /) -> None: ...
+# `into` += `source`, float64 both, of the first `sums` numbers; of the next `extremes` the larger stays.
+def accumulate(source: int, into: int, sums: int, extremes: int, /) -> None: ...

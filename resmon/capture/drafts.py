@@ -31,7 +31,22 @@ from resmon.capture.columns import (
 )
 from resmon.capture.fetch import Fetch, Later, Number, number
 from resmon.capture.measured import Measured
-from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, DURATION_COLUMNS, DURATION_EDGES, Bools, Floats, Ints, StepRecord
+from resmon.records import (
+    BLOCK_COUNTS,
+    BLOCK_VALUES,
+    DURATION_COLUMNS,
+    DURATION_EDGES,
+    GROUP_VALUES,
+    PHASES,
+    RUN_VALUES,
+    Bools,
+    Floats,
+    Ints,
+    StepRecord,
+)
+
+
+RATE, SQUARE = map(GROUP_VALUES.index, ("learning_rate", "gradient_square"))
 
 
 class Part(Protocol):
@@ -110,7 +125,8 @@ class Draft:
     suspect: Bools  # [S]: whether what is not finite was counted on its device
     blocks: bool  # whether its blocks were observed, after all
     gradients: Measured
-    learning_rate: Number | None
+    learning_rates: Sequence[Number | None]  # of each parameter group
+    main: int | None  # the group whose rate is the step's
     scales: Mapping[str, Number]
     nonfinite: Sequence[Number]
     not_called: bool
@@ -123,7 +139,9 @@ class Totals:
 
     def __init__(self) -> None:
         self._steps = self._skipped = self._clipped = 0
+        self._samples = 0
         self._duration = 0.0
+        self._phases = np.zeros(len(PHASES))
         self._durations = np.zeros(DURATION_COLUMNS, np.int64)
         self._channels: Sequence[Channel] = ()
         self._nonfinite: Ints = np.zeros(0, np.int64)
@@ -158,23 +176,28 @@ class Totals:
             if draft.duration is not None:
                 self._duration += draft.duration
                 self._durations[int(DURATION_EDGES.searchsorted(draft.duration))] += 1
-        run = (
-            draft.duration,
-            None if draft.learning_rate is None or not arrived else number(draft.learning_rate),
-            gradient,
-            stepped,
-            max(scales, default=None),
-            draft.seconds,
-            float(len(draft.gradients.unknown)),
-            float(draft.gradients.replicas),
-        )
+        groups, groups_present = self._groups(draft, arrived)
+        main = draft.main
+        run: dict[str, float | None] = {
+            "duration": draft.duration,
+            "learning_rate": float(groups[RATE, main]) if main is not None and groups_present[RATE, main] else None,
+            "gradient_square": gradient,
+            "stepped_square": stepped,
+            "loss_scale": max(scales, default=None),
+            "monitor_seconds": draft.seconds,
+            "unknown_gradients": float(len(draft.gradients.unknown)),
+            "replicas": float(draft.gradients.replicas),
+        }
+        values_of_run = [run.get(name) for name in RUN_VALUES]
         return StepRecord(
             step=draft.step,
             time=draft.time,
             complete=draft.complete,
             skipped=skipped,
-            run=np.array([math.nan if v is None else v for v in run]),
-            run_present=np.array([v is not None for v in run]),
+            run=np.array([math.nan if v is None else v for v in values_of_run]),
+            run_present=np.array([v is not None for v in values_of_run]),
+            groups=groups,
+            groups_present=groups_present,
             blocks=values,
             blocks_present=present,
             counts=counts,
@@ -182,12 +205,25 @@ class Totals:
             skipped_total=self._skipped,
             clipped_total=self._clipped,
             errors_total=draft.errors_total,
+            samples_total=self._samples,
             duration_total=self._duration,
+            phase_totals=self._phases.copy(),
             duration_buckets=self._durations.copy(),
             nonfinite_steps=self._nonfinite.copy(),
             magnitude_buckets=self._magnitudes[:, 1:].astype(np.int64),
             magnitude_sum=self._magnitudes[:, 0].copy(),
         )
+
+    def _groups(self, draft: Draft, arrived: bool) -> tuple[Floats, Bools]:
+        """The record's arrays of its parameter groups."""
+        shape = len(GROUP_VALUES), len(draft.learning_rates)
+        values, present = np.zeros(shape), np.zeros(shape, np.bool_)
+        if arrived:
+            present[RATE] = [rate is not None for rate in draft.learning_rates]
+            values[RATE] = [0.0 if rate is None else number(rate) for rate in draft.learning_rates]
+            if draft.blocks:
+                values[SQUARE], present[SQUARE] = draft.gradients.of(draft.gradients.parameter_groups)
+        return values, present
 
     def _blocks(self, draft: Draft, arrived: bool) -> tuple[Floats, Bools, Ints]:
         """The record's arrays of its sites."""
@@ -201,17 +237,17 @@ class Totals:
         if draft.parts:
             self._complete(draft)
         values[:3] = numbers.T[[SKIP, BRANCH, OUTPUT]]
-        values[3], present[3] = draft.gradients.by_group()
-        values[4] = numbers[:, GRADIENT]
-        counts[:] = numbers.T[[ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE]]
+        values[4], present[4] = draft.gradients.of(draft.gradients.groups)
+        values[5] = numbers[:, GRADIENT]
+        counts[:3] = numbers.T[[ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE]]
         present[:3] = counts[0] > 0
-        present[4] = numbers[:, ARRIVED] > 0
+        present[5] = numbers[:, ARRIVED] > 0
         if draft.scales:  # they are of the scaled loss
-            values[4] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]
+            values[5] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]
         if draft.shares is not None:
-            present[4] &= ~np.isnan(draft.shares)
-            values[4] *= np.where(present[4], draft.shares, 0.0)
-        self._nonfinite += counts[1:].any(axis=0)
+            present[5] &= ~np.isnan(draft.shares)
+            values[5] *= np.where(present[5], draft.shares, 0.0)
+        self._nonfinite += counts[1:3].any(axis=0)
         self._magnitudes += numbers[:, MAGNITUDES:]
         return values, present, counts
 

@@ -80,6 +80,7 @@ class Session:
         self._errors_total = 0
         self._channels: Sequence[Channel] = ()
         self._board = board(0)
+        self._groups_told: tuple[str, ...] = ()
         self._told: set[str] = set()
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -145,11 +146,12 @@ class Session:
                 if left_out
                 else "no residual add was found in the traced forward pass: the run is recorded without blocks"
             )
-        self._tell_sites()
+        self._tell_columns()
 
-    def _tell_sites(self) -> None:
-        sites = self.sites
-        self._outbox.put(lambda sink: sink.sites(sites))
+    def _tell_columns(self) -> None:
+        sites, self._groups_told = self.sites, self._optimizers.groups
+        groups = self._groups_told
+        self._outbox.put(lambda sink: sink.sites(sites, groups))
 
     def fault(self, error: Exception) -> None:
         """Something went wrong inside the loop that is no business of the loop's: say so once, count it, step aside."""
@@ -253,7 +255,9 @@ class Session:
         gradients = self._gradients.end_step()
         scales = {model: fetch.number(scale) for model, scale in stepping.scales.items()}
         nonfinite = [fetch.number(found) for found in stepping.nonfinite]
-        rate = None if stepping.learning_rate is None else fetch.number(stepping.learning_rate)
+        rates = [None if rate is None else fetch.number(rate) for rate in stepping.learning_rates]
+        if self._optimizers.groups != self._groups_told:
+            self._tell_columns()
         numbers, shares = self._board[:0, IN_ALL], None
         arriving: Sequence[Part] = ()
         if not self._stepped_aside:
@@ -285,7 +289,8 @@ class Session:
             suspect=np.array([channel.suspect for channel in self._channels], np.bool_) if arriving else _NOBODY,
             blocks=not self._stepped_aside,
             gradients=gradients,
-            learning_rate=rate,
+            learning_rates=rates,
+            main=stepping.main,
             scales=scales,
             nonfinite=nonfinite,
             not_called=stepping.not_called,
@@ -313,7 +318,7 @@ class Session:
                 news += fresh
         if news:
             self._say(f"some values are absent. {news[0]} (each site in the flight says its own)")
-            self._tell_sites()
+            self._tell_columns()
         return shares
 
     # -- handing on and saying -----------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resmon.exporters.view import Column
 from resmon.records import Bools, Floats, ResidualSite
+from resmon.statistics import Column
 
 Sites = tuple[ResidualSite, ...]
 

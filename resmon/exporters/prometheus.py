@@ -22,16 +22,19 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 
 from resmon.catalogue import BLOCK, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, Metric
-from resmon.exporters.view import AgentView, BlockTable, Column, RunView
+from resmon.exporters.view import AgentView, BlockTable, RunView
 from resmon.records import (
     DURATION_EDGES,
+    GROUP_VALUES,
     MAGNITUDE_EDGES,
     MAGNITUDE_LARGER,
     MAGNITUDE_LOW,
     MAGNITUDE_ZERO,
     OUTCOMES,
+    PHASES,
     ResidualSite,
 )
+from resmon.statistics import Column
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -40,6 +43,7 @@ PREFIX = "resmon_block_"
 
 _EXPORTED_EDGES = np.array(EXPORTED_MAGNITUDE_EXPONENTS) - MAGNITUDE_LOW  # columns of magnitude_buckets
 _EXPORTED_LE = [repr(float(MAGNITUDE_EDGES[i])) for i in _EXPORTED_EDGES] + ["+Inf"]
+_RATE = GROUP_VALUES.index("learning_rate")
 _DURATION_LE = [repr(float(edge)) for edge in DURATION_EDGES] + ["+Inf"]
 
 # Halves of surrogate pairs are not UTF-8 at all; Prometheus' text parser ends at a NUL.
@@ -296,9 +300,33 @@ def _counter(name: str) -> Callable[[RunView, int], float | None]:
     return value
 
 
-def _monitor_seconds(run: RunView, i: int) -> float | None:
-    record = run.ranks[i].record
-    return None if record is None else record.run_value("monitor_seconds")
+def _of_run(name: str) -> Callable[[RunView, int], float | None]:
+    def value(run: RunView, i: int) -> float | None:
+        record = run.ranks[i].record
+        return None if record is None else record.run_value(name)
+
+    return value
+
+
+def _phases(view: AgentView) -> Iterator[Sample]:
+    for run in view.runs:
+        for rank in run.ranks:
+            seconds = [0.0] * len(PHASES) if rank.record is None else rank.record.phase_totals.tolist()
+            whole = 0.0 if rank.record is None else rank.record.duration_total
+            for phase, total in zip((*PHASES, "other"), (*seconds, max(0.0, whole - sum(seconds))), strict=True):
+                yield (run.run, str(rank.rank), phase), total
+
+
+def _group_rates(view: AgentView) -> Iterator[Sample]:
+    for run in view.runs:
+        for rank in run.ranks:
+            if rank.record is not None:
+                rates, there = rank.record.groups[_RATE], rank.record.groups_present[_RATE]
+                yield from (((run.run, name), rate) for name, rate, is_there in zip(rank.groups, rates, there, strict=True) if is_there)
+
+
+def _group_norms(view: AgentView) -> Iterator[Sample]:
+    return (((run.run, name), norm) for run in view.runs for name, norm in run.group_gradient_norms.items())
 
 
 def _agent(value: Callable[[AgentView], float]) -> Callable[[AgentView], Iterator[Sample]]:
@@ -313,13 +341,22 @@ _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_loss_max": _per_run(lambda run: run.loss_max),
     "resmon_score": _scores,
     "resmon_learning_rate": _per_run(_same_everywhere("learning_rate")),
+    "resmon_group_learning_rate": _group_rates,
+    "resmon_group_gradient_norm": _group_norms,
     "resmon_gradient_norm": _per_run(lambda run: run.gradient_norm),
     "resmon_gradient_clip_factor": _per_run(lambda run: run.clip_factor),
     "resmon_loss_scale": _per_run(_same_everywhere("loss_scale")),
     "resmon_steps_total": _per_rank(_counter("steps_total")),
     "resmon_skipped_steps_total": _per_rank(_counter("skipped_total")),
     "resmon_clipped_steps_total": _per_rank(_counter("clipped_total")),
-    "resmon_monitor_step_seconds": _per_rank(_monitor_seconds),
+    "resmon_step_phase_seconds_total": _phases,
+    "resmon_samples_total": _per_rank(_counter("samples_total")),
+    **{
+        f"resmon_{where}memory{what}_bytes": _per_rank(_of_run(f"{where}memory{what}"))
+        for where in ("", "device_")
+        for what in ("", "_peak", "_free")
+    },
+    "resmon_monitor_step_seconds": _per_rank(_of_run("monitor_seconds")),
     "resmon_monitor_errors_total": _per_rank(_counter("errors_total")),
     "resmon_last_step_timestamp_seconds": _per_rank(_of_record("time")),
     "resmon_finding_active": _findings,

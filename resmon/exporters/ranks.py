@@ -8,18 +8,19 @@ and absent too, unless all ranks hold the same gradients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from resmon.exporters.view import Column
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
+    GROUP_VALUES,
     MAGNITUDE_COLUMNS,
     RUN_VALUES,
-    Bools,
+    Columns,
     Floats,
     Ints,
     ResidualSite,
@@ -27,15 +28,12 @@ from resmon.records import (
     clip_factor,
     coverage,
 )
+from resmon.statistics import Column, merge, statistics
 
-SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT = map(
-    BLOCK_VALUES.index, ("skip_square", "branch_square", "output_square", "gradient_square", "output_gradient_square")
-)
+GRADIENT, OUTPUT_GRADIENT = map(BLOCK_VALUES.index, ("gradient_square", "output_gradient_square"))
 ELEMENTS = BLOCK_COUNTS.index("elements")
 RUN_GRADIENT, RUN_STEPPED = map(RUN_VALUES.index, ("gradient_square", "stepped_square"))
-
-# The gauges that a step gives, by their metrics' names without resmon_block_.
-GAUGES = ("skip_rms", "branch_rms", "output_rms", "branch_skip_ratio", "gradient_norm", "output_gradient_norm")
+GROUP_GRADIENT = GROUP_VALUES.index("gradient_square")
 
 Sites = tuple[ResidualSite, ...]
 
@@ -47,8 +45,9 @@ class MergedStep:
     step: int
     time: float
     sites: Sites
-    gauges: dict[str, Column]
+    gauges: dict[str, Column]  # the blocks' statistics, by name
     gradient_norm: float | None
+    group_gradient_norms: dict[str, float]  # by parameter group
     clip_factor: float | None  # None where no clipping was seen
 
 
@@ -66,44 +65,42 @@ class Ranks:
             self._arrange(tuple(parts))
         return self._sites
 
-    def step(self, records: Sequence[tuple[Sites, StepRecord]], expected: int = 1) -> MergedStep:
+    def step(self, records: Sequence[tuple[Columns, StepRecord]], expected: int = 1) -> MergedStep:
         """The records of one step, one per rank; `expected` ranks hold shares of its gradients, though not all may be watched."""
-        sites = self.union([sites for sites, _ in records])
+        sites = self.union([columns.sites for columns, _ in records])
         values = np.zeros((len(records), len(BLOCK_VALUES), len(sites)))
         present = np.zeros(values.shape, bool)
-        elements = np.zeros((len(records), len(sites)))
+        counts = np.zeros((len(records), len(BLOCK_COUNTS), len(sites)), np.int64)
         for rank, (place, (_, record)) in enumerate(zip(self._places, records, strict=True)):
             where: Ints | slice = slice(None) if place is None else place
-            values[rank][:, where] = np.where(record.blocks_present, record.blocks, 0.0)
+            values[rank][:, where] = record.blocks
             present[rank][:, where] = record.blocks_present
-            elements[rank][where] = record.counts[ELEMENTS]
-        squares: Floats = values.sum(axis=0)
-        anywhere: Bools = np.logical_or.reduce(present)
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            gauges = {}
-            for name, value in (("skip_rms", SKIP), ("branch_rms", BRANCH), ("output_rms", OUTPUT)):
-                counted = (elements * present[:, value]).sum(axis=0)
-                gauges[name] = Column(np.sqrt(squares[value] / counted), anywhere[value] & (counted > 0))
-            both = present[:, SKIP] & present[:, BRANCH]
-            skip, branch = (np.where(both, values[:, value], 0.0).sum(axis=0) for value in (SKIP, BRANCH))
-            gauges["branch_skip_ratio"] = Column(np.sqrt(branch / skip), both.any(axis=0) & (skip != 0))
-            covered = coverage(len(records), expected, min(_replicas(record) for _, record in records))
-            known = covered is not None
-            gauges["gradient_norm"] = Column(np.sqrt(squares[GRADIENT] * (covered or 0.0)), anywhere[GRADIENT] & known)
-            everybody = len(records) >= expected
-            gauges["output_gradient_norm"] = Column(np.sqrt(squares[OUTPUT_GRADIENT]), anywhere[OUTPUT_GRADIENT] & everybody)
+            counts[rank][:, where] = record.counts
+        elements = (counts[:, ELEMENTS, None] * present).sum(axis=0)
+        (values,), (present,) = merge(values, present, np.zeros(1, np.int64))
+        covered = coverage(len(records), expected, min(_replicas(record) for _, record in records))
+        values[GRADIENT] *= covered or 0.0
+        present[GRADIENT] &= covered is not None
+        present[OUTPUT_GRADIENT] &= len(records) >= expected
         gradient_square, stepped_square = (_total(records, value) for value in (RUN_GRADIENT, RUN_STEPPED))
         gradient_norm = None if gradient_square is None or covered is None else float(np.sqrt(gradient_square * covered))
         clip = None if gradient_square is None or stepped_square is None else clip_factor(gradient_square, stepped_square)
-        newest = max(record.time for _, record in records)
-        return MergedStep(records[0][1].step, newest, sites, gauges, gradient_norm, clip)
+        return MergedStep(
+            step=records[0][1].step,
+            time=max(record.time for _, record in records),
+            sites=sites,
+            gauges=statistics(values, present, elements, counts.sum(axis=0)),
+            gradient_norm=gradient_norm,
+            group_gradient_norms={} if covered is None else _group_norms(records, covered),
+            clip_factor=clip,
+        )
 
-    def counters(self, records: Sequence[tuple[Sites, StepRecord]]) -> tuple[Sites, Ints, Ints, Floats]:
+    def counters(self, records: Sequence[tuple[Columns, StepRecord]]) -> tuple[Sites, Ints, Ints, Floats]:
         """Sites, nonfinite_steps, magnitude_buckets and magnitude_sum over each rank's newest record, whatever its step is.
 
         Samples add up over ranks. Steps do not: a step that was non-finite on four ranks is one, so the largest count stands.
         """
-        sites = self.union([sites for sites, _ in records])
+        sites = self.union([columns.sites for columns, _ in records])
         nonfinite = np.zeros(len(sites), np.int64)
         buckets = np.zeros((len(sites), MAGNITUDE_COLUMNS), np.int64)
         sums = np.zeros(len(sites))
@@ -130,7 +127,18 @@ class Ranks:
         self._places = tuple(None if np.array_equal(place, everything) else place for place in places)
 
 
-def _total(records: Sequence[tuple[Sites, StepRecord]], value: int) -> float | None:
+def _group_norms(records: Sequence[tuple[Columns, StepRecord]], covered: float) -> dict[str, float]:
+    """The norms of the parameter groups' gradients; groups of one name are one."""
+    squares: dict[str, float] = {}
+    for columns, record in records:
+        there = record.groups_present[GROUP_GRADIENT]
+        for name, square, is_there in zip(columns.groups, record.groups[GROUP_GRADIENT].tolist(), there.tolist(), strict=True):
+            if is_there:
+                squares[name] = squares.get(name, 0.0) + square
+    return {name: math.sqrt(square * covered) for name, square in squares.items()}
+
+
+def _total(records: Sequence[tuple[Columns, StepRecord]], value: int) -> float | None:
     """The sum of the ranks' shares of a run's value, None where no rank has one."""
     shares = [record.run[value] for _, record in records if record.run_present[value]]
     return float(np.sum(shares)) if shares else None

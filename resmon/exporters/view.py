@@ -7,16 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from resmon.records import Bools, Finding, Floats, Ints, Outcome, ResidualSite, RunInfo, StepRecord
-
-
-class Column(NamedTuple):
-    """One number per block, [S] each; a value that is not present is absent, whatever stands in its place."""
-
-    values: Floats
-    present: Bools
+from resmon.records import Finding, Floats, Ints, Outcome, ResidualSite, RunInfo, StepRecord
+from resmon.statistics import Column
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +29,7 @@ class RankView:
 
     rank: int
     record: StepRecord | None
+    groups: tuple[str, ...] = ()  # the names of the record's parameter groups
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +42,7 @@ class RunView:
     ranks: tuple[RankView, ...]
     blocks: BlockTable | None
     gradient_norm: float | None
+    group_gradient_norms: Mapping[str, float]  # by parameter group
     clip_factor: float | None
     scores: Mapping[str, float]  # as logged, newest of each name
     loss_max: float | None

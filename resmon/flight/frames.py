@@ -24,10 +24,12 @@ from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records,
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
+    GROUP_VALUES,
     MAGNITUDE_COLUMNS,
     MAGNITUDE_HIGH,
     MAGNITUDE_LOW,
     OUTCOMES,
+    PHASES,
     RUN_VALUES,
     Bools,
     Finding,
@@ -40,6 +42,7 @@ from resmon.records import (
     clip_factor,
     coverage,
 )
+from resmon.statistics import merge, statistics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,8 +175,9 @@ class Flight:
 
         `gradient_norm` is over all parameters; `gradients` says whether it is (as the blocks' are) from "before clipping", which
         multiplied it with `clip_factor`, or "as stepped": no clipping was seen. A `skipped` step is one that a gradient scaler did
-        not take. Times are the slowest rank's; `ranks` says how many recorded the step. A logged name that is a column already is
-        called `logged_<name>`.
+        not take. Times, in seconds, and memory, in bytes, are the largest of any rank's, free memory the smallest, samples all
+        ranks' together, a second's those over the step's duration; `ranks` says how many recorded the step. A logged name that is a
+        column already is called `logged_<name>`.
         """
         spans = [(rank, span) for rank in self._ranks for span in rank.spans]
         logged = _logged(self._ranks)
@@ -184,10 +188,14 @@ class Flight:
         run = _concatenate([span.run for _, span in spans], np.float64, (len(RUN_VALUES),))
         there = _concatenate([span.run_present for _, span in spans], np.bool_, (len(RUN_VALUES),))
 
-        def largest(values: Array, where: Bools) -> pa.Array:
-            top = np.full(count, -np.inf)
-            np.maximum.at(top, group[where], values[where])
-            return _array(top, np.bincount(group[where], minlength=count) > 0)
+        def extreme(name: str, take: np.ufunc = np.maximum) -> tuple[Floats, Bools]:
+            values, where = value(name)
+            found = np.full(count, -np.inf if take is np.maximum else np.inf)
+            take.at(found, group[where], values[where])
+            return found, np.bincount(group[where], minlength=count) > 0
+
+        def largest(name: str) -> pa.Array:
+            return _array(*extreme(name))
 
         def value(name: str) -> tuple[Floats, Bools]:
             return run[:, RUN_VALUES.index(name)], there[:, RUN_VALUES.index(name)]
@@ -204,22 +212,32 @@ class Flight:
         covered = self._coverage(steps)[0]
         whole = np.bincount(group, _concatenate([span.complete for _, span in spans], np.bool_), minlength=count) == ranks
         skipped = np.bincount(group, _concatenate([span.skipped for _, span in spans], np.bool_), minlength=count) > 0
+        samples, has_samples = total("samples")
+        duration, has_duration = extreme("duration")
         time = np.zeros(count, np.int64)
         np.maximum.at(time, group, _concatenate([span.time for _, span in spans], np.int64))
         columns: dict[str, pa.Array] = {
             "step": pa.array(steps),
             "time": _array(time, ranks > 0).cast(pa.timestamp("ns", "UTC")),
             "loss": pa.nulls(count, pa.float64()),
-            "learning_rate": largest(*value("learning_rate")),
+            "learning_rate": largest("learning_rate"),
             "gradient_norm": _array(np.sqrt(squares * covered), has_gradients & np.isfinite(covered)),
             "gradients": pa.DictionaryArray.from_arrays(
                 _array(clipping_seen.astype(np.int32), has_gradients), pa.array(["as stepped", "before clipping"])
             ).cast(pa.string()),
             "clip_factor": _array(clip_factors, clipping_seen),
-            "loss_scale": largest(*value("loss_scale")),
-            "unknown_gradients": largest(*value("unknown_gradients")),
-            "duration": largest(*value("duration")),
-            "monitor_seconds": largest(*value("monitor_seconds")),
+            "loss_scale": largest("loss_scale"),
+            "unknown_gradients": largest("unknown_gradients"),
+            "duration": _array(duration, has_duration),
+            **{f"{phase}_seconds": largest(f"{phase}_seconds") for phase in PHASES},
+            "monitor_seconds": largest("monitor_seconds"),
+            "samples": _array(samples, has_samples),
+            "samples_per_second": _array(samples / np.where(duration > 0, duration, np.nan), has_samples & (duration > 0)),
+            **{
+                f"{where}memory{what}": _array(*extreme(f"{where}memory{what}", np.minimum if what == "_free" else np.maximum))
+                for where in ("", "device_")
+                for what in ("", "_peak", "_free")
+            },
             "complete": _array(whole, ranks > 0),
             "skipped": _array(skipped, ranks > 0),
             "ranks": pa.array(ranks),
@@ -236,7 +254,10 @@ class Flight:
         return _frame(columns)
 
     def blocks(self, per_rank: bool = False) -> pd.DataFrame:
-        """One row per step and residual add, merged over the ranks from their sums; or one per rank, with its gradient share."""
+        """One row per step and residual add, merged over the ranks from their sums; or one per rank, with its gradient share.
+
+        The columns are those of resmon.statistics, which defines each, and the counts of records.BLOCK_COUNTS.
+        """
         sites = {(site.model, site.name): i for i, site in enumerate(self.sites)}
         parts: list[list[Array]] = []
         for rank in self._ranks:
@@ -274,8 +295,7 @@ class Flight:
         if not per_rank and len(self._ranks) > 1 and len(step):
             begins = np.flatnonzero(np.r_[True, (np.diff(step) != 0) | (np.diff(site) != 0)])
             step, site = step[begins], site[begins]
-            squares = np.add.reduceat(np.where(there, squares, 0.0), begins)
-            there = np.logical_or.reduceat(there, begins)
+            squares, there = merge(squares, there, begins)
             counts = np.add.reduceat(counts, begins)
             elements = np.add.reduceat(elements, begins)
         if not per_rank and len(step):
@@ -309,34 +329,51 @@ class Flight:
     def _block_frame(
         self, per_rank: bool, step: Ints, site: Ints, rank: Ints, squares: Floats, there: Bools, counts: Ints, elements: Ints
     ) -> pd.DataFrame:
-        index = {name: i for i, name in enumerate(BLOCK_VALUES)}
-
-        def rms(name: str) -> tuple[Floats, Bools]:
-            i = index[name]
-            has = there[:, i] & (elements[:, i] > 0)
-            return np.sqrt(squares[:, i] / np.maximum(elements[:, i], 1)), has
-
-        def norm(name: str) -> pa.Array:
-            return _array(np.sqrt(squares[:, index[name]]), there[:, index[name]])
-
-        with np.errstate(all="ignore"):
-            skip, has_skip = rms("skip_square")
-            branch, has_branch = rms("branch_square")
-            columns: dict[str, pa.Array] = {
-                "step": pa.array(step),
-                "block": _labels(site, [site.name for site in self.sites]),
-                **({"rank": pa.array(rank)} if per_rank else {}),
-                "skip_rms": _array(skip, has_skip),
-                "branch_rms": _array(branch, has_branch),
-                "branch_skip_ratio": _array(branch / skip, has_skip & has_branch & (skip != 0)),
-                "gradient_norm_share" if per_rank else "gradient_norm": norm("gradient_square"),
-                "output_gradient_norm": norm("output_gradient_square"),
-                "output_rms": _array(*rms("output_square")),
-            }
+        columns: dict[str, pa.Array] = {
+            "step": pa.array(step),
+            "block": _labels(site, [site.name for site in self.sites]),
+            **({"rank": pa.array(rank)} if per_rank else {}),
+        }
+        for name, column in statistics(squares.T, there.T, elements.T, counts.T).items():
+            columns["gradient_norm_share" if per_rank and name == "gradient_norm" else name] = _array(*column)
         for i, name in enumerate(BLOCK_COUNTS):
             columns[name] = pa.array(np.ascontiguousarray(counts[:, i]))
         columns["model"] = _labels(site, self._models(self.sites))
         return _frame(columns)
+
+    def groups(self) -> pd.DataFrame:
+        """One row per step and parameter group of the optimizers: learning rate (the largest of any rank) and gradient norm."""
+        names: dict[str, int] = {}
+        steps, codes, values, there = [], [], [], []
+        for rank in self._ranks:
+            for span in rank.spans:
+                here = np.array([names.setdefault(name, len(names)) for name in span.groups], np.int64)
+                steps.append(np.repeat(span.step, len(here)))
+                codes.append(np.tile(here, len(span.step)))
+                values.append(_flat(span.group_values))
+                there.append(_flat(span.group_present))
+        step, code = _concatenate(steps, np.int64), _concatenate(codes, np.int64)
+        shape = (len(GROUP_VALUES),)
+        value, present = _concatenate(values, np.float64, shape), _concatenate(there, np.bool_, shape)
+        order = np.lexsort((code, step))
+        step, code, value, present = step[order], code[order], value[order], present[order]
+        begins = np.flatnonzero(np.r_[np.ones(min(1, len(step)), bool), (np.diff(step) != 0) | (np.diff(code) != 0)])
+        rate, square = map(GROUP_VALUES.index, ("learning_rate", "gradient_square"))
+        if len(step):
+            rates = np.fmax.reduceat(np.where(present[:, rate], value[:, rate], np.nan), begins)
+            squares = np.add.reduceat(np.where(present[:, square], value[:, square], 0.0), begins)
+            step, code, present = step[begins], code[begins], np.logical_or.reduceat(present, begins)
+        else:
+            rates, squares = np.empty(0), np.empty(0)
+        covered = self._coverage(step)[0]
+        return _frame(
+            {
+                "step": pa.array(step),
+                "group": _labels(code, list(names)),
+                "learning_rate": _array(rates, present[:, rate]),
+                "gradient_norm": _array(np.sqrt(squares * covered), present[:, square] & np.isfinite(covered)),
+            }
+        )
 
     def scalars(self) -> pd.DataFrame:
         """One row for every value that was logged, in the order of the logging."""
@@ -382,15 +419,15 @@ class Flight:
         columns["model"] = _labels(site, self._models(self.sites))
         return _frame(columns)
 
-    def bins(self, of: Literal["blocks", "run", "scalars"] = "blocks") -> pd.DataFrame:
+    def bins(self, of: Literal["blocks", "groups", "run", "scalars"] = "blocks") -> pd.DataFrame:
         """Thinned history: minimum, maximum, sum and count of every value over bins of steps, the finest that are left.
 
         The bins of a rank follow on each other without overlap, down to at most 64 steps before the end of a run that was killed.
         Values are per rank and as in the files: squares are sums of squares, gradients are shares.
         """
         stem: Kind = "scalarbins" if of == "scalars" else "bins"
-        make = {"blocks": self._block_bins, "run": _run_bins, "scalars": _scalar_bins}[of]
-        nothing = row_format(stem, ())
+        make = {"blocks": self._block_bins, "groups": _group_bins, "run": _run_bins, "scalars": _scalar_bins}[of]
+        nothing = row_format(stem)
         tables = [_placed(make(nothing, np.empty(0, nothing.dtype)), 0, 0)]
         for rank in self._ranks:
             for level, kept in enumerate(rank.finest):
@@ -402,13 +439,7 @@ class Flight:
     def _block_bins(self, form: RowFormat, records: Records) -> pa.Table:
         """One row per bin and site."""
         codes = np.tile(np.arange(len(form.sites)), len(records))
-        table = _bins(records, ()).take(pa.array(np.repeat(np.arange(len(records)), len(form.sites))))
-        columns = {name: table[name] for name in table.column_names}
-        columns["block"] = _labels(codes, [site.name for site in form.sites])
-        for name in BINNED_BLOCK_VALUES:
-            for statistic in STATISTICS:
-                field = f"block_{name}_{statistic}"
-                columns[f"{name}_{statistic}"] = _array(records[field].reshape(-1), present(records, field).reshape(-1))
+        columns = _list_bins(records, "block", [site.name for site in form.sites], BINNED_BLOCK_VALUES)
         for name in BLOCK_COUNTS:
             columns[f"{name}_sum"] = pa.array(records[f"block_{name}_sum"].reshape(-1))
         columns["model"] = _labels(codes, self._models(form.sites))
@@ -435,27 +466,34 @@ class _Span:
     """Rows with the same sites; what frames are made of, without the histograms."""
 
     sites: tuple[ResidualSite, ...]
+    groups: tuple[str, ...]
     step: Ints
     time: Ints
     complete: Bools
     skipped: Bools
     run: Floats
     run_present: Bools
+    group_values: Floats  # [rows, len(GROUP_VALUES), groups]
+    group_present: Bools
     blocks: Floats  # [rows, len(BLOCK_VALUES), sites]
     blocks_present: Bools
     counts: Ints
 
     @classmethod
     def of(cls, form: RowFormat, records: Records) -> _Span:
+        groups = [f"group_{name}" for name in GROUP_VALUES]
         blocks = [f"block_{name}" for name in BLOCK_VALUES]
         return cls(
             form.sites,
+            form.groups,
             records["step"].copy(),
             records["time"].copy(),
             records["complete"].astype(bool),
             records["skipped"].astype(bool),
             np.stack([records[name] for name in RUN_VALUES], axis=1),
             np.stack([present(records, name) for name in RUN_VALUES], axis=1),
+            np.stack([records[name] for name in groups], axis=1),
+            np.stack([present(records, name) for name in groups], axis=1),
             np.stack([records[name] for name in blocks], axis=1),
             np.stack([present(records, name) for name in blocks], axis=1),
             np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1),
@@ -609,6 +647,22 @@ def _bins(records: Records, names: Sequence[str], **more: pa.Array) -> pa.Table:
 
 def _run_bins(_: RowFormat, records: Records) -> pa.Table:
     return _bins(records, RUN_VALUES)
+
+
+def _group_bins(form: RowFormat, records: Records) -> pa.Table:
+    return pa.table(_list_bins(records, "group", form.groups, GROUP_VALUES))
+
+
+def _list_bins(records: Records, of: str, labels: Sequence[str], names: Sequence[str]) -> dict[str, pa.Array]:
+    """One row per bin and item of lists: the columns."""
+    table = _bins(records, ()).take(pa.array(np.repeat(np.arange(len(records)), len(labels))))
+    columns = {name: table[name] for name in table.column_names}
+    columns[of] = _labels(np.tile(np.arange(len(labels)), len(records)), labels)
+    for name in names:
+        for statistic in STATISTICS:
+            field = f"{of}_{name}_{statistic}"
+            columns[f"{name}_{statistic}"] = _array(records[field].reshape(-1), present(records, field).reshape(-1))
+    return columns
 
 
 def _scalar_bins(_: RowFormat, records: Records) -> pa.Table:
