@@ -98,10 +98,11 @@ def statistics(values: Floats, present: Bools, elements: Floats, counts: Ints) -
         kept = skip.values - np.where(dropped.present, dropped.values, 0.0)
         both = skip.present & branch.present
         samples = counts[_SAMPLES]
+        any_kept = both & ((samples == 0) | (counts[_KEPT] > 0))
         found = {
             "skip_rms": root(mean("skip_square")),
             "branch_rms": root(mean("branch_square")),
-            "branch_skip_ratio": root(over(branch, kept, both)),
+            "branch_skip_ratio": root(over(branch, kept, any_kept)),
             "gradient_norm": root(of("gradient_square")),
             "output_gradient_norm": root(of("output_gradient_square")),
             "output_rms": root(mean("output_square")),

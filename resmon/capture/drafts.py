@@ -22,12 +22,20 @@ from resmon.capture.columns import (
     BRANCH,
     CELLS,
     COLUMNS,
+    DROPPED,
     ELEMENTS,
+    FILL,
     FORWARD_NONFINITE,
     GRADIENT,
+    KEPT,
     MAGNITUDES,
+    MEDIAN,
     OUTPUT,
+    PEAK,
+    PRODUCT,
+    SAMPLES,
     SKIP,
+    SUMS,
 )
 from resmon.capture.fetch import Fetch, Later, Number, number
 from resmon.capture.measured import Measured
@@ -46,6 +54,10 @@ from resmon.records import (
 )
 
 
+NORMS = (SKIP, BRANCH, OUTPUT, GRADIENT, DROPPED)  # columns of squares
+# Products are told by squares, |s + f|^2 - |s|^2 - |f|^2, unless the operands' squares differ by more than this: rounding would
+# show in the difference then.
+RESOLVED = 1e8
 RATE, SQUARE = map(GROUP_VALUES.index, ("learning_rate", "gradient_square"))
 
 
@@ -58,21 +70,25 @@ class Part(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of one site each, whole or from a column on."""
+    """Rows of one site each, whole or some of their columns."""
 
     numbers: Later
     first: int  # column
+    last: int  # column behind them
     rows: Ints
     sites: Ints
 
     def add_to(self, numbers: Floats) -> None:
-        table = self.numbers.numbers().reshape(-1, COLUMNS - self.first)
-        np.add.at(numbers[:, self.first :], self.sites, table[self.rows])
+        table = self.numbers.numbers().reshape(-1, self.last - self.first)
+        sums = slice(0, min(self.last, SUMS) - self.first)
+        np.add.at(numbers[:, self.first : min(self.last, SUMS)], self.sites, table[self.rows][:, sums])
+        if self.last > SUMS:
+            np.fmax.at(numbers[:, SUMS:], self.sites, table[self.rows][:, sums.stop :])
 
 
 @dataclass(frozen=True, slots=True)
 class Scattered:
-    """Single numbers: norms, to be squared, and counts."""
+    """Single numbers: those of NORMS are to be squared."""
 
     numbers: Later
     members: Ints  # which of the numbers
@@ -82,8 +98,10 @@ class Scattered:
 
     def add_to(self, numbers: Floats) -> None:
         found = self.numbers.numbers()[self.members]
-        counts = (self.columns == FORWARD_NONFINITE) | (self.columns == BACKWARD_NONFINITE)
-        np.add.at(numbers, (self.sites, self.columns), np.where(counts, found, found * found * self.factors))
+        values = np.where(np.isin(self.columns, NORMS), found * found, found) * self.factors
+        sums = self.columns < SUMS
+        np.add.at(numbers, (self.sites[sums], self.columns[sums]), values[sums])
+        np.fmax.at(numbers, (self.sites[~sums], self.columns[~sums]), values[~sums])
 
 
 def parts(
@@ -98,14 +116,14 @@ def parts(
         members, sites = np.array(found, np.int64).reshape(-1, 2).T
         return members, sites
 
-    found: list[Part] = [Rows(fetch.add(numbers), 0, *places(of)) for numbers, of in rows]
+    found: list[Part] = [Rows(fetch.add(numbers), 0, MEDIAN, *places(of)) for numbers, of in rows]
     for each in gathered:
         members, sites = places(place.channel for place in each.places)
         columns = np.array([place.column for place in each.places])[members]
         factors = np.array([place.factor for place in each.places])[members]
         found.append(Scattered(fetch.add(each.numbers), members, sites, columns, factors))
         if each.sites:
-            found.append(Rows(fetch.add(each.histograms), MAGNITUDES, *places(each.sites)))
+            found.append(Rows(fetch.add(each.histograms), MAGNITUDES, SUMS, *places(each.sites)))
     return found
 
 
@@ -146,18 +164,20 @@ class Totals:
         self._channels: Sequence[Channel] = ()
         self._nonfinite: Ints = np.zeros(0, np.int64)
         self._magnitudes: Floats = np.zeros((0, CELLS))
+        self._looks: Floats = np.zeros((0, COLUMNS - MEDIAN))  # the newest of what is not looked at in every step
 
     def sites(self, channels: Sequence[Channel]) -> None:
         """Records from here on are of these sites."""
         if channels is self._channels:
             return
         known = {id(channel): i for i, channel in enumerate(self._channels)}
-        nonfinite, magnitudes = self._nonfinite, self._magnitudes
+        nonfinite, magnitudes, looks = self._nonfinite, self._magnitudes, self._looks
         self._channels = channels
         self._nonfinite, self._magnitudes = np.zeros(len(channels), np.int64), np.zeros((len(channels), CELLS))
+        self._looks = np.full((len(channels), looks.shape[1]), np.nan)
         for i, channel in enumerate(channels):
             if (before := known.get(id(channel))) is not None:
-                self._nonfinite[i], self._magnitudes[i] = nonfinite[before], magnitudes[before]
+                self._nonfinite[i], self._magnitudes[i], self._looks[i] = nonfinite[before], magnitudes[before], looks[before]
 
     def record(self, draft: Draft) -> StepRecord:
         """The step's record, when its numbers have arrived, or have failed to."""
@@ -236,11 +256,19 @@ class Totals:
         numbers = draft.numbers
         if draft.parts:
             self._complete(draft)
-        values[:3] = numbers.T[[SKIP, BRANCH, OUTPUT]]
+        skip, branch, output, product = values[:4] = numbers.T[[SKIP, BRANCH, OUTPUT, PRODUCT]]
         values[4], present[4] = draft.gradients.of(draft.gradients.groups)
         values[5] = numbers[:, GRADIENT]
-        counts[:3] = numbers.T[[ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE]]
+        counts[:] = numbers.T[[ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE, SAMPLES, KEPT]]
         present[:3] = counts[0] > 0
+        told = product == 0  # where operands are not read together
+        values[3] = np.where(told, (output - skip - branch) / 2, product)
+        present[3] = present[0] & (~told | (np.maximum(skip, branch) <= RESOLVED * np.minimum(skip, branch)))
+        values[6], present[6] = self._dropped(numbers)
+        values[7:9] = peak, fill = numbers.T[[PEAK, FILL]]
+        present[7], present[8] = present[0] & ((peak > 0) | (output == 0)), fill > 0
+        self._looks = np.where(np.isnan(numbers[:, MEDIAN:]), self._looks, numbers[:, MEDIAN:])
+        values[9:], present[9:] = self._looks.T, ~np.isnan(self._looks.T)
         present[5] = numbers[:, ARRIVED] > 0
         if draft.scales:  # they are of the scaled loss
             values[5] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]
@@ -248,8 +276,16 @@ class Totals:
             present[5] &= ~np.isnan(draft.shares)
             values[5] *= np.where(present[5], draft.shares, 0.0)
         self._nonfinite += counts[1:3].any(axis=0)
-        self._magnitudes += numbers[:, MAGNITUDES:]
+        self._magnitudes += numbers[:, MAGNITUDES:SUMS]
         return values, present, counts
+
+    @staticmethod
+    def _dropped(numbers: Floats) -> tuple[Floats, Bools]:
+        """The skip's squares in dropped samples. Graphs count samples only; there they are taken to be as large as the others."""
+        skip, dropped, samples, kept = numbers.T[[SKIP, DROPPED, SAMPLES, KEPT]]
+        drops = samples > 0
+        unread = drops & (dropped == 0) & (kept < samples)
+        return np.where(unread, skip * (1 - kept / np.where(drops, samples, 1)), dropped), drops
 
     def _complete(self, draft: Draft) -> None:
         """Add what was gathered on devices, where what is not finite is counted only once something was not."""

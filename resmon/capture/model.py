@@ -29,6 +29,8 @@ from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
 from resmon.capture.dataflow import Add, Trace
 from resmon.capture.fetch import is_capturing
+from resmon.capture.layers import Layer, Looks, last_layer
+from resmon.capture.positions import Sampling, channel_axis
 from resmon.capture.sleepers import Sleepers
 from resmon.capture.survey import Names, Sighting, Survey, is_watched
 from resmon.capture.taps import AddMode, Enter, GradientTap, Hook, Installed, Leave, Plan, Tap, install, plan
@@ -62,7 +64,7 @@ class ModelWatch:
         *,
         include: Sequence[str],
         exclude: Sequence[str],
-        sample: int,
+        sampling: Sampling,
     ) -> None:
         self.model = model
         self.key = key
@@ -79,7 +81,7 @@ class ModelWatch:
         self.process = os.getpid()
         self._owner = owner
         self._accelerators = accelerators
-        self._include, self._exclude, self._sample = include, exclude, sample
+        self._include, self._exclude, self._sampling = include, exclude, sampling
         self._names = Names(model, key)
         self._plans: dict[str, Plan] = {}
         self._calls: dict[str, int] = {}  # how often each module ran in a traced pass, at most
@@ -93,6 +95,8 @@ class ModelWatch:
         self._in_pass = False
         self._retired = False
         self._sleepers = Sleepers(model, self)
+        self._looks = Looks(self, sampling)
+        self._layers: dict[str, Layer | None] = {}  # of each site, whose input is looked at
         self._new_modules = False  # since the last traced pass
         self._handles: list[RemovableHandle] = []
         self.left_out = 0  # residual adds that the patterns do not let in
@@ -129,6 +133,7 @@ class ModelWatch:
     def _give_up_pass(self) -> None:
         """Clear away a pass that did not end: an interrupt passes by every hook, and leaves our modes entered."""
         self.active = self._in_pass = False
+        self._looks.end_pass()
         for channel in self.channels:
             channel.begin_pass()
         ours = {id(self._trace), *(id(mode) for mode in self._installed.modes)}
@@ -232,6 +237,8 @@ class ModelWatch:
             else:
                 self.passes += 1
                 self._installed.begin_pass()
+                if not self.compiled:
+                    self._looks.begin_pass()
                 if self.compiled:
                     self._installed.begin_pass_in_graph()  # what graphs count they count from here, too
                     for cells in self._cells:
@@ -246,6 +253,7 @@ class ModelWatch:
             return
         started = perf_counter()
         observed, self.active, self._in_pass = self.active, False, False
+        self._looks.end_pass()
         for channel in self.channels:
             channel.begin_pass()
         trace, self._trace = self._trace, None
@@ -269,7 +277,7 @@ class ModelWatch:
         if self._retired:
             return None
         started = perf_counter()
-        channel = Channel(_UNKNOWN, self._sample, self._accelerators, sums_output=residual.kind != "marked")
+        channel = Channel(_UNKNOWN, self._sampling, self._accelerators, sums_output=residual.kind != "marked")
         skip, branch = (channel.offer_skip, channel.offer_branch)
         first, second = (skip, branch) if residual.skip_is_first else (branch, skip)
         try:
@@ -302,6 +310,8 @@ class ModelWatch:
         known = {channel.site.name: channel for channel in self.channels}
         order = [channel.site.name for channel in self.channels]
         position = 0
+        modules = {compiler.plain(path): module for path, module in self.model.named_modules()}
+        calls = {compiler.plain(path): count for path, count in trace.calls.items()}
         for site, (sighting, stand_in, tap) in zip(sites, stand_ins, strict=True):
             if not is_watched(site, self._include, self._exclude):
                 self.left_out += 1
@@ -315,6 +325,10 @@ class ModelWatch:
                 order.insert(position, site.name)
                 position += 1
             tap.belongs_to(channel)
+            channel.drops |= sighting.drops
+            branch = [modules[path] for path in site.branch if path in modules]
+            channel.axis = channel_axis(site.shape, [tuple(p.shape) for m in branch for p in m._parameters.values() if p is not None])
+            self._layers[site.name] = last_layer([modules[path] for path in site.branch if calls.get(path) == 1], channel)
             planned = plan(sighting, channel)
             # Where a graph serves several layers, only a mode that is entered outside of it can tell them apart.
             if any(compiler.serves_several(self.model, place.path, trace.calls) for place in planned.places or ()):
@@ -325,11 +339,12 @@ class ModelWatch:
                 continue
             channel.site = replace(site, observed="hooks" if planned.places else "mode")
             self._plans[site.name] = planned
+        self._looks.layers = [layer for layer in self._layers.values() if layer is not None]
         new = len(order) > len(self.channels)
         self.channels = [known[name] for name in order]
         self._left = self.take()
         devices = dict.fromkeys(channel.device for channel in self.channels)
-        self._cells = [Cells(device, [c for c in self.channels if c.device == device], self._sample) for device in devices]
+        self._cells = [Cells(device, [c for c in self.channels if c.device == device], self._sampling.most) for device in devices]
         self._installed.remove()
         for path, calls in trace.calls.items():
             self._calls[path] = max(calls, self._calls.get(path, 0))

@@ -30,6 +30,11 @@ def magnitudes(tensor: Tensor, most: int, cells: int) -> None:
     _native.magnitudes(tensor.data_ptr(), CODES[tensor.dtype], tensor.numel(), step, *EDGES, cells)
 
 
+def places(shape: tuple[int, ...], most: int) -> tuple[Tensor, ...]:
+    """The indices of a sample of about `most` elements, one tensor for each dimension."""
+    return _indices(shape, stride(shape, most))
+
+
 def flat(tensor: Tensor, most: int) -> Tensor:
     """The sample itself, one-dimensional, wherever the tensor is; a view where the tensor is dense."""
     step = stride(tensor.shape, most)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resmon.capture.accelerator import Accelerators
-from resmon.capture.channel import IN_ALL, Channel, board
+from resmon.capture.channel import IN_ALL, Channel, begin_step, board
 from resmon.capture.compiler import Compiler
 from resmon.capture.drafts import Draft, Part, Totals, parts
 from resmon.capture.fetch import Fetch, held, is_capturing, number
@@ -36,6 +36,7 @@ from resmon.capture.model import ModelWatch
 from resmon.capture.optimizers import Optimizers
 from resmon.capture.outbox import PATIENCE, Outbox, Sink
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
+from resmon.capture.positions import Sampling
 from resmon.errors import ConfigurationError, UnobservableError
 from resmon.records import Bools, Floats, ResidualSite, ScalarRecord
 
@@ -61,8 +62,10 @@ class Session:
         self._outbox = Outbox(self)
         self._totals = Totals()
         self._accelerators = Accelerators()
+        self._sampling = Sampling(sample)
+        self._sampling.step = start_step
         self._watches = [
-            ModelWatch(self, key, model, self._accelerators, include=include, exclude=exclude, sample=sample)
+            ModelWatch(self, key, model, self._accelerators, include=include, exclude=exclude, sampling=self._sampling)
             for key, model in models.items()
         ]
         self._compiler = Compiler(self._watches)
@@ -135,8 +138,9 @@ class Session:
     def sites_changed(self) -> None:
         self._channels = tuple(channel for watch in self._watches for channel in watch.channels)
         self._board = board(len(self._channels))
-        for row, channel in zip(self._board, self._channels, strict=True):
+        for turn, (row, channel) in enumerate(zip(self._board, self._channels, strict=True)):
             channel.move(row)
+            channel.turn = turn
         self._gradients.group([[(c.site.model, name) for name in c.site.parameters] for c in self._channels])
         if not self._channels and all(w.traced for w in self._watches):
             left_out = sum(watch.left_out for watch in self._watches)
@@ -240,7 +244,7 @@ class Session:
         self._steps_total += complete
         draft = self._draft(complete, duration, seconds, now)
         self._outbox.put(partial(self._hand_on, draft), draft.fetch)
-        self._step += 1
+        self._step = self._sampling.step = self._step + 1
         self._under_way = False
         if complete:
             self._most_passes = max(self._most_passes, self._passes)
@@ -266,7 +270,7 @@ class Session:
                 rows = (each for watch in self._watches for each in watch.take())
                 arriving = parts(fetch, self._channels, rows, self._accelerators.take())
                 numbers = self._board[:, IN_ALL].copy()
-                self._board[:, IN_ALL] = 0
+                begin_step(self._board[:, IN_ALL])
                 if self._placement.world > 1:
                     shares = self._shares(gradients.reasons)
             except Exception as error:

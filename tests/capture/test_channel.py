@@ -27,6 +27,7 @@ from resmon.capture.columns import (
     SKIP,
 )
 from resmon.capture.drafts import parts
+from resmon.capture.positions import Sampling
 from resmon.records import MAGNITUDE_NONFINITE, Floats, ResidualSite
 from tests.capture.test_sums import SEAMS, laid_out
 
@@ -45,7 +46,7 @@ def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def channel(**options: Any) -> Channel:
-    return Channel(SITE, 1024, Accelerators(), **{"sums_output": True} | options)
+    return Channel(SITE, Sampling(1024), Accelerators(), **{"sums_output": True} | options)
 
 
 def fetched(of: Channel) -> Floats:
