@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import Ranks
-from resmon.exporters.view import AgentView, BlockTable, Column, RankView, RunView
-from resmon.records import Finding, ResidualSite, RunInfo, StepRecord
+from resmon.exporters.view import AgentView, BlockTable, RankView, RunView
+from resmon.records import Columns, Finding, ResidualSite, RunInfo, StepRecord
+from resmon.statistics import Column
 from tests import synthetic
 
 MAXIMA = ("branch_skip_ratio", "gradient_norm", "output_gradient_norm")
@@ -18,11 +19,11 @@ def table(sites: tuple[ResidualSite, ...], records: Sequence[StepRecord]) -> Blo
     """One rank's records as the agent would show them after the last."""
     ranks, maxima = Ranks(), Maxima(MAXIMA, MAXIMUM_WINDOW)
     for record in records:
-        merged = ranks.step([(sites, record)])
+        merged = ranks.step([(Columns(sites), record)])
         maxima.push(merged.time, merged.sites, merged.gauges)
     gauges: dict[str, Column] = dict(merged.gauges)
     gauges |= {f"{name}_max": column for name, column in maxima.columns(merged.sites).items()}
-    return BlockTable(sites, gauges, *ranks.counters([(sites, records[-1])])[1:])
+    return BlockTable(sites, gauges, *ranks.counters([(Columns(sites), records[-1])])[1:])
 
 
 def run(
@@ -34,7 +35,17 @@ def run(
 ) -> RunView:
     info = info or synthetic.info()
     return RunView(
-        info.run, info, None, (RankView(0, records[-1]),), table(sites, records), 2.0, 0.5, scores or {"loss": 1.5}, 2.5, findings
+        run=info.run,
+        info=info,
+        outcome=None,
+        ranks=(RankView(0, records[-1]),),
+        blocks=table(sites, records),
+        gradient_norm=2.0,
+        group_gradient_norms={},
+        clip_factor=0.5,
+        scores=scores or {"loss": 1.5},
+        loss_max=2.5,
+        findings=findings,
     )
 
 
