@@ -73,7 +73,9 @@ CATALOGUE: tuple[Metric, ...] = (
         BLOCK,
         "Cosine of skip and branch, last step; below 0 the branch takes back what the stream holds.",
     ),
-    Metric("resmon_block_growth", "gauge", "", BLOCK, "output_rms / skip_rms, last step: what the block multiplies the stream with."),
+    Metric(
+        "resmon_block_growth", "gauge", "", BLOCK, "output_rms / skip_rms, last step: what the block multiplies the stream with."
+    ),
     Metric(
         "resmon_block_keep_ratio",
         "gauge",
@@ -143,7 +145,13 @@ CATALOGUE: tuple[Metric, ...] = (
         ("run", "rank", "phase"),
         "Time spent waiting for data, in forward, backward and optimizer, and in everything else of the loop.",
     ),
-    Metric("resmon_samples_total", "counter", "", ("run", "rank"), "Samples that the models were trained on; its rate is the throughput."),
+    Metric(
+        "resmon_samples_total",
+        "counter",
+        "",
+        ("run", "rank"),
+        "Samples that the models were trained on; its rate is the throughput.",
+    ),
     Metric("resmon_memory_bytes", "gauge", "bytes", ("run", "rank"), "Main memory that the training process has in use."),
     Metric("resmon_memory_peak_bytes", "gauge", "bytes", ("run", "rank"), "Most main memory that the process has had in use."),
     Metric("resmon_memory_free_bytes", "gauge", "bytes", ("run", "rank"), "Main memory that the process could still have."),

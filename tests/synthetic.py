@@ -59,8 +59,11 @@ def run_values(**changes: float) -> Floats:
 class Training:
     """Gives one record after another; what is cumulative in a flight is so here."""
 
-    def __init__(self, sites: Sequence[ResidualSite], seed: int = 0, start: float = 1000.0, groups: Sequence[str] = ()) -> None:
+    def __init__(
+        self, sites: Sequence[ResidualSite], seed: int = 0, start: float = 1000.0, groups: Sequence[str] = (), drops: bool = False
+    ) -> None:
         self.sites = tuple(sites)
+        self.drops = drops  # whether the branches of samples may be dropped
         self.groups = tuple(groups)
         self.random = np.random.default_rng(seed)
         self.now = start
@@ -91,9 +94,10 @@ class Training:
         present = np.ones(blocks.shape, bool)
         counts = np.zeros((len(BLOCK_COUNTS), count), np.int64)
         counts[0] = 32
-        counts[BLOCK_COUNTS.index("samples")] = 4
-        counts[BLOCK_COUNTS.index("kept")] = 3
-        blocks[BLOCK_VALUES.index("dropped_square")] = blocks[BLOCK_VALUES.index("skip_square")] / 4
+        present[BLOCK_VALUES.index("dropped_square")] = self.drops
+        if self.drops:
+            counts[BLOCK_COUNTS.index("samples")], counts[BLOCK_COUNTS.index("kept")] = 4, 3
+            blocks[BLOCK_VALUES.index("dropped_square")] = 0.5
         for i in forward:
             counts[1, i] = 3
             blocks[[BLOCK_VALUES.index("branch_square"), BLOCK_VALUES.index("output_square")], i] = np.nan

@@ -107,7 +107,6 @@ class Pass:
             into.note(self._broken, Place(channel, FORWARD_NONFINITE, 1.0))
         into.sample(self._sample, channel)
 
-
     def _peak(self, tensor: Tensor, *, of_output: bool = False) -> None:
         """The largest magnitude, which takes a reading more, where the dtype's end may be near."""
         if (end := ENDS.get(tensor.dtype)) is not None:

@@ -202,7 +202,13 @@ def _folded(numbers: Tensor, samples: Tensor) -> Tensor:
     total = torch.where(sampled & finite, bits, 0).view(torch.float32).double().sum(1, keepdim=True)
     backward = torch.zeros((len(samples), MAGNITUDES - GRADIENT), dtype=torch.float64, device=samples.device)
     nothing = backward[:, :1]  # products and what was dropped are told by the rest
-    parts = (numbers[:, [_SKIP, _BRANCH, _OUTPUT]], nothing, numbers[:, [_ELEMENTS, _BROKEN]], nothing, numbers[:, [_SAMPLES, _KEPT]])
+    parts = (
+        numbers[:, [_SKIP, _BRANCH, _OUTPUT]],
+        nothing,
+        numbers[:, [_ELEMENTS, _BROKEN]],
+        nothing,
+        numbers[:, [_SAMPLES, _KEPT]],
+    )
     extremes = numbers[:, [_PEAK]], numbers[:, _SKIP_FILL:_PEAK].amax(1, keepdim=True)
     return torch.where(counts, torch.cat([*parts, backward, total, histogram, *extremes], dim=1), 0.0)
 

@@ -53,7 +53,6 @@ from resmon.records import (
     StepRecord,
 )
 
-
 NORMS = (SKIP, BRANCH, OUTPUT, GRADIENT, DROPPED)  # columns of squares
 # Products are told by squares, |s + f|^2 - |s|^2 - |f|^2, unless the operands' squares differ by more than this: rounding would
 # show in the difference then.
@@ -200,7 +199,7 @@ class Totals:
         main = draft.main
         run: dict[str, float | None] = {
             "duration": draft.duration,
-            "learning_rate": float(groups[RATE, main]) if main is not None and groups_present[RATE, main] else None,
+            "learning_rate": float(groups[RATE, main]) if main is not None and main < len(groups.T) and groups_present[RATE, main] else None,
             "gradient_square": gradient,
             "stepped_square": stepped,
             "loss_scale": max(scales, default=None),
@@ -262,13 +261,14 @@ class Totals:
         counts[:] = numbers.T[[ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE, SAMPLES, KEPT]]
         present[:3] = counts[0] > 0
         told = product == 0  # where operands are not read together
-        values[3] = np.where(told, (output - skip - branch) / 2, product)
-        present[3] = present[0] & (~told | (np.maximum(skip, branch) <= RESOLVED * np.minimum(skip, branch)))
+        with np.errstate(invalid="ignore", over="ignore"):
+            values[3] = np.where(told, (output - skip - branch) / 2, product)
+            present[3] = present[0] & (~told | (np.maximum(skip, branch) <= RESOLVED * np.minimum(skip, branch)))
         values[6], present[6] = self._dropped(numbers)
         values[7:9] = peak, fill = numbers.T[[PEAK, FILL]]
         present[7], present[8] = present[0] & ((peak > 0) | (output == 0)), fill > 0
         self._looks = np.where(np.isnan(numbers[:, MEDIAN:]), self._looks, numbers[:, MEDIAN:])
-        values[9:], present[9:] = self._looks.T, ~np.isnan(self._looks.T)
+        values[9:], present[9:] = np.nan_to_num(self._looks.T), ~np.isnan(self._looks.T)
         present[5] = numbers[:, ARRIVED] > 0
         if draft.scales:  # they are of the scaled loss
             values[5] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]

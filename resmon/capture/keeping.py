@@ -34,5 +34,7 @@ def dropped_square(skip: Tensor, kept: Tensor) -> float:
 
 def dropped_norm(skip: Tensor, kept: Tensor) -> Tensor:
     """Its root, on the skip's device."""
-    norms = torch.linalg.vector_norm(skip.detach().flatten(1) if skip.dim() > 1 else skip.detach()[:, None], dim=1, dtype=torch.float64)
+    norms = torch.linalg.vector_norm(
+        skip.detach().flatten(1) if skip.dim() > 1 else skip.detach()[:, None], dim=1, dtype=torch.float64
+    )
     return torch.linalg.vector_norm(torch.where(kept, 0.0, norms))

@@ -327,7 +327,9 @@ class ModelWatch:
             tap.belongs_to(channel)
             channel.drops |= sighting.drops
             branch = [modules[path] for path in site.branch if path in modules]
-            channel.axis = channel_axis(site.shape, [tuple(p.shape) for m in branch for p in m._parameters.values() if p is not None])
+            channel.axis = channel_axis(
+                site.shape, [tuple(p.shape) for m in branch for p in m._parameters.values() if p is not None]
+            )
             self._layers[site.name] = last_layer([modules[path] for path in site.branch if calls.get(path) == 1], channel)
             planned = plan(sighting, channel)
             # Where a graph serves several layers, only a mode that is entered outside of it can tell them apart.

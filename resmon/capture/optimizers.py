@@ -93,7 +93,7 @@ class Optimizers:
 
     def end_step(self) -> Stepping:
         """How the step was made; the next one begins."""
-        self._safely(self._regroup)
+        self._guarded(self._regroup)
         rates = [_rate(group) for optimizer in self._optimizers for group in optimizer.param_groups]
         rates = (rates + [None] * len(self.groups))[: len(self.groups)]  # after a fault, groups are as they were then
         main = sum(len(optimizer.param_groups) for optimizer in self._optimizers[:-1]) if self._optimizers else None

@@ -84,5 +84,3 @@ def _places(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
     if device.type == "cuda":
         return tuple(each.pin_memory().to(device, non_blocking=True) for each in found)
     return found
-
-

@@ -322,7 +322,9 @@ def _group_rates(view: AgentView) -> Iterator[Sample]:
         for rank in run.ranks:
             if rank.record is not None:
                 rates, there = rank.record.groups[_RATE], rank.record.groups_present[_RATE]
-                yield from (((run.run, name), rate) for name, rate, is_there in zip(rank.groups, rates, there, strict=True) if is_there)
+                yield from (
+                    ((run.run, name), rate) for name, rate, is_there in zip(rank.groups, rates, there, strict=True) if is_there
+                )
 
 
 def _group_norms(view: AgentView) -> Iterator[Sample]:

@@ -356,7 +356,9 @@ class _Schema:
         except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError):
             return None
         try:
-            return cls(version, sites_from_json(metadata[b"resmon.sites"]), groups_from_json(metadata[b"resmon.groups"]), 8 + length)
+            return cls(
+                version, sites_from_json(metadata[b"resmon.sites"]), groups_from_json(metadata[b"resmon.groups"]), 8 + length
+            )
         except (ValueError, KeyError, RecursionError):
             return cls(version, None, (), 8 + length)
 
@@ -383,7 +385,17 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     phase_totals, duration_buckets, nonfinite_steps, magnitude_sum = (
         np.ascontiguousarray(records[name]) for name in ("phase_totals", "duration_buckets", "nonfinite_steps", "magnitude_sum")
     )
-    names = ("step", "time", "complete", "skipped", "steps_total", "skipped_total", "clipped_total", "errors_total", "samples_total")
+    names = (
+        "step",
+        "time",
+        "complete",
+        "skipped",
+        "steps_total",
+        "skipped_total",
+        "clipped_total",
+        "errors_total",
+        "samples_total",
+    )
     singles = zip(*(records[name].tolist() for name in names), strict=True)
     duration_total = records["duration_total"].tolist()
     return [

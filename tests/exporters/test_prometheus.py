@@ -78,7 +78,7 @@ def one(found: Samples, name: str, **labels: str) -> float:
 
 def full_view(block_names: Iterable[str] = ("h.0", "h.1"), run: str = "digits", model: str = "Net") -> AgentView:
     blocks = tuple(ResidualSite(name, name, "identity", (), (), ()) for name in block_names)
-    training = Training(blocks)
+    training = Training(blocks, groups=("decay", "rest"), drops=True)
     finding = Finding("i", "opened", "nonfinite", "page", "", blocks[0].name, 1, 1.0, 1, 1.0, "s", "e", "s", 0.9, "nonfinite")
     about = info(run=run, models={"": model}, host=run, git_commit=model)
     scores = {"loss": 1.5, "accuracy": 0.5}

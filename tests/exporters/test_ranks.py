@@ -139,7 +139,7 @@ def test_one_rank_speaks_for_those_that_hold_the_same_gradients() -> None:
 
 
 def test_samples_add_up_over_ranks_and_steps_do_not() -> None:
-    site = sites(1)
+    site = Columns(sites(1))
     one, two = record({}, 1, nonfinite=3, seed=1), record({}, 1, nonfinite=2, seed=2)
     _, nonfinite, buckets, sums = Ranks().counters([(site, one), (site, two)])
     assert nonfinite.tolist() == [3]
@@ -148,8 +148,8 @@ def test_samples_add_up_over_ranks_and_steps_do_not() -> None:
 
 
 def test_the_runs_gradient_norm_is_of_the_shares() -> None:
-    site = sites(1)
-    one, two = (Training(site, seed).step() for seed in (1, 2))
+    site = Columns(sites(1))
+    one, two = (Training(site.sites, seed).step() for seed in (1, 2))
     assert Ranks().step([(site, one), (site, two)]).gradient_norm == pytest.approx(np.sqrt(4.0 + 4.0))
     absent = replace(one, run_present=np.zeros_like(one.run_present))
     assert Ranks().step([(site, absent)]).gradient_norm is None

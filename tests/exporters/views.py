@@ -14,16 +14,18 @@ from tests import synthetic
 
 MAXIMA = ("branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 
+GROUPS = ("decay", "rest")
+
 
 def table(sites: tuple[ResidualSite, ...], records: Sequence[StepRecord]) -> BlockTable:
     """One rank's records as the agent would show them after the last."""
     ranks, maxima = Ranks(), Maxima(MAXIMA, MAXIMUM_WINDOW)
     for record in records:
-        merged = ranks.step([(Columns(sites), record)])
+        merged = ranks.step([(Columns(sites, GROUPS[: records[-1].groups.shape[1]]), record)])
         maxima.push(merged.time, merged.sites, merged.gauges)
     gauges: dict[str, Column] = dict(merged.gauges)
     gauges |= {f"{name}_max": column for name, column in maxima.columns(merged.sites).items()}
-    return BlockTable(sites, gauges, *ranks.counters([(Columns(sites), records[-1])])[1:])
+    return BlockTable(sites, gauges, *ranks.counters([(Columns(sites, GROUPS[: records[-1].groups.shape[1]]), records[-1])])[1:])
 
 
 def run(
@@ -38,10 +40,10 @@ def run(
         run=info.run,
         info=info,
         outcome=None,
-        ranks=(RankView(0, records[-1]),),
+        ranks=(RankView(0, records[-1], GROUPS[: records[-1].groups.shape[1]]),),
         blocks=table(sites, records),
         gradient_norm=2.0,
-        group_gradient_norms={},
+        group_gradient_norms=dict.fromkeys(GROUPS[: records[-1].groups.shape[1]], 1.0),
         clip_factor=0.5,
         scores=scores or {"loss": 1.5},
         loss_max=2.5,
