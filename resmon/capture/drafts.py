@@ -255,26 +255,26 @@ class Totals:
         numbers = draft.numbers
         if draft.parts:
             self._complete(draft)
-        skip, branch, output, product = values[:4] = numbers.T[[SKIP, BRANCH, OUTPUT, PRODUCT]]
-        values[4], present[4] = draft.gradients.of(draft.gradients.groups)
-        values[5] = numbers[:, GRADIENT]
+        skip, branch, output = values[:3] = numbers.T[[SKIP, BRANCH, OUTPUT]]
+        values[3], present[3] = draft.gradients.of(draft.gradients.groups)
+        values[4] = numbers[:, GRADIENT]
         counts[:] = numbers.T[[ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE, SAMPLES, KEPT]]
         present[:3] = counts[0] > 0
-        told = product == 0  # where operands are not read together
+        told = numbers[:, PRODUCT] == 0  # where operands are not read together
         with np.errstate(invalid="ignore", over="ignore"):
-            values[3] = np.where(told, (output - skip - branch) / 2, product)
-            present[3] = present[0] & (~told | (np.maximum(skip, branch) <= RESOLVED * np.minimum(skip, branch)))
+            values[5] = np.where(told, (output - skip - branch) / 2, numbers[:, PRODUCT])
+            present[5] = present[0] & (~told | (np.maximum(skip, branch) <= RESOLVED * np.minimum(skip, branch)))
         values[6], present[6] = self._dropped(numbers)
         values[7:9] = peak, fill = numbers.T[[PEAK, FILL]]
         present[7], present[8] = present[0] & ((peak > 0) | (output == 0)), fill > 0
         self._looks = np.where(np.isnan(numbers[:, MEDIAN:]), self._looks, numbers[:, MEDIAN:])
         values[9:], present[9:] = np.nan_to_num(self._looks.T), ~np.isnan(self._looks.T)
-        present[5] = numbers[:, ARRIVED] > 0
+        present[4] = numbers[:, ARRIVED] > 0
         if draft.scales:  # they are of the scaled loss
-            values[5] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]
+            values[4] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]
         if draft.shares is not None:
-            present[5] &= ~np.isnan(draft.shares)
-            values[5] *= np.where(present[5], draft.shares, 0.0)
+            present[4] &= ~np.isnan(draft.shares)
+            values[4] *= np.where(present[4], draft.shares, 0.0)
         self._nonfinite += counts[1:3].any(axis=0)
         self._magnitudes += numbers[:, MAGNITUDES:SUMS]
         return values, present, counts
