@@ -136,6 +136,9 @@ class Draft:
     complete: bool
     duration: float | None
     seconds: float  # that the monitor has cost
+    phases: Sequence[float | None]  # seconds of each of PHASES
+    samples: int
+    memory: Mapping[str, float | None]  # by names of RUN_VALUES
     channels: Sequence[Channel]
     numbers: Floats  # [S, COLUMNS]
     parts: Sequence[Part]  # of the numbers, that arrive later
@@ -191,6 +194,8 @@ class Totals:
         if draft.complete:
             self._steps += 1
             self._skipped += skipped
+            self._samples += draft.samples
+            self._phases += [seconds or 0.0 for seconds in draft.phases]
             self._clipped += gradient is not None and stepped is not None and stepped < gradient
             if draft.duration is not None:
                 self._duration += draft.duration
@@ -199,6 +204,9 @@ class Totals:
         main = draft.main
         run: dict[str, float | None] = {
             "duration": draft.duration,
+            **{f"{phase}_seconds": seconds for phase, seconds in zip(PHASES, draft.phases, strict=True)},
+            "samples": float(draft.samples) if draft.samples else None,
+            **draft.memory,
             "learning_rate": float(groups[RATE, main]) if main is not None and main < len(groups.T) and groups_present[RATE, main] else None,
             "gradient_square": gradient,
             "stepped_square": stepped,

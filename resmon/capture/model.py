@@ -27,7 +27,7 @@ from resmon.capture import compiler, rule
 from resmon.capture.accelerator import Accelerators
 from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
-from resmon.capture.dataflow import Add, Trace
+from resmon.capture.dataflow import Add, Trace, leaves
 from resmon.capture.fetch import is_capturing
 from resmon.capture.layers import Layer, Looks, last_layer
 from resmon.capture.positions import Sampling, channel_axis
@@ -48,6 +48,9 @@ class Owner(Protocol):
     """Who gathers the steps of one or several models."""
 
     def pass_begun(self) -> None: ...
+    def pass_ended(self) -> None: ...
+    def evaluates(self) -> None: ...
+    def evaluated(self) -> None: ...
     def sites_changed(self) -> None: ...
     def fault(self, error: Exception) -> None: ...
 
@@ -99,6 +102,7 @@ class ModelWatch:
         self._layers: dict[str, Layer | None] = {}  # of each site, whose input is looked at
         self._new_modules = False  # since the last traced pass
         self._handles: list[RemovableHandle] = []
+        self._samples = 0  # that have gone through in this step
         self.left_out = 0  # residual adds that the patterns do not let in
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -187,6 +191,11 @@ class ModelWatch:
         """Whether the next pass is to be traced and the compiler would not let us."""
         return self._trace_next and self._traces < _TRACES and (self.compiled or compiler.has_compiled_parts(self.model))
 
+    def take_samples(self) -> int:
+        """How many samples have gone through the model; the next step begins."""
+        samples, self._samples = self._samples, 0
+        return samples
+
     def take(self) -> list[tuple[Tensor, Sequence[Channel]]]:
         """What graphs have written, [sites, COLUMNS], and whose it is; they begin anew."""
         left, self._left = self._left, []
@@ -211,7 +220,10 @@ class ModelWatch:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> None:
         """`compiled` says that the forward, called now, would be compiled."""
-        if not torch.is_grad_enabled() or os.getpid() != self.process:
+        if os.getpid() != self.process:
+            return
+        if not torch.is_grad_enabled():
+            self._owner.evaluates()
             return
         if torch._C._current_graph_task_id() != -1 or is_capturing():  # a checkpoint's recomputation; a CUDA graph's recording
             return
@@ -221,6 +233,7 @@ class ModelWatch:
                 self._give_up_pass()
             self._in_pass = True
             self._owner.pass_begun()
+            self._samples += _samples(args, kwargs)
             if compiled and not self.compiled:
                 self.compiled = True
                 self._sleepers.set_alarms()
@@ -250,7 +263,10 @@ class ModelWatch:
 
     def end(self, output: Any) -> None:
         if not self._in_pass:
+            if not torch.is_grad_enabled() and os.getpid() == self.process:
+                self._owner.evaluated()
             return
+        self._owner.pass_ended()
         started = perf_counter()
         observed, self.active, self._in_pass = self.active, False, False
         self._looks.end_pass()
@@ -368,6 +384,14 @@ class ModelWatch:
 def _trains() -> bool:
     """Whether the graph that is being made is one for training."""
     return torch.is_grad_enabled() and not torch.compiler.is_exporting()
+
+
+def _samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The first dimension of the first tensor that a model is given."""
+    for _, tensor in leaves((args, kwargs)):
+        if tensor.dim():
+            return int(tensor.shape[0])
+    return 0
 
 
 class _Begin(Hook):

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from resmon.capture import clipping, scaler
+from resmon.capture.clock import OPTIMIZER, Clock
 from resmon.capture.fetch import held, is_capturing
 from resmon.capture.gradients import Gradients, Selection
 
@@ -45,13 +46,14 @@ class Stepping:
 class Optimizers:
     """Hears when `optimizers` step, when their gradients are clipped and unscaled, and reads `gradients` in time."""
 
-    def __init__(self, owner: Owner, optimizers: Sequence[Optimizer], gradients: Gradients) -> None:
+    def __init__(self, owner: Owner, optimizers: Sequence[Optimizer], gradients: Gradients, clock: Clock) -> None:
         self.seconds = 0.0  # what it has cost in this step
         self.scales: dict[str, float | Tensor] = {}  # what the loss was multiplied with in this step, by model
         self.active = True
         self._owner = owner
         self._optimizers = tuple(dict.fromkeys(optimizers))
         self._gradients = gradients
+        self._clock = clock
         self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent
         self._known: WeakKeyDictionary[Optimizer, tuple[tuple[int, int], Selection]] = WeakKeyDictionary()
         self.groups: tuple[str, ...] = ()  # names of the parameter groups
@@ -122,8 +124,10 @@ class Optimizers:
         self._begun = optimizer
         if self._scaling is not optimizer and not _has_closure(args, kwargs):  # with one the gradients are not there yet
             self._safely(self._read, optimizer)
+        self._clock.begin(OPTIMIZER)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._clock.end(OPTIMIZER)
         if self._scaling is optimizer:  # it ends when the scaler has done with it
             return
         if self._begun is not optimizer:  # it called its base class's step, which torch hooks too, and that one has been heard

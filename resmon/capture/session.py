@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -28,10 +29,12 @@ from torch.optim import Optimizer
 
 from resmon.capture.accelerator import Accelerators
 from resmon.capture.channel import IN_ALL, Channel, begin_step, board
+from resmon.capture.clock import FORWARD, Clock
 from resmon.capture.compiler import Compiler
 from resmon.capture.drafts import Draft, Part, Totals, parts
 from resmon.capture.fetch import Fetch, held, is_capturing, number
 from resmon.capture.gradients import Gradients
+from resmon.capture.memory import Memory
 from resmon.capture.model import ModelWatch
 from resmon.capture.optimizers import Optimizers
 from resmon.capture.outbox import PATIENCE, Outbox, Sink
@@ -71,7 +74,9 @@ class Session:
         self._compiler = Compiler(self._watches)
         self._placement = Placement(models.values(), other_ranks)
         self._gradients = Gradients(models, self._placement)
-        self._optimizers = Optimizers(self, optimizers, self._gradients)
+        self._clock = Clock()
+        self._memory = Memory(lambda: {parameter.device for model in models.values() for parameter in islice(model.parameters(), 1)})
+        self._optimizers = Optimizers(self, optimizers, self._gradients, self._clock)
         self._step = start_step
         self._under_way = False
         self._stepped_aside = False  # after a fault: steps are recorded, their blocks are not
@@ -94,6 +99,7 @@ class Session:
         for watch in self._watches:
             watch.attach()
         self._optimizers.attach()
+        self._clock.attach()
         self._compiler.attach()
 
     def detach(self) -> None:
@@ -101,6 +107,7 @@ class Session:
         for watch in self._watches:
             watch.detach()
         self._optimizers.detach()
+        self._clock.detach()
         self._compiler.detach()
 
     def finish(self) -> None:
@@ -127,6 +134,7 @@ class Session:
                 self._boundary = perf_counter()
             self._outbox.look()
         self._placement.pass_begun()
+        self._clock.begin(FORWARD)
         self._passes += 1
         if self._passes == (max(FEW_PASSES, 8 * self._most_passes) if self._most_passes else MANY_PASSES):
             self._say(
@@ -134,6 +142,16 @@ class Session:
                 "than the one watched, close this monitor and watch the model with the new one; if the loop evaluates, do so under "
                 "torch.no_grad(), for these passes count as training; if it accumulates gradients over so many, all is well"
             )
+
+    def pass_ended(self) -> None:
+        self._clock.end(FORWARD)
+
+    def evaluates(self) -> None:
+        """A forward pass without gradients begins."""
+        self._clock.evaluates()
+
+    def evaluated(self) -> None:
+        self._clock.waits()
 
     def sites_changed(self) -> None:
         self._channels = tuple(channel for watch in self._watches for channel in watch.channels)
@@ -251,6 +269,7 @@ class Session:
         self._passes = 0
         for watch in self._watches:
             watch.seconds = 0.0
+        self._clock.waits()
         self._seconds = perf_counter() - now - (draft.seconds - seconds)  # what follows is paid for in the next row
 
     def _draft(self, complete: bool, duration: float | None, seconds: float, started: float) -> Draft:
@@ -287,6 +306,9 @@ class Session:
             complete=complete,
             duration=duration,
             seconds=seconds + perf_counter() - started,
+            phases=self._clock.take(),
+            samples=max((watch.take_samples() for watch in self._watches), default=0),
+            memory=self._memory.figures(),
             channels=self._channels,
             numbers=numbers,
             parts=arriving,
