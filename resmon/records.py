@@ -84,7 +84,7 @@ RUN_VALUES = (
 GROUP_VALUES = ("learning_rate", "gradient_square")
 
 # Values of a step and site, and what makes one of those of several ranks. `product` is the sum of skip times branch, element by
-# element; `dropped_square` is the part of skip_square that lies in samples whose branch was dropped whole; `peak` is the largest
+# element; `kept_square` is skip_square over the samples that kept their branch, where a random operation may drop it; `peak` is the largest
 # |y|; `fill` is how much of its dtype's range the largest number took, where operands or output have 16 bits; `position_ratio` is
 # the median of branch over skip at sampled positions; `dead` is the share of units that feed the branch's last layer and no more
 # differ from zero.
@@ -96,7 +96,7 @@ BLOCK_MERGES: Mapping[str, Merge] = {
     "gradient_square": "sum",
     "output_gradient_square": "sum",
     "product": "sum",
-    "dropped_square": "sum",
+    "kept_square": "sum",
     "peak": "largest",
     "fill": "largest",
     "position_ratio": "mean",

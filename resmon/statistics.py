@@ -94,15 +94,13 @@ def statistics(values: Floats, present: Bools, elements: Floats, counts: Ints) -
         return Column(above.values / below, above.present & where & (below != 0))
 
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        skip, branch, output, dropped = map(of, ("skip_square", "branch_square", "output_square", "dropped_square"))
-        kept = skip.values - np.where(dropped.present, dropped.values, 0.0)
+        skip, branch, output, kept = map(of, ("skip_square", "branch_square", "output_square", "kept_square"))
         both = skip.present & branch.present
         samples = counts[_SAMPLES]
-        any_kept = both & ((samples == 0) | (counts[_KEPT] > 0))
         found = {
             "skip_rms": root(mean("skip_square")),
             "branch_rms": root(mean("branch_square")),
-            "branch_skip_ratio": root(over(branch, kept, any_kept)),
+            "branch_skip_ratio": root(over(branch, np.where(kept.present, kept.values, skip.values), both)),
             "gradient_norm": root(of("gradient_square")),
             "output_gradient_norm": root(of("output_gradient_square")),
             "output_rms": root(mean("output_square")),

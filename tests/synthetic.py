@@ -94,10 +94,10 @@ class Training:
         present = np.ones(blocks.shape, bool)
         counts = np.zeros((len(BLOCK_COUNTS), count), np.int64)
         counts[0] = 32
-        present[BLOCK_VALUES.index("dropped_square")] = self.drops
+        present[BLOCK_VALUES.index("kept_square")] = self.drops
         if self.drops:
             counts[BLOCK_COUNTS.index("samples")], counts[BLOCK_COUNTS.index("kept")] = 4, 3
-            blocks[BLOCK_VALUES.index("dropped_square")] = 0.5
+            blocks[BLOCK_VALUES.index("kept_square")] = 0.5
         for i in forward:
             counts[1, i] = 3
             blocks[[BLOCK_VALUES.index("branch_square"), BLOCK_VALUES.index("output_square")], i] = np.nan

@@ -22,7 +22,7 @@ from resmon.capture.columns import (
     BACKWARD_NONFINITE,
     BRANCH,
     CELLS,
-    DROPPED,
+    KEPT_SQUARE,
     FILL,
     FORWARD_NONFINITE,
     GRADIENT,
@@ -84,7 +84,7 @@ class Pass:
             self._numbers += [
                 (kept.sum().double(), KEPT, 1.0),
                 (torch.ones_like(kept, dtype=torch.float64).sum(), SAMPLES, 1.0),
-                (keeping.dropped_norm(skip, kept), DROPPED, factors[0] ** 2),
+                (keeping.kept_norm(skip, kept), KEPT_SQUARE, factors[0] ** 2),
             ]
         self._norms = list(norms([skip, branch]) if skip.dtype is branch.dtype else (*norms([skip]), *norms([branch])))
         self._factors = factors

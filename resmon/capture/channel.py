@@ -25,7 +25,7 @@ from resmon.capture.columns import (
     BRANCH,
     COLUMNS,
     DEAD,
-    DROPPED,
+    KEPT_SQUARE,
     ELEMENTS,
     EXTREMES,
     FILL,
@@ -205,7 +205,8 @@ class Channel:
         if self.drops:
             kept = keeping.kept_here(branch)
             self.of_pass[SAMPLES], self.of_pass[KEPT] = len(kept), int(kept.sum())
-            self.of_pass[DROPPED] = keeping.dropped_square(skip, kept) * self._skip_factor**2
+            square = self.of_pass[SKIP] / self._skip_factor**2
+            self.of_pass[KEPT_SQUARE] = keeping.kept_square(skip, kept, square) * self._skip_factor**2
         self._elements = elements
         self._look(skip, branch)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from resmon.records import MAGNITUDE_COLUMNS
 
 # These add up over the passes of a step. Sums of squares of the operands and of their sum, and of the operands' products; elements
-# of the sum and how many of them are not finite; the skip's squares in samples whose branch was dropped, samples, and those that
-# kept it; sum of squares of the output's gradients, how many of them arrived, elements not finite in them; the sample's histogram.
+# of the sum and how many of them are not finite; the skip's squares in samples that kept their branch, samples, and those;
+# sum of squares of the output's gradients, how many of them arrived, elements not finite in them; the sample's histogram.
 (
     SKIP,
     BRANCH,
@@ -14,7 +14,7 @@ from resmon.records import MAGNITUDE_COLUMNS
     PRODUCT,
     ELEMENTS,
     FORWARD_NONFINITE,
-    DROPPED,
+    KEPT_SQUARE,
     SAMPLES,
     KEPT,
     GRADIENT,

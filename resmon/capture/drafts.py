@@ -22,7 +22,7 @@ from resmon.capture.columns import (
     BRANCH,
     CELLS,
     COLUMNS,
-    DROPPED,
+    KEPT_SQUARE,
     ELEMENTS,
     FILL,
     FORWARD_NONFINITE,
@@ -53,7 +53,7 @@ from resmon.records import (
     StepRecord,
 )
 
-NORMS = (SKIP, BRANCH, OUTPUT, GRADIENT, DROPPED)  # columns of squares
+NORMS = (SKIP, BRANCH, OUTPUT, GRADIENT, KEPT_SQUARE)  # columns of squares
 # Products are told by squares, |s + f|^2 - |s|^2 - |f|^2, unless the operands' squares differ by more than this: rounding would
 # show in the difference then.
 RESOLVED = 1e8
@@ -82,7 +82,7 @@ class Rows:
         sums = slice(0, min(self.last, SUMS) - self.first)
         np.add.at(numbers[:, self.first : min(self.last, SUMS)], self.sites, table[self.rows][:, sums])
         if self.last > SUMS:
-            np.fmax.at(numbers[:, SUMS:], self.sites, table[self.rows][:, sums.stop :])
+            np.fmax.at(numbers[:, SUMS : self.last], self.sites, table[self.rows][:, sums.stop :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +272,7 @@ class Totals:
         with np.errstate(invalid="ignore", over="ignore"):
             values[5] = np.where(told, (output - skip - branch) / 2, numbers[:, PRODUCT])
             present[5] = present[0] & (~told | (np.maximum(skip, branch) <= RESOLVED * np.minimum(skip, branch)))
-        values[6], present[6] = self._dropped(numbers)
+        values[6], present[6] = _kept(numbers)
         values[7:9] = peak, fill = numbers.T[[PEAK, FILL]]
         present[7], present[8] = present[0] & ((peak > 0) | (output == 0)), fill > 0
         self._looks = np.where(np.isnan(numbers[:, MEDIAN:]), self._looks, numbers[:, MEDIAN:])
@@ -287,14 +287,6 @@ class Totals:
         self._magnitudes += numbers[:, MAGNITUDES:SUMS]
         return values, present, counts
 
-    @staticmethod
-    def _dropped(numbers: Floats) -> tuple[Floats, Bools]:
-        """The skip's squares in dropped samples. Graphs count samples only; there they are taken to be as large as the others."""
-        skip, dropped, samples, kept = numbers.T[[SKIP, DROPPED, SAMPLES, KEPT]]
-        drops = samples > 0
-        unread = drops & (dropped == 0) & (kept < samples)
-        return np.where(unread, skip * (1 - kept / np.where(drops, samples, 1)), dropped), drops
-
     def _complete(self, draft: Draft) -> None:
         """Add what was gathered on devices, where what is not finite is counted only once something was not."""
         numbers = draft.numbers
@@ -305,3 +297,10 @@ class Totals:
             numbers[:, count] += broken & (numbers[:, count] == 0) & ~draft.suspect
             for site in np.flatnonzero(broken).tolist():
                 draft.channels[site].suspect = True
+
+
+def _kept(numbers: Floats) -> tuple[Floats, Bools]:
+    """The skip's squares in samples that kept their branch. Graphs count samples only; there all are taken to be of one size."""
+    skip, square, samples, kept = numbers.T[[SKIP, KEPT_SQUARE, SAMPLES, KEPT]]
+    drops = samples > 0
+    return np.where(square == 0, skip * kept / np.where(drops, samples, 1), square), drops

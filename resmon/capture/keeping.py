@@ -27,14 +27,16 @@ def kept_elsewhere(branch: Tensor) -> Tensor:
     return branch.detach().flatten(1).ne(0).any(1) if branch.dim() > 1 else branch.detach().ne(0)
 
 
-def dropped_square(skip: Tensor, kept: Tensor) -> float:
-    """The sum of the skip's squares in samples that did not keep their branch."""
-    return 0.0 if bool(kept.all()) else square_sum(skip.detach()[~kept])
+def kept_square(skip: Tensor, kept: Tensor, square: float) -> float:
+    """The sum of the skip's squares in samples that kept their branch; of all samples it is `square`."""
+    if bool(kept.all()):
+        return square
+    dropped = square_sum(skip.detach()[~kept])  # of few, usually
+    return square - dropped if dropped < square / 2 else square_sum(skip.detach()[kept])  # else little is left of a difference
 
 
-def dropped_norm(skip: Tensor, kept: Tensor) -> Tensor:
+def kept_norm(skip: Tensor, kept: Tensor) -> Tensor:
     """Its root, on the skip's device."""
-    norms = torch.linalg.vector_norm(
-        skip.detach().flatten(1) if skip.dim() > 1 else skip.detach()[:, None], dim=1, dtype=torch.float64
-    )
-    return torch.linalg.vector_norm(torch.where(kept, 0.0, norms))
+    rows = skip.detach().flatten(1) if skip.dim() > 1 else skip.detach()[:, None]
+    norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return torch.linalg.vector_norm(torch.where(kept, norms, 0.0))

@@ -25,8 +25,7 @@ NAMES = 1000
 
 _SKIP = BLOCK_VALUES.index("skip_square")
 _BRANCH = BLOCK_VALUES.index("branch_square")
-_SAMPLES, _KEPT = BLOCK_COUNTS.index("samples"), BLOCK_COUNTS.index("kept")
-_DROPPED = BLOCK_VALUES.index("dropped_square")
+_KEPT_SQUARE = BLOCK_VALUES.index("kept_square")
 
 
 @dataclass(slots=True, eq=False)
@@ -161,9 +160,9 @@ class Bins:
             np.copyto(self._run, np.nan, where=~record.run_present)
             np.copyto(self._groups, np.nan, where=~record.groups_present)
             np.copyto(self._blocks, np.nan, where=~record.blocks_present)
-            np.subtract(self._blocks[_SKIP], np.where(record.blocks_present[_DROPPED], record.blocks[_DROPPED], 0), out=self._ratio)
+            np.copyto(self._ratio, self._blocks[_SKIP])
+            np.copyto(self._ratio, self._blocks[_KEPT_SQUARE], where=record.blocks_present[_KEPT_SQUARE])
             np.divide(self._blocks[_BRANCH], self._ratio, out=self._ratio)
-            np.copyto(self._ratio, np.nan, where=(record.counts[_SAMPLES] > 0) & (record.counts[_KEPT] == 0))
             np.sqrt(self._ratio, out=self._ratio)
             finite = np.isfinite(self._values)
             np.copyto(self._values, np.nan, where=~finite)
