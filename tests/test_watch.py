@@ -251,13 +251,6 @@ def test_patterns_come_from_the_environment_as_they_are_written(tmp_path: Path, 
         assert {site.module for site in monitor.sites} == {"1"}
 
 
-def test_a_settings_file_that_is_no_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "resmon.toml").write_text("run = digits\n")
-    with pytest.raises(resmon.ConfigurationError, match=r"resmon\.toml is no TOML.*line 1"):
-        resmon.watch(nn.Linear(2, 2), agent="off")
-
-
 def test_what_is_written_is_the_users_alone(tmp_path: Path) -> None:
     previous = os.umask(0)
     try:

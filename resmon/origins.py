@@ -1,0 +1,161 @@
+"""Where settings come from: resmon.toml, RESMON_* environment variables, a call's arguments.
+
+For each place there is a function that gives what stands there, key by key with its origin, and a nit for whatever has the wrong
+form: a key that is no setting, one key under two spellings, a file that is no TOML. Which values are right is for settings.py to
+say. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+FILE = "resmon.toml"
+PREFIX = "RESMON_"
+
+# Variables with the prefix that are no settings, and what each is for.
+VARIABLES: Mapping[str, str] = {
+    "RESMON_RUNTIME_DIR": "folder where this user's agent is found: on a local disk, writable by you alone"
+}
+
+# What Kubernetes puts into every container beside a Service that is called resmon or resmon-something. RESMON_PORT is such a one
+# only if it holds an address. https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+KUBERNETES = re.compile(
+    r"RESMON(_\w+)?_(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT(_\d+_(TCP|UDP|SCTP))?=\w+://.*|PORT_\d+_\w+=.*)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The place that a value comes from; `name` is the key as it is spelt there."""
+
+    kind: Literal["argument", "environment", "file", "default"]
+    name: str = ""
+    path: str | None = None
+    line: int | None = None
+
+    @property
+    def place(self) -> str:
+        """The same in short, where the key and the folder are known."""
+        if self.kind == "environment":
+            return _printable(self.name)
+        return f"{FILE}, line {self.line}" if self.kind == "file" else self.kind
+
+    def __str__(self) -> str:
+        name = _printable(self.name)
+        if self.kind == "file":
+            return ", ".join(filter(None, (self.path, f"line {self.line}" if self.line else "", name)))
+        return f"argument {name}" if self.kind == "argument" else self.place
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value that stands somewhere for a setting. Whether it is a right one is not known yet."""
+
+    setting: str
+    value: Any
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Nit:
+    """Something that is wrong, and where it stands."""
+
+    origin: Origin
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.message}"
+
+
+def in_arguments(arguments: Mapping[str, Any], settings: Collection[str]) -> Iterator[Given | Nit]:
+    """What a call was given. An argument that is None counts as not given."""
+    for name, value in arguments.items():
+        origin = Origin("argument", name)
+        if name not in settings:
+            yield Nit(origin, _no_setting(name, settings))
+        elif value is not None:
+            yield Given(name, value, origin)
+
+
+def in_environment(settings: Collection[str]) -> Iterator[Given | Nit]:
+    """What the environment holds; resmon_run is RESMON_RUN."""
+    names = [*settings, *(variable.removeprefix(PREFIX).lower() for variable in VARIABLES)]
+    before: dict[str, str] = {}
+    for name, value in sorted(os.environ.items()):
+        if not name.lower().startswith(PREFIX.lower()) or name in VARIABLES or KUBERNETES.fullmatch(f"{name}={value}"):
+            continue
+        setting, origin = name[len(PREFIX) :].lower(), Origin("environment", name)
+        if setting not in settings:
+            yield Nit(origin, _no_setting(setting, names, lambda near: PREFIX + near.upper()))
+        elif setting in before:
+            yield Nit(origin, f"{before[setting]} sets the same; unset one of the two")
+        else:
+            before[setting] = name
+            yield Given(setting, value, origin)
+
+
+def in_file(settings: Collection[str]) -> Iterator[Given | Nit]:
+    """What stands in the current folder's resmon.toml, if there is one."""
+    try:
+        path = Path(FILE).absolute()
+        text = path.read_bytes().decode()
+        keys = tomllib.loads(text)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        yield Nit(Origin("file", path=error.filename or FILE), f"this cannot be read ({error.strerror}); mend or remove it")
+        return
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        yield Nit(Origin("file", path=str(path), line=line), "this is not UTF-8, so no TOML; save the file as UTF-8")
+        return
+    except (ValueError, RecursionError) as error:  # also of numbers and nested lists that are too long for Python
+        yield Nit(Origin("file", path=str(path)), f"this is no TOML: {error}. Text stands in quotes there.")
+        return
+    lines = _lines(text)
+    for key, value in keys.items():
+        origin = Origin("file", key, str(path), lines[key])
+        if isinstance(value, dict):
+            yield Nit(origin, "this is a table; settings stand at the top of the file, outside of tables")
+        elif key not in settings:
+            yield Nit(origin, _no_setting(key, settings))
+        else:
+            yield Given(key, value, origin)
+
+
+def _no_setting(name: str, names: Collection[str], spelt: Callable[[str], str] = str) -> str:
+    nearest = get_close_matches(name.lower(), names, n=1)
+    return "there is no such setting" + "".join(f"; the nearest is {spelt(near)}" for near in nearest)
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
+
+
+def _lines(text: str) -> dict[str, int]:
+    """The line on which each key of the outermost table first stands, in a text that is TOML as a whole.
+
+    The parser tells no lines. But every statement is TOML by itself, and the beginning of one is not: so the statements are found
+    by adding lines until it parses.
+    """
+    lines: dict[str, int] = {}
+    statement, first, in_table = "", 1, False
+    for number, line in enumerate(text.split("\n"), 1):
+        statement += f"{line}\n"
+        try:
+            keys = tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:
+            continue
+        header = statement.lstrip().startswith("[")
+        if header or not in_table:
+            for key in keys:
+                lines.setdefault(key, first)
+        statement, first, in_table = "", number + 1, in_table or header
+    return lines
