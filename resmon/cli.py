@@ -146,7 +146,7 @@ def settings(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show every setting, where its value comes from and what it is for. Names all that is wrong, with exit status 2."""
-    from resmon.origins import VARIABLES
+    from resmon.origins import VARIABLES, printable
     from resmon.settings import Settings, resolve
 
     resolved = resolve(dict(map(_name_and_value, arguments or ())))
@@ -165,9 +165,9 @@ def settings(
             origin = resolved.origins[name]
             table.add_row(
                 name,
-                Text(_value(values[name])),
+                Text(printable(_value(values[name]))),
                 Text(origin.place, style="dim" if origin.kind == "default" else ""),
-                field.description,
+                Text(field.description or ""),
             )
         console = Console()
         console.print(table)

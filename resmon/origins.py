@@ -44,11 +44,11 @@ class Origin:
     def place(self) -> str:
         """The same in short, where the key and the folder are known."""
         if self.kind == "environment":
-            return _printable(self.name)
+            return printable(self.name)
         return f"{FILE}, line {self.line}" if self.kind == "file" else self.kind
 
     def __str__(self) -> str:
-        name = _printable(self.name)
+        name = printable(self.name)
         if self.kind == "file":
             return ", ".join(filter(None, (self.path, f"line {self.line}" if self.line else "", name)))
         return f"argument {name}" if self.kind == "argument" else self.place
@@ -72,6 +72,11 @@ class Nit:
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.message}"
+
+
+def printable(text: str) -> str:
+    """A text as it is, or escaped where it would steer the terminal that it is shown in."""
+    return text if text.isprintable() else ascii(text)
 
 
 def in_arguments(arguments: Mapping[str, Any], settings: Collection[str]) -> Iterator[Given | Nit]:
@@ -133,10 +138,6 @@ def in_file(settings: Collection[str]) -> Iterator[Given | Nit]:
 def _no_setting(name: str, names: Collection[str], spelt: Callable[[str], str] = str) -> str:
     nearest = get_close_matches(name.lower(), names, n=1)
     return "there is no such setting" + "".join(f"; the nearest is {spelt(near)}" for near in nearest)
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() else ascii(name)
 
 
 def _lines(text: str) -> dict[str, int]:

@@ -45,7 +45,7 @@ class Settings(BaseModel):
         default_factory=lambda: "off" if os.environ.get("CI") else "auto",
         description="auto finds or starts the agent; off only records (the default where the environment says CI)",
     )
-    start_step: int = Field(0, ge=0, description="number of the first step, where a checkpoint is resumed")
+    start_step: int = Field(0, ge=0, le=1 << 53, description="number of the first step, where a checkpoint is resumed")
     include: Several = Field(
         (),
         description="module patterns (as fnmatch; several in one string with commas); only sites in matching modules are watched",
@@ -60,7 +60,6 @@ class Settings(BaseModel):
     sample: int = Field(
         1024, ge=16, le=8192, description="elements of a site's output that are sampled for its histogram each step"
     )
-
     max_series: int = Field(
         10_000, ge=100, description="series that the agent exports of one run and machine; deeper models are folded"
     )
@@ -74,6 +73,13 @@ class Settings(BaseModel):
         host, _, port = value.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
             raise ValueError("must be HOST:PORT, such as 127.0.0.1:9699")
+        return value
+
+    @field_validator("directory")
+    @classmethod
+    def _a_path(cls, value: Path) -> Path:
+        if "\0" in str(value):
+            raise ValueError("must be a path, which holds no null character")
         return value
 
     @field_validator("targets")
@@ -114,7 +120,7 @@ class Resolved:
 
 
 def resolve(arguments: Mapping[str, Any]) -> Resolved:
-    """Settings from all places, the strongest for each key. Raises nothing that the user could mend."""
+    """Settings from all places, the strongest for each key. What is wrong there is told, not raised."""
     known = Settings.model_fields
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, Origin("default"))
