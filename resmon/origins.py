@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,6 +24,9 @@ PREFIX = "RESMON_"
 VARIABLES: Mapping[str, str] = {
     "RESMON_RUNTIME_DIR": "folder where this user's agent is found: on a local disk, writable by you alone"
 }
+
+# What the parser raises, also of numbers and nested lists that are too long for Python.
+NO_TOML = (ValueError, RecursionError)
 
 # What Kubernetes puts into every container beside a Service that is called resmon or resmon-something. RESMON_PORT is such a one
 # only if it holds an address. https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
@@ -121,8 +125,9 @@ def in_file(settings: Collection[str]) -> Iterator[Given | Nit]:
         line = error.object.count(b"\n", 0, error.start) + 1
         yield Nit(Origin("file", path=str(path), line=line), "this is not UTF-8, so no TOML; save the file as UTF-8")
         return
-    except (ValueError, RecursionError) as error:  # also of numbers and nested lists that are too long for Python
-        yield Nit(Origin("file", path=str(path)), f"this is no TOML: {error}. Text stands in quotes there.")
+    except NO_TOML as error:
+        origin = Origin("file", path=str(path), line=_broken_line(text))
+        yield Nit(origin, f"this is no TOML: {error}. Each key stands there once, and text in quotes.")
         return
     lines = _lines(text)
     for key, value in keys.items():
@@ -141,22 +146,46 @@ def _no_setting(name: str, names: Collection[str], spelt: Callable[[str], str] =
 
 
 def _lines(text: str) -> dict[str, int]:
-    """The line on which each key of the outermost table first stands, in a text that is TOML as a whole.
-
-    The parser tells no lines. But every statement is TOML by itself, and the beginning of one is not: so the statements are found
-    by adding lines until it parses.
-    """
+    """The line on which each key of the outermost table first stands, in a text that is TOML."""
     lines: dict[str, int] = {}
-    statement, first, in_table = "", 1, False
+    in_table = False
+    for line, statement, keys in _statements(text):
+        is_header = statement.lstrip().startswith("[")
+        if is_header or not in_table:
+            for key in keys:
+                lines.setdefault(key, line)
+        in_table = in_table or is_header
+    return lines
+
+
+def _broken_line(text: str) -> int:
+    """The first line of the statement with which a text ceases to be TOML."""
+    statements = list(_statements(text))
+
+    def is_broken(count: int) -> bool:
+        return _parsed("".join(statement for _, statement, _ in statements[:count])) is None
+
+    return statements[bisect_left(range(1, len(statements)), True, key=is_broken)][0]
+
+
+def _statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """First line, text and keys of every statement; the last one, without keys, is what makes none.
+
+    The parser tells no lines. But a statement is TOML by itself and the beginning of one is not, so lines are added until they are.
+    """
+    statement, first = "", 1
     for number, line in enumerate(text.split("\n"), 1):
         statement += f"{line}\n"
-        try:
-            keys = tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
-            continue
-        header = statement.lstrip().startswith("[")
-        if header or not in_table:
-            for key in keys:
-                lines.setdefault(key, first)
-        statement, first, in_table = "", number + 1, in_table or header
-    return lines
+        keys = _parsed(statement)
+        if keys is not None:
+            yield first, statement, keys
+            statement, first = "", number + 1
+    if statement:
+        yield first, statement, {}
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(text)
+    except NO_TOML:
+        return None
