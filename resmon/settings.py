@@ -37,7 +37,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    run: str | None = Field(None, description="name of the run; the time of its start where none is given")
+    run: str | None = Field(None, min_length=1, description="name of the run; the time of its start where none is given")
     model_name: str | None = Field(None, description="value of the label `model`; the model's class name where none is given")
     directory: Path = Field(Path("runs"), description="folder of the runs")
     listen: str = Field("127.0.0.1:9699", description="address and port of the agent's page and metrics")
@@ -141,7 +141,8 @@ def _nits(given: Given) -> Iterator[Nit]:
     except ValidationError as error:
         for each in error.errors():
             item = "".join(f"item {part + 1} " for part in each["loc"][1:] if isinstance(part, int))
-            message = each["msg"].removeprefix("Value error, ").removeprefix("Input ")
+            # Of "Input should be ..." and its like the subject is the key, which the origin names.
+            message = re.sub(r"^(Value error,|Input|String) ", "", each["msg"])
             yield Nit(given.origin, f"{item}{message} (got {_short(each['input'])})")
 
 

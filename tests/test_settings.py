@@ -50,6 +50,7 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
 }
 # A wrong value, as text, of every setting for which a text can be wrong.
 WRONG = {
+    "run": "",
     "listen": "localhost",
     "agent": "of",
     "start_step": "-1",

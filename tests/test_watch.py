@@ -177,9 +177,9 @@ def test_any_run_name_is_kept_and_stays_in_the_directory(name: str, tmp_path: Pa
         ({"listen": "nowhere"}, "HOST:PORT"),
         ({"start_step": -1}, "start_step"),
         ({"no_such_setting": 1}, "no_such_setting: there is no such setting"),
-        ({"exlude": "head"}, "exlude: there is no such setting, but exclude"),
+        ({"exlude": "head"}, "argument exlude: there is no such setting; the nearest is exclude"),
         ({"budget": 5}, "budget"),
-        ({"run": ""}, "name of the run is empty"),
+        ({"run": ""}, "argument run: should have at least 1 character"),
     ],
 )
 def test_settings_that_cannot_be_used_leave_nothing_behind(arguments: dict[str, object], says: str, tmp_path: Path) -> None:
