@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,12 +33,14 @@ def demo(
 def agent(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT to serve on; 127.0.0.1:9699 unless settings say otherwise.")] = None,
     linger: Annotated[float, typer.Option(min=0.0, help="Seconds that an ended run's series stay if nobody scrapes.")] = 90.0,
+    max_series: Annotated[int | None, typer.Option(help="Most series of a run; 10,000 unless settings say otherwise.")] = None,
 ) -> None:
     """Follow the flights of this machine and serve them to Prometheus. `resmon.watch` starts one by itself."""
     from resmon.agent import service
     from resmon.settings import Settings
 
-    service.main(Settings.of(listen=listen).listen, linger)
+    chosen = Settings.of(listen=listen, max_series=max_series)
+    service.main(chosen.listen, linger, chosen.max_series)
 
 
 def list_runs(
@@ -137,12 +139,57 @@ def tail(
         console.print(Text(view.end.reason, style="dim"))
 
 
+def settings(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME=VALUE", help="Arguments of watch to try, such as budget=100000000.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every setting, where its value comes from and what it is for. Names all that is wrong, with exit status 2."""
+    from resmon.origins import VARIABLES, printable
+    from resmon.settings import Settings, resolve
+
+    resolved = resolve(dict(map(_name_and_value, arguments or ())))
+    values = resolved.settings.model_dump(mode="json")
+    if as_json:
+        rows = [
+            {"name": name, "value": values[name], "origin": asdict(resolved.origins[name]), "description": field.description}
+            for name, field in Settings.model_fields.items()
+        ]
+        print(json.dumps({"settings": rows, "nits": [asdict(nit) for nit in resolved.nits]}, indent=2))
+    else:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("setting", "value", "from", "for"):
+            table.add_column(column, overflow="fold")
+        for name, field in Settings.model_fields.items():
+            origin = resolved.origins[name]
+            table.add_row(
+                name,
+                Text(printable(_value(values[name]))),
+                Text(origin.place, style="dim" if origin.kind == "default" else ""),
+                Text(field.description or ""),
+            )
+        console = Console()
+        console.print(table)
+        console.print(
+            "\nAn argument of watch goes before a variable of the environment (RESMON_ and the name), that before a key of the "
+            "current folder's resmon.toml, that before the default.",
+            style="dim",
+        )
+        for path in {origin.path for origin in resolved.origins.values() if origin.path}:
+            console.print(Text(f"resmon.toml is {path}.", style="dim"))
+        for variable, purpose in VARIABLES.items():
+            console.print(Text(f"{variable}, only in the environment: {purpose}.", style="dim"))
+    resolved.without_nits()
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("demo", demo),
     ("ls", list_runs),
     ("tail", tail),
     ("inspect", inspect),
     ("agent", agent),
+    ("settings", settings),
 )
 
 
@@ -193,6 +240,20 @@ def _runs_directory(directory: Path | None) -> Path:
     if not directory.is_dir():
         raise ConfigurationError(f"there is no folder {directory}. Name the folder that holds the runs.")
     return directory
+
+
+def _name_and_value(argument: str) -> tuple[str, str]:
+    name, equals, value = argument.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{argument!r} is no NAME=VALUE, such as budget=100000000")
+    return name.strip(), value.strip()
+
+
+def _value(value: Any) -> str:
+    """A setting's value as one would write it."""
+    if isinstance(value, list):
+        return ", ".join(value)
+    return "–" if value is None else str(value)
 
 
 def _paths(paths: tuple[str, ...], module: str) -> str:

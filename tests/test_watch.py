@@ -177,9 +177,9 @@ def test_any_run_name_is_kept_and_stays_in_the_directory(name: str, tmp_path: Pa
         ({"listen": "nowhere"}, "HOST:PORT"),
         ({"start_step": -1}, "start_step"),
         ({"no_such_setting": 1}, "no_such_setting: there is no such setting"),
-        ({"exlude": "head"}, "exlude: there is no such setting, but exclude"),
+        ({"exlude": "head"}, "argument exlude: there is no such setting; the nearest is exclude"),
         ({"budget": 5}, "budget"),
-        ({"run": ""}, "name of the run is empty"),
+        ({"run": ""}, "argument run: should have at least 1 character"),
     ],
 )
 def test_settings_that_cannot_be_used_leave_nothing_behind(arguments: dict[str, object], says: str, tmp_path: Path) -> None:
@@ -249,13 +249,6 @@ def test_patterns_come_from_the_environment_as_they_are_written(tmp_path: Path, 
         model(torch.randn(4, 8)).sum().backward()
         monitor.step()
         assert {site.module for site in monitor.sites} == {"1"}
-
-
-def test_a_settings_file_that_is_no_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "resmon.toml").write_text("run = digits\n")
-    with pytest.raises(resmon.ConfigurationError, match=r"resmon\.toml is no TOML.*line 1"):
-        resmon.watch(nn.Linear(2, 2), agent="off")
 
 
 def test_what_is_written_is_the_users_alone(tmp_path: Path) -> None:
