@@ -25,8 +25,8 @@ SIGNIFICANCE = 1 - CONFIDENCE
 ROUNDING = 1e-12
 # Beyond this t the noncentral t is followed by its limit, in which the interval grows with t.
 LARGEST_T = 100.0
-# Fewer batches than this say nothing about the noise.
-LEAST_BATCHES = 4
+# Fewer batches than this, or of fewer steps, say nothing about the noise.
+LEAST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,9 @@ def noise(values: Floats, level: Callable[[Floats], float]) -> float | None:
     where single steps are not. A straight trend is taken out first. None where the steps are too few.
     """
     size = math.isqrt(len(values))
-    count = len(values) // size if size else 0
-    if count < LEAST_BATCHES:
+    if size < LEAST:
         return None
+    count = len(values) // size
     batches = values[len(values) - count * size :].reshape(count, size)
     levels = np.array([level(batch) for batch in batches])
     place = np.arange(count) - (count - 1) / 2
