@@ -96,10 +96,12 @@ def printed(comparison: Comparison, everything: bool = False) -> str:
     return capture.get()
 
 
-levels = st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 3)), min_size=2, max_size=8).map(np.array)
+level = st.floats(-1e6, 1e6).map(lambda x: round(x, 3))
+levels = st.lists(level, min_size=2, max_size=8).map(np.array)
+many = st.lists(level, min_size=3, max_size=8).map(np.array)
 
 
-@given(levels, levels)
+@given(many, many)
 def test_the_test_is_welchs(a: Floats, b: Floats) -> None:
     made = effect(a, b)
     assert made is not None
@@ -107,6 +109,19 @@ def test_the_test_is_welchs(a: Floats, b: Floats) -> None:
     if min(a.std(), b.std()) < 1e-6 * max(np.abs(a).max(), np.abs(b).max(), 1.0):
         return
     reference = stats.ttest_ind(b, a, equal_var=False)
+    interval = reference.confidence_interval()
+    scale = float(np.abs([*a, *b]).max())
+    assert made.p == pytest.approx(reference.pvalue, rel=1e-9, abs=1e-12)
+    assert (made.low, made.high) == pytest.approx((interval.low, interval.high), rel=1e-9, abs=1e-9 * scale)
+
+
+@given(levels, st.lists(level, min_size=2, max_size=2).map(np.array))
+def test_the_test_of_two_runs_is_students(a: Floats, b: Floats) -> None:
+    made = effect(a, b)
+    assert made is not None
+    if max(a.std(), b.std()) < 1e-6 * max(np.abs(a).max(), np.abs(b).max(), 1.0):
+        return
+    reference = stats.ttest_ind(b, a)
     interval = reference.confidence_interval()
     scale = float(np.abs([*a, *b]).max())
     assert made.p == pytest.approx(reference.pvalue, rel=1e-9, abs=1e-12)
@@ -195,7 +210,8 @@ def test_the_noise_of_steps_that_resemble_each_other() -> None:
     truth = 1 / (1 - 0.9) / math.sqrt(steps)
     assert np.mean(estimates) == pytest.approx(truth, rel=0.15)
     assert np.mean(naive) < truth / 4
-    assert noise(np.arange(15.0), np.mean) is None and noise(np.array([]), np.mean) is None
+    assert noise(np.arange(15.0), lambda part: float(part.mean())) is None
+    assert noise(np.array([]), lambda part: float(part.mean())) is None
 
 
 @pytest.mark.parametrize(
@@ -251,17 +267,29 @@ def test_a_difference_beyond_the_spread_is_found(tmp_path: Path) -> None:
     assert "scores  worse: loss" in printed(made)
 
 
+@pytest.mark.parametrize(("of_a", "of_b"), [(3, 3), (5, 3), (10, 2), (4, 1), (2, 2)])
+def test_false_alarms_are_as_rare_as_promised(of_a: int, of_b: int) -> None:
+    """Kinds that differ by their seeds only, of four scores that go together: any false alarm in 5 % of the comparisons at most."""
+    random = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(1500):
+        scores = random.normal(0, 1, (4, of_a + of_b)) + random.normal(0, 1, of_a + of_b)
+        made = [effect(of_run[:of_a], of_run[of_a:]) for of_run in scores]
+        wrong += bool((holm(np.array([e.p for e in made if e is not None])) < 0.05).any())
+    assert wrong / 1500 < 0.062  # two standard errors above 5 %
+
+
 def test_kinds_that_do_not_differ_are_seldom_said_to(tmp_path: Path) -> None:
-    """Sixty comparisons of kinds that differ by their seeds only: a wrong verdict on scores in some 5 %, on blocks likewise."""
-    runs = [record(tmp_path, f"r{i}", wavering(i, steps=24), seed=i) for i in range(60)]
+    """The same from flights to verdicts, of scores and of blocks."""
+    runs = [record(tmp_path, f"r{i}", wavering(i, steps=16), seed=i) for i in range(24)]
     random = np.random.default_rng(2)
     wrong = dict.fromkeys(("scores", "blocks"), 0)
-    for _ in range(60):
-        chosen = random.permutation(60)[:6]
+    for _ in range(20):
+        chosen = random.permutation(len(runs))[:6]
         made = compare([runs[i] for i in chosen[:3]], [runs[i] for i in chosen[3:]], groups=["scores", "blocks"])
         for group in wrong:
             wrong[group] += made.verdicts[group] != "no difference"
-    assert wrong["scores"] <= 8 and wrong["blocks"] <= 8  # P(more than 8 of 60 at 5 %) < 0.5 %
+    assert max(wrong.values()) <= 4  # more than 4 of 20 at 5 %: 0.3 %
 
 
 def test_one_run_of_each_cannot_tell(tmp_path: Path) -> None:
@@ -367,7 +395,7 @@ def test_a_run_that_blew_up_is_not_better_for_it(tmp_path: Path) -> None:
     assert row(made, "loss").effect is None  # no mean of those that are left
     assert compare(b, a).verdicts["scores"] == "a not finite" and not compare(b, a).worse
     assert "in 2 of 3 runs of B and 0 of 3 runs of A" in printed(made)
-    assert "NaN" not in json.dumps(as_json(made), allow_nan=False)
+    assert json.loads(json.dumps(as_json(made), allow_nan=False))["rows"][0]["b"][1] is None
 
 
 def test_blocks_that_only_one_model_has(tmp_path: Path) -> None:
@@ -428,8 +456,8 @@ def test_no_step_in_common(tmp_path: Path) -> None:
 
 
 def test_a_thinned_flight_is_compared_where_it_is_full(tmp_path: Path) -> None:
-    steps = 6000
-    a = record(tmp_path, "a", np.ones(steps), budget=3 << 20)
+    steps = 2500
+    a = record(tmp_path, "a", np.ones(steps), budget=2 << 20)
     b = record(tmp_path, "b", np.ones(steps), seed=1, budget=64 << 20)
     full = resmon.load(a).steps()
     kept = len(full[full["complete"].notna()])
@@ -442,7 +470,7 @@ def test_a_thinned_flight_is_compared_where_it_is_full(tmp_path: Path) -> None:
 def test_a_run_under_way_a_damaged_one_and_one_that_is_empty(tmp_path: Path) -> None:
     a = record(tmp_path, "a", wavering(0), end=False)
     damaged = record(tmp_path, "damaged", wavering(1), seed=1)
-    (file,) = (damaged / "attempt-0001" / "rank-00000").glob("steps-*.arrow")
+    file = max((damaged / "attempt-0001" / "rank-00000").glob("steps-*.arrow"))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 0xFF
     file.write_bytes(data)
@@ -580,16 +608,15 @@ def train(directory: Path, run: str, seed: int, learning_rate: float, steps: int
 
 def test_real_trainings_of_several_seeds(tmp_path: Path) -> None:
     """A learning rate that hardly learns is found to be worse; other seeds of the same are not, in most trials."""
-    usual = [train(tmp_path, f"usual-{seed}", seed, 0.05) for seed in range(12)]
-    slow = [train(tmp_path, f"slow-{seed}", 100 + seed, 0.0005) for seed in range(4)]
+    usual = [train(tmp_path, f"usual-{seed}", seed, 0.05) for seed in range(8)]
+    slow = [train(tmp_path, f"slow-{seed}", 100 + seed, 0.0005) for seed in range(3)]
     random = np.random.default_rng(0)
     wrong = 0
-    for _ in range(20):
-        chosen = random.permutation(12)[:8]
-        made = compare([usual[i] for i in chosen[:4]], [usual[i] for i in chosen[4:]], groups=["scores", "blocks"])
+    for _ in range(12):
+        chosen = random.permutation(8)[:6]
+        made = compare([usual[i] for i in chosen[:3]], [usual[i] for i in chosen[3:]], groups=["scores"])
         wrong += made.verdicts["scores"] != "no difference"
-        assert "no difference that the spread between runs would not explain" in printed(made) or wrong
-    assert wrong <= 4  # P(more than 4 of 20 at 5 %) = 0.3 %
-    made = compare(usual[:4], slow)
-    assert made.verdicts["scores"] == "worse" and made.verdicts["blocks"] == "changed"
-    assert row(made, "loss").steps == 15
+    assert wrong <= 3  # more than 3 of 12 at 5 %: 0.2 %
+    made = compare(usual[:5], slow)
+    assert made.verdicts["scores"] == "worse"
+    assert row(made, "loss").steps == 15 and {r.block for r in made.of("blocks")} == {"0", "1"}

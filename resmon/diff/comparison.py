@@ -94,7 +94,7 @@ class Level:
     value: float | None  # None where the run ended in values that are not finite
     values: int
     nonfinite: int  # of the steps compared
-    noise: float | None  # standard error of the level within the run; None where that cannot be known
+    noise: float | None  # standard error of the level within the run, where that is all there is and can be known
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,8 +380,8 @@ def _row(quantity: Quantity, block: str | None, a: list[Series], b: list[Series]
         at="shared",
         statistic=quantity.statistic,
         better=quantity.better,
-        a=tuple(_level(one.at(steps).values, quantity.statistic) for one in a),
-        b=tuple(_level(one.at(steps).values, quantity.statistic) for one in b),
+        a=_levels([one.at(steps).values for one in a], quantity.statistic, len(b)),
+        b=_levels([one.at(steps).values for one in b], quantity.statistic, len(a)),
         steps=len(steps),
         first=int(steps[0]),
         last=int(steps[-1]),
@@ -390,7 +390,7 @@ def _row(quantity: Quantity, block: str | None, a: list[Series], b: list[Series]
 
 def _final_row(quantity: Quantity, a: list[Series], b: list[Series], count: int) -> Row:
     """Each run's own last values, as many as were compared at equal steps, or the last quarter of its own."""
-    levels = [tuple(_level(one.values[-(count or len(_end(one.step))) :], quantity.statistic) for one in side) for side in (a, b)]
+    ends = [[one.values[-(count or len(_end(one.step))) :] for one in side] for side in (a, b)]
     return Row(
         group=quantity.group,
         name=quantity.name,
@@ -398,15 +398,20 @@ def _final_row(quantity: Quantity, a: list[Series], b: list[Series], count: int)
         at="final",
         statistic=quantity.statistic,
         better=quantity.better,
-        a=levels[0],
-        b=levels[1],
+        a=_levels(ends[0], quantity.statistic, len(b)),
+        b=_levels(ends[1], quantity.statistic, len(a)),
         steps=0,
         first=None,
         last=None,
     )
 
 
-def _level(values: Floats, statistic: Statistic) -> Level:
+def _levels(runs: Sequence[Floats], statistic: Statistic, others: int) -> tuple[Level, ...]:
+    """Of each run's values. The noise within a run is asked for only where no other run tells of the spread."""
+    return tuple(_level(values, statistic, noisy=len(runs) == others == 1) for values in runs)
+
+
+def _level(values: Floats, statistic: Statistic, noisy: bool) -> Level:
     finite = values[np.isfinite(values)]
     level = LEVELS[statistic]
     ended = len(finite) > 0 and bool(np.isfinite(values[-1]))
@@ -414,7 +419,7 @@ def _level(values: Floats, statistic: Statistic) -> Level:
         value=level(finite) if ended else None,
         values=len(values),
         nonfinite=len(values) - len(finite),
-        noise=noise(finite, level) if ended and statistic != "largest" else None,
+        noise=noise(finite, level) if noisy and ended and statistic != "largest" else None,
     )
 
 

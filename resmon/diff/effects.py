@@ -1,12 +1,13 @@
 """How far two kinds of runs lie apart, measured by the spread between runs of one kind.
 
-Levels are one number a run. With two runs or more of both kinds the difference of the means is tested by Welch's t (Welch 1947; the
-kinds may spread differently, and a permutation test could never give less than p = 0.1 for three runs against three). Where one
-kind has a single run its spread is unknown and the other's stands for both: Student's t with the pooled spread, which for one
-against several is the test of a single case against a small sample (Crawford and Howell 1998). The effect size is Hedges' g (1981),
-the difference in units of the pooled standard deviation between runs, freed of its bias for few runs (of three runs in all there
-is none); its interval inverts the noncentral t, which is exact where both kinds spread alike. With one run of each there is no
-spread and no effect, only `noise`: what the steps of one run say about the accuracy of its own level.
+Levels are one number a run. With three runs or more of both kinds the difference of the means is tested by Welch's t (Welch 1947;
+the kinds may spread differently, and a permutation test could never give less than p = 0.1 for three runs against three). Of fewer
+runs the spread is hardly known (Welch's test of ten runs against two raises a false alarm in one of ten cases), so the pooled
+spread stands for both kinds: Student's t, which for one run against several is the test of a single case against a small sample
+(Crawford and Howell 1998). It is as good as the assumption that both kinds spread alike. The effect size is Hedges' g (1981), the
+difference in units of the pooled standard deviation between runs, freed of its bias for few runs (of three runs in all there is
+none); its interval inverts the noncentral t, which is exact where both kinds spread alike. With one run of each there is no spread
+and no effect, only `noise`: what the steps of one run say about the accuracy of its own level.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from resmon.records import Floats
 
 CONFIDENCE = 0.95
 SIGNIFICANCE = 1 - CONFIDENCE
+# Runs of each kind from which on each has a spread of its own.
+LEAST_RUNS = 3
 # Differences and spreads below this part of the level are rounding.
 ROUNDING = 1e-12
 # Beyond this t the noncentral t is followed by its limit, in which the interval grows with t.
@@ -60,7 +63,7 @@ def effect(a: Floats, b: Floats) -> Effect | None:
         size = math.copysign(math.inf, difference) if difference else 0.0
         return Effect(difference, difference, difference, size, size, size, 0.0 if difference else 1.0)
     unit = math.sqrt(1 / len(a) + 1 / len(b))
-    if min(len(a), len(b)) > 1:
+    if min(len(a), len(b)) >= LEAST_RUNS:
         of_a, of_b = _squares(a) / (len(a) - 1) / len(a), _squares(b) / (len(b) - 1) / len(b)
         error = math.sqrt(of_a + of_b)
         freedom = 1 / ((of_a / (of_a + of_b)) ** 2 / (len(a) - 1) + (of_b / (of_a + of_b)) ** 2 / (len(b) - 1))
