@@ -119,7 +119,7 @@ def test_the_test_is_welchs(a: Floats, b: Floats) -> None:
 def test_the_test_of_two_runs_is_students(a: Floats, b: Floats) -> None:
     made = effect(a, b)
     assert made is not None
-    if max(a.std(), b.std()) < 1e-6 * max(np.abs(a).max(), np.abs(b).max(), 1.0):
+    if min(a.std(), b.std()) < 1e-6 * max(np.abs(a).max(), np.abs(b).max(), 1.0):
         return
     reference = stats.ttest_ind(b, a)
     interval = reference.confidence_interval()
@@ -164,6 +164,13 @@ def test_the_interval_of_hedges_g_holds_what_it_promises() -> None:
     unbiased = math.gamma(2.5) / math.gamma(2) / math.sqrt(2.5)  # the interval is g's, so it carries g's correction
     inside = (sizes[:, 1] / unbiased <= 1.5) & (sizes[:, 2] / unbiased >= 1.5)
     assert 0.93 < inside.mean() < 0.97
+
+
+def test_losses_that_nearly_overflow_are_no_reason_to_see_no_difference() -> None:
+    small, large = np.array([1.0, 1.1, 0.9]), np.array([5.0, 5.1, 4.9])
+    usual, huge = effect(small, large), effect(small * 1e300, large * 1e300)
+    assert usual is not None and huge is not None and huge.p == pytest.approx(usual.p) and huge.p < 0.001
+    assert huge.low == pytest.approx(usual.low * 1e300) and huge.size == pytest.approx(usual.size)
 
 
 def test_two_against_one_have_a_test_and_no_size() -> None:

@@ -215,7 +215,11 @@ def compare(
     steps = steps[(steps >= (first if first is not None else -math.inf)) & (steps <= (last if last is not None else math.inf))]
     if not len(steps):
         had = "; ".join(f"{run.name} has {_span(run.steps)}" for run in runs)
-        asked = "" if first is None and last is None else f" from {'the first' if first is None else first} to {last or 'the last'}"
+        asked = (
+            ""
+            if first is None and last is None
+            else f" from {'the first' if first is None else first} to {'the last' if last is None else last}"
+        )
         raise FlightError(
             f"the runs have no step in common{asked}, so nothing can be compared at equal steps: {had}. Leave out the run that "
             "does not overlap, or name an attempt's folder to choose another attempt."
@@ -415,8 +419,10 @@ def _level(values: Floats, statistic: Statistic, noisy: bool) -> Level:
     finite = values[np.isfinite(values)]
     level = LEVELS[statistic]
     ended = len(finite) > 0 and bool(np.isfinite(values[-1]))
+    with np.errstate(over="ignore"):
+        value = level(finite) if ended else math.nan
     return Level(
-        value=level(finite) if ended else None,
+        value=value if math.isfinite(value) else None,  # the sum of values that are finite may not be
         values=len(values),
         nonfinite=len(values) - len(finite),
         noise=noise(finite, level) if noisy and ended and statistic != "largest" else None,

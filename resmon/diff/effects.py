@@ -54,14 +54,17 @@ def effect(a: Floats, b: Floats) -> Effect | None:
     total = len(a) + len(b) - 2  # degrees of freedom of the pooled spread
     if total < 1 or not len(a) or not len(b):
         return None
+    # In units of the largest level, so that no square overflows or vanishes.
+    scale = max(float(np.abs(a).max()), float(np.abs(b).max())) or 1.0
+    a, b = a / scale, b / scale
     difference = float(b.mean() - a.mean())
     pooled = math.sqrt((_squares(a) + _squares(b)) / total)
-    rounding = ROUNDING * max(float(np.abs(a).max()), float(np.abs(b).max()))
-    if abs(difference) <= rounding:
+    if abs(difference) <= ROUNDING:
         difference = 0.0
-    if pooled <= rounding:  # the runs of each kind agree, as counts and memory may
+    if pooled <= ROUNDING:  # the runs of each kind agree, as counts and memory may
         size = math.copysign(math.inf, difference) if difference else 0.0
-        return Effect(difference, difference, difference, size, size, size, 0.0 if difference else 1.0)
+        apart = difference * scale
+        return Effect(apart, apart, apart, size, size, size, 0.0 if difference else 1.0)
     unit = math.sqrt(1 / len(a) + 1 / len(b))
     if min(len(a), len(b)) >= LEAST_RUNS:
         of_a, of_b = _squares(a) / (len(a) - 1) / len(a), _squares(b) / (len(b) - 1) / len(b)
@@ -71,12 +74,13 @@ def effect(a: Floats, b: Floats) -> Effect | None:
         error, freedom = pooled * unit, float(total)
     reach = float(stdtrit(freedom, 1 - SIGNIFICANCE / 2)) * error
     p = 2 * float(stdtr(freedom, -abs(difference) / error))
+    apart, least, most = (scale * (difference + move) for move in (0.0, -reach, reach))
     if total == 1:  # the estimate has no mean, so nothing frees it of its bias
-        return Effect(difference, difference - reach, difference + reach, None, None, None, p)
+        return Effect(apart, least, most, None, None, None, p)
     unbiased = math.exp(float(gammaln(total / 2) - gammaln((total - 1) / 2))) / math.sqrt(total / 2)
     low, high = _noncentrality(difference / (pooled * unit), total)
-    scale = unbiased * unit
-    return Effect(difference, difference - reach, difference + reach, unbiased * difference / pooled, scale * low, scale * high, p)
+    size, size_unit = unbiased * difference / pooled, unbiased * unit
+    return Effect(apart, least, most, size, size_unit * low, size_unit * high, p)
 
 
 def _squares(levels: Floats) -> float:
@@ -89,8 +93,7 @@ def _noncentrality(t: float, freedom: int) -> tuple[float, float]:
 
     within = min(max(t, -LARGEST_T), LARGEST_T)
     stretch = t / within if within else 1.0
-    ends = (float(nctdtrinc(freedom, p, within)) * stretch for p in (1 - SIGNIFICANCE / 2, SIGNIFICANCE / 2))
-    low, high = ends
+    low, high = (float(nctdtrinc(freedom, p, within)) * stretch for p in (1 - SIGNIFICANCE / 2, SIGNIFICANCE / 2))
     return low, high
 
 
