@@ -183,10 +183,58 @@ def settings(
     resolved.without_nits()
 
 
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="The runs to compare with: NAME, NAME,NAME or 'PATTERN*'; paths too.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The runs in question, likewise.")],
+    lower: Annotated[list[str] | None, typer.Option(help="A score that is better when lower, whatever its name says.")] = None,
+    higher: Annotated[list[str] | None, typer.Option(help="A score that is better when higher.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="scores, speed, memory, gradients or blocks; all unless named.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="Compare these steps; else scores and blocks by the last quarter.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show every row; else the worst of each group.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    fail_if_worse: Annotated[
+        bool, typer.Option("--fail-if-worse", help="Exit status 1 where B is worse beyond the spread between runs.")
+    ] = False,
+    directory: Directory = None,
+) -> None:
+    """Compare runs at equal steps: is B worse than A? Several runs of each, with different seeds, make an answer possible."""
+    from resmon.diff.comparison import GROUPS, compare
+    from resmon.diff.report import as_json as jsonable
+    from resmon.diff.report import render
+    from resmon.tail import find_runs
+
+    unknown = sorted(set(only or ()) - set(GROUPS))
+    if unknown:
+        raise ConfigurationError(f"--only {unknown[0]} is no group of quantities. There are: {', '.join(GROUPS)}.")
+    contrary = sorted(set(lower or ()) & set(higher or ()))
+    if contrary:
+        raise ConfigurationError(f"{contrary[0]!r} is named by --lower and by --higher. Name it once.")
+    first, last = _step_range(steps)
+    folder = _runs_directory(directory)
+    comparison = compare(
+        find_runs(a, folder),
+        find_runs(b, folder),
+        lower=lower or (),
+        higher=higher or (),
+        groups=[group for group in GROUPS if not only or group in only],
+        first=first,
+        last=last,
+    )
+    if as_json:
+        print(json.dumps(jsonable(comparison), indent=2, allow_nan=False))
+    else:
+        Console().print(render(comparison, everything))
+    if fail_if_worse and comparison.worse:
+        raise typer.Exit(1)
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("demo", demo),
     ("ls", list_runs),
     ("tail", tail),
+    ("diff", diff),
     ("inspect", inspect),
     ("agent", agent),
     ("settings", settings),
@@ -254,6 +302,15 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(value)
     return "–" if value is None else str(value)
+=======
+def _step_range(text: str | None) -> tuple[int | None, int | None]:
+    """FIRST:LAST, of which either may be left out."""
+    if text is None:
+        return None, None
+    first, colon, last = text.partition(":")
+    if not colon or not all(end == "" or (end.isascii() and end.isdecimal()) for end in (first, last)):
+        raise ConfigurationError(f"--steps {text!r} cannot be read; write FIRST:LAST, such as 500:1000, 500: or :1000.")
+    return int(first) if first else None, int(last) if last else None
 
 
 def _paths(paths: tuple[str, ...], module: str) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -181,6 +182,31 @@ def find_run(run: str, directory: Path) -> Path:
     raise FlightError(f"there is no run {run!r} in {directory}. {there} `resmon ls` lists them; --directory names another folder.")
 
 
+def find_runs(runs: str, directory: Path) -> list[Path]:
+    """The newest attempts of several runs: one that is called so, or names and patterns with commas between. Raises FlightError."""
+    try:
+        return [find_run(runs, directory)]
+    except FlightError:
+        parts = [part.strip() for part in runs.split(",") if part.strip()]
+        if len(parts) <= 1 and not _is_pattern(runs):
+            raise
+    found: list[Path] = []
+    for part in parts:
+        if not _is_pattern(part):
+            found.append(find_run(part, directory))
+            continue
+        folders = [folder for folder in layout.runs(directory) if fnmatchcase(folder.name, part)]
+        folders = folders or [folder for folder in layout.runs(Path(part).parent) if fnmatchcase(folder.name, Path(part).name)]
+        if not folders:
+            raise FlightError(f"no run in {directory} matches {part!r}. `resmon ls` lists them; --directory names another folder.")
+        found += [find_run(str(folder), directory) for folder in folders]
+    return found
+
+
+def _is_pattern(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """One run in a line: its newest attempt, its size with all attempts."""
@@ -213,7 +239,7 @@ def _summary(folder: Path) -> Summary:
             for item in items:
                 if isinstance(item, StepRecord):
                     newest = item
-                elif not isinstance(item, tuple):
+                elif not isinstance(item, Columns):
                     loss = item.values.get("loss", loss)
         follower.close()
         name = follower.info.run

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "resmon"
 
 GROUND = {"records", "catalogue", "statistics", "settings", "origins", "errors"}
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
-HOUSE = {"agent", "postmortem", "assets", "alertmanager"}
+HOUSE = {"agent", "diff", "postmortem", "assets", "alertmanager"}
 # What each part may import; what is not named here stands on top and may import all of it.
 ALLOWED = {
     **dict.fromkeys(GROUND, GROUND),

@@ -88,4 +88,3 @@ def _places() -> list[tuple[Any, str]]:
 
 # `Tensor.backward` looks it up there, whoever calls it.
 BACKWARDS: Interception[Clock] = Interception(_places, _backward)
-

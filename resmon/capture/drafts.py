@@ -207,7 +207,9 @@ class Totals:
             **{f"{phase}_seconds": seconds for phase, seconds in zip(PHASES, draft.phases, strict=True)},
             "samples": float(draft.samples) if draft.samples else None,
             **draft.memory,
-            "learning_rate": float(groups[RATE, main]) if main is not None and main < len(groups.T) and groups_present[RATE, main] else None,
+            "learning_rate": float(groups[RATE, main])
+            if main is not None and main < len(groups.T) and groups_present[RATE, main]
+            else None,
             "gradient_square": gradient,
             "stepped_square": stepped,
             "loss_scale": max(scales, default=None),

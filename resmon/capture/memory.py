@@ -72,7 +72,9 @@ def _left_in_groups() -> Iterator[float]:
     for group in _groups():
         limit, used = _number(group / "memory.max"), _number(group / "memory.current")
         if limit is not None and used is not None:
-            idle = next((line.split()[1] for line in _text(group / "memory.stat").splitlines() if line.startswith("inactive_file ")), 0)
+            idle = next(
+                (line.split()[1] for line in _text(group / "memory.stat").splitlines() if line.startswith("inactive_file ")), 0
+            )
             yield max(0.0, limit - used + float(idle))
 
 

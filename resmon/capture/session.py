@@ -75,7 +75,9 @@ class Session:
         self._placement = Placement(models.values(), other_ranks)
         self._gradients = Gradients(models, self._placement)
         self._clock = Clock()
-        self._memory = Memory(lambda: {parameter.device for model in models.values() for parameter in islice(model.parameters(), 1)})
+        self._memory = Memory(
+            lambda: {parameter.device for model in models.values() for parameter in islice(model.parameters(), 1)}
+        )
         self._optimizers = Optimizers(self, optimizers, self._gradients, self._clock)
         self._step = start_step
         self._under_way = False
