@@ -73,7 +73,9 @@ CATALOGUE: tuple[Metric, ...] = (
         BLOCK,
         "Cosine of skip and branch, last step; below 0 the branch takes back what the stream holds.",
     ),
-    Metric("resmon_block_growth", "gauge", "", BLOCK, "output_rms / skip_rms, last step: what the block multiplies the stream with."),
+    Metric(
+        "resmon_block_growth", "gauge", "", BLOCK, "output_rms / skip_rms, last step: what the block multiplies the stream with."
+    ),
     Metric(
         "resmon_block_keep_ratio",
         "gauge",
@@ -111,6 +113,17 @@ CATALOGUE: tuple[Metric, ...] = (
         "resmon_run_info", "gauge", "", ("run", "attempt", "models", "host", "world_size", "git_commit", "torch", "resmon"), "1."
     ),
     Metric("resmon_run_blocks", "gauge", "", RUN, "Residual blocks watched."),
+    Metric(
+        "resmon_run_folded_blocks", "gauge", "", RUN, "Blocks without series of their own: what is exported of them is their stage."
+    ),
+    Metric("resmon_run_series", "gauge", "", ("run",), "Series that the run exports, this one too."),
+    Metric(
+        "resmon_run_series_limit",
+        "gauge",
+        "",
+        ("run",),
+        "Series that the run may export (max_series); its own go beyond if they must.",
+    ),
     Metric("resmon_loss", "gauge", "", ("run",), "The loss as logged, newest step that has one."),
     Metric("resmon_loss_max", "gauge", "", ("run",), "Largest logged loss of the steps of the last 60 seconds."),
     Metric("resmon_score", "gauge", "", ("run", "score"), "Any other scalar as logged, newest step that has one."),
@@ -143,7 +156,13 @@ CATALOGUE: tuple[Metric, ...] = (
         ("run", "rank", "phase"),
         "Time spent waiting for data, in forward, backward and optimizer, and in everything else of the loop.",
     ),
-    Metric("resmon_samples_total", "counter", "", ("run", "rank"), "Samples that the models were trained on; its rate is the throughput."),
+    Metric(
+        "resmon_samples_total",
+        "counter",
+        "",
+        ("run", "rank"),
+        "Samples that the models were trained on; its rate is the throughput.",
+    ),
     Metric("resmon_memory_bytes", "gauge", "bytes", ("run", "rank"), "Main memory that the training process has in use."),
     Metric("resmon_memory_peak_bytes", "gauge", "bytes", ("run", "rank"), "Most main memory that the process has had in use."),
     Metric("resmon_memory_free_bytes", "gauge", "bytes", ("run", "rank"), "Main memory that the process could still have."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from resmon.catalogue import MAXIMUM_WINDOW
@@ -40,6 +41,9 @@ def run(
         outcome=None,
         ranks=(RankView(0, records[-1]),),
         blocks=table(sites, records),
+        watched=Counter(site.model for site in sites),
+        folded={},
+        max_series=10_000,
         gradient_norm=2.0,
         group_gradient_norms={},
         clip_factor=0.5,
