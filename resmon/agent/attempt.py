@@ -276,7 +276,8 @@ class Attempt:
         self._said = self._budget.fit
         run = f"run {self.info.run!r}, attempt {self.info.attempt}"
         limit = f"{self._budget.max_series:,} series (max_series)"
-        enough = f"With max_series = {self._budget.needed} each of its blocks has its own; the flight has them all anyway"
+        needed = (self._budget.needed // 1000 + 2) * 1000  # with something to spare for scores, groups and findings to come
+        enough = f"With max_series = {needed} each of its blocks has its own; the flight has them all anyway"
         if self._said == "none":
             log.warning(
                 "%s: no series of its %s blocks is exported, as its scores, ranks, groups and findings leave no room in %s. %s",

@@ -130,6 +130,37 @@ def test_a_run_that_is_killed_and_one_with_nan_and_hostile_names(house: House, p
     assert prometheus.query("up") == {"": 1.0}
 
 
+def test_a_thousand_blocks_within_the_budget(house: House, prometheus: Server, port: int) -> None:
+    house.agent(port)
+    trainer = house.trainer("deep", sites=1000, pace=0.2, last=100_000, how="outlier")
+    wait_for(lambda: prometheus.query("resmon_run_series"), 60.0)
+    # The one block that goes wrong is there by its name with the next scrape, a second later.
+    wait_for(lambda: "\n30\n" in house.output(trainer), 60.0)
+    wait_for(lambda: prometheus.query('resmon_block_gradient_norm{block="h.999"}') == {"h.999": 1e4}, 5.0)
+    wait_for(lambda: prometheus.query("resmon_steps_total").get("0", 0) > 120, 90.0)
+    exported = prometheus.query('count({run="deep"})')[""]
+    assert 9_000 < exported <= 10_000
+    assert prometheus.query("resmon_run_series_limit") == {"": 10_000}
+    # Between two scrapes a gauge may come or go; here none does.
+    assert prometheus.query("resmon_run_series") == {"": exported}
+    named = {block for block in prometheus.query("resmon_block_skip_rms") if ".." not in block}
+    assert prometheus.query("resmon_run_folded_blocks") == {"": 1000 - len(named)}
+    assert prometheus.query("resmon_run_blocks") == {"": 1000}
+    # The stages hold every block once, and nothing but blocks that are named comes besides.
+    stages = prometheus.query('resmon_block_activation_magnitude_count{block=~".*[.][.].*"}')
+    follower, _ = newest(house, "deep")
+    assert len(follower.columns.sites) == 1000
+    assert len(stages) + len(named) == len(prometheus.query("resmon_block_skip_rms"))
+    # All that has ever been there: the same blocks as now.
+    ever = prometheus.query("count_over_time(resmon_block_skip_rms[10m])")
+    assert len(ever) <= len(stages) + len(named) + 5
+    for metric in CATALOGUE:
+        if metric.kind != "gauge":
+            name = metric.name if metric.kind == "counter" else f"{metric.name}_bucket"
+            assert prometheus.query(f"max(resets({name}[10m]))") == {"": 0.0}, name
+    assert prometheus.query("up") == {"": 1.0}
+
+
 def test_what_the_agent_serves_passes_promtool(house: House, port: int) -> None:
     if shutil.which("promtool") is None:
         assert not os.environ.get("CI"), "promtool is missing; on CI it must be there (Debian's package prometheus)"

@@ -8,7 +8,9 @@ from resmon.exporters.stages import cut, peers
 from resmon.records import ResidualSite, SiteKind
 
 
-def site(module: str, shape: tuple[int, ...] = (4, 8), kind: SiteKind = "identity", model: str = "", name: str = "") -> ResidualSite:
+def site(
+    module: str, shape: tuple[int, ...] = (4, 8), kind: SiteKind = "identity", model: str = "", name: str = ""
+) -> ResidualSite:
     return ResidualSite(name or module, module, kind, (), (), shape, model=model)
 
 
@@ -22,7 +24,8 @@ def resnet(*lengths: int) -> list[ResidualSite]:
 
 def names(sites: list[ResidualSite], most: int) -> list[str]:
     return [
-        sites[piece[0]].name if len(piece) == 1 else f"{sites[piece[0]].name}..{sites[piece[-1]].name}" for piece in cut(sites, most)
+        sites[piece[0]].name if len(piece) == 1 else f"{sites[piece[0]].name}..{sites[piece[-1]].name}"
+        for piece in cut(sites, most)
     ]
 
 

@@ -26,7 +26,9 @@ class Run:
     def named(self) -> set[int]:
         return set(np.flatnonzero(self.worst.named).tolist())
 
-    def step(self, ratio: dict[int, float] | None = None, gradient: dict[int, float] | None = None, wait: float | None = None) -> None:
+    def step(
+        self, ratio: dict[int, float] | None = None, gradient: dict[int, float] | None = None, wait: float | None = None
+    ) -> None:
         self.now += self.pace if wait is None else wait
         columns = {}
         for name, values in (("branch_skip_ratio", ratio), ("gradient_norm", gradient)):
