@@ -98,7 +98,8 @@ class Worst:
 
         far = FAR * max(1.0, np.partition(self._before[allowed], -count)[-count])
         for other, it in zip(others, named, strict=False):
-            if not (kind[other] > kind[it] or (kind[other] == kind[it] == 0 and self._distance[other] >= far)):
+            is_far = kind[other] == kind[it] == 0 and self._distance[other] > max(far, self._lately[it])
+            if not (kind[other] > kind[it] or is_far):
                 break  # those that follow are no worse, or meet stronger ones
             self.named[it], self.named[other] = False, True
         waited = ~self.named[others] & (kind[others] == 0) & (self._now - self._since[others] >= HOLD)

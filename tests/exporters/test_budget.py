@@ -325,6 +325,7 @@ def test_the_names_stay_and_the_stages_are_the_same_at_any_time() -> None:
 def test_looking_changes_nothing() -> None:
     """What is named comes from the records: scrapes, or an agent that reads the flight again, make no difference."""
     often, seldom = folded_run(), folded_run()
+    often.table()
     for step in range(200):
         for run in (often, seldom):
             run.step(values={("gradient_square", step % 7): 1e9} if step % 50 == 20 else {})

@@ -39,6 +39,9 @@ class Run:
         self.worst.step(self.now, columns, self.nonfinite)
         self.worst.choose(self.count, np.ones(len(self.levels), bool), self.found)
         assert len(self.named) == min(self.count, len(self.levels))
+        named = self.named
+        self.worst.choose(self.count, np.ones(len(self.levels), bool), self.found)
+        assert self.named == named  # asked again, it says the same
         self.ever |= self.named
 
 
