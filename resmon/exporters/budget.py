@@ -5,11 +5,11 @@ The rules, for who reads a dashboard:
 - The run's own series (scores, ranks, parameter groups, findings) come first and are never dropped. What they leave is for blocks.
 - Where all blocks fit, each has its series.
 - Where they do not, blocks are folded by stage (stages.py), long stages into equal ranges: `block="h.0..h.15"` is all blocks from
-  h.0 to h.15 in the order in which they run. A quarter of the blocks' room is for stages; in the rest the worst blocks (worst.py)
-  keep series under their own names besides. A stage of one block is that block.
+  h.0 to h.15 in the order in which they run, and `block="layer2.0..layer2.0"` a stage of one. A quarter of the blocks' room is for
+  stages; in the rest the worst blocks (worst.py) have series under their own names besides.
 - A stage always holds all of its blocks, also those that are named beside it, so that nothing in it jumps when a block is named,
-  and no counter goes back. A sum over `block` would count the named ones twice: block!~".*[.][.].*" leaves the stages out, and
-  block=~".*[.][.].*" the blocks that are named.
+  and no counter goes back. A sum over `block` would count those twice: block=~".*[.][.].*" is the stages, which hold every block
+  once, and block!~".*[.][.].*" the blocks that are named.
 - Counters and histograms of a stage are sums over its blocks; root mean squares, ratios and the like come from the sums over its
   blocks; gradient norms are the largest of its blocks', as shared parameters make their sum meaningless; `_max` is the largest.
 - Where there is no room for a stage of each model, no block is exported, and the agent says so. The flight has them all, always.
@@ -84,7 +84,6 @@ class Budget:
         self._sites: Sites = ()
         self._worst: Worst | None = None
         self._pieces: list[Piece] = []
-        self._members: dict[Block, AbstractSet[Block]] = {}  # of every stage that there has been, by its model and name
         self._rows: tuple[Row, ...] = ()  # all sites and then the stages, no two under one label
         self._shown: tuple[Ints, tuple[Row, ...]] | None = None  # the blocks with series of their own, and what is exported
 
@@ -118,14 +117,11 @@ class Budget:
             return table if self.fit == "whole" else None
         self._choose(self._worst, found)
         if self._shown is None:
-            own = self._worst.named.copy()
-            own[[piece[0] for piece in self._pieces if len(piece) == 1]] = True
-            blocks = np.flatnonzero(own)
+            blocks = np.flatnonzero(self._worst.named)
             self._shown = blocks, (*(self._rows[i] for i in blocks), *self._rows[len(sites) :])
         blocks, rows = self._shown
-        stages = [piece for piece in self._pieces if len(piece) > 1]
-        order = np.concatenate([np.array(piece, np.int64) for piece in stages])
-        begins = np.cumsum([0, *map(len, stages[:-1])])
+        order = np.concatenate([np.array(piece, np.int64) for piece in self._pieces])
+        begins = np.cumsum([0, *map(len, self._pieces[:-1])])
 
         def with_stages(of_blocks: np.ndarray[Any, Any], of_stages: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             return np.concatenate((of_blocks[blocks], of_stages))
@@ -167,32 +163,16 @@ class Budget:
             self.fit = "folded"
             self._pieces = cut(sites, max(models, self.room // STAGES_SHARE))
             self._worst = self._worst or Worst(peers(sites))
-            self._rows = distinct((*sites, *self._stages()), self._models)
-
-    def _stages(self) -> list[Stage]:
-        """The pieces of several blocks, under names that no block has and that stood for no other blocks before."""
-        blocks = {_key(site) for site in self._sites}
-        stages = []
-        for piece in self._pieces:
-            if len(piece) == 1:
-                continue
-            first, last = self._sites[piece[0]], self._sites[piece[-1]]
-            members = {_key(self._sites[i]) for i in piece}
-            name = plain = f"{first.name}..{last.name}"
-            again = 2
-            while (first.model, name) in blocks or not self._members.get((first.model, name), members) <= members:
-                name = f"{plain}#{again}"
-                again += 1
-            self._members[first.model, name] = members
-            stages.append(Stage(first.model, name, len(piece)))
-        return stages
+            # A name says which blocks a stage holds, all from the first to the last. So blocks that appear in between make its
+            # counters larger, never smaller.
+            ends = [(sites[piece[0]], sites[piece[-1]], len(piece)) for piece in self._pieces]
+            stages = [Stage(first.model, f"{first.name}..{last.name}", blocks) for first, last, blocks in ends]
+            self._rows = distinct((*sites, *stages), self._models)
 
     def _choose(self, worst: Worst, found: AbstractSet[Block]) -> None:
         before = worst.named.copy()
-        allowed = np.ones(len(self._sites), bool)
-        allowed[[piece[0] for piece in self._pieces if len(piece) == 1]] = False
-        is_found = np.array([_key(site) in found for site in self._sites], bool) if found else np.zeros(len(allowed), bool)
-        worst.choose(self.room - len(self._pieces), allowed, is_found)
+        is_found = np.array([bool(found) and _key(site) in found for site in self._sites], bool)
+        worst.choose(self.room - len(self._pieces), is_found)
         if not np.array_equal(before, worst.named):
             self._shown = None
 

@@ -72,20 +72,18 @@ class Worst:
         self._before = self._lately * 0.5 ** (passed / HOLD)
         self._lately = np.maximum(self._distance, self._before)
 
-    def choose(self, count: int, allowed: Bools, found: Bools) -> None:
-        """Name `count` of the blocks that are allowed; `found` are those that open findings name."""
+    def choose(self, count: int, found: Bools) -> None:
+        """Name `count` of the blocks; `found` are those that open findings name. Asked twice at a step, it says the same."""
         kind = np.where(found, 2, np.where(self._now - self._nonfinite < HOLD, 1, 0))
         order = np.lexsort((np.where(kind > 0, 0.0, -self._distance), -kind))  # those that run first come first among equals
-        order = order[allowed[order]]
         if not 0 < count < len(order):
-            self.named = allowed & (count > 0)
+            self.named[:] = count > 0
             return
         self._near[order[: 2 * count]] = self._now
         top = np.zeros(len(kind), bool)
         top[order[:count]] = True
         self._since = np.where(top, np.minimum(self._since, self._now), np.inf)
 
-        self.named &= allowed
         named = np.flatnonzero(self.named)
         named = named[np.lexsort((self._lately[named], kind[named]))]  # the weakest first
         too_many = max(0, len(named) - count)
@@ -96,7 +94,7 @@ class Worst:
         self.named[others[:free]] = True
         others = others[free:]
 
-        far = FAR * max(1.0, np.partition(self._before[allowed], -count)[-count])
+        far = FAR * max(1.0, np.partition(self._before, -count)[-count])
         for other, it in zip(others, named, strict=False):
             is_far = kind[other] == kind[it] == 0 and self._distance[other] > max(far, self._lately[it])
             if not (kind[other] > kind[it] or is_far):

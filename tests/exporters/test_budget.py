@@ -187,6 +187,20 @@ def test_where_all_blocks_fit_nothing_is_folded() -> None:
     assert run.budget.folded() == {}
 
 
+def test_what_is_folded_stays_so_when_the_run_exports_less() -> None:
+    """A run at the edge: with one series less of its own every block would fit, and not with the next."""
+    run = Followed(sites(100), own_series(1, 1, 2, 2, 0) + 100 * BLOCK_SERIES - 1)
+    run.scores["accuracy"] = 1.0
+    run.step()
+    folded = run.table()
+    del run.scores["accuracy"]
+    run.step()
+    table = run.table()
+    assert table is not None and folded is not None
+    assert len(table.rows) == len(folded.rows) == 99
+    assert run.budget.fit == "folded"
+
+
 def test_where_nothing_fits_the_runs_own_series_stay() -> None:
     run = Followed(sites(10), 40)
     run.step()
@@ -382,6 +396,19 @@ def test_a_label_stands_for_one_block_whoever_else_is_named() -> None:
     content = Prometheus().render(run.view(), "")[0].decode()
     sets = [line.rsplit(" ", 1)[0] for line in content.splitlines() if not line.startswith("#")]
     assert len(sets) == len(set(sets))
+
+
+def test_the_stages_hold_every_block_once() -> None:
+    blocks = [replace(site, kind="identity" if i % 10 else "projection") for i, site in enumerate(sites(100))]
+    run = Followed(blocks, own_series(1, 1, 1, 2, 0) + 80 * BLOCK_SERIES)
+    for _ in range(3):
+        run.step(forward=range(100))
+    table, whole = run.table(), run.whole()
+    assert table is not None
+    stages = [i for i, row in enumerate(table.rows) if isinstance(row, Stage)]
+    assert "h.0..h.0" in {table.rows[i].name for i in stages}
+    assert table.nonfinite_steps[stages].sum() == whole.nonfinite_steps.sum() == 300
+    assert (table.magnitude_buckets[stages].sum(axis=0) == whole.magnitude_buckets.sum(axis=0)).all()
 
 
 def test_the_formula_that_leaves_stages_out_is_the_one_of_the_documentation() -> None:

@@ -37,10 +37,10 @@ class Run:
                 noise[i] = value
             columns[name] = Column(noise, np.ones(len(noise), bool))
         self.worst.step(self.now, columns, self.nonfinite)
-        self.worst.choose(self.count, np.ones(len(self.levels), bool), self.found)
+        self.worst.choose(self.count, self.found)
         assert len(self.named) == min(self.count, len(self.levels))
         named = self.named
-        self.worst.choose(self.count, np.ones(len(self.levels), bool), self.found)
+        self.worst.choose(self.count, self.found)
         assert self.named == named  # asked again, it says the same
         self.ever |= self.named
 
@@ -114,6 +114,14 @@ def test_who_is_better_stays_until_another_has_been_worse_for_as_long() -> None:
     assert run.named == {20}
 
 
+def test_who_is_next_to_the_worst_stays() -> None:
+    run = Run(1, levels=0.0)
+    run.step(ratio={10: 200.0})
+    for _ in range(3 * int(HOLD / run.pace)):
+        run.step(ratio={10: 200.0, 20: 300.0})
+    assert run.named == {10}
+
+
 def test_a_clock_that_jumps_ends_no_hold() -> None:
     run = Run(5)
     for _ in range(20):
@@ -131,11 +139,11 @@ def test_twins_are_not_far_apart() -> None:
     run = Run(1)
     columns = {name: Column(np.linspace(1.0, 1.0001, 1000), np.ones(1000, bool)) for name in ("branch_skip_ratio", "gradient_norm")}
     run.worst.step(0.0, columns, run.nonfinite)
-    run.worst.choose(1, np.ones(1000, bool), run.found)
+    run.worst.choose(1, run.found)
     first = run.named
     for _ in range(100):
         run.worst.step(0.0, {name: Column(values[::-1], present) for name, (values, present) in columns.items()}, run.nonfinite)
-        run.worst.choose(1, np.ones(1000, bool), run.found)
+        run.worst.choose(1, run.found)
     assert run.named == first
 
 
@@ -144,7 +152,7 @@ def test_what_is_absent_is_not_far() -> None:
     column = Column(np.array([1.0, 1.1, 1.3, 1e9]), np.array([True, True, True, False]))
     nothing = Column(np.full(4, np.nan), np.zeros(4, bool))
     worst.step(0.0, {"branch_skip_ratio": column, "gradient_norm": nothing}, np.zeros(4, np.int64))
-    worst.choose(3, np.ones(4, bool), np.zeros(4, bool))
+    worst.choose(3, np.zeros(4, bool))
     assert not worst.named[3] or worst.named.sum() == 4
 
 
@@ -155,7 +163,7 @@ def test_peers_are_compared_with_their_own() -> None:
     values[70] = 1.5  # usual in the first group
     column = Column(values, np.ones(100, bool))
     worst.step(0.0, {"branch_skip_ratio": column, "gradient_norm": column}, np.zeros(100, np.int64))
-    worst.choose(1, np.ones(100, bool), np.zeros(100, bool))
+    worst.choose(1, np.zeros(100, bool))
     assert np.flatnonzero(worst.named).tolist() == [70]
 
 
@@ -169,6 +177,6 @@ def test_blocks_that_appear_take_nothing_from_those_that_were_there() -> None:
     nonfinite = np.insert(run.nonfinite, 10, 0)
     ones = Column(np.ones(21), np.ones(21, bool))
     other.step(run.now + 1, {"branch_skip_ratio": ones, "gradient_norm": ones}, nonfinite)
-    other.choose(5, np.ones(21, bool), np.zeros(21, bool))
+    other.choose(5, np.zeros(21, bool))
     assert other.named[[3, 13]].all()
     assert not other.named[10]
