@@ -113,6 +113,17 @@ CATALOGUE: tuple[Metric, ...] = (
         "resmon_run_info", "gauge", "", ("run", "attempt", "models", "host", "world_size", "git_commit", "torch", "resmon"), "1."
     ),
     Metric("resmon_run_blocks", "gauge", "", RUN, "Residual blocks watched."),
+    Metric(
+        "resmon_run_folded_blocks", "gauge", "", RUN, "Blocks without series of their own: what is exported of them is their stage."
+    ),
+    Metric("resmon_run_series", "gauge", "", ("run",), "Series that the run exports, this one too."),
+    Metric(
+        "resmon_run_series_limit",
+        "gauge",
+        "",
+        ("run",),
+        "Series that the run may export (max_series); its own go beyond if they must.",
+    ),
     Metric("resmon_loss", "gauge", "", ("run",), "The loss as logged, newest step that has one."),
     Metric("resmon_loss_max", "gauge", "", ("run",), "Largest logged loss of the steps of the last 60 seconds."),
     Metric("resmon_score", "gauge", "", ("run", "score"), "Any other scalar as logged, newest step that has one."),

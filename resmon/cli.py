@@ -302,7 +302,8 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(value)
     return "–" if value is None else str(value)
-=======
+
+
 def _step_range(text: str | None) -> tuple[int | None, int | None]:
     """FIRST:LAST, of which either may be left out."""
     if text is None:

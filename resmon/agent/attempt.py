@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -15,6 +15,7 @@ import numpy as np
 from resmon.agent.findings import FindingLog
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.detectors import DETECTORS, Detector
+from resmon.exporters.budget import MAX_SERIES, Budget, Fit
 from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
 from resmon.exporters.view import BlockTable, RankView, RunView
@@ -62,7 +63,7 @@ class Attempt:
     each rank's newest record, so that they never go back.
     """
 
-    def __init__(self, folder: Path, fault: Fault) -> None:
+    def __init__(self, folder: Path, fault: Fault, max_series: int = MAX_SERIES) -> None:
         self.folder = folder
         self.ranks: dict[int, Rank] = {}
         self.caught_up = False
@@ -72,6 +73,8 @@ class Attempt:
         self._waiting: dict[int, dict[int, tuple[Columns, StepRecord]]] = {}  # step -> rank -> record
         self._merged: MergedStep | None = None
         self._maxima = Maxima(MAXIMA, MAXIMUM_WINDOW)
+        self._budget = Budget(max_series)
+        self._said: Fit = "whole"
         self._scores: dict[str, tuple[int, int, float]] = {}  # name -> step, rank, value
         self._losses: deque[tuple[float, float]] = deque()  # second, largest loss in it
 
@@ -210,11 +213,28 @@ class Attempt:
             if self._merged is None or step > self._merged.step:
                 merged = self._merged = self._gauge_ranks.step(records, self.info.local_world_size or 1)
                 self._maxima.push(merged.time, merged.sites, merged.gauges)
+                self._claim()
+                sites = self._counter_ranks.union([columns.sites for columns, _ in self._newest()])
+                self._budget.step(merged, sites, self._findings.open_blocks())
+
+    def _newest(self) -> list[tuple[Columns, StepRecord]]:
+        return [rank.newest for _, rank in sorted(self.ranks.items()) if rank.newest is not None]
+
+    def _claim(self) -> None:
+        info = self.info
+        self._budget.claim(
+            info.models,
+            ranks=max(len(self.ranks), info.local_world_size or 1),
+            scores=len(self._scores),
+            groups=len({group for rank in self.ranks.values() for group in rank.columns.groups}),
+            findings=self._findings.series,
+        )
 
     def view(self, label: str) -> RunView:
         """This moment, under the given value of the label `run`."""
         ranks = sorted(self.ranks.items())
-        newest = [rank.newest for _, rank in ranks if rank.newest is not None]
+        newest = self._newest()
+        table, sites = self._blocks(newest) if newest else (None, ())
         return RunView(
             run=label,
             info=self.info,
@@ -223,7 +243,10 @@ class Attempt:
                 RankView(number, rank.newest[1], rank.newest[0].groups) if rank.newest else RankView(number, None)
                 for number, rank in ranks
             ),
-            blocks=self._blocks(newest) if newest else None,
+            blocks=table,
+            watched=Counter(site.model for site in sites),
+            folded=self._budget.folded(),
+            max_series=self._budget.max_series,
             gradient_norm=self._merged.gradient_norm if self._merged else None,
             group_gradient_norms=self._merged.group_gradient_norms if self._merged else {},
             clip_factor=self._merged.clip_factor if self._merged else None,
@@ -232,23 +255,42 @@ class Attempt:
             findings=self._findings.newest(),
         )
 
-    def _blocks(self, newest: Sequence[tuple[Columns, StepRecord]]) -> BlockTable:
+    def _blocks(self, newest: Sequence[tuple[Columns, StepRecord]]) -> tuple[BlockTable | None, Sites]:
+        """What is exported of the blocks, and all that there are."""
         sites, nonfinite_steps, buckets, sums = self._counter_ranks.counters(newest)
         none = Column(np.full(len(sites), np.nan), np.zeros(len(sites), bool))
-        gauges = dict.fromkeys(STATISTICS, none)
-        if self._merged is not None:
-            gauges = {name: _spread(column, self._merged.sites, sites) for name, column in self._merged.gauges.items()}
+        merged = self._merged.over(sites) if self._merged is not None else None
+        gauges = dict(merged.gauges) if merged is not None else dict.fromkeys(STATISTICS, none)
         gauges |= {f"{name}_max": column for name, column in self._maxima.columns(sites).items()}
-        return BlockTable(sites, gauges, nonfinite_steps, buckets, sums)
+        self._claim()
+        table = self._budget.fold(
+            BlockTable(sites, gauges, nonfinite_steps, buckets, sums), sites, merged, self._findings.open_blocks()
+        )
+        self._say_what_is_folded(len(sites))
+        return table, sites
 
-
-def _spread(column: Column, given: Sites, wanted: Sites) -> Column:
-    """A column over other sites: those of the merged step may differ from the newest for a moment, when a block appears."""
-    if given is wanted:
-        return column
-    places = {(site.model, site.name): i for i, site in enumerate(given)}
-    found = [places.get((site.model, site.name), -1) for site in wanted]
-    there = np.array([place >= 0 for place in found], bool)
-    if not len(given):
-        return Column(np.full(len(wanted), np.nan), there)
-    return Column(column.values[found], column.present[found] & there)
+    def _say_what_is_folded(self, blocks: int) -> None:
+        """Once, and again only where it has become another matter."""
+        if self._budget.fit == self._said:
+            return
+        self._said = self._budget.fit
+        run = f"run {self.info.run!r}, attempt {self.info.attempt}"
+        limit = f"{self._budget.max_series:,} series (max_series)"
+        needed = (self._budget.needed // 1000 + 2) * 1000  # with something to spare for scores, groups and findings to come
+        enough = f"With max_series = {needed} each of its blocks has its own; the flight has them all anyway"
+        if self._said == "none":
+            log.warning(
+                "%s: no series of its %s blocks is exported, as its scores, ranks, groups and findings leave no room in %s. %s",
+                run,
+                f"{blocks:,}",
+                limit,
+                enough,
+            )
+        elif self._said == "folded":
+            log.info(
+                "%s: its %s blocks are exported by stage and the worst of them by name, within %s. %s",
+                run,
+                f"{blocks:,}",
+                limit,
+                enough,
+            )

@@ -41,10 +41,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Server:
     """Serves until the roster is over or a signal comes."""
 
-    def __init__(self, folder: Path, seat: Seat, linger: float) -> None:
+    def __init__(self, folder: Path, seat: Seat, linger: float, max_series: int) -> None:
         self._folder = folder
         self._seat = seat
-        self._roster = Roster(folder, resmon.__version__, linger)
+        self._roster = Roster(folder, resmon.__version__, linger, max_series)
         self._exporter = Prometheus()
         self._lock = threading.Lock()  # over the roster and the exporter
         self._stop = threading.Event()

@@ -9,8 +9,9 @@ names is written, with the catalogue's help.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -21,8 +22,8 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
-from resmon.catalogue import BLOCK, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, Metric
-from resmon.exporters.view import AgentView, BlockTable, RunView
+from resmon.catalogue import BLOCK, BY_NAME, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, Metric
+from resmon.exporters.view import AgentView, BlockTable, Row, RunView
 from resmon.records import (
     DURATION_EDGES,
     GROUP_VALUES,
@@ -32,7 +33,6 @@ from resmon.records import (
     MAGNITUDE_ZERO,
     OUTCOMES,
     PHASES,
-    ResidualSite,
 )
 from resmon.statistics import Column
 
@@ -70,6 +70,25 @@ def writable(value: str) -> str:
     return _UNWRITABLE.sub("\ufffd", value)
 
 
+def distinct(rows: Sequence[Row], models: Mapping[str, str]) -> tuple[Row, ...]:
+    """The rows, renamed where two would have one label set: Prometheus would refuse the whole scrape.
+
+    Distinct names can become the same where unwritable characters are replaced, or where two models were given one label.
+    """
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for row in rows:
+        model = writable(models.get(row.model, row.model))
+        name = plain = writable(row.name)
+        again = 2
+        while (model, name) in seen:
+            name = f"{plain}#{again}"
+            again += 1
+        seen.add((model, name))
+        found.append(row if name == row.name else replace(row, name=name))
+    return tuple(found)
+
+
 def _escaped(value: str) -> str:
     return writable(value).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
@@ -86,23 +105,24 @@ class Prometheus:
     def render(self, view: AgentView, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type."""
         kind = negotiate(accept)
-        self._labels = {run.run: self._labels_of(run, run.blocks.sites) for run in view.runs if run.blocks}
+        self._labels = {run.run: self._labels_of(run, run.blocks.rows) for run in view.runs if run.blocks}
         tables = "".join(self._tables(view, kind)).encode()
         self._collector.view = view
+        self._collector.block_series = Counter({writable(run.run): _series(run.blocks) for run in view.runs if run.blocks})
         if kind is OPENMETRICS:
             rest: bytes = generate_openmetrics(self._registry)  # type: ignore[no-untyped-call]
         else:
             rest = generate_text(self._registry)
         return tables + rest, kind  # the client's part comes last: in OpenMetrics it brings the mark of the end
 
-    def _labels_of(self, run: RunView, sites: tuple[ResidualSite, ...]) -> _Labels:
+    def _labels_of(self, run: RunView, rows: tuple[Row, ...]) -> _Labels:
         known = self._labels.get(run.run)
-        if known is not None and known.sites is sites and known.models == run.info.models:
+        if known is not None and known.rows is rows and known.models == run.info.models:
             return known
-        return _Labels.of(run, sites)
+        return _Labels.of(run, rows)
 
     def _tables(self, view: AgentView, kind: str) -> Iterator[str]:
-        tables = [(self._labels[run.run], run.blocks) for run in view.runs if run.blocks and run.blocks.sites]
+        tables = [(self._labels[run.run], run.blocks) for run in view.runs if run.blocks and run.blocks.rows]
         for metric in CATALOGUE:
             if metric.labels != BLOCK or not tables:
                 continue
@@ -125,34 +145,25 @@ class Prometheus:
 class _Labels:
     """What stands between the name and the value in every line of one run."""
 
-    sites: tuple[ResidualSite, ...]
+    rows: tuple[Row, ...]
     models: dict[str, str]
-    sets: list[str]  # one per site, with braces and the blank before the value
+    sets: list[str]  # one per row, with braces and the blank before the value
     magnitudes: str  # the lines of the histogram, with %d for counts and %s for sums
 
     @classmethod
-    def of(cls, run: RunView, sites: tuple[ResidualSite, ...]) -> _Labels:
-        bare: list[str] = []
-        seen: set[str] = set()
-        for site in sites:
-            model = run.info.models.get(site.model, site.model)
-            labels = f'run="{_escaped(run.run)}",model="{_escaped(model)}",block="{_escaped(site.name)}'
-            # Two sites with one label set would make Prometheus refuse the whole scrape; distinct names can become the same
-            # where unwritable characters were replaced, or where two models were given one label.
-            again = 2
-            unique = labels
-            while unique in seen:
-                unique = f"{labels}#{again}"
-                again += 1
-            seen.add(unique)
-            bare.append(unique + '"')
+    def of(cls, run: RunView, rows: tuple[Row, ...]) -> _Labels:
+        models = run.info.models
+        bare = [
+            f'run="{_escaped(run.run)}",model="{_escaped(models.get(row.model, row.model))}",block="{_escaped(row.name)}"'
+            for row in distinct(rows, models)
+        ]
         name = PREFIX + "activation_magnitude"
         magnitudes = "".join(
             "".join(f'{name}_bucket{{{labels},le="{le}"}} %d\n' for le in _EXPORTED_LE)
             + f"{name}_count{{{labels}}} %d\n{name}_sum{{{labels}}} %s\n"
             for labels in (labels.replace("%", "%%") for labels in bare)
         )
-        return cls(sites, dict(run.info.models), [f"{{{labels}}} " for labels in bare], magnitudes)
+        return cls(rows, dict(run.info.models), [f"{{{labels}}} " for labels in bare], magnitudes)
 
 
 def _gauges(name: str, sets: list[str], column: Column) -> str:
@@ -188,6 +199,12 @@ def _magnitudes(labels: _Labels, blocks: BlockTable) -> str:
     return labels.magnitudes % tuple(chain.from_iterable((*row, total) for row, total in zip(counts, sums, strict=True)))
 
 
+def _series(blocks: BlockTable) -> int:
+    """How many lines the tables have of one run."""
+    gauges = sum(int(column.present.sum()) for column in blocks.gauges.values())
+    return gauges + len(blocks.rows) * (1 + len(_EXPORTED_LE) + 2)
+
+
 Sample = tuple[tuple[str, ...], float]
 
 
@@ -195,18 +212,30 @@ class _Collector(Collector):
     """The run-level and the agent's own families, from the view that is being rendered."""
 
     view: AgentView | None = None
+    block_series: Mapping[str, int] = {}  # by the label run
 
     def collect(self) -> Iterator[Family]:
         if self.view is None:  # prometheus_client looks at a new collector once
             return
+        series = Counter(self.block_series)
+        for family in self._counted(self.view):
+            series.update(sample.labels["run"] for sample in family.samples if "run" in sample.labels)
+            yield family
+        metric = BY_NAME["resmon_run_series"]
+        total = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+        for run in {writable(run.run) for run in self.view.runs}:
+            total.add_metric((run,), series[run] + 1)  # and this one
+        yield total
+
+    def _counted(self, view: AgentView) -> Iterator[Family]:
         for metric in CATALOGUE:
             if metric.name == "resmon_step_duration_seconds":
-                yield _durations(metric, self.view)
-            elif metric.labels != BLOCK:
+                yield _durations(metric, view)
+            elif metric.name in _SAMPLES:
                 make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
                 family = make(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
                 seen: set[tuple[str, ...]] = set()
-                for labels, value in _SAMPLES[metric.name](self.view):
+                for labels, value in _SAMPLES[metric.name](view):
                     labels = tuple(map(writable, labels))
                     if labels not in seen:
                         seen.add(labels)
@@ -234,10 +263,11 @@ def _run_info(view: AgentView) -> Iterator[Sample]:
         yield (run.run, str(info.attempt), models, info.host, str(info.world_size), *versions), 1.0
 
 
-def _run_blocks(view: AgentView) -> Iterator[Sample]:
-    for run in view.runs:
-        for key, model in run.info.models.items():
-            yield (run.run, model), sum(site.model == key for site in run.blocks.sites) if run.blocks else 0
+def _per_model(blocks: Callable[[RunView], Mapping[str, int]]) -> Callable[[AgentView], Iterator[Sample]]:
+    def samples(view: AgentView) -> Iterator[Sample]:
+        return (((run.run, model), blocks(run).get(key, 0)) for run in view.runs for key, model in run.info.models.items())
+
+    return samples
 
 
 def _scores(view: AgentView) -> Iterator[Sample]:
@@ -335,10 +365,12 @@ def _agent(value: Callable[[AgentView], float]) -> Callable[[AgentView], Iterato
     return lambda view: iter([((), value(view))])
 
 
-# Where each family's samples come from; the catalogue holds the rest.
+# Where the samples of gauges and counters come from; the catalogue holds the rest.
 _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_run_info": _run_info,
-    "resmon_run_blocks": _run_blocks,
+    "resmon_run_blocks": _per_model(lambda run: run.watched),
+    "resmon_run_folded_blocks": _per_model(lambda run: run.folded),
+    "resmon_run_series_limit": _per_run(lambda run: run.max_series),
     "resmon_loss": _per_run(lambda run: run.scores.get("loss")),
     "resmon_loss_max": _per_run(lambda run: run.loss_max),
     "resmon_score": _scores,

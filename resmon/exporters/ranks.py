@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from resmon.records import (
     GROUP_VALUES,
     MAGNITUDE_COLUMNS,
     RUN_VALUES,
+    Bools,
     Columns,
     Floats,
     Ints,
@@ -31,11 +33,49 @@ from resmon.records import (
 from resmon.statistics import Column, merge, statistics
 
 GRADIENT, OUTPUT_GRADIENT = map(BLOCK_VALUES.index, ("gradient_square", "output_gradient_square"))
+DEAD = BLOCK_VALUES.index("dead")
 ELEMENTS = BLOCK_COUNTS.index("elements")
 RUN_GRADIENT, RUN_STEPPED = map(RUN_VALUES.index, ("gradient_square", "stepped_square"))
 GROUP_GRADIENT = GROUP_VALUES.index("gradient_square")
 
 Sites = tuple[ResidualSite, ...]
+Table = TypeVar("Table", Floats, Bools, Ints)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlockSums:
+    """What the statistics of S blocks are made of, so that blocks can be merged further."""
+
+    values: Floats  # [len(BLOCK_VALUES), S]
+    present: Bools  # [len(BLOCK_VALUES), S]
+    elements: Ints  # [len(BLOCK_VALUES), S]: those that each value is of
+    counts: Ints  # [len(BLOCK_COUNTS), S]
+
+    def statistics(self) -> dict[str, Column]:
+        return statistics(self.values, self.present, self.elements, self.counts)
+
+    def take(self, places: Ints) -> BlockSums:
+        """Those of the blocks at some places, in that order; -1 is a block of which nothing is there."""
+        return BlockSums(
+            _take(self.values, places), _take(self.present, places), _take(self.elements, places), _take(self.counts, places)
+        )
+
+    def folded(self, begins: Ints) -> BlockSums:
+        """One from each run of consecutive blocks, the runs beginning at `begins`.
+
+        Sums and counts add up, with two exceptions. Gradients' squares do not, as blocks may share parameters: the largest stands
+        for all. And where ranks see the same units, so that the least share of dead ones is true, blocks have units of their own:
+        theirs is the mean.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            values, present = merge(self.values.T, self.present.T, begins)
+            there = np.where(self.present, self.values, 0.0)
+            for square in (GRADIENT, OUTPUT_GRADIENT):
+                values[:, square] = np.maximum.reduceat(there[square], begins)  # NaN where one is NaN: flagged, not averaged
+            values[:, DEAD] = np.add.reduceat(there[DEAD], begins)
+            values[:, DEAD] /= np.maximum(np.add.reduceat(self.present[DEAD], begins, dtype=np.int64), 1)
+        elements, counts = (np.add.reduceat(table, begins, axis=1) for table in (self.elements, self.counts))
+        return BlockSums(values.T, present.T, elements, counts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,10 +85,23 @@ class MergedStep:
     step: int
     time: float
     sites: Sites
+    sums: BlockSums
     gauges: dict[str, Column]  # the blocks' statistics, by name
+    nonfinite_steps: Ints  # cumulative [S]
     gradient_norm: float | None
     group_gradient_norms: dict[str, float]  # by parameter group
     clip_factor: float | None  # None where no clipping was seen
+
+    def over(self, sites: Sites) -> MergedStep:
+        """The same over other sites: for a moment, when a block appears, those of the newest record are more."""
+        if sites is self.sites:
+            return self
+        places = {(site.model, site.name): i for i, site in enumerate(self.sites)}
+        found = np.array([places.get((site.model, site.name), -1) for site in sites], np.int64)
+        sums = self.sums.take(found)
+        return replace(
+            self, sites=sites, sums=sums, gauges=sums.statistics(), nonfinite_steps=_take(self.nonfinite_steps[None], found)[0]
+        )
 
 
 class Ranks:
@@ -71,11 +124,13 @@ class Ranks:
         values = np.zeros((len(records), len(BLOCK_VALUES), len(sites)))
         present = np.zeros(values.shape, bool)
         counts = np.zeros((len(records), len(BLOCK_COUNTS), len(sites)), np.int64)
+        nonfinite = np.zeros(len(sites), np.int64)
         for rank, (place, (_, record)) in enumerate(zip(self._places, records, strict=True)):
             where: Ints | slice = slice(None) if place is None else place
             values[rank][:, where] = record.blocks
             present[rank][:, where] = record.blocks_present
             counts[rank][:, where] = record.counts
+            nonfinite[where] = np.maximum(nonfinite[where], record.nonfinite_steps)
         elements = (counts[:, ELEMENTS, None] * present).sum(axis=0)
         (values,), (present,) = merge(values, present, np.zeros(1, np.int64))
         covered = coverage(len(records), expected, min(_replicas(record) for _, record in records))
@@ -85,11 +140,14 @@ class Ranks:
         gradient_square, stepped_square = (_total(records, value) for value in (RUN_GRADIENT, RUN_STEPPED))
         gradient_norm = None if gradient_square is None or covered is None else float(np.sqrt(gradient_square * covered))
         clip = None if gradient_square is None or stepped_square is None else clip_factor(gradient_square, stepped_square)
+        sums = BlockSums(values, present, elements, counts.sum(axis=0))
         return MergedStep(
             step=records[0][1].step,
             time=max(record.time for _, record in records),
             sites=sites,
-            gauges=statistics(values, present, elements, counts.sum(axis=0)),
+            sums=sums,
+            gauges=sums.statistics(),
+            nonfinite_steps=nonfinite,
             gradient_norm=gradient_norm,
             group_gradient_norms={} if covered is None else _group_norms(records, covered),
             clip_factor=clip,
@@ -146,6 +204,12 @@ def _total(records: Sequence[tuple[Columns, StepRecord]], value: int) -> float |
 
 def _replicas(record: StepRecord) -> float:
     return record.run_value("replicas") or 1.0
+
+
+def _take(table: Table, places: Ints) -> Table:
+    """Columns of a table; -1 is one of zeros."""
+    taken: Table = np.concatenate((table, np.zeros_like(table, shape=(len(table), 1))), axis=1)[:, places]
+    return taken
 
 
 def _keys(sites: Sites) -> list[tuple[str, str]]:

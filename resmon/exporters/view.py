@@ -12,15 +12,27 @@ from resmon.records import Finding, Floats, Ints, Outcome, ResidualSite, RunInfo
 from resmon.statistics import Column
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Consecutive blocks of a model that share their series, under a name that no block has."""
+
+    model: str
+    name: str
+    blocks: int
+
+
+Row = ResidualSite | Stage
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockTable:
-    """The blocks of one run, merged over the ranks of this machine."""
+    """The blocks of one run, merged over the ranks of this machine; by stage where their series would be too many."""
 
-    sites: tuple[ResidualSite, ...]
+    rows: tuple[Row, ...]
     gauges: Mapping[str, Column]  # by the metric's name without its prefix resmon_block_
-    nonfinite_steps: Ints  # cumulative [S]
-    magnitude_buckets: Ints  # cumulative [S, MAGNITUDE_COLUMNS]
-    magnitude_sum: Floats  # cumulative [S]
+    nonfinite_steps: Ints  # cumulative [R]
+    magnitude_buckets: Ints  # cumulative [R, MAGNITUDE_COLUMNS]
+    magnitude_sum: Floats  # cumulative [R]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +52,10 @@ class RunView:
     info: RunInfo
     outcome: Outcome | None  # None while it is under way
     ranks: tuple[RankView, ...]
-    blocks: BlockTable | None
+    blocks: BlockTable | None  # None before the first step, and where max_series has no room for any block
+    watched: Mapping[str, int]  # key of a model -> its blocks
+    folded: Mapping[str, int]  # key of a model -> those of them that have no series of their own
+    max_series: int  # what the run may export
     gradient_norm: float | None
     group_gradient_norms: Mapping[str, float]  # by parameter group
     clip_factor: float | None

@@ -19,7 +19,7 @@ from resmon.agent import runtime
 from resmon.catalogue import CATALOGUE
 from resmon.exporters.ranks import Ranks
 from resmon.flight.reader import Follower
-from resmon.records import StepRecord
+from resmon.records import MAGNITUDE_NONFINITE, StepRecord
 from resmon.statistics import STATISTICS
 from tests.agent.conftest import House, scrape, wait_for
 
@@ -127,6 +127,41 @@ def test_a_run_that_is_killed_and_one_with_nan_and_hostile_names(house: House, p
     # The count was there at 0 before: the increase is seen.
     assert prometheus.query('increase(resmon_runs_total{outcome="killed"}[1m])')[""] > 0
     wait_for(lambda: prometheus.query("resmon_finding_active") == {"h.2": 0.0})
+    assert prometheus.query("up") == {"": 1.0}
+
+
+def test_a_thousand_blocks_within_the_budget(house: House, prometheus: Server, port: int) -> None:
+    house.agent(port)
+    trainer = house.trainer("deep", sites=1000, pace=0.2, last=100_000, how="outlier")
+    wait_for(lambda: prometheus.query("resmon_run_series"), 60.0)
+    # The one block that goes wrong is there by its name with the next scrape, a second later.
+    wait_for(lambda: "\n30\n" in house.output(trainer), 60.0)
+    wait_for(lambda: prometheus.query('resmon_block_gradient_norm{block="h.999"}') == {"h.999": 1e4}, 5.0)
+    wait_for(lambda: prometheus.query("resmon_steps_total").get("0", 0) > 120, 90.0)
+    exported = prometheus.query('count({run="deep"})')[""]
+    assert 9_000 < exported <= 10_000
+    assert prometheus.query("resmon_run_series_limit") == {"": 10_000}
+    # Between two scrapes a gauge may come or go; here none does.
+    assert prometheus.query("resmon_run_series") == {"": exported}
+    named = {block for block in prometheus.query("resmon_block_skip_rms") if ".." not in block}
+    assert prometheus.query("resmon_run_folded_blocks") == {"": 1000 - len(named)}
+    assert prometheus.query("resmon_run_blocks") == {"": 1000}
+    # The stages hold every block once: as many samples as in the flight when its newest step was scraped.
+    stages = prometheus.query('resmon_block_skip_rms{block=~".*[.][.].*"}')
+    assert len(stages) + len(named) == len(prometheus.query("resmon_block_skip_rms"))
+    trainer.kill()
+    trainer.wait()
+    _, record = newest(house, "deep")
+    wait_for(lambda: prometheus.query("resmon_steps_total").get("0") == record.steps_total)
+    total = prometheus.query('sum(resmon_block_activation_magnitude_count{block=~".*[.][.].*"})')
+    assert total == {"": record.magnitude_buckets[:, :MAGNITUDE_NONFINITE].sum()}
+    # All that has ever been there: the same blocks as now.
+    ever = prometheus.query("count_over_time(resmon_block_skip_rms[10m])")
+    assert len(ever) <= len(stages) + len(named) + 5
+    for metric in CATALOGUE:
+        if metric.kind != "gauge":
+            name = metric.name if metric.kind == "counter" else f"{metric.name}_bucket"
+            assert prometheus.query(f"max(resets({name}[10m]))") == {"": 0.0}, name
     assert prometheus.query("up") == {"": 1.0}
 
 

@@ -14,7 +14,7 @@ from resmon.agent import roster as roster_module
 from resmon.agent import runtime
 from resmon.agent.roster import Roster
 from resmon.exporters.prometheus import Prometheus
-from resmon.exporters.view import AgentView, RunView
+from resmon.exporters.view import AgentView, RunView, Stage
 from resmon.flight import layout
 from resmon.flight.layout import boot_id, claim
 from resmon.flight.writer import FlightWriter
@@ -373,3 +373,72 @@ def test_a_loss_that_is_nan_is_shown(roster: Roster, runs: Path) -> None:
     assert run.loss_max is not None
     assert np.isnan(run.loss_max)
     assert np.isnan(run.scores["loss"])
+
+
+def test_a_model_that_is_too_deep_is_folded_and_it_is_said_once(
+    runtime_folder: Path, runs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    roster = Roster(runtime_folder, "0", linger=1000.0, max_series=1000)
+    writer = Writer(runs, sites=300)
+    for _ in range(40):
+        writer.step(forward=[123] if writer.training.steps == 20 else [])
+        run = only(poll(roster))
+    assert run.blocks is not None
+    assert run.watched == {"": 300}
+    named = {row.name for row in run.blocks.rows if ".." not in row.name}
+    assert "h.123" in named
+    assert run.folded == {"": 300 - len(named)}
+    content, _ = Prometheus().render(roster.view(0.0), "")
+    assert 500 < len([line for line in content.decode().splitlines() if 'run="digits"' in line]) <= 1000
+    (said,) = [record.getMessage() for record in caplog.records if "max_series" in record.getMessage()]
+    assert "300 blocks are exported by stage and the worst of them by name, within 1,000 series" in said
+    enough = int(said.split("max_series = ")[1].split()[0])
+    assert only(poll(Roster(runtime_folder, "0", 1000.0, enough))).folded == {}
+    assert only(poll(Roster(runtime_folder, "0", 1000.0, enough - 2000))).folded != {}
+    # An agent that reads the same flight names the same blocks.
+    again = only(poll(Roster(runtime_folder, "0", 1000.0, 1000))).blocks
+    assert again is not None
+    assert {row.name for row in again.rows} == {row.name for row in run.blocks.rows}
+
+
+def test_a_budget_too_small_for_the_runs_own_series(runtime_folder: Path, runs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    roster = Roster(runtime_folder, "0", linger=1000.0, max_series=1)
+    writer = Writer(runs)
+    for _ in range(3):
+        writer.step()
+        writer.log(loss=2.0)
+        run = only(poll(roster))
+    assert run.blocks is None
+    assert (run.watched, run.folded) == ({"": 3}, {"": 3})
+    content = Prometheus().render(roster.view(0.0), "")[0].decode()
+    assert 'resmon_loss{run="digits"} 2.0' in content
+    assert 'resmon_steps_total{rank="0",run="digits"} 3.0' in content
+    assert "resmon_block_" not in content
+    (said,) = [record for record in caplog.records if "max_series" in record.getMessage()]
+    assert said.levelname == "WARNING"
+    assert "no series of its 3 blocks is exported" in said.getMessage()
+    assert roster.view(0.0).errors == 0
+
+
+def test_ranks_that_come_and_die_keep_the_folding_true(runtime_folder: Path, runs: Path) -> None:
+    """A pipeline: each rank has blocks of its own, and the second comes late and is killed."""
+    roster = Roster(runtime_folder, "0", linger=1000.0, max_series=1500)
+    one = Writer(runs, rank=0, sites=40, world_size=2)
+    for _ in range(3):
+        one.step()
+        poll(roster)
+    two = Writer(runs, rank=1, sites=80, world_size=2)
+    counts: dict[str, int] = {}
+    for step in range(6):
+        one.step()
+        two.step()
+        if step == 4:
+            two.die()
+        run = only(poll(roster))
+        assert run.blocks is not None
+        assert sum(row.blocks for row in run.blocks.rows if isinstance(row, Stage)) in (40, 80)
+        for row, buckets in zip(run.blocks.rows, run.blocks.magnitude_buckets.sum(axis=1).tolist(), strict=True):
+            assert buckets >= counts.get(row.name, 0)
+            counts[row.name] = buckets
+    assert len([name for name in counts if ".." in name]) > 1

@@ -110,7 +110,7 @@ def test_the_tables_hold_the_views_numbers(kind: str) -> None:
     blocks = view.runs[0].blocks
     assert blocks is not None
     for name, (values, _) in blocks.gauges.items():
-        for site, value in zip(blocks.sites, values, strict=True):
+        for site, value in zip(blocks.rows, values, strict=True):
             assert one(found, f"resmon_block_{name}", run="digits", model="Net", block=site.name) == value
     assert one(found, "resmon_loss", run="digits") == 1.5
     assert one(found, "resmon_score", run="digits", score="accuracy") == 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from resmon.catalogue import MAXIMUM_WINDOW
@@ -42,6 +43,9 @@ def run(
         outcome=None,
         ranks=(RankView(0, records[-1], GROUPS[: records[-1].groups.shape[1]]),),
         blocks=table(sites, records),
+        watched=Counter(site.model for site in sites),
+        folded={},
+        max_series=10_000,
         gradient_norm=2.0,
         group_gradient_norms=dict.fromkeys(GROUPS[: records[-1].groups.shape[1]], 1.0),
         clip_factor=0.5,
