@@ -39,6 +39,7 @@ class Settings(BaseSettings):
         description="module patterns (as fnmatch; several in one string with commas); only sites in matching modules are watched",
     )
     exclude: Patterns = Field((), description="module patterns (as fnmatch); sites in matching modules are not watched")
+    targets: Patterns = Field((), description="what the run is to reach, as accuracy >= 0.95 (several in one string with commas)")
     budget: int = Field(512 * MIB, ge=1 * MIB, description="bytes that one rank's flight may take before older steps are thinned")
     other_ranks: Literal["same", "own"] | None = Field(
         None,
@@ -49,7 +50,7 @@ class Settings(BaseSettings):
         1024, ge=16, le=8192, description="elements of a site's output that are sampled for its histogram each step"
     )
 
-    @field_validator("include", "exclude", mode="before")
+    @field_validator("include", "exclude", "targets", mode="before")
     @classmethod
     def _patterns_in_one_string(cls, value: Any) -> Any:
         return tuple(pattern.strip() for pattern in value.split(",")) if isinstance(value, str) else value

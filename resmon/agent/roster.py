@@ -18,7 +18,7 @@ from resmon.agent.attempt import Attempt, Rank
 from resmon.agent.tally import Tally
 from resmon.errors import FlightError
 from resmon.exporters.prometheus import writable
-from resmon.exporters.view import AgentView
+from resmon.exporters.view import AgentView, GpuView
 from resmon.flight import layout
 from resmon.flight.reader import Follower
 
@@ -101,7 +101,7 @@ class Roster:
             self._said.add(about)
             log.warning("%s", message)
 
-    def view(self, collect_seconds: float) -> AgentView:
+    def view(self, collect_seconds: float, gpus: tuple[GpuView, ...] = ()) -> AgentView:
         """This moment."""
         attempts = [followed.attempt for followed in self._followed.values()]
         return AgentView(
@@ -112,6 +112,7 @@ class Roster:
             skipped_rows=self._tally.skipped_rows + sum(attempt.skipped for attempt in attempts),
             errors=self._tally.errors,
             collect_seconds=collect_seconds,
+            gpus=gpus,
         )
 
     def _welcome(self) -> None:

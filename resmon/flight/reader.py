@@ -41,6 +41,7 @@ from resmon.records import (
     MAGNITUDE_COLUMNS,
     OUTCOMES,
     RUN_VALUES,
+    Checkpoint,
     Columns,
     ResidualSite,
     RunEnd,
@@ -48,6 +49,7 @@ from resmon.records import (
     ScalarRecord,
     StepRecord,
 )
+from resmon.targets import Reached
 
 CHUNK = 16 << 20  # bytes that are read at once
 LARGEST_SCHEMA = 64 << 20
@@ -356,7 +358,9 @@ class _Schema:
         except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError):
             return None
         try:
-            return cls(version, sites_from_json(metadata[b"resmon.sites"]), groups_from_json(metadata[b"resmon.groups"]), 8 + length)
+            return cls(
+                version, sites_from_json(metadata[b"resmon.sites"]), groups_from_json(metadata[b"resmon.groups"]), 8 + length
+            )
         except (ValueError, KeyError, RecursionError):
             return cls(version, None, (), 8 + length)
 
@@ -383,7 +387,17 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     phase_totals, duration_buckets, nonfinite_steps, magnitude_sum = (
         np.ascontiguousarray(records[name]) for name in ("phase_totals", "duration_buckets", "nonfinite_steps", "magnitude_sum")
     )
-    names = ("step", "time", "complete", "skipped", "steps_total", "skipped_total", "clipped_total", "errors_total", "samples_total")
+    names = (
+        "step",
+        "time",
+        "complete",
+        "skipped",
+        "steps_total",
+        "skipped_total",
+        "clipped_total",
+        "errors_total",
+        "samples_total",
+    )
     singles = zip(*(records[name].tolist() for name in names), strict=True)
     duration_total = records["duration_total"].tolist()
     return [
@@ -548,7 +562,7 @@ def read_info(rank_folder: Path) -> RunInfo:
     if version > FORMAT:
         raise newer(path, version)
     try:
-        return _typed(RunInfo, values)
+        return typed(RunInfo, values)
     except ValueError as error:
         raise FlightError(f"{path} is damaged: {error}. Its rows may still be readable: load the attempt's folder.") from error
 
@@ -557,7 +571,7 @@ def read_end(rank_folder: Path) -> RunEnd | None:
     """The rank's end mark; None where there is none that can be read."""
     values = _json_object(rank_folder / layout.END)
     try:
-        end = _typed(RunEnd, values or {})
+        end = typed(RunEnd, values or {})
     except ValueError:
         return None
     return end if end.outcome in OUTCOMES else None
@@ -571,9 +585,9 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-Typed = TypeVar("Typed", RunInfo, RunEnd)
+Typed = TypeVar("Typed", RunInfo, RunEnd, Checkpoint, Reached)
 
-# The types that a field of RunInfo and RunEnd may have, by its annotation.
+# The types that their fields may have, by annotation.
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -586,7 +600,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
+def typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
     """A dataclass from JSON; ValueError where a field is missing or of another type. Unknown keys are a later version's."""
     made: dict[str, Any] = {}
     for field in fields(kind):
