@@ -611,6 +611,8 @@ def typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
         value: Any = values[field.name]
         if not isinstance(value, _TYPES[str(field.type)]) or isinstance(value, bool):
             raise ValueError(f"{field.name} is {value!r:.80}")
+        if isinstance(value, (int, float)) and not abs(value) < 1 << 64:  # NaN too
+            raise ValueError(f"{field.name} is {value!r:.80}")
         inner = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
         if not all(isinstance(item, str) for item in inner):
             raise ValueError(f"{field.name} is {value!r:.80}")
