@@ -13,7 +13,17 @@ from resmon.gaps import Gap, Gaps, role
 @pytest.mark.parametrize(
     "name",
     [
-        *("val_loss", "validation_loss", "valid_loss", "eval_loss", "dev_loss", "evaluation_loss", "val/loss", "loss/val", "eval.loss"),
+        *(
+            "val_loss",
+            "validation_loss",
+            "valid_loss",
+            "eval_loss",
+            "dev_loss",
+            "evaluation_loss",
+            "val/loss",
+            "loss/val",
+            "eval.loss",
+        ),
         *("loss_val", "Loss/Validation", "VAL_LOSS", "val loss", "val:loss", "val-loss", "val__loss", "loss.eval"),
     ],
 )
@@ -26,7 +36,9 @@ def test_names_of_training(name: str) -> None:
     assert role(name) == ("loss", False)
 
 
-@pytest.mark.parametrize("name", ["val", "value_loss", "interval_loss", "evaluated", "trained_tokens", "best_val_loss", "", "_", "val_", "_val"])
+@pytest.mark.parametrize(
+    "name", ["val", "value_loss", "interval_loss", "evaluated", "trained_tokens", "best_val_loss", "", "_", "val_", "_val"]
+)
 def test_names_that_are_of_neither(name: str) -> None:
     assert role(name) == (name, False)
 

@@ -27,7 +27,18 @@ def test_what_a_text_means(text: str, target: Target, printed: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "accuracy", "accuracy > 0.95", "accuracy = 1", "accuracy == 1", "0.95 <= accuracy", ">= 1", "x >= nan", "x >= inf", "x >= 1 2"],
+    [
+        "",
+        "accuracy",
+        "accuracy > 0.95",
+        "accuracy = 1",
+        "accuracy == 1",
+        "0.95 <= accuracy",
+        ">= 1",
+        "x >= nan",
+        "x >= inf",
+        "x >= 1 2",
+    ],
 )
 def test_what_is_no_target_is_named_with_the_way_to_write_one(text: str) -> None:
     with pytest.raises(ConfigurationError, match="NAME >= NUMBER") as error:

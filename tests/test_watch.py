@@ -378,10 +378,8 @@ def test_checkpoints_that_cannot_be_noted_never_reach_the_loop(tmp_path: Path, c
     with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off") as monitor:
         for bad in (3, None, "", [], object(), Odd(), "x" * 100_000, {"model": 1}):
             monitor.checkpoint(bad)  # type: ignore[arg-type]
-        assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
-            "resmon: a checkpoint was ignored: expected str, bytes or os.PathLike object, not int; pass the path or URL that it was "
-            "written to. Further ones will not be told"
-        ]
+        (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]  # once, of eight
+        assert "a checkpoint was ignored" in message and "not int; pass the path or URL" in message
         caplog.clear()
         shutil.rmtree(tmp_path / "r")
         monitor.checkpoint("a.pt")

@@ -34,6 +34,14 @@ print("ready", flush=True)
 time.sleep(60)
 """
 
+PROBE = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.lockf(descriptor, fcntl.LOCK_SH)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
@@ -74,8 +82,7 @@ def test_the_number_that_stands_in_the_flight_is_not_believed(tmp_path: Path) ->
 
 def test_a_reader_that_probes_the_lock_is_no_holder(tmp_path: Path) -> None:
     (tmp_path / layout.LOCK).touch()
-    probe = "import fcntl, os, sys; d = os.open(sys.argv[1], os.O_RDONLY); fcntl.lockf(d, fcntl.LOCK_SH); print('ready', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", probe, str(tmp_path / layout.LOCK)]
+    command = [sys.executable, "-c", PROBE, str(tmp_path / layout.LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"

@@ -56,7 +56,7 @@ def test_nan_is_a_maximum_only_of_nothing_else() -> None:
 
 
 def test_a_clock_that_is_set_back_hides_no_spike() -> None:
-    """What it then calls the future was a moment ago: it stays as long as if it were of now, and not until that time comes again."""
+    """What it then calls the future was a moment ago: it stays as long as if it were of now, not until that time comes again."""
     maxima = Maxima(["x"], 60.0)
     maxima.push(5000.0, ONE, column(9.0))
     maxima.push(1000.0, ONE, column(1.0))

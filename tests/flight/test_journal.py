@@ -50,7 +50,9 @@ def test_a_line_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     assert reader.skips == []
 
 
-@given(st.lists(st.binary(max_size=40) | st.sampled_from([b"null", b"[]", b'{"n": "x"}', b"[" * 2000, b'{"n": ' + b"9" * 30 + b"}"])))
+@given(
+    st.lists(st.binary(max_size=40) | st.sampled_from([b"null", b"[]", b'{"n": "x"}', b"[" * 2000, b'{"n": ' + b"9" * 30 + b"}"]))
+)
 @settings(deadline=None)
 def test_damage_costs_the_damaged_lines_and_is_described(tmp_path_factory: pytest.TempPathFactory, damage: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("journal") / "x.jsonl"
