@@ -146,10 +146,10 @@ class Monitor:
             return
         try:
             self._flight.checkpoint(_location(path), self._session.last_step)
-        except (TypeError, ValueError) as error:
-            self._warn("a checkpoint was ignored", f"{error}; pass the path or URL that it was written to")
         except (OSError, ResmonError) as error:
             self._warn("a checkpoint could not be noted", str(error))
+        except Exception as error:  # noqa: BLE001 - no path, or one whose own code fails
+            self._warn("a checkpoint was ignored", f"{error}; pass the path or URL that it was written to")
 
     def close(self) -> None:
         """The run is finished: take every hook off the model and write the end mark. Closing twice does nothing."""

@@ -369,7 +369,7 @@ def test_checkpoints_are_named_with_the_step_whose_weights_they_hold(tmp_path: P
 def test_checkpoints_that_cannot_be_noted_never_reach_the_loop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Odd:
         def __fspath__(self) -> str:
-            raise ValueError("odd")
+            raise RuntimeError("odd")
 
         def __repr__(self) -> str:
             raise RuntimeError("odder")
