@@ -127,6 +127,24 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("resmon_loss", "gauge", "", ("run",), "The loss as logged, newest step that has one."),
     Metric("resmon_loss_max", "gauge", "", ("run",), "Largest logged loss of the steps of the last 60 seconds."),
     Metric("resmon_score", "gauge", "", ("run", "score"), "Any other scalar as logged, newest step that has one."),
+    Metric(
+        "resmon_score_gap",
+        "gauge",
+        "",
+        ("run", "score"),
+        "Newest validation score minus the mean of the training scores logged since the validation before.",
+    ),
+    Metric("resmon_epoch", "gauge", "", ("run",), "The epoch as logged, newest step that has one."),
+    Metric("resmon_target_reached", "gauge", "", ("run", "target"), "1 once the score has met the target, 0 before."),
+    Metric(
+        "resmon_target_seconds",
+        "gauge",
+        "seconds",
+        ("run", "target"),
+        "Time from the start of the run until the score first met the target; absent before.",
+    ),
+    Metric("resmon_checkpoint_step", "gauge", "", ("run",), "Step whose weights the newest named checkpoint holds."),
+    Metric("resmon_checkpoint_timestamp_seconds", "gauge", "seconds", ("run",), "Unix time of the newest named checkpoint."),
     Metric("resmon_learning_rate", "gauge", "", ("run",), "Learning rate of the first parameter group, last step."),
     Metric("resmon_group_learning_rate", "gauge", "", ("run", "group"), "Learning rate of each parameter group, last step."),
     Metric(
@@ -169,6 +187,19 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("resmon_device_memory_bytes", "gauge", "bytes", ("run", "rank"), "Memory of the models' devices that tensors take."),
     Metric("resmon_device_memory_peak_bytes", "gauge", "bytes", ("run", "rank"), "Most memory that tensors have taken there."),
     Metric("resmon_device_memory_free_bytes", "gauge", "bytes", ("run", "rank"), "Memory that tensors could still take there."),
+    Metric(
+        "resmon_process_cpu_seconds_total",
+        "counter",
+        "seconds",
+        ("run", "rank"),
+        "CPU time of the training process, all threads, user and system; absent once it is gone.",
+    ),
+    Metric("resmon_process_threads", "gauge", "", ("run", "rank"), "Threads of the training process."),
+    Metric("resmon_process_open_fds", "gauge", "", ("run", "rank"), "Open file descriptors of the training process."),
+    Metric("resmon_process_read_bytes_total", "counter", "bytes", ("run", "rank"), "Bytes that the process has read from storage."),
+    Metric(
+        "resmon_process_written_bytes_total", "counter", "bytes", ("run", "rank"), "Bytes that the process has written to storage."
+    ),
     Metric("resmon_monitor_step_seconds", "gauge", "seconds", ("run", "rank"), "Time that resmon itself took of the last step."),
     Metric(
         "resmon_monitor_errors_total",
@@ -185,6 +216,12 @@ CATALOGUE: tuple[Metric, ...] = (
         ("run", "model", "block", "finding", "severity"),
         "1 while the finding is open, then 0.",
     ),
+    # The machine's GPUs, whoever uses them.
+    Metric("resmon_gpu_utilization_ratio", "gauge", "", ("gpu",), "Share of the last sampling period in which the GPU was busy."),
+    Metric("resmon_gpu_memory_used_bytes", "gauge", "bytes", ("gpu",), "Memory of the GPU that is in use, by anybody."),
+    Metric("resmon_gpu_memory_total_bytes", "gauge", "bytes", ("gpu",), "Memory that the GPU has."),
+    Metric("resmon_gpu_temperature_celsius", "gauge", "celsius", ("gpu",), "Temperature of the GPU."),
+    Metric("resmon_gpu_power_watts", "gauge", "watts", ("gpu",), "Power that the GPU draws."),
     # The agent itself.
     Metric("resmon_runs_total", "counter", "", ("outcome",), "Attempts that ended, by outcome."),
     Metric("resmon_runs_active", "gauge", "", (), "Attempts under way."),

@@ -265,6 +265,16 @@ class RunInfo:
     git_commit: str | None = None
     seed: int | None = None
     local_world_size: int | None = None  # how many of the ranks run on this machine, where the launcher says so
+    targets: tuple[str, ...] = ()  # what the run is to reach, as resmon.targets prints it
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that the loop has named; a line of its rank's checkpoints.jsonl."""
+
+    step: int | None  # whose weights it holds: the newest that was over; None before the first was
+    time: float
+    path: str  # as it was given; a relative one is meant from RunInfo.working_directory
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ Everything that is wrong is found at once, also a value that a stronger place ov
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,10 +17,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from resmon.errors import ConfigurationError
 from resmon.origins import Given, Nit, Origin, in_arguments, in_environment, in_file
+from resmon.targets import readable
 
 MIB = 1 << 20
-
-TARGET = re.compile(r"(?P<score>[^<>=]+)(>=|<=)(?P<number>[^<>=]+)")
 
 
 def _separated(value: Any) -> Any:
@@ -86,8 +84,7 @@ class Settings(BaseModel):
     @classmethod
     def _score_and_number(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for target in value:
-            match = TARGET.fullmatch(target)
-            if not match or not match["score"].strip() or not _is_finite(match["number"]):
+            if not readable((target,)):
                 raise ValueError(f"{target!r} must be NAME >= NUMBER or NAME <= NUMBER, such as accuracy >= 0.95")
         return value
 
@@ -144,13 +141,6 @@ def _nits(given: Given) -> Iterator[Nit]:
             # Of "Input should be ..." and its like the subject is the key, which the origin names.
             message = re.sub(r"^(Value error,|Input|String) ", "", each["msg"])
             yield Nit(given.origin, f"{item}{message} (got {_short(each['input'])})")
-
-
-def _is_finite(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _short(value: Any) -> str:

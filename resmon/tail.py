@@ -22,7 +22,7 @@ from resmon.errors import FlightError, FlightVersionError
 from resmon.exporters.ranks import Ranks
 from resmon.flight import findings, layout
 from resmon.flight.reader import Follower
-from resmon.records import OUTCOMES, Columns, Finding, Outcome, RunEnd, StepRecord
+from resmon.records import OUTCOMES, Columns, Finding, Outcome, RunEnd, ScalarRecord, StepRecord
 from resmon.terminal import View, frame
 
 PERIOD = 0.25  # seconds between two frames
@@ -239,7 +239,7 @@ def _summary(folder: Path) -> Summary:
             for item in items:
                 if isinstance(item, StepRecord):
                     newest = item
-                elif not isinstance(item, Columns):
+                elif isinstance(item, ScalarRecord):
                     loss = item.values.get("loss", loss)
         follower.close()
         name = follower.info.run

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from resmon.agent import figures
 from resmon.agent.findings import FindingLog
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.detectors import DETECTORS, Detector
@@ -20,9 +21,12 @@ from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
 from resmon.exporters.view import BlockTable, RankView, RunView
 from resmon.flight import layout
-from resmon.flight.reader import Follower
-from resmon.records import OUTCOMES, Columns, Finding, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.flight.journal import Lines
+from resmon.flight.reader import Follower, typed
+from resmon.gaps import Gaps
+from resmon.records import OUTCOMES, Checkpoint, Columns, Finding, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.statistics import STATISTICS, Column
+from resmon.targets import Reached, first_reached
 
 log = logging.getLogger("resmon.agent")
 
@@ -54,6 +58,21 @@ class Rank:
         self.end: RunEnd | None = None
         self.readable = True
         self.detectors: list[Detector] = [make() for make in DETECTORS]
+        self.gaps = Gaps()
+        self.checkpoint: Checkpoint | None = None  # the newest
+        self.reached: list[Reached] = []
+        self._checkpoints = Lines(follower.folder / layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint")
+        self._targets = Lines(follower.folder / layout.REACHED, partial(typed, Reached), "a target that was met")
+
+    @property
+    def skipped(self) -> int:
+        """Damaged rows and lines that were skipped."""
+        return self.follower.skipped + len(self._checkpoints.skips) + len(self._targets.skips)
+
+    def read_lines(self) -> None:
+        """Take in what stands beside the rows."""
+        self.checkpoint = [self.checkpoint, *self._checkpoints.poll()][-1]
+        self.reached += self._targets.poll()
 
 
 class Attempt:
@@ -95,8 +114,8 @@ class Attempt:
 
     @property
     def skipped(self) -> int:
-        """Damaged rows that were skipped."""
-        return sum(rank.follower.skipped for rank in self.ranks.values())
+        """Damaged rows and lines that were skipped."""
+        return sum(rank.skipped for rank in self.ranks.values())
 
     def add(self, rank: Rank) -> None:
         self.ranks[rank.info.rank] = rank
@@ -125,6 +144,7 @@ class Attempt:
         # Asked before reading: what a process wrote until it died is on file by then, its end mark too.
         ended = rank.follower.end is not None or not rank.follower.alive()
         items: Sequence[object] = ()
+        rank.read_lines()
         if rank.readable:
             try:
                 items = rank.follower.poll(max(4, min(1000, AT_ONCE // (len(rank.columns.sites) or 100))))
@@ -133,6 +153,8 @@ class Attempt:
                 self._fault(str(rank.follower.folder), f"{rank.follower.folder} cannot be followed any further: {error}")
         for item in items:
             if isinstance(item, StepRecord):
+                if rank.newest is not None and item.step > rank.newest[1].step + 1:
+                    rank.gaps.interrupt()
                 rank.newest = (rank.columns, item)
                 self._waiting.setdefault(item.step, {})[number] = rank.newest
                 if len(self.ranks) == 1:
@@ -188,14 +210,13 @@ class Attempt:
             step, rank, _ = self._scores.get(name, (-1, number, 0.0))
             if record.step > step or (record.step == step and number <= rank):
                 self._scores[name] = (record.step, number, value)
+            self.ranks[number].gaps.add(record.step, name, value)
         loss = record.values.get("loss")
         if loss is not None:  # seconds of the records' own time, for the reasons that exporters/maxima.py gives
             second = float(np.floor(record.time))
-            while self._losses and self._losses[-1][0] > second:
-                self._losses.pop()
             while self._losses and self._losses[0][0] <= second - MAXIMUM_WINDOW:
                 self._losses.popleft()
-            if self._losses and self._losses[-1][0] == second:
+            while self._losses and self._losses[-1][0] >= second:  # later ones: the clock was set back
                 loss = float(np.fmax(loss, self._losses.pop()[1]))
             self._losses.append((second, loss))
 
@@ -240,7 +261,12 @@ class Attempt:
             info=self.info,
             outcome=self.outcome,
             ranks=tuple(
-                RankView(number, rank.newest[1], rank.newest[0].groups) if rank.newest else RankView(number, None)
+                RankView(
+                    number,
+                    rank.newest[1] if rank.newest else None,
+                    rank.newest[0].groups if rank.newest else (),
+                    figures.process(rank.follower.folder) if rank.end is None else None,
+                )
                 for number, rank in ranks
             ),
             blocks=table,
@@ -253,6 +279,14 @@ class Attempt:
             scores={name: value for name, (_, _, value) in self._scores.items()},
             loss_max=float(np.fmax.reduce([loss for _, loss in self._losses])) if self._losses else None,
             findings=self._findings.newest(),
+            # The lowest rank that logs both sides speaks for the run.
+            gaps={score: gap.gap for _, rank in reversed(ranks) for score, gap in rank.gaps.newest.items()},
+            reached=first_reached(reached for _, rank in ranks for reached in rank.reached),
+            checkpoint=max(
+                (rank.checkpoint for _, rank in ranks if rank.checkpoint is not None),
+                key=lambda checkpoint: -1 if checkpoint.step is None else checkpoint.step,
+                default=None,
+            ),
         )
 
     def _blocks(self, newest: Sequence[tuple[Columns, StepRecord]]) -> tuple[BlockTable | None, Sites]:

@@ -19,7 +19,7 @@ from resmon.agent.tally import Tally
 from resmon.errors import FlightError
 from resmon.exporters.budget import MAX_SERIES
 from resmon.exporters.prometheus import writable
-from resmon.exporters.view import AgentView
+from resmon.exporters.view import AgentView, GpuView
 from resmon.flight import layout
 from resmon.flight.reader import Follower
 
@@ -103,7 +103,7 @@ class Roster:
             self._said.add(about)
             log.warning("%s", message)
 
-    def view(self, collect_seconds: float) -> AgentView:
+    def view(self, collect_seconds: float, gpus: tuple[GpuView, ...] = ()) -> AgentView:
         """This moment."""
         attempts = [followed.attempt for followed in self._followed.values()]
         return AgentView(
@@ -114,6 +114,7 @@ class Roster:
             skipped_rows=self._tally.skipped_rows + sum(attempt.skipped for attempt in attempts),
             errors=self._tally.errors,
             collect_seconds=collect_seconds,
+            gpus=gpus,
         )
 
     def _welcome(self) -> None:

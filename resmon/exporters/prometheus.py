@@ -41,6 +41,11 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 PREFIX = "resmon_block_"
 
+# Scores that have a metric of their own.
+OWN_METRICS = ("loss", "epoch")
+
+GPU_VALUES = ("utilization_ratio", "memory_used_bytes", "memory_total_bytes", "temperature_celsius", "power_watts")
+
 _EXPORTED_EDGES = np.array(EXPORTED_MAGNITUDE_EXPONENTS) - MAGNITUDE_LOW  # columns of magnitude_buckets
 _EXPORTED_LE = [repr(float(MAGNITUDE_EDGES[i])) for i in _EXPORTED_EDGES] + ["+Inf"]
 _RATE = GROUP_VALUES.index("learning_rate")
@@ -271,7 +276,7 @@ def _per_model(blocks: Callable[[RunView], Mapping[str, int]]) -> Callable[[Agen
 
 
 def _scores(view: AgentView) -> Iterator[Sample]:
-    return (((run.run, name), value) for run in view.runs for name, value in run.scores.items() if name != "loss")
+    return (((run.run, name), value) for run in view.runs for name, value in run.scores.items() if name not in OWN_METRICS)
 
 
 def _same_everywhere(name: str) -> Callable[[RunView], float | None]:
@@ -361,6 +366,35 @@ def _group_norms(view: AgentView) -> Iterator[Sample]:
     return (((run.run, name), norm) for run in view.runs for name, norm in run.group_gradient_norms.items())
 
 
+def _gaps(view: AgentView) -> Iterator[Sample]:
+    return (((run.run, score), gap) for run in view.runs for score, gap in run.gaps.items())
+
+
+def _targets_reached(view: AgentView) -> Iterator[Sample]:
+    return (((run.run, target), float(target in run.reached)) for run in view.runs for target in run.info.targets)
+
+
+def _target_seconds(view: AgentView) -> Iterator[Sample]:
+    return (
+        ((run.run, target), run.reached[target].seconds)
+        for run in view.runs
+        for target in run.info.targets
+        if target in run.reached
+    )
+
+
+def _of_process(name: str) -> Callable[[RunView, int], float | None]:
+    def value(run: RunView, i: int) -> float | None:
+        process = run.ranks[i].process
+        return None if process is None else getattr(process, name)
+
+    return value
+
+
+def _of_gpu(name: str) -> Callable[[AgentView], Iterator[Sample]]:
+    return lambda view: (((gpu.gpu,), value) for gpu in view.gpus if (value := getattr(gpu, name)) is not None)
+
+
 def _agent(value: Callable[[AgentView], float]) -> Callable[[AgentView], Iterator[Sample]]:
     return lambda view: iter([((), value(view))])
 
@@ -374,6 +408,12 @@ _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_loss": _per_run(lambda run: run.scores.get("loss")),
     "resmon_loss_max": _per_run(lambda run: run.loss_max),
     "resmon_score": _scores,
+    "resmon_score_gap": _gaps,
+    "resmon_epoch": _per_run(lambda run: run.scores.get("epoch")),
+    "resmon_target_reached": _targets_reached,
+    "resmon_target_seconds": _target_seconds,
+    "resmon_checkpoint_step": _per_run(lambda run: None if run.checkpoint is None else run.checkpoint.step),
+    "resmon_checkpoint_timestamp_seconds": _per_run(lambda run: None if run.checkpoint is None else run.checkpoint.time),
     "resmon_learning_rate": _per_run(_same_everywhere("learning_rate")),
     "resmon_group_learning_rate": _group_rates,
     "resmon_group_gradient_norm": _group_norms,
@@ -393,6 +433,12 @@ _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_monitor_step_seconds": _per_rank(_of_run("monitor_seconds")),
     "resmon_monitor_errors_total": _per_rank(_counter("errors_total")),
     "resmon_last_step_timestamp_seconds": _per_rank(_of_record("time")),
+    "resmon_process_cpu_seconds_total": _per_rank(_of_process("cpu_seconds")),
+    "resmon_process_threads": _per_rank(_of_process("threads")),
+    "resmon_process_open_fds": _per_rank(_of_process("open_fds")),
+    "resmon_process_read_bytes_total": _per_rank(_of_process("read_bytes")),
+    "resmon_process_written_bytes_total": _per_rank(_of_process("written_bytes")),
+    **{f"resmon_gpu_{name}": _of_gpu(name) for name in GPU_VALUES},
     "resmon_finding_active": _findings,
     "resmon_runs_total": lambda view: (((outcome,), view.runs_total.get(outcome, 0)) for outcome in OUTCOMES),
     "resmon_runs_active": _agent(lambda view: view.runs_active),

@@ -6,10 +6,11 @@ The agent makes a view, exporters render it; neither knows more of the other tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from resmon.records import Finding, Floats, Ints, Outcome, ResidualSite, RunInfo, StepRecord
+from resmon.records import Checkpoint, Finding, Floats, Ints, Outcome, ResidualSite, RunInfo, StepRecord
 from resmon.statistics import Column
+from resmon.targets import Reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,29 @@ class BlockTable:
     magnitude_sum: Floats  # cumulative [R]
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessView:
+    """What the operating system says of a training process; None is what may not be looked at."""
+
+    cpu_seconds: float | None  # cumulative, of all its threads
+    threads: float | None
+    open_fds: float | None
+    read_bytes: float | None  # cumulative, from and to storage
+    written_bytes: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuView:
+    """What the driver says of a GPU of this machine; None is what it does not tell."""
+
+    gpu: str
+    utilization_ratio: float | None
+    memory_used_bytes: float | None
+    memory_total_bytes: float | None
+    temperature_celsius: float | None
+    power_watts: float | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RankView:
     """One rank's newest record; None before its first step."""
@@ -42,6 +66,7 @@ class RankView:
     rank: int
     record: StepRecord | None
     groups: tuple[str, ...] = ()  # the names of the record's parameter groups
+    process: ProcessView | None = None  # None where it is gone or cannot be seen
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +87,9 @@ class RunView:
     scores: Mapping[str, float]  # as logged, newest of each name
     loss_max: float | None
     findings: tuple[tuple[Finding, bool], ...]  # with whether it is open
+    gaps: Mapping[str, float] = field(default_factory=dict)  # validation minus training, newest of each score
+    reached: Mapping[str, Reached] = field(default_factory=dict)  # by target; info.targets has all
+    checkpoint: Checkpoint | None = None  # the newest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,3 +103,4 @@ class AgentView:
     skipped_rows: int
     errors: int
     collect_seconds: float  # of the scrape before this one
+    gpus: tuple[GpuView, ...] = ()

@@ -9,6 +9,8 @@ A run is a folder; everything in it is appended or written once, nothing is over
         rank-00000/
           info.json                        records.RunInfo and `format`, the format version; written whole before the first row
           alive.lock                       held (fcntl.lockf) by the training process while it lives
+          checkpoints.jsonl                one line for each Monitor.checkpoint (records.Checkpoint)
+          reached.jsonl                    one line for each target that a score has met (targets.Reached)
           steps-000000000000.arrow         full rows, one per step; named by the first step that the segment holds
           scalars-000000000000.arrow       what was logged: step, time, name, value; rotates and goes together with steps-
           bins-0-000000000000.arrow        thinned rows: bins of 64 steps; bins-1: of 512, bins-2: of 4096, ... bins-5

@@ -7,10 +7,11 @@ in which null (not there) and NaN (there, and no number) are two things.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,10 @@ import pyarrow as pa
 from resmon.errors import FlightError, FlightVersionError
 from resmon.flight import findings, layout
 from resmon.flight.bins import LEVELS
-from resmon.flight.reader import Segments, Skip, read_end, read_info
-from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records, RowFormat, present, row_format, texts
+from resmon.flight.journal import Lines
+from resmon.flight.reader import Segments, Skip, read_end, read_info, typed
+from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records, RowFormat, nanoseconds, present, row_format, texts
+from resmon.gaps import Gap, Gaps
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
@@ -32,6 +35,7 @@ from resmon.records import (
     PHASES,
     RUN_VALUES,
     Bools,
+    Checkpoint,
     Finding,
     Floats,
     Ints,
@@ -43,6 +47,7 @@ from resmon.records import (
     coverage,
 )
 from resmon.statistics import merge, statistics
+from resmon.targets import Reached, Target, first_reached, readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +58,7 @@ MAGNITUDE_NAMES = (*(f"2^{e}" for e in range(MAGNITUDE_LOW, MAGNITUDE_HIGH + 1))
 ROWS = 4096  # that are held in full at once
 
 Array = npt.NDArray[Any]
+Line = TypeVar("Line")
 
 
 def load(path: str | Path, attempt: int | None = None) -> Flight:
@@ -388,6 +394,54 @@ class Flight:
             }
         )
 
+    def gaps(self) -> pd.DataFrame:
+        """One row per validation of a score that is trained on too, of the steps that are left in full; resmon.gaps defines it."""
+        found: dict[str, list[Gap]] = {}
+        for rank in reversed(self._ranks):  # the lowest rank that logs both sides speaks for the run
+            found |= rank.gaps()
+        rows = sorted((gap for gaps in found.values() for gap in gaps), key=lambda gap: gap.step)
+        return _frame(
+            {
+                "step": pa.array([gap.step for gap in rows], pa.int64()),
+                "score": pa.array([gap.score for gap in rows], pa.string()),
+                "training": pa.array([gap.training for gap in rows], pa.float64()),
+                "validation": pa.array([gap.validation for gap in rows], pa.float64()),
+                "gap": pa.array([gap.gap for gap in rows], pa.float64()),
+            }
+        )
+
+    def targets(self) -> pd.DataFrame:
+        """One row per target of the run: whether, when and in how many seconds and steps of this attempt its score first met it."""
+        targets: dict[Target, None] = {}
+        for rank in self._ranks:
+            targets |= dict.fromkeys(readable(rank.info.targets if rank.info else ()))
+        first = first_reached(reached for rank in self._ranks for reached in rank.reached)
+        met: list[Reached | None] = [first.get(str(target)) for target in targets]
+        return _frame(
+            {
+                "target": _texts(map(str, targets)),
+                "score": _texts(target.score for target in targets),
+                "reached": pa.array([moment is not None for moment in met], pa.bool_()),
+                "step": pa.array([moment and moment.step for moment in met], pa.int64()),
+                "time": _times([None if moment is None else moment.time for moment in met]),
+                "seconds": pa.array([moment and moment.seconds for moment in met], pa.float64()),
+                "steps": pa.array([moment and moment.steps for moment in met], pa.int64()),
+            }
+        )
+
+    def checkpoints(self) -> pd.DataFrame:
+        """One row per checkpoint that the loop has named; the step is absent where it was before the first was over."""
+        rows = [(rank.number, checkpoint) for rank in self._ranks for checkpoint in rank.checkpoints]
+        rows.sort(key=lambda row: -1 if row[1].step is None else row[1].step)
+        return _frame(
+            {
+                "step": pa.array([checkpoint.step for _, checkpoint in rows], pa.int64()),
+                "time": _times([checkpoint.time for _, checkpoint in rows]),
+                "path": _texts(checkpoint.path for _, checkpoint in rows),
+                "rank": pa.array([rank for rank, _ in rows], pa.int64()),
+            }
+        )
+
     def histograms(self, first: int | None = None, last: int | None = None) -> pd.DataFrame:
         """Per step and block the sampled |y| of that step, one column per bucket, for steps from `first` to `last` (both included).
 
@@ -538,6 +592,30 @@ class _Rank:
             for _ in self.rows(f"scalarbins-{level}", "scalarbins", skipped):
                 pass  # read for what is to be said of damage; `Flight.bins` reads them again
         self.finest = [first[keep] for (first, _), keep in zip(places, _finest(places), strict=True)]
+
+        self.checkpoints = self._lines(layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint", skipped)
+        self.reached = self._lines(layout.REACHED, partial(typed, Reached), "a target that was met", skipped)
+
+    def _lines(self, name: str, make: Callable[[Any], Line], what: str, skipped: list[Skip]) -> list[Line]:
+        lines = Lines(self.folder / name, make, what)
+        found = lines.poll(ended=not self.alive)
+        skipped += lines.skips
+        return found
+
+    def gaps(self) -> dict[str, list[Gap]]:
+        """By score, in order."""
+        recorded = _concatenate([span.step for span in self.spans], np.int64)
+        lost = recorded[1:][np.diff(recorded) > 1].tolist()[::-1]  # behind these holes it goes on; the next one last
+        logged = [row for chunk in self.scalars for row in zip(chunk.step.tolist(), chunk.names, chunk.value.tolist(), strict=True)]
+        gaps = Gaps()
+        found: dict[str, list[Gap]] = {}
+        for step, name, value in sorted(logged, key=lambda row: row[0]):
+            while lost and lost[-1] <= step:
+                lost.pop()
+                gaps.interrupt()
+            if gap := gaps.add(step, name, value):
+                found.setdefault(gap.score, []).append(gap)
+        return found
 
     @property
     def outcome(self) -> Outcome:
@@ -690,6 +768,16 @@ def _array(values: Array, there: Bools) -> pa.Array:
 
 def _labels(codes: Ints, names: Sequence[str]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names, pa.string())).cast(pa.string())
+
+
+def _texts(values: Iterable[str]) -> pa.Array:
+    """Texts from files of JSON, which can hold what no UTF-8 can."""
+    return pa.array([value.encode("utf-8", "replace").decode() for value in values], pa.string())
+
+
+def _times(values: Iterable[float | None]) -> pa.Array:
+    numbers = [None if value is None else nanoseconds(value) for value in values]
+    return pa.array(numbers, pa.int64()).cast(pa.timestamp("ns", "UTC"))
 
 
 def _frame(columns: dict[str, pa.Array]) -> pd.DataFrame:

@@ -41,6 +41,7 @@ from resmon.records import (
     MAGNITUDE_COLUMNS,
     OUTCOMES,
     RUN_VALUES,
+    Checkpoint,
     Columns,
     ResidualSite,
     RunEnd,
@@ -48,6 +49,7 @@ from resmon.records import (
     ScalarRecord,
     StepRecord,
 )
+from resmon.targets import Reached
 
 CHUNK = 16 << 20  # bytes that are read at once
 LARGEST_SCHEMA = 64 << 20
@@ -560,7 +562,7 @@ def read_info(rank_folder: Path) -> RunInfo:
     if version > FORMAT:
         raise newer(path, version)
     try:
-        return _typed(RunInfo, values)
+        return typed(RunInfo, values)
     except ValueError as error:
         raise FlightError(f"{path} is damaged: {error}. Its rows may still be readable: load the attempt's folder.") from error
 
@@ -569,7 +571,7 @@ def read_end(rank_folder: Path) -> RunEnd | None:
     """The rank's end mark; None where there is none that can be read."""
     values = _json_object(rank_folder / layout.END)
     try:
-        end = _typed(RunEnd, values or {})
+        end = typed(RunEnd, values or {})
     except ValueError:
         return None
     return end if end.outcome in OUTCOMES else None
@@ -583,9 +585,9 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-Typed = TypeVar("Typed", RunInfo, RunEnd)
+Typed = TypeVar("Typed", RunInfo, RunEnd, Checkpoint, Reached)
 
-# The types that a field of RunInfo and RunEnd may have, by its annotation.
+# The types that their fields may have, by annotation.
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -598,7 +600,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
+def typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
     """A dataclass from JSON; ValueError where a field is missing or of another type. Unknown keys are a later version's."""
     made: dict[str, Any] = {}
     for field in fields(kind):
@@ -608,6 +610,8 @@ def _typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
             continue
         value: Any = values[field.name]
         if not isinstance(value, _TYPES[str(field.type)]) or isinstance(value, bool):
+            raise ValueError(f"{field.name} is {value!r:.80}")
+        if isinstance(value, (int, float)) and not abs(value) < 1 << 64:  # NaN too
             raise ValueError(f"{field.name} is {value!r:.80}")
         inner = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
         if not all(isinstance(item, str) for item in inner):

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import Ranks
-from resmon.exporters.view import AgentView, BlockTable, RankView, RunView
-from resmon.records import Columns, Finding, ResidualSite, RunInfo, StepRecord
+from resmon.exporters.view import AgentView, BlockTable, GpuView, ProcessView, RankView, RunView
+from resmon.records import Checkpoint, Columns, Finding, ResidualSite, RunInfo, StepRecord
 from resmon.statistics import Column
+from resmon.targets import Reached
 from tests import synthetic
 
+REACHED, MISSED = "accuracy >= 0.5", "accuracy >= 0.9"
 MAXIMA = ("branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 
 GROUPS = ("decay", "rest")
@@ -41,7 +43,7 @@ def run(
         run=info.run,
         info=info,
         outcome=None,
-        ranks=(RankView(0, records[-1], GROUPS[: records[-1].groups.shape[1]]),),
+        ranks=(RankView(0, records[-1], GROUPS[: records[-1].groups.shape[1]], process=ProcessView(12.5, 4, 32, 1024, 2048)),),
         blocks=table(sites, records),
         watched=Counter(site.model for site in sites),
         folded={},
@@ -52,8 +54,11 @@ def run(
         scores=scores or {"loss": 1.5},
         loss_max=2.5,
         findings=findings,
+        gaps={"loss": 0.25},
+        reached={REACHED: Reached(REACHED, 5, 6, 1010.0, 9.5, 0.75)},
+        checkpoint=Checkpoint(7, 1011.0, "last.pt"),
     )
 
 
 def agent(*runs: RunView) -> AgentView:
-    return AgentView("0", runs, {"finished": 1}, len(runs), 0, 0, 0.01)
+    return AgentView("0", runs, {"finished": 1}, len(runs), 0, 0, 0.01, (GpuView("0", 0.5, 1e9, 2e9, 60.0, 300.0),))
