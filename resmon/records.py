@@ -84,10 +84,10 @@ RUN_VALUES = (
 GROUP_VALUES = ("learning_rate", "gradient_square")
 
 # Values of a step and site, and what makes one of those of several ranks. `product` is the sum of skip times branch, element by
-# element; `kept_square` is skip_square over the samples that kept their branch, where a random operation may drop it; `peak` is the largest
-# |y|; `fill` is how much of its dtype's range the largest number took, where operands or output have 16 bits; `position_ratio` is
-# the median of branch over skip at sampled positions; `dead` is the share of units that feed the branch's last layer and no more
-# differ from zero.
+# element; `kept_square` is skip_square over the samples that kept their branch, where a random operation may drop it; `peak` is the
+# largest |y|; `fill` is how much of its dtype's range the largest number took, where operands or output have 16 bits;
+# `position_ratio` is the median of branch over skip at sampled positions; `dead` is the share of units that feed the branch's last
+# layer and no more differ from zero. Of these two, which are looked at in some steps only, the newest stands in every row.
 Merge = Literal["sum", "largest", "smallest", "mean"]
 BLOCK_MERGES: Mapping[str, Merge] = {
     "skip_square": "sum",

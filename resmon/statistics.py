@@ -15,8 +15,8 @@ is a mean of ratios. With skip operand s, branch operand f and their sum y at a 
   Turner, "Residual stream norms grow exponentially over the forward pass", 2023).
 - keep_ratio: the share of samples whose branch was kept, where a random operation may drop it.
 - dead_unit_ratio: the share of units that feed the branch's last linear map or convolution and have been exactly zero at all of
-  the last 300 sampled positions: a unit that is active at 1 % of the positions (the usual rule for a dead ReLU) is idle that long in
-  5 % of the cases.
+  the last 300 sampled positions: a unit that is active at 1 % of the positions (the usual rule for a dead ReLU) is idle that long
+  in 5 % of the cases.
 - output_peak: the largest |y|.
 - headroom: how often the largest number among s, f and y could be doubled until its dtype overflows, log2(largest finite number /
   largest magnitude), the least of the three; only of those that have 16 bits. float16 ends at 65,504.
@@ -73,10 +73,11 @@ def merge(values: Floats, present: Bools, begins: Ints) -> tuple[Floats, Bools]:
     return merged, anywhere
 
 
-def statistics(values: Floats, present: Bools, elements: Floats, counts: Ints) -> dict[str, Column]:
-    """The STATISTICS of blocks, [...] each, from their values and elements [len(BLOCK_VALUES), ...], counts [len(BLOCK_COUNTS), ...].
+def statistics(values: Floats, present: Bools, elements: Ints, counts: Ints) -> dict[str, Column]:
+    """The STATISTICS of blocks, [...] each.
 
-    `elements` are those that each value is of: of ranks that lack it, none.
+    `values`, `present` and `elements` are [len(BLOCK_VALUES), ...], `counts` [len(BLOCK_COUNTS), ...]; `elements` are those that
+    each value is of: of ranks that lack it, none.
     """
 
     def of(name: str) -> Column:

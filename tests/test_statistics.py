@@ -29,7 +29,7 @@ def of_record(record: StepRecord) -> dict[str, list[float | None]]:
 
 
 def rows(parts: list[tuple[Floats, Floats, Ints]]) -> tuple[Floats, Floats, Ints]:
-    """Values, elements and counts of one site, as ranks would have them that hold these operands [samples, elements] and kept masks."""
+    """Values, elements and counts of a site on ranks that hold these operands [samples, elements] and masks of what was kept."""
     values = np.zeros((len(parts), len(BLOCK_VALUES), 1))
     counts = np.zeros((len(parts), len(BLOCK_COUNTS), 1), np.int64)
     for i, (skip, branch, kept) in enumerate(parts):

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-# The sum of squares, not finite only where an element is not; the largest magnitude into `peak`, where that is not 0 and holds less.
+# The sum of squares, not finite only where an element is not. The largest magnitude goes to the address `peak`, unless that is 0 or
+# what stands there is larger.
 def square(data: int, dtype: int, elements: int, peak: int, /) -> float: ...
 
 # The same of each parameter's gradient into `squares`, and whether there is one into `present`. Returns the indices of those that
@@ -15,8 +16,8 @@ def gradients(
 # The histogram of every `stride`-th element's magnitude, into `cells`: the sum of the finite ones, then the buckets' counts.
 def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larger: int, cells: int, /) -> None: ...
 
-# Of float32 operands in the same order: the squares of skip, branch and sum and the product into `sums`, the sum's largest magnitude
-# into `peak`, a sample of its magnitudes into `cells`. Returns the sum's square.
+# Of float32 operands in the same order: the squares of skip, branch and sum and the product into `sums`, the sum's largest
+# magnitude into `peak`, a sample of its magnitudes into `cells`. Returns the sum's square.
 def addition(
     skip: int,
     branch: int,

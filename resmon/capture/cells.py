@@ -186,7 +186,7 @@ class Cells:
 
 
 def _folded(numbers: Tensor, samples: Tensor) -> Tensor:
-    """The first columns, up to MEDIAN, of the sites' rows of what a pass has left, 0 where skip, branch and output were not all offered."""
+    """The sites' rows, up to MEDIAN, of what a pass has left, 0 where skip, branch and output were not all offered."""
     elements = numbers[:, _ELEMENTS : _ELEMENTS + 1]
     counts = (elements >= 0) & (elements == numbers[:, _SKIP_ELEMENTS, None]) & (elements == numbers[:, _BRANCH_ELEMENTS, None])
     bits = samples.abs().view(torch.int32)  # in which larger numbers are larger numbers

@@ -72,9 +72,9 @@ def begin_step(in_all: Floats) -> None:
 class Channel:
     """One site's numbers of the step under way.
 
-    `sums_output` says that the output is the plain sum of the operands, so that it need not be read; `drops` that a random operation
-    may drop the branch of whole samples; `axis` which dimension of the operands holds channels. Of a DTensor the part on this
-    rank is read; `operands_unknown` and `gradient_unknown` say why that part tells nothing of the whole, "" where it does.
+    `sums_output` says that the output is the plain sum of the operands, so that it need not be read; `drops` that a random
+    operation may drop the branch of whole samples; `axis` which dimension of the operands holds channels. Of a DTensor the part on
+    this rank is read; `operands_unknown` and `gradient_unknown` say why that part tells nothing of the whole, "" where it does.
     """
 
     __slots__ = (

@@ -39,4 +39,5 @@ def kept_norm(skip: Tensor, kept: Tensor) -> Tensor:
     """Its root, on the skip's device."""
     rows = skip.detach().flatten(1) if skip.dim() > 1 else skip.detach()[:, None]
     norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
-    return torch.linalg.vector_norm(torch.where(kept, norms, 0.0))
+    found: Tensor = torch.linalg.vector_norm(torch.where(kept, norms, 0.0))
+    return found

@@ -37,7 +37,7 @@ class Memory:
 
 
 def main_memory() -> Figures:
-    """In use and at peak are resident pages. Free is what the system has available, or less where a control group's limit is nearer."""
+    """In use and at peak are resident pages; free is what the system has available, less near a control group's limit."""
     status = _table(_STATUS)
     available = _table(_MEMINFO).get("MemAvailable")
     free = [each for each in (available, *_left_in_groups()) if each is not None]

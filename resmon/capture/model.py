@@ -327,7 +327,7 @@ class ModelWatch:
         order = [channel.site.name for channel in self.channels]
         position = 0
         modules = {compiler.plain(path): module for path, module in self.model.named_modules()}
-        calls = {compiler.plain(path): count for path, count in trace.calls.items()}
+        ran = {compiler.plain(path): count for path, count in trace.calls.items()}
         for site, (sighting, stand_in, tap) in zip(sites, stand_ins, strict=True):
             if not is_watched(site, self._include, self._exclude):
                 self.left_out += 1
@@ -346,7 +346,7 @@ class ModelWatch:
             channel.axis = channel_axis(
                 site.shape, [tuple(p.shape) for m in branch for p in m._parameters.values() if p is not None]
             )
-            self._layers[site.name] = last_layer([modules[path] for path in site.branch if calls.get(path) == 1], channel)
+            self._layers[site.name] = last_layer([modules[path] for path in site.branch if ran.get(path) == 1], channel)
             planned = plan(sighting, channel)
             # Where a graph serves several layers, only a mode that is entered outside of it can tell them apart.
             if any(compiler.serves_several(self.model, place.path, trace.calls) for place in planned.places or ()):

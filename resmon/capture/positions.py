@@ -32,7 +32,7 @@ class Sampling:
 
 
 def channel_axis(shape: Sequence[int], parameters: Sequence[Sequence[int]]) -> int:
-    """Which dimension of an add's operands, of this shape, holds channels, by the shapes of the branch's parameters in order of use.
+    """Which dimension of an add's operands holds channels, by their shape and those of the branch's parameters in order of use.
 
     It is one that is as large as what the last parameter puts out. Where several are, a tensor with two or more dimensions besides
     batch and channels is taken to have its channels first, as images have.
@@ -46,7 +46,7 @@ def channel_axis(shape: Sequence[int], parameters: Sequence[Sequence[int]]) -> i
 
 
 def median_ratio(skip: Tensor, branch: Tensor, axis: int, factors: tuple[float, float]) -> Tensor:
-    """The median over sampled positions of |branch| / |skip|, [] in float64; of two in the middle the lower. NaN where there is none."""
+    """The median over sampled positions of |branch| / |skip|, [] in float64: of two in the middle the lower, NaN of none."""
     first, second = (
         torch.linalg.vector_norm(_rows(tensor, axis).double(), dim=-1) * abs(factor)
         for tensor, factor in zip((skip, branch), factors, strict=True)

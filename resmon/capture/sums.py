@@ -30,7 +30,9 @@ CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3
 def square_sum(tensor: Tensor, peak: int = 0) -> float:
     """The sum of squares of all elements, in float64; NaN or infinite where an element is.
 
-    `peak` may be the address of a float64, which becomes the largest magnitude where it is smaller; what is NaN has none. Raises UnobservableError for a tensor that is not in main memory.
+    `peak` may be the address of a float64, which becomes the largest magnitude where it is smaller; what is NaN has none.
+
+    Raises UnobservableError for a tensor that is not in main memory.
     """
     if not tensor.is_cpu:
         raise UnobservableError(
