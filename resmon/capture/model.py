@@ -294,6 +294,7 @@ class ModelWatch:
             return None
         started = perf_counter()
         channel = Channel(_UNKNOWN, self._sampling, self._accelerators, sums_output=residual.kind != "marked")
+        channel.drops = any(node.drops for node in residual.branch)
         skip, branch = (channel.offer_skip, channel.offer_branch)
         first, second = (skip, branch) if residual.skip_is_first else (branch, skip)
         try:
@@ -341,7 +342,7 @@ class ModelWatch:
                 order.insert(position, site.name)
                 position += 1
             tap.belongs_to(channel)
-            channel.drops |= sighting.drops
+            channel.drops |= stand_in.drops
             branch = [modules[path] for path in site.branch if path in modules]
             channel.axis = channel_axis(
                 site.shape, [tuple(p.shape) for m in branch for p in m._parameters.values() if p is not None]

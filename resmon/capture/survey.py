@@ -31,7 +31,6 @@ class Sighting:
     parameters: tuple[str, ...]
     branch_modules: tuple[str, ...]
     skip_modules: tuple[str, ...]
-    drops: bool  # a random operation on the branch may drop it for whole samples
 
     @property
     def call(self) -> tuple[str, int]:
@@ -78,7 +77,6 @@ class Survey:
                 (*branch_parameters, *(p for p in skip_parameters if p not in branch_parameters)),
                 _owners(branch_parameters),
                 _owners(skip_parameters),
-                any(node.drops for node in residual.branch),
             )
             self.sightings.append(sighting)
             if told is not None:

@@ -1,0 +1,109 @@
+"""Stochastic depth: who kept the branch, and the ratio of those that did."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resmon.capture import fetch
+from resmon.capture.keeping import kept_here, kept_norm, kept_square
+from resmon.records import BLOCK_COUNTS, BLOCK_VALUES
+from tests.capture import loops
+
+SAMPLES, KEPT = BLOCK_COUNTS.index("samples"), BLOCK_COUNTS.index("kept")
+SKIP, BRANCH, KEPT_SQUARE = map(BLOCK_VALUES.index, ("skip_square", "branch_square", "kept_square"))
+
+
+class RowDrop(nn.Module):
+    """As in the libraries: a number for each sample, drawn, compared or rounded, scaled by what keeps the expectation."""
+
+    def __init__(self, how: str, keep: float = 0.5) -> None:
+        super().__init__()
+        self.how, self.keep = how, keep
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.masks: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.conv(x)
+        shape = (1,) if self.how == "batch" else (len(x), 1, 1, 1)
+        match self.how:
+            case "floor":
+                mask = (self.keep + torch.rand(shape)).floor_()
+            case "compare":
+                mask = (torch.rand(shape) < self.keep).to(branch.dtype)
+            case "elementwise":
+                mask = torch.ones(shape)
+                branch = nn.functional.dropout(branch, 1 - self.keep)
+            case _:
+                mask = branch.new_empty(shape).bernoulli_(self.keep)
+        self.masks.append(mask.flatten())
+        return x + branch * mask / self.keep
+
+
+@pytest.mark.parametrize("how", ["floor", "compare", "bernoulli", "batch"])
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_keep_ratio_and_the_ratio_of_kept_samples(how: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if where == "elsewhere":
+        monkeypatch.setattr(fetch, "is_here", lambda tensor: False)
+    torch.manual_seed(0)
+    block = RowDrop(how)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), block)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    session, sink = loops.watch(model, optimizer)
+    for samples in (9, 16, 1, 16, 5):
+        x = torch.randn(samples, 3, 6, 6) * torch.arange(1, samples + 1).reshape(-1, 1, 1, 1)
+        model(x).sum().backward()
+        optimizer.step()
+        record, mask = sink.newest, block.masks[-1].bool().expand(samples)
+        skip = model[0](x).detach().double()
+        assert (record.counts[SAMPLES, 0], record.counts[KEPT, 0]) == (samples, int(mask.sum()))
+        assert record.blocks_present[KEPT_SQUARE, 0]
+        assert record.blocks[KEPT_SQUARE, 0] == pytest.approx(float(skip[mask].square().sum()), rel=1e-5, abs=1e-12)
+    session.detach()
+
+
+def test_elementwise_dropout_drops_no_samples() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), RowDrop("elementwise"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    _, sink = loops.watch(model, optimizer)
+    for _ in range(2):
+        model(torch.randn(4, 3, 6, 6)).sum().backward()
+        optimizer.step()
+    assert sink.newest.counts[SAMPLES, 0] == 0 and not sink.newest.blocks_present[KEPT_SQUARE, 0]
+
+
+def test_the_ratio_of_all_samples_is_inflated_by_the_root_of_the_keep_ratio() -> None:
+    """Over all samples it is 1/sqrt(keep) of the branch's own, over those that kept it 1/keep, as the branch comes to the add."""
+    torch.manual_seed(0)
+    block = RowDrop("bernoulli", keep=0.25)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), block)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    _, sink = loops.watch(model, optimizer)
+    for _ in range(2):
+        x = torch.randn(4000, 3, 4, 4)
+        model(x).sum().backward()
+        optimizer.step()
+    values = sink.newest.blocks[:, 0]
+    inner = model[0](x)
+    own = float(block.conv(inner).norm() / inner.norm())
+    assert math.sqrt(values[BRANCH] / values[SKIP]) == pytest.approx(own / math.sqrt(0.25), rel=0.05)
+    assert math.sqrt(values[BRANCH] / values[KEPT_SQUARE]) == pytest.approx(own / 0.25, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 5), (6, 40, 7), (6, 3, 8, 8)])
+@pytest.mark.parametrize("pattern", ["111111", "000000", "101001", "000001"])
+def test_who_kept_the_branch_and_how_large_their_skip_is(shape: tuple[int, ...], pattern: str) -> None:
+    torch.manual_seed(0)
+    mask = torch.tensor([sign == "1" for sign in pattern])
+    skip, branch = torch.randn(shape), torch.zeros(shape)
+    branch[mask] = torch.randn(shape)[mask]
+    late = torch.zeros(shape)
+    late.reshape(6, -1)[mask, -1] = 1e-30  # not zero in one element only, the last
+    for each in (branch, late, branch.transpose(0, -1).contiguous().transpose(0, -1)):
+        assert kept_here(each).tolist() == mask.tolist()
+    expected = float(skip[mask].double().square().sum())
+    assert kept_square(skip, mask, float(skip.double().square().sum())) == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert float(kept_norm(skip, mask)) ** 2 == pytest.approx(expected, rel=1e-6, abs=1e-12)
