@@ -249,6 +249,7 @@ class Attempt:
             scores=len(self._scores),
             groups=len({group for rank in self.ranks.values() for group in rank.columns.groups}),
             findings=self._findings.series,
+            targets=len(info.targets),
         )
 
     def view(self, label: str) -> RunView:

@@ -57,9 +57,17 @@ def _series(metric: Metric) -> int:
 BLOCK_SERIES = sum(_series(metric) for metric in CATALOGUE if metric.labels == BLOCK)
 
 
-def own_series(models: int, ranks: int, scores: int, groups: int, findings: int) -> int:
+def own_series(models: int, ranks: int, scores: int, groups: int, findings: int, targets: int = 0) -> int:
     """The most series that a run can have besides its blocks'."""
-    values = {"run": 1, "model": models, "rank": ranks, "score": scores, "group": groups, "phase": len(PHASES) + 1}
+    values = {
+        "run": 1,
+        "model": models,
+        "rank": ranks,
+        "score": scores,
+        "group": groups,
+        "phase": len(PHASES) + 1,
+        "target": targets,
+    }
     total = 0
     for metric in CATALOGUE:
         if "run" not in metric.labels or metric.labels == BLOCK:
@@ -97,10 +105,10 @@ class Budget:
         """The least max_series with which every block has its series."""
         return self._own + BLOCK_SERIES * len(self._sites)
 
-    def claim(self, models: Mapping[str, str], *, ranks: int, scores: int, groups: int, findings: int) -> None:
+    def claim(self, models: Mapping[str, str], *, ranks: int, scores: int, groups: int, findings: int, targets: int = 0) -> None:
         """Note what the run itself exports. The most that it has been stands."""
         self._models = models
-        self._own = max(self._own, own_series(len(models), ranks, scores, groups, findings))
+        self._own = max(self._own, own_series(len(models), ranks, scores, groups, findings, targets))
 
     def step(self, merged: MergedStep, sites: Sites, found: AbstractSet[Block]) -> None:
         """Take in a step of a run with `sites`; `found` are the blocks that open findings name."""
