@@ -37,8 +37,8 @@ A row of steps-*.arrow (S sites and G parameter groups, in the order of the meta
 hash).
 
 The last column of every row is `checksum`, the CRC-32 of every byte of the row's message before it, begun with the bytes
-"<resmon.format>\n<resmon.sites>\n<resmon.groups>" of the segment's metadata. By it a reader tells damage, finds the next whole row behind it, and
-knows under which sites a row was written when the segment's own schema is damaged.
+"<resmon.format>\n<resmon.sites>\n<resmon.groups>" of the segment's metadata. By it a reader tells damage, finds the next whole row
+behind it, and knows under which sites a row was written when the segment's own schema is damaged.
 
 The byte budget thins, it does not forget. Every step is also folded, as it comes, into bins of 64 steps, those into bins of 512,
 and so on by eights: `first_step`, `last_step`, `steps`, `first_time`, `last_time`; `<value>_min`, `_max`, `_sum` and `_count` of
