@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from resmon.capture import fetch
 from resmon.records import BLOCK_COUNTS, BLOCK_MERGES, BLOCK_VALUES, Floats, Ints, StepRecord
 from resmon.statistics import STATISTICS, merge, statistics
 from tests.capture.loops import Memory
@@ -192,6 +193,55 @@ class Halving(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.linear(x)
+
+
+class Scaled(nn.Module):
+    """A branch as small against the stream as wanted, and turned towards it."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width, bias=False)
+        with torch.no_grad():
+            self.linear.weight.mul_(scale).add_(scale * 0.3 * torch.eye(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(x)
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-3])
+def test_alignment_is_the_cosine_however_it_is_read(
+    where: str, dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read together the product is summed itself; else it is told by three squares, within what rounding leaves of them."""
+    if where == "elsewhere":
+        monkeypatch.setattr(fetch, "is_here", lambda tensor: False)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), Scaled(64, scale)).to(dtype)
+    x = torch.randn(64, 100, 64).to(dtype)
+    found = first_step(model, x, steps=2)["alignment"]
+    block = model[1]
+    assert isinstance(block, Scaled)
+    s, f = x.double().flatten(), block.linear(x).detach().double().flatten()
+    cosine = float(s @ f / (s.norm() * f.norm()))
+    assert 0.2 < cosine < 0.9
+    if dtype is torch.float32:
+        assert found == pytest.approx([cosine], abs=1e-5 if where == "here" else 1e-3)
+    elif scale > 1e-3:  # a bfloat16 has three digits
+        assert found == pytest.approx([cosine], abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_headroom_is_the_doublings_that_are_left(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), PreNorm(16)).to(dtype)
+    x = torch.randn(4, 5, 16).to(dtype)
+    x[0, 0, 0] = 16.0  # the largest of all, in the skip
+    found = first_step(model, x, steps=2)
+    assert found["headroom"] == pytest.approx([math.log2(torch.finfo(dtype).max / 16.0)], abs=0.5)
+    assert found["output_peak"] == pytest.approx([float(model(x).abs().max())], rel=0.02)
+    assert first_step(nn.Sequential(nn.Identity(), PreNorm(16)), x.float(), steps=2)["headroom"] == [None]
 
 
 def test_one_attention_sink_moves_the_ratio_and_not_its_median() -> None:

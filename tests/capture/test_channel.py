@@ -13,18 +13,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resmon.capture import fetch
-from resmon.capture.accelerator import Accelerators
+from resmon.capture.accelerator import ENDS, Accelerators
 from resmon.capture.channel import IN_ALL, Channel, board
 from resmon.capture.columns import (
     ARRIVED,
     BACKWARD_NONFINITE,
     BRANCH,
     ELEMENTS,
+    FILL,
     FORWARD_NONFINITE,
     GRADIENT,
     MAGNITUDES,
     MEDIAN,
     OUTPUT,
+    PEAK,
+    PRODUCT,
     SKIP,
     SUMS,
 )
@@ -125,6 +128,28 @@ def test_squares_of_any_operands(
     if sampled == output.numel():
         assert of.in_all[MAGNITUDES] == pytest.approx(float(output.double().abs().sum()), rel=1e-5)
     assert of.in_all[FORWARD_NONFINITE] == 0
+    if of.in_all[PRODUCT]:  # they were read together; else it is told by the squares
+        s, f = skip.double() * factors[0], branch.double() * factors[1]
+        assert abs(of.in_all[PRODUCT] - float((s * f).sum())) <= 1e-6 * math.sqrt(square(s) * square(f))
+    halves = [tensor for tensor in (skip, branch, output) if tensor.dtype in ENDS]
+    fill = max((float(tensor.abs().max()) / ENDS[tensor.dtype] for tensor in halves), default=0.0)
+    assert of.in_all[FILL] == pytest.approx(fill, rel=1e-6)
+    if fetch.is_here(output) or output.dtype in ENDS:
+        assert of.in_all[PEAK] == pytest.approx(float(output.abs().max()), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("broken", [[], [math.nan], [math.inf, math.nan], [-math.inf]])
+def test_the_largest_magnitude_is_of_what_is_a_number(dtype: torch.dtype, broken: list[float]) -> None:
+    for elements in (1, 33, 5000, 70_001):
+        skip, branch = torch.randn(elements).to(dtype), torch.randn(elements).to(dtype)
+        places = torch.randperm(elements)[: len(broken)]
+        skip[places] = torch.tensor(broken[: len(places)], dtype=dtype)
+        of = channel()
+        output = observe(of, skip, branch, 1, True)
+        numbers = output[~output.isnan()].abs().double()
+        if fetch.is_here(output) and len(numbers):
+            assert of.in_all[PEAK] == float(numbers.max())
 
 
 def test_operands_that_cancel() -> None:
