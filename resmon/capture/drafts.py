@@ -57,6 +57,7 @@ NORMS = (SKIP, BRANCH, OUTPUT, GRADIENT, KEPT_SQUARE)  # columns of squares
 # Products are told by squares, |s + f|^2 - |s|^2 - |f|^2, unless the operands' squares differ by more than this: rounding would
 # show in the difference then.
 RESOLVED = 1e8
+COUNTS = [ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE, SAMPLES, KEPT]
 RATE, SQUARE = map(GROUP_VALUES.index, ("learning_rate", "gradient_square"))
 
 
@@ -166,20 +167,25 @@ class Totals:
         self._channels: Sequence[Channel] = ()
         self._nonfinite: Ints = np.zeros(0, np.int64)
         self._magnitudes: Floats = np.zeros((0, CELLS))
-        self._looks: Floats = np.zeros((0, COLUMNS - MEDIAN))  # the newest of what is not looked at in every step
+        self._looks: Floats = np.zeros((COLUMNS - MEDIAN, 0))  # the newest of what is not looked at in every step
+        self._looked: Bools = np.zeros(self._looks.shape, np.bool_)
 
     def sites(self, channels: Sequence[Channel]) -> None:
         """Records from here on are of these sites."""
         if channels is self._channels:
             return
         known = {id(channel): i for i, channel in enumerate(self._channels)}
-        nonfinite, magnitudes, looks = self._nonfinite, self._magnitudes, self._looks
+        before = self._nonfinite, self._magnitudes, self._looks.T, self._looked.T
+        sites = len(channels)
         self._channels = channels
-        self._nonfinite, self._magnitudes = np.zeros(len(channels), np.int64), np.zeros((len(channels), CELLS))
-        self._looks = np.full((len(channels), looks.shape[1]), np.nan)
+        self._nonfinite, self._magnitudes = np.zeros(sites, np.int64), np.zeros((sites, CELLS))
+        self._looks = np.zeros((COLUMNS - MEDIAN, sites))
+        self._looked = np.zeros(self._looks.shape, np.bool_)
+        now = self._nonfinite, self._magnitudes, self._looks.T, self._looked.T
         for i, channel in enumerate(channels):
-            if (before := known.get(id(channel))) is not None:
-                self._nonfinite[i], self._magnitudes[i], self._looks[i] = nonfinite[before], magnitudes[before], looks[before]
+            if (place := known.get(id(channel))) is not None:
+                for new, old in zip(now, before, strict=True):
+                    new[i] = old[place]
 
     def record(self, draft: Draft) -> StepRecord:
         """The step's record, when its numbers have arrived, or have failed to."""
@@ -265,21 +271,24 @@ class Totals:
         numbers = draft.numbers
         if draft.parts:
             self._complete(draft)
-        skip, branch, output = values[:3] = numbers.T[[SKIP, BRANCH, OUTPUT]]
+        columns = numbers.T
+        values[:3], values[5] = columns[:PRODUCT], columns[PRODUCT]
         values[3], present[3] = draft.gradients.of(draft.gradients.groups)
-        values[4] = numbers[:, GRADIENT]
-        counts[:] = numbers.T[[ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE, SAMPLES, KEPT]]
-        present[:3] = counts[0] > 0
-        told = numbers[:, PRODUCT] == 0  # where operands are not read together
-        with np.errstate(invalid="ignore", over="ignore"):
-            values[5] = np.where(told, (output - skip - branch) / 2, numbers[:, PRODUCT])
-            present[5] = present[0] & (~told | (np.maximum(skip, branch) <= RESOLVED * np.minimum(skip, branch)))
-        values[6], present[6] = _kept(numbers)
-        values[7:9] = peak, fill = numbers.T[[PEAK, FILL]]
-        present[7], present[8] = present[0] & ((peak > 0) | (output == 0)), fill > 0
-        self._looks = np.where(np.isnan(numbers[:, MEDIAN:]), self._looks, numbers[:, MEDIAN:])
-        values[9:], present[9:] = np.nan_to_num(self._looks.T), ~np.isnan(self._looks.T)
-        present[4] = numbers[:, ARRIVED] > 0
+        values[4], present[4] = columns[GRADIENT], columns[ARRIVED] > 0
+        counts[:] = columns[COUNTS]
+        there = counts[0] > 0
+        present[:3] = present[5] = there
+        if (told := there & (values[5] == 0)).any():
+            _tell_products(values, present, told)
+        if (drops := counts[3] > 0).any():
+            values[6], present[6] = _kept(numbers), drops
+        values[7:9] = columns[PEAK : FILL + 1]
+        present[7] = there & ((values[7] > 0) | (values[2] == 0))
+        present[8] = values[8] > 0
+        if (looked := ~np.isnan(columns[MEDIAN:])).any():
+            np.copyto(self._looks, columns[MEDIAN:], where=looked)
+            self._looked |= looked
+        values[9:], present[9:] = self._looks, self._looked
         if draft.scales:  # they are of the scaled loss
             values[4] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]
         if draft.shares is not None:
@@ -301,8 +310,16 @@ class Totals:
                 draft.channels[site].suspect = True
 
 
-def _kept(numbers: Floats) -> tuple[Floats, Bools]:
+def _tell_products(values: Floats, present: Bools, told: Bools) -> None:
+    """Where operands were not read together, their product by the squares, as far as rounding leaves it."""
+    skip, branch, output = values[:3]
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.copyto(values[5], (output - skip - branch) / 2, where=told)
+        present[5] &= ~told | (np.maximum(skip, branch) <= RESOLVED * np.minimum(skip, branch))
+
+
+def _kept(numbers: Floats) -> Floats:
     """The skip's squares in samples that kept their branch. Graphs count samples only; there all are taken to be of one size."""
     skip, square, samples, kept = numbers.T[[SKIP, KEPT_SQUARE, SAMPLES, KEPT]]
-    drops = samples > 0
-    return np.where(square == 0, skip * kept / np.where(drops, samples, 1), square), drops
+    found: Floats = np.where(square == 0, skip * kept / np.maximum(samples, 1), square)
+    return found

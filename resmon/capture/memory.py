@@ -38,10 +38,10 @@ class Memory:
 
 def main_memory() -> Figures:
     """In use and at peak are resident pages; free is what the system has available, less near a control group's limit."""
-    status = _table(_STATUS)
-    available = _table(_MEMINFO).get("MemAvailable")
+    status = _text(_STATUS)
+    available = _bytes(_text(_MEMINFO), "MemAvailable")
     free = [each for each in (available, *_left_in_groups()) if each is not None]
-    return {"memory": status.get("VmRSS"), "memory_peak": status.get("VmHWM"), "memory_free": min(free, default=None)}
+    return {"memory": _bytes(status, "VmRSS"), "memory_peak": _bytes(status, "VmHWM"), "memory_free": min(free, default=None)}
 
 
 def device_memory(devices: set[torch.device]) -> Figures:
@@ -57,14 +57,11 @@ def device_memory(devices: set[torch.device]) -> Figures:
     return {"device_memory": sum(used.values()), "device_memory_peak": peak, "device_memory_free": min(free)}
 
 
-def _table(path: Path) -> dict[str, float]:
-    """The lines "Name: 123 kB" of a file, in bytes."""
-    found = {}
-    for line in _text(path).splitlines():
-        name, _, value = line.partition(":")
-        if value.endswith("kB"):
-            found[name] = float(value[:-2]) * _KILO
-    return found
+def _bytes(text: str, name: str) -> float | None:
+    """The number of a line "name: 123 kB"."""
+    begin = text.find(f"\n{name}:") + 1
+    line = text[begin : text.find("\n", begin)] if begin else ""
+    return float(line.split()[1]) * _KILO if line.endswith(" kB") else None
 
 
 def _left_in_groups() -> Iterator[float]:
