@@ -107,3 +107,43 @@ def test_who_kept_the_branch_and_how_large_their_skip_is(shape: tuple[int, ...],
     expected = float(skip[mask].double().square().sum())
     assert kept_square(skip, mask, float(skip.double().square().sum())) == pytest.approx(expected, rel=1e-6, abs=1e-12)
     assert float(kept_norm(skip, mask)) ** 2 == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+class Dropped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.rand(len(x), 1, 1) < 0.5
+        return x + self.linear(x) * mask / 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_a_graph_kept_samples_are_counted_and_16_bit_numbers_have_their_headroom(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), Dropped()).to(dtype)
+    model.compile(backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    session, sink = loops.watch(model, optimizer)
+    for step in range(4):
+        x = (4.0 ** (step % 3)) * torch.randn(32, 5, 8).to(dtype)
+        y = model(x)
+        y.sum().backward()
+        optimizer.step()
+        record, kept = sink.newest, (y != x).flatten(1).any(1)
+        assert (record.counts[SAMPLES, 0], record.counts[KEPT, 0]) == (32, int(kept.sum()))
+        assert 0 < int(kept.sum()) < 32
+        exact = float(x[kept].double().square().sum())
+        assert record.blocks[KEPT_SQUARE, 0] == pytest.approx(exact, rel=1e-4 if step == 0 else 0.3)  # the traced step is exact
+        peak, fill = record.blocks[[BLOCK_VALUES.index(name) for name in ("peak", "fill")], 0]
+        if dtype is torch.bfloat16:
+            branch = (y.detach().double() - x.double()).abs().max()
+            assert peak == float(y.detach().abs().max())
+            assert fill * torch.finfo(dtype).max == pytest.approx(
+                float(max(branch, x.abs().max(), y.detach().abs().max())), rel=0.02
+            )
+        elif step:
+            assert not record.blocks_present[BLOCK_VALUES.index("fill"), 0]
+            assert not record.blocks_present[BLOCK_VALUES.index("peak"), 0]
+    session.detach()
