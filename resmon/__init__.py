@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from resmon.errors import AgentError, ConfigurationError, DiscoveryError, FlightError, FlightVersionError, ResmonError
-from resmon.records import Finding, ResidualSite
+from resmon.records import Finding, Incident, ResidualSite
 
 if TYPE_CHECKING:
     from resmon.capture.discovery import discover
@@ -29,6 +29,7 @@ __all__ = [
     "Flight",
     "FlightError",
     "FlightVersionError",
+    "Incident",
     "Monitor",
     "ResidualSite",
     "ResmonError",

@@ -1,8 +1,9 @@
 """The immutable values that travel between rooms.
 
-capture makes `StepRecord` and `ScalarRecord`; flight writes and reads them; detectors turn them into `Finding`; the agent hands
-both to the exporters. This module also fixes what can hardly be changed later, because files carry it: which numbers a record
-holds and in which order, the edges of the magnitude histogram, the vocabulary of outcomes, the life cycle of a finding.
+capture makes `StepRecord`, `ScalarRecord` and, where something breaks, `Incident`; flight writes and reads them; detectors turn
+steps and scalars into `Finding`; the agent hands all to the exporters. This module also fixes what can hardly be changed later,
+because files carry it: which numbers a record holds and in which order, the edges of the magnitude histogram, the vocabulary of
+outcomes, the life cycle of a finding.
 """
 
 from __future__ import annotations
@@ -240,6 +241,45 @@ class Finding:
 def finding_id(kind: str, model: str, block: str, opened_step: int) -> str:
     """The id of a finding: short, safe in a file name or a URL, the same in every replay."""
     return f"{kind}-{opened_step}-{hashlib.sha256(json.dumps([kind, model, block]).encode()).hexdigest()[:12]}"
+
+
+# How sure a replay is of an origin: the failed step came again bit for bit, with the same non-finite values, or not at all.
+Confidence = Literal["bit-exact", "consistent", "not reproduced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something that broke in one rank: what, where, since when, and what to do next.
+
+    An incident is written down with what is known at that moment and again, whole, under the same `id`, when more is: its newest
+    event is the incident. A rank has at most one of a kind and step. What is not known is empty, or None.
+    """
+
+    id: str
+    kind: Outcome  # what broke
+    time: float
+    step: int | None  # under way or, between two steps, the newest that is over
+    summary: str  # one sentence: what failed, and where
+    rank: int = 0
+    model: str = ""  # key of the model
+    block: str = ""  # the residual site
+    module: str = ""  # path of the module in which it happened
+    operation: str = ""  # as torch calls it
+    line: str = ""  # of the user's code: "file:number: source"
+    origin: str = ""  # of non-finite values: forward, backward, loss, parameters, data or optimizer
+    confidence: Confidence | Literal[""] = ""
+    since: int | None = None  # the first step at which it was coming, as far as can be told
+    checkpoint: str = ""  # the last one from before that
+    checkpoint_step: int | None = None
+    advice: str = ""  # what to do next, one or two sentences
+    runbook: str = ""  # runbooks/<name>.md
+    capsule: str = ""  # file in the rank's folder with which the failure can be repeated elsewhere
+    evidence: dict[str, Any] = field(default_factory=dict)  # values as JSON has them
+
+
+def incident_id(kind: Outcome, step: int | None) -> str:
+    """The id of an incident, unique within its rank: short, safe in a file name or a URL."""
+    return kind if step is None else f"{kind}-{step}"
 
 
 @dataclass(frozen=True, slots=True)

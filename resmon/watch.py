@@ -26,7 +26,7 @@ from resmon.errors import ResmonError
 from resmon.flight import journal
 from resmon.flight.layout import CHECKPOINTS, REACHED, boot_id, claim, safe_name
 from resmon.flight.writer import FlightWriter
-from resmon.records import Checkpoint, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.settings import Settings
 from resmon.targets import Reached, parse
 
@@ -153,13 +153,13 @@ class Monitor:
 
     def close(self) -> None:
         """The run is finished: take every hook off the model and write the end mark. Closing twice does nothing."""
-        self._end("finished", "")
+        self._end(None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._end(*_outcome(error))
+        self._end(error)
 
     def _is_open(self) -> bool:
         return not self._ended and os.getpid() == self._process
@@ -173,19 +173,21 @@ class Monitor:
         # An exception that nobody caught has been printed by now and stands in sys.last_value. In an interactive session it is
         # just the newest of many; sys.exit(3) leaves no trace there, and only `with` sees it.
         error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
-        self._end(*_outcome(error))
+        self._end(error)
 
-    def _end(self, outcome: Outcome, reason: str) -> None:
+    def _end(self, error: BaseException | None) -> None:
         if not self._is_open():
             return
         self._ended = True
         atexit.unregister(self._interpreter_exits)
         for model in [model for model, monitor in _monitors.items() if monitor is self]:
             del _monitors[model]
+        outcome, reason = _outcome(error)
+        incident = self._session.failed(error) if error is not None and outcome != "finished" else None
         self._session.finish()
         self._session.detach()
         try:
-            self._flight.end(RunEnd(outcome, time.time(), self._session.last_step, reason))
+            self._flight.end(RunEnd(incident.kind if incident else outcome, time.time(), self._session.last_step, reason))
         except (OSError, ResmonError) as error:
             log.warning("resmon: the end of the run could not be written whole: %s", error)
 
@@ -271,6 +273,9 @@ class _Flight:
             seconds = time.monotonic() - self._clock
             reached = Reached(str(target), record.step, steps, record.time, seconds, record.values[target.score])
             journal.append(self._folder / REACHED, asdict(reached))
+
+    def incident(self, incident: Incident) -> None:
+        (self._writer or self.open()).incident(incident)
 
     def checkpoint(self, path: str, step: int | None) -> None:
         if self._writer is None:

@@ -32,6 +32,7 @@ from resmon.capture.channel import IN_ALL, Channel, begin_step, board
 from resmon.capture.clock import FORWARD, Clock
 from resmon.capture.compiler import Compiler
 from resmon.capture.drafts import Draft, Part, Totals, parts
+from resmon.capture.failures import Scene, diagnose
 from resmon.capture.fetch import Fetch, held, is_capturing, number
 from resmon.capture.gradients import Gradients
 from resmon.capture.memory import Memory
@@ -41,7 +42,7 @@ from resmon.capture.outbox import PATIENCE, Outbox, Sink
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
 from resmon.capture.positions import Sampling
 from resmon.errors import ConfigurationError, UnobservableError
-from resmon.records import Bools, Floats, ResidualSite, ScalarRecord
+from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord
 
 log = logging.getLogger("resmon")
 
@@ -111,6 +112,17 @@ class Session:
         self._optimizers.detach()
         self._clock.detach()
         self._compiler.detach()
+
+    def failed(self, error: BaseException) -> Incident | None:
+        """Say what an exception that ends the run is; None where even that goes wrong."""
+        step = self._step if self._under_way else self.last_step
+        try:
+            incident = diagnose(error, Scene({watch.key: watch.model for watch in self._watches}, self.sites, step))
+        except Exception as own:
+            self.fault(own)
+            return None
+        self._outbox.put(lambda sink: sink.incident(incident))
+        return incident
 
     def finish(self) -> None:
         """The run is over: write down a step that was begun and not ended."""

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from resmon.errors import FlightError, FlightVersionError
-from resmon.flight import findings, layout
+from resmon.flight import findings, incidents, layout
 from resmon.flight.bins import LEVELS
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Segments, Skip, read_end, read_info, typed
@@ -38,6 +38,7 @@ from resmon.records import (
     Checkpoint,
     Finding,
     Floats,
+    Incident,
     Ints,
     Outcome,
     ResidualSite,
@@ -59,6 +60,7 @@ ROWS = 4096  # that are held in full at once
 
 Array = npt.NDArray[Any]
 Line = TypeVar("Line")
+Event = TypeVar("Event", Finding, Incident)
 
 
 def load(path: str | Path, attempt: int | None = None) -> Flight:
@@ -501,14 +503,12 @@ class Flight:
 
     def findings(self) -> pd.DataFrame:
         """Every finding in its newest state, in the order of their opening; `evidence` is JSON."""
-        newest: dict[str, Finding] = {}
-        for event in self._findings:
-            newest[event.id] = event
-        rows = [asdict(finding) | {"evidence": json.dumps(finding.evidence)} for finding in newest.values()]
-        rows.sort(key=lambda row: (row["opened_step"], row["id"]))
-        types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
-        fields = {name: types.get(str(field.type), pa.string()) for name, field in Finding.__dataclass_fields__.items()}
-        return _frame({name: pa.array([row[name] for row in rows], kind) for name, kind in fields.items()})
+        newest = {event.id: event for event in self._findings}.values()
+        return _of_values(Finding, sorted(newest, key=lambda finding: (finding.opened_step, finding.id)))
+
+    def incidents(self) -> pd.DataFrame:
+        """What broke: every incident of every rank in its newest state, in the order of time; `evidence` is JSON."""
+        return _of_values(Incident, incidents.newest(event for rank in self._ranks for event in rank.incidents))
 
     def _models(self, sites: Sequence[ResidualSite]) -> list[str]:
         labels = {key: label for rank in self._ranks if rank.info for key, label in rank.info.models.items()}
@@ -595,6 +595,8 @@ class _Rank:
 
         self.checkpoints = self._lines(layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint", skipped)
         self.reached = self._lines(layout.REACHED, partial(typed, Reached), "a target that was met", skipped)
+        self.incidents, skips = incidents.read(folder, ended=not self.alive)
+        skipped += skips
 
     def _lines(self, name: str, make: Callable[[Any], Line], what: str, skipped: list[Skip]) -> list[Line]:
         lines = Lines(self.folder / name, make, what)
@@ -778,6 +780,14 @@ def _texts(values: Iterable[str]) -> pa.Array:
 def _times(values: Iterable[float | None]) -> pa.Array:
     numbers = [None if value is None else nanoseconds(value) for value in values]
     return pa.array(numbers, pa.int64()).cast(pa.timestamp("ns", "UTC"))
+
+
+def _of_values(kind: type[Event], values: Sequence[Event]) -> pd.DataFrame:
+    """One row each, one column per field."""
+    rows = [asdict(value) | {"evidence": json.dumps(value.evidence)} for value in values]
+    types = {"int": pa.int64(), "int | None": pa.int64(), "float": pa.float64()}
+    fields = {name: types.get(str(field.type), pa.string()) for name, field in kind.__dataclass_fields__.items()}
+    return _frame({name: pa.array([row[name] for row in rows], type_) for name, type_ in fields.items()})
 
 
 def _frame(columns: dict[str, pa.Array]) -> pd.DataFrame:

@@ -26,6 +26,7 @@ INFO = "info.json"
 END = "end.json"
 LOCK = "alive.lock"
 FINDINGS = "findings.jsonl"
+INCIDENTS = "incidents.jsonl"
 CHECKPOINTS = "checkpoints.jsonl"
 REACHED = "reached.jsonl"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resmon.capture.session import Session
-from resmon.records import BLOCK_VALUES, ResidualSite, ScalarRecord, StepRecord, clip_factor
+from resmon.records import BLOCK_VALUES, Incident, ResidualSite, ScalarRecord, StepRecord, clip_factor
 from tests.capture import models
 
 GRADIENT, OUTPUT_GRADIENT = map(BLOCK_VALUES.index, ("gradient_square", "output_gradient_square"))
@@ -28,6 +28,7 @@ class Memory:
         self.now: tuple[ResidualSite, ...] = ()
         self.steps: list[StepRecord] = []
         self.logged: list[ScalarRecord] = []
+        self.incidents: list[Incident] = []
 
     def sites(self, sites: Sequence[ResidualSite], groups: Sequence[str]) -> None:
         self.now = tuple(sites)
@@ -37,6 +38,9 @@ class Memory:
 
     def scalars(self, record: ScalarRecord) -> None:
         self.logged.append(record)
+
+    def incident(self, incident: Incident) -> None:
+        self.incidents.append(incident)
 
     @property
     def newest(self) -> StepRecord:

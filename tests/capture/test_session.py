@@ -27,6 +27,7 @@ from resmon.records import (
     DURATION_EDGES,
     MAGNITUDE_NONFINITE,
     MAGNITUDE_ZERO,
+    Incident,
     ResidualSite,
     ScalarRecord,
     StepRecord,
@@ -48,6 +49,7 @@ class Memory:
         self.steps: list[StepRecord] = []
         self.names: list[list[str]] = []
         self.logged: list[ScalarRecord] = []
+        self.incidents: list[Incident] = []
 
     def sites(self, sites: Sequence[ResidualSite], groups: Sequence[str]) -> None:
         self.now = tuple(sites)
@@ -58,6 +60,9 @@ class Memory:
 
     def scalars(self, record: ScalarRecord) -> None:
         self.logged.append(record)
+
+    def incident(self, incident: Incident) -> None:
+        self.incidents.append(incident)
 
 
 class Watched:

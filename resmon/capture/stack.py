@@ -1,0 +1,69 @@
+"""Where an exception arose: in which module of a watched model, in which residual block, at which line of the user's code."""
+
+from __future__ import annotations
+
+import linecache
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, TracebackType
+
+import torch
+from torch import nn
+
+from resmon.capture.compiler import plain
+from resmon.records import ResidualSite
+
+LONGEST = 200  # characters of a source line
+
+_NOT_THE_USERS = tuple(str(Path(str(module)).parent) + os.sep for module in (torch.__file__, Path(__file__).parent))
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """What is not known is empty: of an exception outside of the models, `model`, `module` and `block`."""
+
+    model: str = ""  # key of the model
+    module: str | None = None  # path of the innermost module whose code was running; "" is the model itself
+    block: str = ""
+    line: str = ""  # "file:number: source", the innermost one that is neither torch's nor resmon's
+
+
+def whereabouts(error: BaseException, models: Mapping[str, nn.Module], sites: Sequence[ResidualSite]) -> Whereabouts:
+    """Follow the exception's traceback inwards."""
+    paths = {id(module): (key, plain(path)) for key, model in models.items() for path, module in model.named_modules()}
+    found: tuple[str, str] | None = None
+    line = ""
+    for code, locals_, number in _frames(error.__traceback__):
+        found = paths.get(id(locals_.get("self")), found)
+        if not code.co_filename.startswith(_NOT_THE_USERS):
+            line = source_line(code.co_filename, number)
+    key, path = found or ("", None)
+    return Whereabouts(key, path, block_of(sites, key, path) if path is not None else "", line)
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[tuple[CodeType, Mapping[str, object], int]]:
+    while traceback is not None:
+        yield traceback.tb_frame.f_code, traceback.tb_frame.f_locals, traceback.tb_lineno
+        traceback = traceback.tb_next
+
+
+def source_line(file: str, number: int) -> str:
+    """A line as people find it again: file, number, and what stands there where that can be read."""
+    text = linecache.getline(file, number).strip()[:LONGEST]
+    return f"{file}:{number}: {text}" if text else f"{file}:{number}"
+
+
+def block_of(sites: Sequence[ResidualSite], model: str, path: str) -> str:
+    """The residual site that a module belongs to: whose branch or projection it is part of, else the innermost that holds it."""
+    mine = [site for site in sites if site.model == model]
+    for site in mine:
+        if any(_is_in(path, part) for part in (*site.branch, *site.skip) if part):
+            return site.name
+    holders = [site for site in mine if site.module and _is_in(path, site.module)]
+    return max(holders, key=lambda site: len(site.module)).name if holders else ""
+
+
+def _is_in(path: str, holder: str) -> bool:
+    return path == holder or path.startswith(f"{holder}.")
