@@ -139,6 +139,66 @@ def tail(
         console.print(Text(view.end.reason, style="dim"))
 
 
+def incidents(
+    run: Annotated[str, typer.Argument(help="Name of a run in the runs folder, or the path of its folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    directory: Directory = None,
+) -> None:
+    """Show what broke in a run: what failed, where, since when, how sure that is, and what to do."""
+    from resmon.flight.incidents import of_attempt
+    from resmon.incidents import panel
+
+    found = of_attempt(_run_folder(run, directory))
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    console = Console()
+    for each in found:
+        console.print(panel(each))
+    if not found:
+        console.print(Text(f"nothing that resmon saw broke in {run}"))
+
+
+def runbook(
+    name: Annotated[str | None, typer.Argument(help="Which; all are listed where neither this nor a run is given.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", "-r", help="Fill in this run's values, run the commands, and show what they print.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The checkpoint to name, where the run has named none.")] = None,
+    model: Annotated[str | None, typer.Option(help="package.module:name of the model, for commands that need it.")] = None,
+    directory: Directory = None,
+) -> None:
+    """Show a runbook: what a failure means, how to look into it, what to do. With a run, its diagnosis is done."""
+    from rich.markdown import Markdown
+
+    from resmon import runbook as books
+    from resmon.flight.frames import load
+
+    console = Console()
+
+    def show(text: str) -> None:
+        if console.is_terminal:
+            console.print(Markdown(text))
+        else:  # to be pasted into a ticket
+            print(text, flush=True)
+
+    if run is None:
+        if name is not None:
+            show(books.runbook(name).text)
+            return
+        for each in books.names():
+            print(each)
+        return
+    flight = load(_run_folder(run, directory))
+    chosen = name or books.of_run(flight)
+    if chosen is None:
+        console.print(Text(f"nothing is wrong with {flight.info['run']} as far as resmon saw: it is {flight.outcome}"))
+        return
+    more = {"CHECKPOINT": checkpoint, "MODEL": model}
+    for part in books.page(books.runbook(chosen), flight, {key: value for key, value in more.items() if value}):
+        show(part)
+
+
 def settings(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="NAME=VALUE", help="Arguments of watch to try, such as budget=100000000.")
@@ -234,6 +294,8 @@ VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("demo", demo),
     ("ls", list_runs),
     ("tail", tail),
+    ("incidents", incidents),
+    ("runbook", runbook),
     ("diff", diff),
     ("inspect", inspect),
     ("agent", agent),
@@ -288,6 +350,12 @@ def _runs_directory(directory: Path | None) -> Path:
     if not directory.is_dir():
         raise ConfigurationError(f"there is no folder {directory}. Name the folder that holds the runs.")
     return directory
+
+
+def _run_folder(run: str, directory: Path | None) -> Path:
+    from resmon.tail import find_run
+
+    return find_run(run, _runs_directory(directory))
 
 
 def _name_and_value(argument: str) -> tuple[str, str]:

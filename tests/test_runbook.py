@@ -1,0 +1,158 @@
+"""The runbooks: their form, and that each of their commands does what the page says, for a run with that failure."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resmon import runbook
+from resmon.errors import ConfigurationError
+from resmon.flight.frames import load
+from resmon.flight.incidents import append
+from resmon.records import Incident, RunEnd, incident_id
+from tests import synthetic
+from tests.flight.flights import begin, write
+
+SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+NAMES = runbook.names()
+
+
+def resmon(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "resmon", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "COLUMNS": "120"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def broken(directory: Path, name: str, run: str = "digits", **more: object) -> Path:
+    """A run with an incident that has this runbook."""
+    folder, writer = begin(directory, run=run)
+    write(writer, synthetic.Training(synthetic.sites(3)), 30)
+    incident = Incident(incident_id("failed", 29), "failed", 5.0, 29, "the summary of it", runbook=name, advice="the advice")
+    writer.incident(replace(incident, checkpoint="last.pt", **more))  # type: ignore[arg-type]
+    writer.end(RunEnd("failed", 9.0, 29))
+    return folder.parent.parent
+
+
+def test_there_are_those_that_the_failures_need() -> None:
+    assert set(NAMES) >= {"nonfinite", "out-of-memory", "shape-mismatch", "killed", "stalled", "failed", "interrupted"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_form(name: str) -> None:
+    text = runbook.runbook(name).text
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
+    assert re.match(r"# .+\n\n## Meaning\n", text)
+    parts = re.split(r"^## .+$", text, flags=re.MULTILINE)[1:]
+    assert all(len(part.strip()) > 40 for part in parts)
+    assert runbook.runbook(name).commands, "nothing to diagnose with"
+    for command in runbook.runbook(name).commands:
+        assert shlex.split(command)[0] == "resmon", f"{command} is not tested"
+    unknown = set(re.findall(r"\b[A-Z]{3,}\b", text)) - set(runbook.VALUES) - {"NaN", "SIGKILL", "SIGTERM", "SIGINT", "PID", "GPU"}
+    assert not unknown, "a value that nobody fills in"
+
+
+def test_no_page_names_one_that_is_not_there() -> None:
+    for name in NAMES:
+        for other in re.findall(r"runbook ([a-z-]+)", runbook.runbook(name).text):
+            assert other in NAMES, f"{name} sends to {other}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_of_a_run_has_its_values(name: str, tmp_path: Path) -> None:
+    folder = broken(tmp_path, name)
+    flight = load(folder)
+    book = runbook.runbook(name)
+    text = "".join(runbook.page(replace(book, text=runbook._BLOCK.sub("", book.text)), flight))
+    assert "the summary of it" in text
+    assert "the advice" in text
+    assert "CHECKPOINT" not in text
+    if "CHECKPOINT" in book.text:
+        assert r"last.pt" in text
+    assert runbook.of_run(flight) == name
+
+
+def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ConfigurationError, match="nonfinite"):
+        runbook.runbook("../../etc/passwd")
+
+
+def test_only_commands_of_resmon_are_run() -> None:
+    with pytest.raises(ConfigurationError, match="no command of resmon's"):
+        runbook.run("rm -rf RUN", {"RUN": "x"})
+
+
+HOSTILE = "a'; touch owned #\n</code> `x` **b** $(touch owned) --help"
+
+
+def test_names_from_a_run_neither_run_nor_mark_up(tmp_path: Path) -> None:
+    folder = broken(tmp_path, "failed", run=HOSTILE, summary=f"{HOSTILE}\n# A heading\n```sh\nresmon ls\n```")
+    text = "".join(runbook.page(runbook.runbook("failed"), load(folder)))
+    assert not (tmp_path / "owned").exists()
+    assert not Path("owned").exists()
+    assert "\n# A heading" not in text
+    assert "<" not in re.sub(r"\\<", "", text.split("## Meaning")[0])
+
+
+@given(st.text(max_size=60))
+def test_what_is_escaped_stays_one_line_of_plain_text(text: str) -> None:
+    from markdown_it import MarkdownIt
+
+    tokens = MarkdownIt().parse("x " + runbook.escaped(text))
+    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    assert {child.type for child in tokens[1].children or []} <= {"text", "text_special"}
+
+
+@given(st.text(alphabet="`a\n", max_size=40))
+def test_no_output_ends_its_block(text: str) -> None:
+    from markdown_it import MarkdownIt
+
+    tokens = MarkdownIt().parse(runbook._fenced(text))
+    assert [token.type for token in tokens] == ["fence"]
+
+
+def test_the_command_lists_and_prints_and_fills_in(tmp_path: Path) -> None:
+    assert resmon("runbook", cwd=tmp_path).stdout.split() == NAMES
+    plain = resmon("runbook", "killed", cwd=tmp_path)
+    assert plain.stdout.strip() == runbook.runbook("killed").text.strip()
+    assert "there is no runbook 'kiled'" in resmon("runbook", "kiled", cwd=tmp_path).stderr
+    broken(tmp_path / "runs", "failed")
+    page = resmon("runbook", "--run", "digits", cwd=tmp_path)
+    assert page.returncode == 0, page.stderr
+    assert "the summary of it" in page.stdout
+    assert "Failed run" in page.stdout
+    assert "╭" in page.stdout, "the output of resmon incidents"
+
+
+def test_a_run_without_trouble_has_no_runbook(tmp_path: Path) -> None:
+    folder, writer = begin(tmp_path / "runs")
+    write(writer, synthetic.Training(synthetic.sites(1)), 3)
+    writer.end(RunEnd("finished", 9.0, 2))
+    assert "nothing is wrong with digits" in resmon("runbook", "--run", "digits", cwd=tmp_path).stdout
+    assert "has no incident that this page is about" in resmon("runbook", "killed", "--run", "digits", cwd=tmp_path).stdout
+
+
+def test_incidents_are_shown_with_all_that_is_known(tmp_path: Path) -> None:
+    folder = broken(tmp_path / "runs", "failed", block="stages.1.0", line="model.py:3: x + y", evidence={"\x1b[31mred": "\x1b[31m"})
+    shown = resmon("incidents", "digits", cwd=tmp_path).stdout
+    for text in ("the summary of it", "stages.1.0", "model.py:3: x + y", "last.pt", "resmon runbook failed"):
+        assert text in shown
+    assert "\x1b" not in shown
+    append(next(folder.glob("attempt-*/rank-*")), Incident("killed", "killed", 10.0, None, "gone"))
+    import json
+
+    assert [row["kind"] for row in json.loads(resmon("incidents", "digits", "--json", cwd=tmp_path).stdout)] == ["failed", "killed"]
