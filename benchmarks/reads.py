@@ -14,19 +14,21 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.observers import sites
 from benchmarks.workloads import WORKLOADS, Training
 from resmon.capture.dataflow import leaves
-from resmon.capture.keeping import kept_here, kept_square
+from resmon.capture.keeping import kept_square
 from resmon.capture.positions import EVERY, Units, channel_axis, median_ratio
 from resmon.capture.sample import flat
 from resmon.capture.sums import square_sum
 
 TRAININGS = ("digits", "resnet", "gpt2")
 STEPS = 12
+KEPT = np.zeros(1)
 SAMPLE = 1024  # the default of the setting
 
 
@@ -37,7 +39,7 @@ def reads(skip: Tensor, branch: Tensor, axis: int, units: Units) -> dict[tuple[s
         ("histogram's sample", 1): lambda: flat(branch, SAMPLE),
         ("median over positions", EVERY): lambda: median_ratio(skip, branch, axis, (1.0, 1.0)),
         ("dead units", EVERY): lambda: units.dead(branch, axis),
-        ("kept samples, where some are dropped", 1): lambda: kept_square(skip, kept_here(branch), 1.0),
+        ("kept samples, where some are dropped", 1): lambda: kept_square(skip, branch, 1.0, KEPT.ctypes.data),
     }
 
 
