@@ -1,4 +1,5 @@
-/* Reads tensors in main memory: sums of squares and products, largest magnitudes, histograms of magnitudes.
+/* Reads tensors in main memory: sums of squares and products, largest magnitudes, histograms of magnitudes, and what is looked at in
+ * some positions or samples only.
  *
  * A training step leaves little time, and what a block's numbers cost is reading its tensors once and everything around that. So
  * there is one call per residual add, which reads skip and branch in a single pass and makes their sum in registers on the way,
@@ -19,6 +20,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__GNUC__) && !defined(_WIN32)
@@ -113,14 +115,32 @@ WIDE static double squares32(const float *x, size_t n)
     return total;
 }
 
-WIDE static double squares16(const uint16_t *x, size_t n, int is_bfloat)
+/* Of 16 bits: also the largest magnitude, of those that are not NaN. */
+WIDE static double squares16(const uint16_t *x, size_t n, int is_bfloat, double *peak)
 {
+    const uint16_t infinite = is_bfloat ? 0x7F80 : 0x7C00;
     double total = 0;
+    uint16_t most = 0; /* the larger magnitude has the larger bits */
     for (size_t begin = 0; begin < n; begin += BLOCK) {
         float wide[BLOCK];
         const uint16_t *block = x + begin;
         size_t size = n - begin < BLOCK ? n - begin : BLOCK;
         uint16_t largest = 0;
+        for (size_t i = 0; i < size; i++) {
+            uint16_t magnitude = block[i] & 0x7FFF;
+            largest = magnitude > largest ? magnitude : largest;
+        }
+        if (largest > infinite) {
+            largest = 0;
+            for (size_t i = 0; i < size; i++) {
+                uint16_t magnitude = block[i] & 0x7FFF;
+                magnitude = magnitude > infinite ? 0 : magnitude;
+                most = magnitude > most ? magnitude : most;
+            }
+            largest = infinite;
+        } else {
+            most = largest > most ? largest : most;
+        }
         if (is_bfloat) {
             for (size_t i = 0; i < size; i++) {
                 uint32_t bits = (uint32_t)block[i] << 16;
@@ -129,19 +149,18 @@ WIDE static double squares16(const uint16_t *x, size_t n, int is_bfloat)
         } else {
             /* The bits of a float16, moved to where float32 has them, are the value less 2^112; infinity and NaN aside. */
             for (size_t i = 0; i < size; i++) {
-                uint16_t magnitude = block[i] & 0x7FFF;
-                uint32_t bits = (uint32_t)magnitude << 13;
-                largest = magnitude > largest ? magnitude : largest;
+                uint32_t bits = (uint32_t)(block[i] & 0x7FFF) << 13;
                 memcpy(&wide[i], &bits, sizeof bits);
                 wide[i] *= 0x1p112f;
             }
         }
-        if (largest < 0x7C00)
+        if (is_bfloat || largest < infinite)
             total += squares32(wide, size);
         else
             for (size_t i = 0; i < size; i++)
                 total += float16(block[i]) * float16(block[i]);
     }
+    *peak = is_bfloat ? bfloat16(most) : float16(most);
     return total;
 }
 
@@ -166,6 +185,17 @@ WIDE static double squares64(const double *x, size_t n)
     return total;
 }
 
+static double squares(const void *data, enum dtype dtype, size_t begin, size_t n)
+{
+    double peak;
+    switch (dtype) {
+    case FLOAT64: return squares64((const double *)data + begin, n);
+    case FLOAT16: return squares16((const uint16_t *)data + begin, n, 0, &peak);
+    case BFLOAT16: return squares16((const uint16_t *)data + begin, n, 1, &peak);
+    default: return squares32((const float *)data + begin, n);
+    }
+}
+
 /* The largest magnitude among n numbers; what is NaN is larger than none. */
 WIDE static double largest32(const float *x, size_t n)
 {
@@ -181,26 +211,12 @@ WIDE static double largest32(const float *x, size_t n)
     return largest(lane);
 }
 
-static double largest_of(const void *data, enum dtype dtype, size_t begin, size_t n)
+static double largest64(const double *x, size_t n)
 {
-    if (dtype == FLOAT32)
-        return largest32((const float *)data + begin, n);
-    if (dtype == FLOAT64) {
-        double found = 0;
-        for (size_t i = begin; i < begin + n; i++)
-            found = fabs(((const double *)data)[i]) > found ? fabs(((const double *)data)[i]) : found;
-        return found;
-    }
-    /* Of 16 bits the larger magnitude has the larger bits, up to infinity's. */
-    const uint16_t *x = (const uint16_t *)data + begin;
-    const uint16_t infinite = dtype == BFLOAT16 ? 0x7F80 : 0x7C00;
-    uint16_t most = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint16_t magnitude = x[i] & 0x7FFF;
-        magnitude = magnitude > infinite ? 0 : magnitude;
-        most = magnitude > most ? magnitude : most;
-    }
-    return dtype == BFLOAT16 ? bfloat16(most) : float16(most);
+    double found = 0;
+    for (size_t i = 0; i < n; i++)
+        found = fabs(x[i]) > found ? fabs(x[i]) : found;
+    return found;
 }
 
 /* What is gathered of a chunk: sums of squares of skip, branch and output (of a single tensor: of it, the first), the sum of skip
@@ -286,13 +302,20 @@ static void read_chunk(struct reading *r, size_t i)
         return;
     }
     switch (r->dtype) {
-    case FLOAT64: sums[0] = squares64((const double *)r->data + begin, n); break;
-    case FLOAT16: sums[0] = squares16((const uint16_t *)r->data + begin, n, 0); break;
-    case BFLOAT16: sums[0] = squares16((const uint16_t *)r->data + begin, n, 1); break;
-    default: sums[0] = squares32((const float *)r->data + begin, n);
+    case FLOAT64:
+        sums[0] = squares64((const double *)r->data + begin, n);
+        if (r->wants_peak)
+            sums[PEAK] = largest64((const double *)r->data + begin, n);
+        break;
+    case FLOAT16:
+    case BFLOAT16:
+        sums[0] = squares16((const uint16_t *)r->data + begin, n, r->dtype == BFLOAT16, &sums[PEAK]);
+        break;
+    default:
+        sums[0] = squares32((const float *)r->data + begin, n);
+        if (r->wants_peak)
+            sums[PEAK] = largest32((const float *)r->data + begin, n);
     }
-    if (r->wants_peak)
-        sums[PEAK] = largest_of(r->data, r->dtype, begin, n);
 }
 
 #ifdef THREADS
@@ -631,6 +654,141 @@ static PyObject *addition(PyObject *self, PyObject *const *arguments, Py_ssize_t
     return PyFloat_FromDouble(sums[OUTPUT]);
 }
 
+/* Vectors of channels at some positions of a tensor: where they begin, and how far apart their elements are, in elements. */
+struct vectors {
+    const void *data;
+    enum dtype dtype;
+    const int64_t *offsets;
+    size_t stride;
+};
+
+static int vectors(PyObject *const *arguments, struct vectors *at)
+{
+    return address(arguments[0], &at->data) && kind(arguments[1], &at->dtype) && address(arguments[2], &at->offsets) &&
+           whole(arguments[3], &at->stride);
+}
+
+static double norm(const struct vectors *at, size_t i, size_t channels)
+{
+    size_t begin = (size_t)at->offsets[i];
+    if (at->stride == 1)
+        return sqrt(squares(at->data, at->dtype, begin, channels));
+    double sum = 0;
+    for (size_t k = 0; k < channels; k++) {
+        double value = at->dtype == FLOAT32 ? ((const float *)at->data)[begin + k * at->stride]
+                                            : element(at->data, at->dtype, begin + k * at->stride);
+        sum += value * value;
+    }
+    return sqrt(sum);
+}
+
+static int compare(const void *first, const void *second)
+{
+    double a = *(const double *)first, b = *(const double *)second;
+    return (a > b) - (a < b);
+}
+
+static PyObject *median_ratio(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    struct vectors skip, branch;
+    size_t positions, channels, found = 0;
+    if (!expects(given, 10) || !vectors(arguments, &skip) || !vectors(arguments + 4, &branch) || !whole(arguments[8], &positions) ||
+        !whole(arguments[9], &channels) || !is_there(skip.data, positions * channels) ||
+        !is_there(branch.data, positions * channels))
+        return NULL;
+    double *ratios = PyMem_Malloc((positions + 1) * sizeof *ratios);
+    if (ratios == NULL)
+        return PyErr_NoMemory();
+    for (size_t i = 0; i < positions; i++) {
+        double below = norm(&skip, i, channels), ratio = below > 0 ? norm(&branch, i, channels) / below : NAN;
+        if (!isnan(ratio))
+            ratios[found++] = ratio;
+    }
+    qsort(ratios, found, sizeof *ratios, compare);
+    double median = found ? ratios[(found - 1) / 2] : NAN;
+    PyMem_Free(ratios);
+    return PyFloat_FromDouble(median);
+}
+
+/* Marks which of n numbers are not zero; NaN is none. */
+WIDE static void mark32(const float *x, size_t n, uint8_t *marks)
+{
+    for (size_t k = 0; k < n; k++)
+        marks[k] |= x[k] != 0;
+}
+
+static PyObject *idle(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    struct vectors at;
+    int64_t *since;
+    size_t positions, units, limit, found = 0;
+    if (!expects(given, 8) || !vectors(arguments, &at) || !whole(arguments[4], &positions) || !whole(arguments[5], &units) ||
+        !address(arguments[6], &since) || !whole(arguments[7], &limit) || !is_there(at.data, positions * units))
+        return NULL;
+    uint8_t *marks = PyMem_Calloc(units + 1, 1);
+    if (marks == NULL)
+        return PyErr_NoMemory();
+    for (size_t i = 0; i < positions; i++) {
+        size_t begin = (size_t)at.offsets[i];
+        if (at.stride == 1 && at.dtype == FLOAT32)
+            mark32((const float *)at.data + begin, units, marks);
+        else
+            for (size_t k = 0; k < units; k++)
+                marks[k] |= element(at.data, at.dtype, begin + k * at.stride) != 0;
+    }
+    for (size_t k = 0; k < units; k++) {
+        since[k] = marks[k] ? 0 : since[k] + (int64_t)positions;
+        found += since[k] >= (int64_t)limit;
+    }
+    PyMem_Free(marks);
+    return PyLong_FromSize_t(found);
+}
+
+/* Whether any of n numbers is not zero. */
+static int is_any(const void *data, enum dtype dtype, size_t begin, size_t n)
+{
+    for (size_t i = begin; i < begin + n; i++)
+        if (element(data, dtype, i) != 0)
+            return 1;
+    return 0;
+}
+
+static PyObject *kept(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    const void *branch, *skip;
+    enum dtype branch_dtype, skip_dtype;
+    size_t samples, size, dropped = 0;
+    double square, *into;
+    if (!expects(given, 8) || !address(arguments[0], &branch) || !kind(arguments[1], &branch_dtype) ||
+        !address(arguments[2], &skip) || !kind(arguments[3], &skip_dtype) || !whole(arguments[4], &samples) ||
+        !whole(arguments[5], &size) || !address(arguments[7], &into) || !is_there(branch, samples * size) ||
+        !is_there(skip, samples * size))
+        return NULL;
+    square = PyFloat_AsDouble(arguments[6]);
+    if (PyErr_Occurred())
+        return NULL;
+    uint8_t *is_kept = PyMem_Malloc(samples + 1);
+    if (is_kept == NULL)
+        return PyErr_NoMemory();
+    for (size_t i = 0; i < samples; i++)
+        dropped += !(is_kept[i] = (uint8_t)is_any(branch, branch_dtype, i * size, size));
+    double sum = 0;
+    for (size_t i = 0; i < samples && dropped; i++)
+        sum += is_kept[i] ? 0 : squares(skip, skip_dtype, i * size, size);
+    if (sum < square / 2) {
+        sum = square - sum;
+    } else if (dropped) { /* little is left, and a difference of two numbers that are nearly equal says nothing */
+        sum = 0;
+        for (size_t i = 0; i < samples; i++)
+            sum += is_kept[i] ? squares(skip, skip_dtype, i * size, size) : 0;
+    } else {
+        sum = square;
+    }
+    PyMem_Free(is_kept);
+    *into = (double)(samples - dropped);
+    return PyFloat_FromDouble(sum);
+}
+
 static PyObject *accumulate(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     const double *from;
@@ -650,6 +808,9 @@ static PyMethodDef METHODS[] = {
     {"square", (PyCFunction)(void (*)(void))square, METH_FASTCALL, NULL},
     {"gradients", (PyCFunction)(void (*)(void))gradients, METH_FASTCALL, NULL},
     {"magnitudes", (PyCFunction)(void (*)(void))magnitudes, METH_FASTCALL, NULL},
+    {"median_ratio", (PyCFunction)(void (*)(void))median_ratio, METH_FASTCALL, NULL},
+    {"idle", (PyCFunction)(void (*)(void))idle, METH_FASTCALL, NULL},
+    {"kept", (PyCFunction)(void (*)(void))kept, METH_FASTCALL, NULL},
     {"accumulate", (PyCFunction)(void (*)(void))accumulate, METH_FASTCALL, NULL},
     {"addition", (PyCFunction)(void (*)(void))addition, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

@@ -33,5 +33,31 @@ def addition(
     /,
 ) -> float: ...
 
+# The median over vectors of `channels` elements, `stride` apart, that begin at `offsets` (int64, in elements), of the branch's norm
+# over the skip's: of two in the middle the lower, NaN of none.
+def median_ratio(
+    skip: int,
+    skip_dtype: int,
+    skip_offsets: int,
+    skip_stride: int,
+    branch: int,
+    branch_dtype: int,
+    branch_offsets: int,
+    branch_stride: int,
+    positions: int,
+    channels: int,
+    /,
+) -> float: ...
+
+# For how many positions in a row each unit has been zero, in `since` (int64), brought up to date by such vectors. Returns how many
+# have been for at least `limit`.
+def idle(data: int, dtype: int, offsets: int, stride: int, positions: int, units: int, since: int, limit: int, /) -> int: ...
+
+# Of samples of `size` elements, one behind the other: the sum of the skip's squares in those whose branch is not all zero (in all
+# samples it is `square`), and how many those are, at the address `kept`.
+def kept(
+    branch: int, branch_dtype: int, skip: int, skip_dtype: int, samples: int, size: int, square: float, kept: int, /
+) -> float: ...
+
 # `into` += `source`, float64 both, of the first `sums` numbers; of the next `extremes` the larger stays.
 def accumulate(source: int, into: int, sums: int, extremes: int, /) -> None: ...

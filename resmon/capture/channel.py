@@ -203,12 +203,16 @@ class Channel:
             self.of_pass[BRANCH] = self._square(branch) * self._branch_factor**2
             self._read_output = True
         if self.drops:
-            kept = keeping.kept_here(branch)
-            self.of_pass[SAMPLES], self.of_pass[KEPT] = len(kept), int(kept.sum())
-            square = self.of_pass[SKIP] / self._skip_factor**2
-            self.of_pass[KEPT_SQUARE] = keeping.kept_square(skip, kept, square) * self._skip_factor**2
+            self._keep(skip, branch)
         self._elements = elements
         self._look(skip, branch)
+
+    def _keep(self, skip: Tensor, branch: Tensor) -> None:
+        """Tell the samples that kept their branch from those that lost it."""
+        numbers, factor = self.of_pass, self._skip_factor**2
+        numbers[SAMPLES] = len(branch) if branch.dim() else 1
+        square = numbers[SKIP] / factor if factor else math.nan
+        numbers[KEPT_SQUARE] = keeping.kept_square(skip, branch, square, self._address + KEPT * _BYTES) * factor
 
     def _square(self, tensor: Tensor) -> float:
         """The tensor's square; its largest number is looked for where its dtype's end is near."""
@@ -231,8 +235,8 @@ class Channel:
             tensor = self._local(tensor)
         self._note(self._units.dead(tensor, axis), DEAD)
 
-    def _note(self, number: Tensor, column: int) -> None:
-        if fetch.is_here(number):
+    def _note(self, number: Tensor | float, column: int) -> None:
+        if isinstance(number, float) or fetch.is_here(number):
             self.in_all[column] = float(number)
         else:
             self._accelerators.note(number, Place(self, column, 1.0))

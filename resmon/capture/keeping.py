@@ -8,18 +8,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resmon.capture.sums import square_sum
+from resmon.capture import _native
+from resmon.capture.sums import CODES, is_dense
 
-FEW = 16  # elements of a sample that are looked at first: one that is not zero is enough
+
+def kept_square(skip: Tensor, branch: Tensor, square: float, kept: int) -> float:
+    """The sum of the skip's squares in samples that kept their branch, of tensors in main memory; of all samples it is `square`.
+
+    How many those are goes to the address `kept`, as a float64.
+    """
+    if not branch.dim():
+        skip, branch = skip[None], branch[None]
+    samples = len(branch)
+    branch, skip = _sample_by_sample(branch), _sample_by_sample(skip)
+    size = branch.numel() // samples if samples else 0
+    return _native.kept(branch.data_ptr(), CODES[branch.dtype], skip.data_ptr(), CODES[skip.dtype], samples, size, square, kept)
 
 
-def kept_here(branch: Tensor) -> Tensor:
-    """[samples], of a tensor in main memory: most samples are told by a few elements, the others are read."""
-    rows = branch.detach().flatten(1) if branch.dim() > 1 else branch.detach()[:, None]
-    kept = rows[:, :: max(1, rows.shape[1] // FEW)].ne(0).any(1)
-    for sample in (~kept).nonzero().flatten().tolist():
-        kept[sample] = bool(rows[sample].any())
-    return kept
+def _sample_by_sample(tensor: Tensor) -> Tensor:
+    """The tensor as the native part reads it: one sample dense behind the other."""
+    tensor = tensor.detach()
+    if tensor.dtype not in CODES:
+        tensor = tensor.float()
+    outermost = tensor.numel() == 0 or tensor.stride(0) * len(tensor) == tensor.numel()
+    return tensor if outermost and is_dense(tensor) else tensor.contiguous()
 
 
 def kept_elsewhere(branch: Tensor) -> Tensor:
@@ -27,16 +39,8 @@ def kept_elsewhere(branch: Tensor) -> Tensor:
     return branch.detach().flatten(1).ne(0).any(1) if branch.dim() > 1 else branch.detach().ne(0)
 
 
-def kept_square(skip: Tensor, kept: Tensor, square: float) -> float:
-    """The sum of the skip's squares in samples that kept their branch; of all samples it is `square`."""
-    if bool(kept.all()):
-        return square
-    dropped = square_sum(skip.detach()[~kept])  # of few, usually
-    return square - dropped if dropped < square / 2 else square_sum(skip.detach()[kept])  # else little is left of a difference
-
-
 def kept_norm(skip: Tensor, kept: Tensor) -> Tensor:
-    """Its root, on the skip's device."""
+    """The root of the sum of the skip's squares in samples that kept their branch, on the skip's device."""
     rows = skip.detach().flatten(1) if skip.dim() > 1 else skip.detach()[:, None]
     norms = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
     found: Tensor = torch.linalg.vector_norm(torch.where(kept, norms, 0.0))

@@ -6,13 +6,19 @@ turn at one step in EVERY, and different sites at different steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from resmon.capture import _native, fetch
 from resmon.capture.sample import places
+from resmon.capture.sums import CODES
+from resmon.records import Ints
 
 EVERY = 16  # steps
 POSITIONS = 256  # that are looked at, at most
@@ -45,8 +51,19 @@ def channel_axis(shape: Sequence[int], parameters: Sequence[Sequence[int]]) -> i
     return 1 if images else max(0, len(shape) - 1)
 
 
-def median_ratio(skip: Tensor, branch: Tensor, axis: int, factors: tuple[float, float]) -> Tensor:
-    """The median over sampled positions of |branch| / |skip|, [] in float64: of two in the middle the lower, NaN of none."""
+def median_ratio(skip: Tensor, branch: Tensor, axis: int, factors: tuple[float, float]) -> Tensor | float:
+    """The median over sampled positions of |branch| / |skip|, a float or [] in float64 on the operands' device.
+
+    Of two in the middle it is the lower; where no position has a skip it is NaN.
+    """
+    if _is_readable(skip) and _is_readable(branch):
+        first, second = (_vectors(tensor.shape, tensor.stride(), axis) for tensor in (skip, branch))
+        ratio = _native.median_ratio(
+            *(skip.data_ptr(), CODES[skip.dtype], first.address, first.stride),
+            *(branch.data_ptr(), CODES[branch.dtype], second.address, second.stride),
+            *first.extent,
+        )
+        return ratio * abs(factors[1] / factors[0]) if factors[0] else math.nan
     first, second = (
         torch.linalg.vector_norm(_rows(tensor, axis).double(), dim=-1) * abs(factor)
         for tensor, factor in zip((skip, branch), factors, strict=True)
@@ -60,14 +77,47 @@ class Units:
     def __init__(self) -> None:
         self._idle: Tensor | None = None
 
-    def dead(self, tensor: Tensor, axis: int) -> Tensor:
-        """Look at a new input, and give the share of dead units, [] in float64."""
+    def dead(self, tensor: Tensor, axis: int) -> Tensor | float:
+        """Look at a new input, and give the share of dead units, a float or [] in float64 on the input's device."""
+        if _is_readable(tensor):
+            units = tensor.shape[axis]
+            if self._idle is None or self._idle.shape != (units,) or not self._idle.is_cpu:
+                self._idle = torch.zeros(units, dtype=torch.int64)
+            where = _vectors(tensor.shape, tensor.stride(), axis)
+            data, since = (tensor.data_ptr(), CODES[tensor.dtype]), self._idle.data_ptr()
+            found = _native.idle(*data, where.address, where.stride, *where.extent, since, IDLE)
+            return found / units if units else math.nan
         rows = _rows(tensor, axis)
         idle = self._idle
         if idle is None or idle.shape != rows.shape[-1:] or idle.device != rows.device:
             idle = torch.zeros(rows.shape[-1:], dtype=torch.int64, device=rows.device)
         self._idle = torch.where((rows != 0).any(0), 0, idle + rows.shape[0])
         return (self._idle >= IDLE).double().mean()
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    return fetch.is_here(tensor) and tensor.dtype in CODES
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """Where the sampled positions' vectors of channels lie in a tensor, as the native part is told."""
+
+    offsets: Ints  # of their first elements, in elements
+    address: int  # of these offsets
+    stride: int  # of channels
+    extent: tuple[int, int]  # positions and channels
+
+
+@lru_cache(maxsize=256)
+def _vectors(shape: tuple[int, ...], strides: tuple[int, ...], axis: int) -> _Vectors:
+    axis %= len(shape)
+    others = [d for d in range(len(shape)) if d != axis]
+    offsets = np.zeros(1, np.int64)
+    if others:
+        found = places(tuple(shape[d] for d in others), POSITIONS)
+        offsets = np.stack([index.numpy() * strides[d] for index, d in zip(found, others, strict=True)]).sum(0, np.int64)
+    return _Vectors(offsets, offsets.ctypes.data, strides[axis], (len(offsets), shape[axis]))
 
 
 def _rows(tensor: Tensor, axis: int) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from resmon.capture import fetch
-from resmon.capture.keeping import kept_here, kept_norm, kept_square
+from resmon.capture.keeping import kept_elsewhere, kept_norm, kept_square
 from resmon.records import BLOCK_COUNTS, BLOCK_VALUES
 from tests.capture import loops
 
@@ -102,11 +103,34 @@ def test_who_kept_the_branch_and_how_large_their_skip_is(shape: tuple[int, ...],
     branch[mask] = torch.randn(shape)[mask]
     late = torch.zeros(shape)
     late.reshape(6, -1)[mask, -1] = 1e-30  # not zero in one element only, the last
-    for each in (branch, late, branch.transpose(0, -1).contiguous().transpose(0, -1)):
-        assert kept_here(each).tolist() == mask.tolist()
+    kept = np.full(1, -1.0)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        stream = skip.to(dtype)
+        exact, square = (float(part.double().square().sum()) for part in (stream[mask], stream))
+        for each in (branch, late, *(t.transpose(0, -1).contiguous().transpose(0, -1) for t in (branch, late))):
+            for other in (stream, stream.transpose(0, -1).contiguous().transpose(0, -1)):
+                found = kept_square(other, each, square, kept.ctypes.data)
+                assert kept.tolist() == [float(mask.sum())]
+                assert found == pytest.approx(exact, rel=1e-6, abs=1e-12)
+            assert kept_elsewhere(each).tolist() == mask.tolist()
     expected = float(skip[mask].double().square().sum())
-    assert kept_square(skip, mask, float(skip.double().square().sum())) == pytest.approx(expected, rel=1e-6, abs=1e-12)
     assert float(kept_norm(skip, mask)) ** 2 == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_where_the_dropped_samples_hold_nearly_all_the_rest_is_not_a_difference() -> None:
+    skip, branch = torch.full((4, 1000), 1e-6), torch.ones(4, 1000)
+    skip[2], branch[2] = 1e6, 0
+    kept = np.zeros(1)
+    found = kept_square(skip, branch, float(skip.double().square().sum()), kept.ctypes.data)
+    assert found == pytest.approx(3000 * 1e-12, rel=1e-6)
+    skip[2] = math.inf
+    assert kept_square(skip, branch, math.inf, kept.ctypes.data) == pytest.approx(3000 * 1e-12, rel=1e-6)
+    skip[1] = math.nan
+    assert math.isnan(kept_square(skip, branch, math.nan, kept.ctypes.data))
+    assert kept[0] == 3
+    for empty in (torch.ones(0, 5), torch.ones(3, 0)):
+        assert kept_square(empty, empty, 0.0, kept.ctypes.data) == 0
+        assert kept[0] == 0
 
 
 class Dropped(nn.Module):
