@@ -42,7 +42,7 @@ clean: ## remove what the set-up and the tools made; runs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch stands in the one command that installs everything, so that nothing can replace the pinned version.
-.venv/.stamp: pyproject.toml .ci/packages hatch_build.py resmon/capture/_native.c
+.venv/.stamp: pyproject.toml .ci/packages hatch_build.py resmon/capture/_native.c resmon/capture/_last_words.h
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'resmon needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	PYTHON=$(PYTHON) bash .ci/packages
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv

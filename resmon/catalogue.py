@@ -216,6 +216,8 @@ CATALOGUE: tuple[Metric, ...] = (
         ("run", "model", "block", "finding", "severity"),
         "1 while the finding is open, then 0.",
     ),
+    Metric("resmon_incidents_total", "counter", "", ("run", "kind"), "What broke in the attempt's ranks, by kind of failure."),
+    Metric("resmon_run_stalled", "gauge", "", ("run",), "1 while a rank's process lives and makes no step, else 0."),
     # The machine's GPUs, whoever uses them.
     Metric("resmon_gpu_utilization_ratio", "gauge", "", ("gpu",), "Share of the last sampling period in which the GPU was busy."),
     Metric("resmon_gpu_memory_used_bytes", "gauge", "bytes", ("gpu",), "Memory of the GPU that is in use, by anybody."),

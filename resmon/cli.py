@@ -47,7 +47,8 @@ def list_runs(
     folder: Annotated[Path | None, typer.Argument(help=FOLDER)] = None,
     directory: Directory = None,
 ) -> None:
-    """List the runs of a folder: outcome, steps, newest loss, blocks, size on disk, age."""
+    """List the runs of a folder: outcome, steps, newest loss, blocks, size on disk, age, what broke."""
+    from resmon.origins import printable
     from resmon.tail import summaries
 
     folder = _runs_directory(folder or directory)
@@ -72,6 +73,9 @@ def list_runs(
             _age(now - row.time),
         )
     console.print(table)
+    for row in rows:
+        if row.incident:
+            console.print(Text.assemble((f"✖ {printable(row.name)}", "bold red"), f": {printable(row.incident)}"), soft_wrap=True)
 
 
 def inspect(
@@ -128,15 +132,23 @@ def tail(
     directory: Directory = None,
 ) -> None:
     """Watch a run, live or finished, in the terminal; into a pipe goes one frame."""
+    from resmon.origins import printable
     from resmon.tail import Tail, find_run, show
 
     console = Console()
+    attempt = find_run(run, _runs_directory(directory))
     try:
-        view = show(console, Tail(find_run(run, _runs_directory(directory))), once=once or not console.is_terminal)
+        view = show(console, Tail(attempt), once=once or not console.is_terminal)
     except KeyboardInterrupt:  # how one leaves
         return
+    if view.incidents:
+        from resmon.flight.frames import load
+        from resmon.flight.lead_up import lead_up
+
+        newest = list(view.incidents.values())[-1]
+        console.print(Text(f"Before it: {printable(lead_up(load(attempt), newest.step).sentence)}"), soft_wrap=True)
     if view.end is not None and view.end.reason:
-        console.print(Text(view.end.reason, style="dim"))
+        console.print(Text(printable(view.end.reason), style="dim"))
 
 
 def incidents(

@@ -38,6 +38,7 @@ Outcome = Literal[
     "finished",
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+INCIDENT_KINDS: tuple[Outcome, ...] = tuple(outcome for outcome in OUTCOMES if outcome not in ("unknown", "finished"))
 
 # The magnitude histogram of a site's output, |y|. Bucket i holds (2^(i-1), 2^i], as Prometheus' native histograms of schema 0.
 # From float16's smallest normal numbers' neighbourhood to well beyond the largest activations reported in healthy models.
@@ -306,6 +307,7 @@ class RunInfo:
     seed: int | None = None
     local_world_size: int | None = None  # how many of the ranks run on this machine, where the launcher says so
     targets: tuple[str, ...] = ()  # what the run is to reach, as resmon.targets prints it
+    stall_after: float = 300.0  # seconds without a step from which on it may be called stalled; 0 for never
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -26,8 +27,14 @@ def _separated(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _words(value: Any) -> Any:
+    return tuple(shlex.split(value)) if isinstance(value, str) else value
+
+
 # Several in one string, separated by commas, or a list.
 Several = Annotated[tuple[str, ...], BeforeValidator(_separated)]
+# The words of a command, as a shell splits them, or a list.
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 class Settings(BaseModel):
@@ -65,6 +72,21 @@ class Settings(BaseModel):
         (), description="validation scores to reach, such as accuracy >= 0.95 (several in one string with commas)"
     )
 
+    stall_after: float = Field(
+        300.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds without a step after which a living run is stalled, if that is 10 usual steps too; 0 for never",
+    )
+    on_incident: Words = Field(
+        (),
+        description="command that is run for each incident (at most 10 of a rank) with it as JSON on standard input; without a "
+        "shell, as a list or in one string with quotes as in a shell",
+    )
+    on_incident_timeout: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="seconds after which on_incident's command is ended"
+    )
+
     @field_validator("listen")
     @classmethod
     def _address_and_port(cls, value: str) -> str:
@@ -78,6 +100,13 @@ class Settings(BaseModel):
     def _a_path(cls, value: Path) -> Path:
         if "\0" in str(value):
             raise ValueError("must be a path, which holds no null character")
+        return value
+
+    @field_validator("on_incident")
+    @classmethod
+    def _a_command(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any("\0" in word for word in value):
+            raise ValueError("a command holds no null character")
         return value
 
     @field_validator("targets")

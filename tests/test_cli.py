@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from resmon import __version__
 from resmon.cli import VERBS, _age, _size, main
@@ -24,9 +26,10 @@ from resmon.demo import _command
 from resmon.errors import FlightError
 from resmon.flight.layout import boot_id, claim
 from resmon.flight.writer import FlightWriter
-from resmon.records import BLOCK_VALUES, RunEnd, ScalarRecord
+from resmon.records import BLOCK_VALUES, Incident, RunEnd, ScalarRecord
 from resmon.settings import Settings
 from resmon.tail import Tail, find_run, summaries
+from resmon.terminal import frame
 from tests.synthetic import Training, info, sites
 
 ROOT = Path(__file__).parent.parent
@@ -228,13 +231,15 @@ def test_ls_lists_runs_newest_last(tmp_path: Path) -> None:
     record(tmp_path, "two", 3, RunEnd("interrupted", time.time(), 2))
     result = resmon("ls", str(tmp_path), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    head, *rows = [line.split() for line in result.stdout.splitlines()]
+    *lines, broke = result.stdout.splitlines()
+    assert broke == "✖ two: A signal ended the run after step 2."
+    head, *rows = [line.split() for line in lines]
     assert head == ["run", "attempt", "outcome", "steps", "loss", "blocks", "size", "age"]
     found = {row[0]: row[1:6] for row in rows}
     assert found == {"one": ["1", "finished", "5", "0.2", "3"], "two": ["2", "interrupted", "3", "0.3333", "3"]}
     (tmp_path / "elsewhere").mkdir()
     named = resmon("ls", "-d", str(tmp_path), cwd=tmp_path / "elsewhere")
-    assert [line.split()[0] for line in named.stdout.splitlines()] == ["run", "one", "two"]
+    assert [line.split()[0] for line in named.stdout.splitlines()] == ["run", "one", "two", "✖"]
 
 
 def test_ls_and_tail_tell_running_from_killed(tmp_path: Path, doomed: subprocess.Popen[str]) -> None:
@@ -245,6 +250,48 @@ def test_ls_and_tail_tell_running_from_killed(tmp_path: Path, doomed: subprocess
     assert summaries(tmp_path)[0].outcome == "killed"
     shown = resmon("tail", "doomed", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
     assert "■ killed" in shown and "step 4 " in shown and "left no end mark" in shown
+
+
+def test_ls_and_tail_show_what_broke(tmp_path: Path) -> None:
+    writer = record(tmp_path, "broken", 120)
+    training = Training(sites(3), start=time.time())
+    training.steps = 120
+    for step in range(120, 130):
+        writer.step(training.step(values={("gradient_square", 1): 1e6 * 10 ** (step - 120)}))
+    writer.incident(
+        Incident("nonfinite-129", "nonfinite", time.time(), 129, "h.1 made \x1b[31mNaN", block="h.1", advice="Look at its exp.")
+    )
+    writer.end(RunEnd("nonfinite", time.time(), 129, "NaN"))
+    listed = resmon("ls", str(tmp_path), cwd=tmp_path).stdout
+    assert "✖ broken: 'h.1 made \\x1b[31mNaN'" in listed
+    shown = resmon("tail", "broken", "-d", str(tmp_path), cwd=tmp_path).stdout
+    assert "✖ nonfinite in block h.1: " in shown and "Look at its exp." in shown and "\x1b" not in shown
+    assert "Before it: Block h.1's gradient norm left its usual range" in shown and "since step 120, 9 steps before" in shown
+
+
+def test_ls_and_tail_tell_a_run_that_does_not_go_on(tmp_path: Path) -> None:
+    """Its process lives, this one, and its last step is long ago."""
+    folder, _ = claim(tmp_path, "stuck", "launch", 0)
+    writer = FlightWriter(folder, info(run="stuck", boot_id=boot_id(), started=time.time() - 5000), 16 << 20)
+    training = Training(sites(2))
+    writer.sites(training.sites)
+    writer.step(training.step(time=time.time() - 290))
+    assert summaries(tmp_path)[0].outcome == "running"
+    view = Tail(folder.parent).poll()
+    assert view.record is not None and view.patience == 300
+    for seconds, expected in ((299, "● running"), (301, "● stalled")):
+        drawn = io.StringIO()
+        Console(width=100, file=drawn).print(frame(view, 100, now=view.record.time + seconds))
+        assert expected in drawn.getvalue()
+    assert "no step for 0:05:01" in drawn.getvalue()
+    writer.end(RunEnd("finished", time.time(), 0))
+    folder, _ = claim(tmp_path, "longer", "launch", 0)
+    writer = FlightWriter(folder, info(run="longer", boot_id=boot_id(), started=time.time() - 5000), 16 << 20)
+    writer.sites(training.sites)
+    writer.step(training.step(time=time.time() - 310))
+    assert {row.name: row.outcome for row in summaries(tmp_path)} == {"stuck": "finished", "longer": "stalled"}
+    assert "● stalled" in resmon("tail", "longer", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
+    writer.end(RunEnd("finished", time.time(), 1))
 
 
 def listen_to_interrupts() -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,6 +48,9 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
         st.builds("{}{}{}".format, st.sampled_from(["accuracy", "val/loss 2"]), st.sampled_from([">=", " <= "]), st.floats(-9, 9)),
         max_size=3,
     ).map(tuple),
+    "stall_after": st.floats(0, 1e9),
+    "on_incident": LIST,
+    "on_incident_timeout": st.floats(0.001, 1e9),
 }
 # A wrong value, as text, of every setting for which a text can be wrong.
 WRONG = {
@@ -59,6 +63,9 @@ WRONG = {
     "sample": "15",
     "max_series": "99",
     "targets": "accuracy",
+    "stall_after": "-1",
+    "on_incident": "echo 'without end",
+    "on_incident_timeout": "0",
 }
 # From the weakest to the strongest.
 PLACES = ("file", "environment", "argument")
@@ -89,7 +96,11 @@ def as_toml(values: Mapping[str, Any]) -> str:
 
 
 def as_environment(values: Mapping[str, Any]) -> dict[str, str]:
-    return {f"RESMON_{name.upper()}": ", ".join(v) if isinstance(v, tuple) else str(v) for name, v in values.items()}
+    joined = {"on_incident": shlex.join}  # the others are lists, and this is a command
+    return {
+        f"RESMON_{name.upper()}": joined.get(name, ", ".join)(value) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+    }
 
 
 def resolved(given: Written) -> Resolved:

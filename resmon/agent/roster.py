@@ -15,6 +15,7 @@ from pathlib import Path
 
 from resmon.agent import runtime
 from resmon.agent.attempt import Attempt, Rank
+from resmon.agent.reaction import Reaction
 from resmon.agent.tally import Tally
 from resmon.errors import FlightError
 from resmon.exporters.budget import MAX_SERIES
@@ -141,7 +142,7 @@ class Roster:
             if followed is None:
                 followed = self._followed[folder] = _Followed(Attempt(folder, self.fault, self._max_series), [])
                 log.info("following run %r, attempt %d, in %s", follower.info.run, follower.info.attempt, folder)
-            followed.attempt.add(Rank(follower))
+            followed.attempt.add(Rank(follower, Reaction.of_json(runtime.on_incident(file))))
             followed.registrations.append(file)
             followed.ended = None  # a rank that came late
 

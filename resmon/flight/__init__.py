@@ -6,12 +6,14 @@ A run is a folder; everything in it is appended or written once, nothing is over
       attempt-0001/                        a run started again under its name goes on as the next attempt
         launch.json                        what the ranks of one launch share; by it a rank finds its attempt
         findings.jsonl                     one finding event a line (records.Finding), written by the agent
+        on_incident.log                    what on_incident's command has printed
         rank-00000/
           info.json                        records.RunInfo and `format`, the format version; written whole before the first row
           alive.lock                       held (fcntl.lockf) by the training process while it lives
           checkpoints.jsonl                one line for each Monitor.checkpoint (records.Checkpoint)
-          incidents.jsonl                  one event of an incident a line (records.Incident), written by the training process and,
-                                           once that is gone, by whoever concludes how it ended
+          incidents.jsonl                  one event of an incident a line (records.Incident), written by the training process and
+                                           by the agent: that no step comes, how a process ended that could not say so
+          reactions.jsonl                  one line for each incident that on_incident's command was run for (agent.reaction)
           reached.jsonl                    one line for each target that a score has met (targets.Reached)
           steps-000000000000.arrow         full rows, one per step; named by the first step that the segment holds
           scalars-000000000000.arrow       what was logged: step, time, name, value; rotates and goes together with steps-

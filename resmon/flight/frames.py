@@ -20,8 +20,9 @@ import pyarrow as pa
 from resmon.errors import FlightError, FlightVersionError
 from resmon.flight import findings, incidents, layout
 from resmon.flight.bins import LEVELS
+from resmon.flight.endings import Remains, conclude
 from resmon.flight.journal import Lines
-from resmon.flight.reader import Segments, Skip, read_end, read_info, typed
+from resmon.flight.reader import Segments, Skip, read_end, read_info, step_records, typed
 from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records, RowFormat, nanoseconds, present, row_format, texts
 from resmon.gaps import Gap, Gaps
 from resmon.records import (
@@ -44,6 +45,7 @@ from resmon.records import (
     ResidualSite,
     RunEnd,
     RunInfo,
+    StepRecord,
     clip_factor,
     coverage,
 )
@@ -169,9 +171,8 @@ class Flight:
     @property
     def outcome(self) -> Outcome | Literal["running"]:
         """How the attempt ended, or "running" while a process that records it lives."""
-        if any(rank.alive for rank in self._ranks):
-            return "running"
-        return min((rank.outcome for rank in self._ranks), key=OUTCOMES.index)
+        over = [rank.outcome for rank in self._ranks if rank.outcome is not None]
+        return min(over, key=OUTCOMES.index) if len(over) == len(self._ranks) else "running"
 
     @property
     def ends(self) -> dict[int, RunEnd]:
@@ -261,25 +262,28 @@ class Flight:
             columns[name] = _array(column, mask)
         return _frame(columns)
 
-    def blocks(self, per_rank: bool = False) -> pd.DataFrame:
+    def blocks(self, per_rank: bool = False, first: int | None = None, last: int | None = None) -> pd.DataFrame:
         """One row per step and residual add, merged over the ranks from their sums; or one per rank, with its gradient share.
 
-        The columns are those of resmon.statistics, which defines each, and the counts of records.BLOCK_COUNTS.
+        The columns are those of resmon.statistics, which defines each, and the counts of records.BLOCK_COUNTS. Of all steps, or of
+        those from `first` to `last` (both included).
         """
         sites = {(site.model, site.name): i for i, site in enumerate(self.sites)}
         parts: list[list[Array]] = []
         for rank in self._ranks:
             for span in rank.spans:
-                steps, here = len(span.step), len(span.sites)
+                begin = 0 if first is None else int(np.searchsorted(span.step, first))
+                end = len(span.step) if last is None else int(np.searchsorted(span.step, last, side="right"))
+                steps, here = max(0, end - begin), len(span.sites)
                 codes = np.array([sites[site.model, site.name] for site in span.sites], np.int64)
                 parts.append(
                     [
-                        np.repeat(span.step, here),
+                        np.repeat(span.step[begin:end], here),
                         np.tile(codes, steps),
                         np.full(steps * here, rank.number),
-                        _flat(span.blocks),
-                        _flat(span.blocks_present),
-                        _flat(span.counts),
+                        _flat(span.blocks[begin:end]),
+                        _flat(span.blocks_present[begin:end]),
+                        _flat(span.counts[begin:end]),
                     ]
                 )
         widths: list[tuple[Any, tuple[int, ...]]] = [
@@ -507,7 +511,10 @@ class Flight:
         return _of_values(Finding, sorted(newest, key=lambda finding: (finding.opened_step, finding.id)))
 
     def incidents(self) -> pd.DataFrame:
-        """What broke: every incident of every rank in its newest state, in the order of time; `evidence` is JSON."""
+        """What broke: every incident of every rank in its newest state, in the order of time; `evidence` is JSON.
+
+        How a process ended that could not say so itself is concluded from what it left (flight.endings), if nobody has yet.
+        """
         return _of_values(Incident, incidents.newest(event for rank in self._ranks for event in rank.incidents))
 
     def _models(self, sites: Sequence[ResidualSite]) -> list[str]:
@@ -579,7 +586,11 @@ class _Rank:
         held = layout.is_held(folder / layout.LOCK)
         self.end = read_end(folder)
         self.alive = held and self.end is None
-        self.spans = [_Span.of(form, records) for form, records in self.rows("steps", "steps", skipped)]
+        self.spans: list[_Span] = []
+        self.newest: StepRecord | None = None
+        for form, records in self.rows("steps", "steps", skipped):
+            self.spans.append(_Span.of(form, records))
+            (self.newest,) = step_records(form, records[-1:])
         self.scalars = [
             _Scalars(records["step"].copy(), records["time"].copy(), texts(records, "name"), records["value"].copy())
             for _, records in self.rows("scalars", "scalars", skipped)
@@ -597,6 +608,12 @@ class _Rank:
         self.reached = self._lines(layout.REACHED, partial(typed, Reached), "a target that was met", skipped)
         self.incidents, skips = incidents.read(folder, ended=not self.alive)
         skipped += skips
+        self.outcome: Outcome | None = None  # while it lives
+        if not self.alive:
+            known = incidents.newest(self.incidents)
+            end, incident = conclude(Remains(folder, self.info, self.end, self.newest, known))
+            self.outcome = end.outcome
+            self.incidents += [incident] if incident is not None else []
 
     def _lines(self, name: str, make: Callable[[Any], Line], what: str, skipped: list[Skip]) -> list[Line]:
         lines = Lines(self.folder / name, make, what)
@@ -618,14 +635,6 @@ class _Rank:
             if gap := gaps.add(step, name, value):
                 found.setdefault(gap.score, []).append(gap)
         return found
-
-    @property
-    def outcome(self) -> Outcome:
-        if self.end is not None:
-            return self.end.outcome
-        if self.info is None or not self.info.boot_id or self.info.boot_id != layout.boot_id():
-            return "unknown"
-        return "killed"
 
     def rows(self, stem: str, kind: Kind, skipped: list[Skip]) -> Iterator[tuple[RowFormat, Records]]:
         segments = Segments(self.folder, stem, kind)

@@ -1,6 +1,6 @@
 """incidents.jsonl: what broke in a rank, one event of an incident a line.
 
-The training process appends while it lives, whoever concludes how it ended after that; never both.
+The training process appends what it meets; the agent that no step comes, and how a process ended that could not say so itself.
 """
 
 from __future__ import annotations

@@ -125,12 +125,13 @@ class FlightWriter:
         self._full.append_scalars(rows, self._scalar_format, following)
         self._bins.scalars(record)
 
-    def incident(self, incident: Incident) -> None:
-        """Append an event of an incident. The newest steps now stay in full, as far as the budget has room for them."""
+    def incident(self, incident: Incident) -> Incident | None:
+        """Append an event of an incident and give it back whole. The newest steps stay in full, as far as the budget has room."""
         if self._elsewhere():
-            return
-        incidents.append(self._folder, incident)
+            return None
+        whole = incidents.append(self._folder, incident)
         self._full.pin((self._last_step or 0) - NEWEST_STEPS)
+        return whole
 
     def end(self, end: RunEnd) -> None:
         """Write the open bins and the end mark, and give the lock back. Once; later calls do nothing."""
@@ -146,6 +147,17 @@ class FlightWriter:
             for track in (self._full, *self._thinned):
                 track.close()
             layout.release(self._lock)
+
+    def leave(self) -> None:
+        """Write the open bins, as `end` does, and nothing more: who knows how it ended writes the end mark, under the lock."""
+        if self._elsewhere():
+            return
+        self._ended = True
+        try:
+            self._bins.close()
+        finally:
+            for track in (self._full, *self._thinned):
+                track.close()
 
     def _elsewhere(self) -> bool:
         return self._ended or os.getpid() != self._pid

@@ -43,7 +43,7 @@ class Writer:
             **about,
         }
         self.flight = FlightWriter(self.folder, synthetic.info(**about), 64 << 20)
-        self.training = synthetic.Training(synthetic.sites(sites), seed=rank)
+        self.training = synthetic.Training(synthetic.sites(sites), seed=rank, start=time.time())
         self.flight.sites(self.training.sites)
         runtime.register(self.folder)
 

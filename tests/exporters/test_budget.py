@@ -176,7 +176,7 @@ def test_a_label_that_the_budget_does_not_know_is_an_error_of_this_test() -> Non
             and metric.labels != BLOCK
             and "finding" not in metric.labels
         ):
-            assert set(metric.labels) <= {"run", "model", "rank", "score", "group", "phase", "target"}
+            assert set(metric.labels) <= {"run", "model", "rank", "score", "group", "phase", "target", "kind"}
 
 
 def test_where_all_blocks_fit_nothing_is_folded() -> None:
