@@ -23,7 +23,7 @@ from resmon.capture import process
 from resmon.capture.placement import class_name, unwrapped
 from resmon.capture.session import Session
 from resmon.errors import ResmonError
-from resmon.flight import journal
+from resmon.flight import journal, layout
 from resmon.flight.layout import CHECKPOINTS, REACHED, boot_id, claim, safe_name
 from resmon.flight.writer import FlightWriter
 from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
@@ -63,6 +63,9 @@ def watch(
     arguments are those of `resmon.settings.Settings`, where each is explained; one not given comes from its RESMON_* environment
     variable, then from resmon.toml, then from its default.
 
+    A step whose gradients are NaN or infinite is an incident, which names where they were born. `on_nonfinite="skip_step"` also
+    keeps the optimizer from stepping then, `"raise"` raises NonFiniteError in its place.
+
     The residual sites are found in the first forward pass that builds a graph; until then `Monitor.sites` is empty. A model that
     is watched already is watched by the new monitor only: the old one is closed.
 
@@ -100,6 +103,7 @@ class Monitor:
             exclude=settings.exclude,
             sample=settings.sample,
             other_ranks=settings.other_ranks,
+            on_nonfinite=settings.on_nonfinite,
         )
         self._flight = _Flight(models, settings)
         for model in models.values():
@@ -186,8 +190,11 @@ class Monitor:
         incident = self._session.failed(error) if error is not None and outcome != "finished" else None
         self._session.finish()
         self._session.detach()
+        kind = incident.kind if incident else outcome
+        if kind in ("finished", "failed") and self._session.is_nonfinite:
+            kind, reason = "nonfinite", reason or "the last step's gradients or loss were NaN or infinite"
         try:
-            self._flight.end(RunEnd(incident.kind if incident else outcome, time.time(), self._session.last_step, reason))
+            self._flight.end(RunEnd(kind, time.time(), self._session.last_step, reason))
         except (OSError, ResmonError) as error:
             log.warning("resmon: the end of the run could not be written whole: %s", error)
 
@@ -276,6 +283,16 @@ class _Flight:
 
     def incident(self, incident: Incident) -> None:
         (self._writer or self.open()).incident(incident)
+
+    def capsule(self, name: str, data: bytes) -> bool:
+        if self._writer is None:
+            self.open()
+        try:
+            layout.write_new(self._folder / name, data)
+        except OSError as error:
+            log.warning("resmon: the capsule %s could not be written: %s", name, error)
+            return False
+        return True
 
     def checkpoint(self, path: str, step: int | None) -> None:
         if self._writer is None:
