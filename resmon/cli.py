@@ -251,7 +251,9 @@ def explain(
     verdict = capsules.run(read, load_target(module)[0]) if module else None
     seen = read.seen()
     if as_json:
-        told = {"event": None, "direction": verdict.direction, "nonfinite": verdict.nonfinite} if verdict else None
+        told: dict[str, Any] | None = (
+            {"event": None, "direction": verdict.direction, "nonfinite": verdict.nonfinite} if verdict else None
+        )
         if told and verdict and verdict.event:
             told["event"] = {"operation": verdict.event.operation, "module": verdict.event.path, "line": verdict.event.line}
         known = {name: read.text(name) for name in ("class", "module", "block", "operation", "line", "origin", "summary", "torch")}

@@ -1,4 +1,4 @@
-"""A script that goes non-finite, from its first step to `resmon explain`: what is on file, how the run is called, what is printed."""
+"""A script that goes non-finite, from its first step to `resmon explain`: what is on file, and what is printed."""
 
 from __future__ import annotations
 

@@ -42,6 +42,7 @@ _SOFTMAX = frozenset("softmax _softmax log_softmax logsumexp scaled_dot_product_
 # What these return has no values yet.
 _EMPTY = frozenset("empty empty_like empty_strided new_empty new_empty_strided empty_permuted".split())
 
+_RUNNING = frozenset({"batch_norm", "instance_norm"})
 # Operators that torch gives names of their own.
 _SPELLINGS = {"__rdiv__": "div", "__rtruediv__": "div", "__rpow__": "pow", "__rsub__": "sub", "__rmatmul__": "matmul"}
 
@@ -227,6 +228,8 @@ class Trace(TorchFunctionMode):
     def _call(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         with torch._C.DisableTorchFunction():
             read = [tensor for _, tensor in leaves((args, dict(kwargs)))]
+            if name in _RUNNING:
+                read = _without_running(read, args, kwargs)
             event = self._event(name)
             event.read = [(self._writer(tensor, event), found) for tensor in read if (found := kinds(tensor))]
             event.placed = name in _EMPTY or (name in _PLACES and any(_infinite(each) for each in (args, kwargs)))
@@ -406,6 +409,13 @@ def _is_mask(event: Event, what: int) -> bool:
     if event.kind == "operation":
         return event.placed and not event.kinds & NAN
     return what == BELOW and event.kind != "parameter"
+
+
+def _without_running(read: list[Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """What a normalisation reads: where it takes the batch's statistics, not the running ones, which the pass has spoilt."""
+    own = kwargs.get("training", kwargs.get("use_input_stats", args[5] if len(args) > 5 else False))
+    running = [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
+    return [tensor for tensor in read if not own or not any(tensor is each for each in running)]
 
 
 def _infinite(tree: Any) -> bool:

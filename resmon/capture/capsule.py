@@ -1,8 +1,9 @@
 """An incident capsule: one module's inputs and state, and what else its failure needs to happen again elsewhere.
 
-A safetensors file. Its tensors are the module's arguments (`input/...`), parameters and buffers (`state/...`), the gradients that came
-to its outputs (`gradient/...`), and torch's random state. The entry "resmon" of its metadata is JSON that says what they are of. Nothing in it is code: the module's class is a name to read, and only a command
-line makes a module of it. What did not fit is listed.
+A safetensors file. Its tensors are the module's arguments (`input/...`), parameters and buffers (`state/...`), the gradients that
+came to its outputs (`gradient/...`), unless they were broken already, and torch's random state. The entry "resmon" of its metadata
+is JSON that says what they are of. Nothing in it is code: the module's class is a name to read, and only a command line makes a
+module of it. What did not fit is listed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Recorder:
                     tensor.register_hook(lambda gradient, i=i: self._arrived(i, gradient))
 
     def _arrived(self, output: int, gradient: Tensor) -> None:
-        self.tensors[f"gradient/{output}"] = gradient.detach().clone()
+        if not kinds(gradient):
+            self.tensors[f"gradient/{output}"] = gradient.detach().clone()
 
     def _written(self, value: Any, name: str, depth: int) -> Any:
         """An argument as JSON has it; its tensors apart, under their names."""
@@ -157,15 +159,11 @@ def read(path: Path) -> Capsule:
         from safetensors import SafetensorError
         from safetensors.torch import load
     except ImportError as error:
-        raise ConfigurationError(
-            "a capsule is a safetensors file; install the package safetensors (pip install 'resmon[torch]')."
-        ) from error
+        raise ConfigurationError("a capsule is a safetensors file: install that package (pip install 'resmon[torch]').") from error
     try:
         size = path.stat().st_size
         if size > LARGEST_FILE:
-            raise ResmonError(
-                f"{path} has {size:,} bytes; no capsule has more than {LARGEST_FILE:,}. Name the file that the incident names."
-            )
+            raise ResmonError(f"{path} has {size:,} bytes, more than any capsule. Name the file that the incident names.")
         data = path.read_bytes()
         tensors = load(data)
         length = int.from_bytes(data[:8], "little")
@@ -189,7 +187,7 @@ def run(capsule: Capsule, model: nn.Module) -> Verdict:
     missing = _load(capsule, module)
     if missing:
         raise ConfigurationError(
-            f"the module does not fit the capsule: {'; '.join(missing[:5])}. Make it with the same configuration as in the failed run."
+            f"the module does not fit the capsule: {'; '.join(missing[:5])}. Make it as it was made in the failed run."
         )
     training = capsule.header.get("training")
     for path, each in module.named_modules():
@@ -232,7 +230,7 @@ def run(capsule: Capsule, model: nn.Module) -> Verdict:
     if not given:
         return Verdict(None, "", tuple(nonfinite))
     trace.listen()
-    named = {f"parameter {name}": each for name, each in module.named_parameters() if each.requires_grad}
+    named: dict[str, Tensor] = {f"parameter {name}": each for name, each in module.named_parameters() if each.requires_grad}
     named |= {f"input {i}": tensor for i, (_, tensor) in enumerate(leaves((args, kwargs))) if tensor.requires_grad}
     gradients = torch.autograd.grad(
         [output for output, _ in given], list(named.values()), [gradient for _, gradient in given], allow_unused=True
@@ -244,19 +242,15 @@ def run(capsule: Capsule, model: nn.Module) -> Verdict:
 
 
 def _module(capsule: Capsule, model: nn.Module) -> nn.Module:
+    """The module that the capsule is of: `model`, or the one at its path in there. A script's own class is known by its name."""
     path, wanted = capsule.text("module"), capsule.text("class")
     for found in (model, *(each for name, each in model.named_modules() if plain(name) == path)):
-        if f"{type(found).__module__}.{type(found).__qualname__}" == wanted:
-            return found
-    kinds_of = {type(each).__qualname__ for each in model.modules()}
-    if wanted.rpartition(".")[2] in kinds_of and not path:
-        return model
-    for name, found in model.named_modules():  # a class that was defined in the script itself
-        if plain(name) == path and type(found).__qualname__ == wanted.rpartition(".")[2]:
+        kind = type(found)
+        if f"{kind.__module__}.{kind.__qualname__}" == wanted or f"__main__.{kind.__qualname__}" == wanted:
             return found
     raise ConfigurationError(
-        f"the capsule is of a {wanted}, module {path or 'the model itself'!r} of its model; {type(model).__name__} is none and has none "
-        "there. Name that class's factory, or the whole model's."
+        f"the capsule is of a {wanted}, module {path or 'the model itself'!r} of its model; {type(model).__name__} is none, and holds "
+        "none there. Name what makes that class, or the whole model."
     )
 
 
@@ -297,7 +291,7 @@ def _read_back(capsule: Capsule, written: Any, depth: int) -> Any:
     if "float" in written:
         return float(written["float"])
     raise ConfigurationError(
-        f"an argument of the module was a {written.get('left_out', '?')}, which a capsule cannot hold; run the training script instead."
+        f"an argument of the module was a {written.get('left_out', '?')}, which a capsule cannot hold: run the training script."
     )
 
 

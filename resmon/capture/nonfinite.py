@@ -1,9 +1,9 @@
 """Notices a step whose gradients are NaN or infinite, at that step, and says where that came from.
 
-The squared norms of the gradients are there before an optimizer steps; where one is not finite its elements are looked at, for a norm
-that merely overflowed is no fault. Then a pass of the step is done again (replay.py) and the origin followed (birth.py): weights are
-still those of the pass. One episode of non-finite steps is one incident; it is over after CALM finite ones. A gradient scaler that
-looks for its scale makes no incident, unless the forward pass itself was not finite.
+The squared norms of the gradients are there before an optimizer steps; where one is not finite its elements are looked at, for a
+norm that merely overflowed is no fault. Then a pass of the step is done again (replay.py) and the origin followed (birth.py):
+weights are still those of the pass. One episode of non-finite steps is one incident; it is over after CALM finite ones. A gradient
+scaler that looks for its scale makes no incident, unless the forward pass itself was not finite.
 
 Where nothing can be done again (on an accelerator, in sharded models) the first block and direction that the probes saw stand.
 """
@@ -248,8 +248,8 @@ class NonFinite:
         if self._searching or self._skips or self._bad:
             return
         summary = (
-            f"The loss logged at step {step} is {_number(loss)}, while every gradient of that step was finite: it was born in the loss, "
-            "behind the model's outputs, in what no gradient takes its way through."
+            f"The loss logged at step {step} is {_number(loss)}, while every gradient of that step was finite: it was born in the "
+            "loss, behind the model's outputs, where no gradient passes."
         )
         self._open(
             Incident(
@@ -419,7 +419,7 @@ class NonFinite:
         mine = {plain(name): parameter for name, parameter in made.model.named_parameters()}
         if again.gradients is not None:
             bad = {name for name, gradient in again.gradients.items() if kinds(gradient)}
-            stepped = {name for name, parameter in mine.items() if any(parameter is each for each in self._bad.values())}
+            stepped = {name for name, each in mine.items() if each.grad is not None and kinds(local(each.grad)[0])}
             if not {plain(name) for name in bad} & stepped:
                 return "not reproduced"
             alone = sum(each.key == made.key for each in self._references.passes) == 1 and rank_and_world()[1] == 1
@@ -549,16 +549,16 @@ class NonFinite:
 
 
 ADVICE: Mapping[str, str] = {
-    "forward": "Look at what that operation was given: guard its domain (an epsilon below a root, a logarithm or a division), or keep "
-    "what grows there small (a lower learning rate, clipping, a wider dtype). resmon explain CAPSULE repeats it.",
-    "backward": "The forward pass was finite: the derivative of that operation is not, at a value that it was given. Add an epsilon "
-    "before a root, norm or logarithm; torch.where does not stop NaN on its way back.",
-    "loss": "The model's outputs were finite: look at the loss, its targets and weights in the rows named, at logarithms of 0 and at "
-    "means over nothing.",
+    "forward": "Look at what that operation was given: guard its domain (an epsilon below a root, a logarithm or a division), or "
+    "keep what grows there small (a lower learning rate, clipping, a wider dtype). resmon explain CAPSULE repeats it.",
+    "backward": "The forward pass was finite: the derivative of that operation is not, at a value that it was given. Add an "
+    "epsilon before a root, norm or logarithm; torch.where does not stop NaN on its way back. resmon explain CAPSULE repeats it.",
+    "loss": "The model's outputs were finite: look at the loss, its targets and weights in the rows named, at logarithms of 0 and "
+    "at means over nothing.",
     "parameters": "The weights were broken before this step: something other than the optimizer wrote them. Go back to the last "
     "checkpoint, and look at what loads, averages or edits weights.",
-    "optimizer": "The gradients of the step before were finite and its update was not: look at the learning rate and its schedule, at "
-    "the optimizer's eps and state. Go back to the last checkpoint.",
+    "optimizer": "The gradients of the step before were finite and its update was not: look at the learning rate and its schedule, "
+    "at the optimizer's eps and state. Go back to the last checkpoint.",
     "data": "The batch itself holds NaN or Inf: look at the rows named, and at the normalisation that they went through.",
     "": "Look at the first block named and at what feeds it.",
 }

@@ -302,12 +302,12 @@ class Optimizers:
             self._owner.raise_if_asked()
         return bad
 
-    def _safely(self, act: Callable[..., None], *arguments: Any) -> None:
+    def _safely(self, act: Callable[..., object], *arguments: Any) -> None:
         """Read or note something of the gradients, unless a fault has ended that."""
         if self.active:
             self._guarded(act, *arguments)
 
-    def _guarded(self, act: Callable[..., None], *arguments: Any) -> None:
+    def _guarded(self, act: Callable[..., object], *arguments: Any) -> None:
         if os.getpid() != self._process or is_capturing():
             return
         started = perf_counter()

@@ -42,7 +42,7 @@ class Randomness:
         devices = {}
         if torch.cuda.is_initialized():
             devices = {i: torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
-        return cls(torch.get_rng_state(), devices, random.getstate(), np.random.get_state())  # noqa: NPY002, that one is global
+        return cls(torch.get_rng_state(), devices, random.getstate(), np.random.get_state())
 
     def restore(self) -> None:
         torch.set_rng_state(self.torch)

@@ -1,9 +1,9 @@
 """A forward pass done again, and its backward pass, leaving no trace.
 
-Weights are those of the pass as long as no optimizer has stepped. Random states, autocasting and arguments are those that were kept;
-the gradient that came to the outputs then is given to them now, through `autograd.grad`'s way of not touching `.grad`. Whatever that
-changes (random states, parameters, buffers and their versions, modules' attributes and what these hold) is put back afterwards, also
-after an exception. A model that asks other ranks for anything is not done again, for they would not answer.
+Weights are those of the pass as long as no optimizer has stepped. Random states, autocasting and arguments are those that were
+kept; the gradient that came to the outputs then is given to them now, as `autograd.grad` would, which leaves `.grad` alone.
+Whatever that changes (random states, parameters, buffers and their versions, modules' attributes and what these hold) is put back
+afterwards, also after an exception. A model that asks other ranks for anything is not done again, for they would not answer.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def repeated(made: Pass, holders: Sequence[Holder], watcher: Watcher | None = No
         stack.enter_context(torch.autograd.set_detect_anomaly(False))
         stack.enter_context(torch.enable_grad())
         if rank_and_world()[1] > 1:
-            stack.enter_context(_Silence())
+            stack.enter_context(_Silence())  # type: ignore[no-untyped-call]
         if made.compiled and compiler.is_loaded():
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         made.randomness.restore()
@@ -134,7 +134,9 @@ class _State:
         self._seen: set[int] = set()
         for tensor in (*model.parameters(), *model.buffers(), *others):
             self._take_tensor(tensor)
-        for module in model.modules():
+        modules = list(model.modules())
+        self._seen.update(map(id, modules))  # each is looked into once, and from its own attributes on
+        for module in modules:
             self._take(module.__dict__, DEPTH)
 
     @property
@@ -202,4 +204,4 @@ def same(a: Tensor, b: Tensor) -> bool:
     a, b = a.detach(), b.detach()
     if a.layout is not torch.strided:
         return False
-    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124, NaN is not equal to itself
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())

@@ -348,7 +348,7 @@ class GradientTap(Hook):
         watcher.seconds += perf_counter() - started
 
 
-def hang(tensor: Tensor, tap: GradientTap) -> None:
+def hang(tensor: Tensor, tap: Callable[[Tensor], None]) -> None:
     """`tensor.register_hook(tap)`, less the handle to take it off again, which is most of what that costs."""
     if tensor._backward_hooks is None and tensor.grad_fn is not None:
         tensor._backward_hooks = OrderedDict({_OURS: tap})

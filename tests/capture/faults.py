@@ -24,12 +24,11 @@ Direction = Literal["forward", "backward"]
 
 @dataclass(frozen=True)
 class Place:
-    """The `ordinal`-th call of that operation in the module's own forward, at a line."""
+    """The `ordinal`-th call of that operation in the module's own forward."""
 
     module: str
     operation: str
     ordinal: int
-    line: int
 
 
 class Fault(TorchFunctionMode):
@@ -111,9 +110,9 @@ class _Places(TorchFunctionMode):
         ordinal = self._counts[path, name]
         self._counts[path, name] += 1
         read = {tensor.untyped_storage().data_ptr() for _, tensor in leaves((args, kwargs or {}))}
-        if isinstance(result, Tensor) and result.requires_grad and result.is_floating_point() and result.numel():
-            if result.untyped_storage().data_ptr() not in read and result.is_contiguous():
-                self.found.append(Place(path, name, ordinal, 0))
+        computed = isinstance(result, Tensor) and result.requires_grad and result.is_floating_point() and result.numel() > 0
+        if computed and result.is_contiguous() and result.untyped_storage().data_ptr() not in read:
+            self.found.append(Place(path, name, ordinal))
         return result
 
 

@@ -108,7 +108,7 @@ def test_what_it_holds_is_seen_without_running_anything(tmp_path: Path) -> None:
 
 
 def test_what_is_too_large_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capsule, "LARGEST", 6000)
+    monkeypatch.setattr(capsule, "LARGEST", 5800)
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), Breakable(), nn.Linear(WIDTH, 4))
     _, data = failed("log", model)
     read = on_disk(tmp_path, data)
