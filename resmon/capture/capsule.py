@@ -244,13 +244,14 @@ def run(capsule: Capsule, model: nn.Module) -> Verdict:
 def _module(capsule: Capsule, model: nn.Module) -> nn.Module:
     """The module that the capsule is of: `model`, or the one at its path in there. A script's own class is known by its name."""
     path, wanted = capsule.text("module"), capsule.text("class")
-    for found in (model, *(each for name, each in model.named_modules() if plain(name) == path)):
+    candidates: list[nn.Module] = [model, *(each for name, each in model.named_modules() if plain(name) == path)]
+    for found in candidates:
         kind = type(found)
         if f"{kind.__module__}.{kind.__qualname__}" == wanted or f"__main__.{kind.__qualname__}" == wanted:
             return found
     raise ConfigurationError(
-        f"the capsule is of a {wanted}, module {path or 'the model itself'!r} of its model; {type(model).__name__} is none, and holds "
-        "none there. Name what makes that class, or the whole model."
+        f"the capsule is of a {wanted}, module {path or 'the model itself'!r} of its model; {type(model).__name__} is none, and "
+        "holds none there. Name what makes that class, or the whole model."
     )
 
 
