@@ -10,7 +10,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from resmon.errors import AgentError, ConfigurationError, DiscoveryError, FlightError, FlightVersionError, ResmonError
+from resmon.errors import (
+    AgentError,
+    ConfigurationError,
+    DiscoveryError,
+    FlightError,
+    FlightVersionError,
+    NonFiniteError,
+    ResmonError,
+)
 from resmon.records import Finding, Incident, ResidualSite
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ __all__ = [
     "FlightVersionError",
     "Incident",
     "Monitor",
+    "NonFiniteError",
     "ResidualSite",
     "ResmonError",
     "discover",

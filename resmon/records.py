@@ -40,6 +40,13 @@ Outcome = Literal[
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 INCIDENT_KINDS: tuple[Outcome, ...] = tuple(outcome for outcome in OUTCOMES if outcome not in ("unknown", "finished"))
 
+# A gradient scaler that looks for its scale skips a step, halves the scale and tries again. From the largest scale in use (2^32,
+# Megatron-LM's default; torch's is 2^16) down to 1 that is 32 skips; below 1 it would make gradients smaller than they are,
+# and torch's GradScaler.update says that something is wrong there.
+SEARCH = 32  # skipped steps in a row that are still a search
+LEAST_SCALE = 1.0
+CALM = 20  # finite steps after which non-finite ones are over
+
 # The magnitude histogram of a site's output, |y|. Bucket i holds (2^(i-1), 2^i], as Prometheus' native histograms of schema 0.
 # From float16's smallest normal numbers' neighbourhood to well beyond the largest activations reported in healthy models.
 MAGNITUDE_LOW = -20  # exponent of the first bucket's upper edge; it also takes everything smaller but zero

@@ -62,6 +62,11 @@ class Settings(BaseModel):
         description="what ranks hold that neither DDP nor FSDP2 nor a DTensor accounts for: the same gradients (the loop averages "
         "them) or parameters of their own; not given, gradient norms are absent there",
     )
+    on_nonfinite: Literal["record", "skip_step", "raise"] = Field(
+        "record",
+        description="what a step with NaN or infinite gradients does: record changes nothing; skip_step keeps the optimizer from "
+        "stepping; raise raises NonFiniteError. The last two wait for a GPU once a step",
+    )
     sample: int = Field(
         1024, ge=16, le=8192, description="elements of a site's output that are sampled for its histogram each step"
     )

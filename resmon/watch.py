@@ -28,7 +28,7 @@ from resmon.capture.last_words import LastWords
 from resmon.capture.placement import class_name, unwrapped
 from resmon.capture.session import Session
 from resmon.errors import ResmonError
-from resmon.flight import journal
+from resmon.flight import journal, layout
 from resmon.flight.endings import Remains, conclude, told
 from resmon.flight.layout import CHECKPOINTS, END, REACHED, boot_id, claim, reserved, safe_name
 from resmon.flight.writer import FlightWriter
@@ -78,6 +78,9 @@ def watch(
     arguments are those of `resmon.settings.Settings`, where each is explained; one not given comes from its RESMON_* environment
     variable, then from resmon.toml, then from its default.
 
+    A step whose gradients are NaN or infinite is an incident, which names where they were born. `on_nonfinite="skip_step"` also
+    keeps the optimizer from stepping then, `"raise"` raises NonFiniteError in its place.
+
     The residual sites are found in the first forward pass that builds a graph; until then `Monitor.sites` is empty. A model that
     is watched already is watched by the new monitor only: the old one is closed.
 
@@ -115,6 +118,7 @@ class Monitor:
             exclude=settings.exclude,
             sample=settings.sample,
             other_ranks=settings.other_ranks,
+            on_nonfinite=settings.on_nonfinite,
         )
         self._flight = _Flight(models, settings, self._warn)
         for model in models.values():
@@ -241,11 +245,14 @@ class Monitor:
         step, failed = self._session.last_step, self._thread_error
         if outcome == "finished" and failed is not None and failed[2:] == (True, step):
             reason, outcome = failed[:2]  # it ended the thread that trained
+        kind = incident.kind if incident else outcome
+        if kind in ("finished", "failed") and self._session.is_nonfinite:
+            kind, reason = "nonfinite", reason or "the last step's gradients or loss were NaN or infinite"
         try:
-            if exiting and outcome == "finished":
+            if exiting and kind == "finished":
                 self._flight.leave(step, f" after {failed[0]}" if failed is not None else "")
             else:
-                self._flight.end(RunEnd(incident.kind if incident else outcome, time.time(), step, reason))
+                self._flight.end(RunEnd(kind, time.time(), step, reason))
         except (OSError, ResmonError) as error:
             log.warning("resmon: the end of the run could not be written whole: %s", error)
 
@@ -356,6 +363,16 @@ class _Flight:
                 self._reaction.to(whole, self._info, self._folder)
             except (OSError, ResmonError) as error:
                 self._warn("on_incident was not run", str(error))
+
+    def capsule(self, name: str, data: bytes) -> bool:
+        if self._writer is None:
+            self.open()
+        try:
+            layout.write_new(self._folder / name, data)
+        except OSError as error:
+            log.warning("resmon: the capsule %s could not be written: %s", name, error)
+            return False
+        return True
 
     def checkpoint(self, path: str, step: int | None) -> None:
         if self._writer is None:

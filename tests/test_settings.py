@@ -42,6 +42,7 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
     "exclude": LIST,
     "budget": st.integers(1 << 20, 1 << 60),
     "other_ranks": st.sampled_from(["same", "own"]),
+    "on_nonfinite": st.sampled_from(["record", "skip_step", "raise"]),
     "sample": st.integers(16, 8192),
     "max_series": st.integers(100, 1 << 40),
     "targets": st.lists(
@@ -60,6 +61,7 @@ WRONG = {
     "start_step": "-1",
     "budget": "512 MiB",
     "other_ranks": "both",
+    "on_nonfinite": "ignore",
     "sample": "15",
     "max_series": "99",
     "targets": "accuracy",

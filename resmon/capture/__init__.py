@@ -10,6 +10,9 @@
 - The run's own: `clock` says where a step's time goes, `memory` what is in use and free.
 - Gradients: `gradients` reads them, `measured` is what comes of a step's, `optimizers` says when, `clipping` and `scaler` hear what
   was done to them (`interception` is how), `placement` knows what share of them this rank has.
+- Values that are not finite: `nonfinite` notices them and makes the incident, `references` are what is kept of a step's passes,
+  `replay` does one again and leaves no trace, `birth` finds where in it the first one was made, `capsule` lets that be repeated
+  elsewhere.
 - Records: `session` is the loop as it is told here, `drafts` make a step's record of it all, `outbox` hands it on in its turn.
 - How it ends: `failures` says what an exception means (`stack` where it arose), `last_words` mark the end where Python cannot.
 - `process` and `target` know this process and what a command names; `requirement` which torch all of this needs.

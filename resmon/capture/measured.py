@@ -71,6 +71,13 @@ class Measured:
         """What was read of these was in units of `scale`."""
         self._squares[places] /= _number(scale) ** 2
 
+    # -- what is known of it already -----------------------------------------------------------------------------------
+
+    def finite(self, places: Places) -> Bools:
+        """Which of these squares are finite, as far as they are there."""
+        found: Bools = np.isfinite(self._squares[places])
+        return found
+
     # -- what came of it -----------------------------------------------------------------------------------------------
 
     def send(self, fetch: Fetch) -> None:

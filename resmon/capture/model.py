@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 
 from resmon.capture import compiler, rule
 from resmon.capture.accelerator import Accelerators
+from resmon.capture.birth import Holder
 from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
 from resmon.capture.dataflow import Add, Trace, leaves
@@ -49,6 +50,8 @@ class Owner(Protocol):
 
     def pass_begun(self) -> None: ...
     def pass_ended(self) -> None: ...
+    def given(self, watch: ModelWatch, args: Any, kwargs: Any) -> None: ...
+    def gave(self, watch: ModelWatch, output: Any) -> None: ...
     def evaluates(self) -> None: ...
     def evaluated(self) -> None: ...
     def sites_changed(self) -> None: ...
@@ -73,6 +76,7 @@ class ModelWatch:
         self.key = key
         self.channels: list[Channel] = []  # in order of execution
         self.active = False
+        self.pausing = False
         self.compiled = False  # some of its hooks are in graphs
         self.inlined = False  # a pass with gradients has begun inside a graph, in this step
         self._made_around = False  # the pass is part of a function that was compiled before
@@ -183,6 +187,13 @@ class ModelWatch:
     def traced(self) -> bool:
         return self._traces > 0
 
+    def holders(self) -> list[Holder]:
+        """Where the sites' adds are made."""
+        return [
+            Holder(compiler.plain(p.holder[0]), p.holder[1], p.ordinal, name, (*p.channel.site.branch, *p.channel.site.skip))
+            for name, p in self._plans.items()
+        ]
+
     def trace_again(self) -> None:
         self._trace_next = True
 
@@ -220,7 +231,7 @@ class ModelWatch:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> None:
         """`compiled` says that the forward, called now, would be compiled."""
-        if os.getpid() != self.process:
+        if os.getpid() != self.process or self.pausing:
             return
         if not torch.is_grad_enabled():
             self._owner.evaluates()
@@ -233,6 +244,7 @@ class ModelWatch:
                 self._give_up_pass()
             self._in_pass = True
             self._owner.pass_begun()
+            self._owner.given(self, args, kwargs)
             self._samples += _samples(args, kwargs)
             if compiled and not self.compiled:
                 self.compiled = True
@@ -262,6 +274,8 @@ class ModelWatch:
         self.seconds += perf_counter() - started
 
     def end(self, output: Any) -> None:
+        if self.pausing:
+            return
         if not self._in_pass:
             if not torch.is_grad_enabled() and os.getpid() == self.process:
                 self._owner.evaluated()
@@ -282,6 +296,7 @@ class ModelWatch:
                 if not self._retired:
                     self._learn(trace)
             self._accelerators.fold()
+            self._owner.gave(self, output)
         except Exception as error:
             self.fault(error)
         if self._retired:

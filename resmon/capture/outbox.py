@@ -24,6 +24,9 @@ class Sink(Protocol):
     def scalars(self, record: ScalarRecord) -> None: ...
     def incident(self, incident: Incident) -> None: ...
 
+    def capsule(self, name: str, data: bytes) -> bool:
+        """Put a file beside the records. Whether that could be done: without it recording goes on."""
+
 
 class Owner(Protocol):
     """Who hears of what goes wrong."""

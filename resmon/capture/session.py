@@ -34,14 +34,15 @@ from resmon.capture.compiler import Compiler
 from resmon.capture.drafts import Draft, Part, Totals, parts
 from resmon.capture.failures import Scene, diagnose
 from resmon.capture.fetch import Fetch, held, is_capturing, number
-from resmon.capture.gradients import Gradients
+from resmon.capture.gradients import Gradients, Selection
 from resmon.capture.memory import Memory
 from resmon.capture.model import ModelWatch
+from resmon.capture.nonfinite import NonFinite, Policy
 from resmon.capture.optimizers import Optimizers
 from resmon.capture.outbox import PATIENCE, Outbox, Sink
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
 from resmon.capture.positions import Sampling
-from resmon.errors import ConfigurationError, UnobservableError
+from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError
 from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord
 
 log = logging.getLogger("resmon")
@@ -60,6 +61,7 @@ class Session:
         exclude: Sequence[str] = (),
         sample: int = 1024,
         other_ranks: OtherRanks | None = None,
+        on_nonfinite: Policy = "record",
     ) -> None:
         optimizers = _checked(models, optimizer)
         self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent
@@ -75,6 +77,7 @@ class Session:
         self._compiler = Compiler(self._watches)
         self._placement = Placement(models.values(), other_ranks)
         self._gradients = Gradients(models, self._placement)
+        self._nonfinite = NonFinite(self, self._watches, self._gradients, on_nonfinite)
         self._clock = Clock()
         self._memory = Memory(
             lambda: {parameter.device for model in models.values() for parameter in islice(model.parameters(), 1)}
@@ -115,6 +118,10 @@ class Session:
 
     def failed(self, error: BaseException) -> Incident | None:
         """Say what an exception that ends the run is; None where even that goes wrong."""
+        if "non-finite" in str(error):  # clip_grad_norm_(error_if_nonfinite=True)
+            self._optimizers.look_at_everything()
+        if (known := self._nonfinite.incident) is not None and (isinstance(error, NonFiniteError) or "non-finite" in str(error)):
+            return known
         step = self._step if self._under_way else self.last_step
         try:
             incident = diagnose(error, Scene({watch.key: watch.model for watch in self._watches}, self.sites, step))
@@ -128,11 +135,21 @@ class Session:
         """The run is over: write down a step that was begun and not ended."""
         if self._under_way:
             self._end_step(complete=False)
+        self._nonfinite.ended()
         self._outbox.look(PATIENCE)
 
     @property
     def sites(self) -> tuple[ResidualSite, ...]:
         return tuple(channel.site for channel in self._channels)
+
+    @property
+    def is_nonfinite(self) -> bool:
+        """Whether the newest step that is over had gradients, or a loss, that were NaN or infinite."""
+        return self._nonfinite.lasts
+
+    @property
+    def step_under_way(self) -> int:
+        return self._step
 
     @property
     def last_step(self) -> int | None:
@@ -159,6 +176,31 @@ class Session:
 
     def pass_ended(self) -> None:
         self._clock.end(FORWARD)
+
+    def given(self, watch: ModelWatch, args: Any, kwargs: Any) -> None:
+        self._nonfinite.pass_begun(watch, args, kwargs)
+
+    def gave(self, watch: ModelWatch, output: Any) -> None:
+        self._nonfinite.pass_ended(watch, output)
+
+    def look(self, selection: Selection, scale: float | Tensor | None, *, updated: bool = False) -> bool:
+        return self._nonfinite.look(selection, scale, updated=updated)
+
+    def raise_if_asked(self) -> None:
+        self._nonfinite.raise_if_asked()
+
+    @property
+    def withholds(self) -> bool:
+        return self._nonfinite.withholds
+
+    def incident(self, incident: Incident, capsule: bytes) -> None:
+        """Something broke, and what `capsule` holds, if anything, repeats it elsewhere."""
+
+        def hand_on(sink: Sink) -> None:
+            whole = not capsule or sink.capsule(incident.capsule, capsule)
+            sink.incident(incident if whole else replace(incident, capsule=""))
+
+        self._outbox.put(hand_on)
 
     def evaluates(self) -> None:
         """A forward pass without gradients begins."""
@@ -250,6 +292,8 @@ class Session:
         step = self._step if self._under_way or not self._steps_total else self._step - 1
         now = time.time()
         fetch.send()
+        if isinstance(loss := found.get("loss"), float):
+            self._nonfinite.logged(step, loss)
 
         def hand_on(sink: Sink) -> None:
             if not fetch.failed:
@@ -274,6 +318,7 @@ class Session:
                 "Call the watched model itself, model(...), not model.forward(...) or its parts; or watch the part that is called"
             )
         self._steps_total += complete
+        self._nonfinite.step_over(complete=complete)
         draft = self._draft(complete, duration, seconds, now)
         self._outbox.put(partial(self._hand_on, draft), draft.fetch)
         self._step = self._sampling.step = self._step + 1
@@ -371,6 +416,7 @@ class Session:
             draft.blocks = False
             record = self._totals.record(draft)
         sink.step(record)
+        self._nonfinite.recorded(record, tuple(channel.site for channel in draft.channels))
 
     def cannot_write(self, error: OSError) -> None:
         self._errors_total += 1

@@ -37,7 +37,7 @@ def whereabouts(error: BaseException, models: Mapping[str, nn.Module], sites: Se
     line = ""
     for code, locals_, number in _frames(error.__traceback__):
         found = paths.get(id(locals_.get("self")), found)
-        if not code.co_filename.startswith(_NOT_THE_USERS):
+        if is_the_users(code.co_filename):
             line = source_line(code.co_filename, number)
     key, path = found or ("", None)
     return Whereabouts(key, path, block_of(sites, key, path) if path is not None else "", line)
@@ -47,6 +47,11 @@ def _frames(traceback: TracebackType | None) -> Iterator[tuple[CodeType, Mapping
     while traceback is not None:
         yield traceback.tb_frame.f_code, traceback.tb_frame.f_locals, traceback.tb_lineno
         traceback = traceback.tb_next
+
+
+def is_the_users(file: str) -> bool:
+    """Whether the code in it is neither torch's nor ours."""
+    return not file.startswith(_NOT_THE_USERS)
 
 
 def source_line(file: str, number: int) -> str:

@@ -17,6 +17,9 @@ import numpy as np
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
+    CALM,
+    LEAST_SCALE,
+    SEARCH,
     Bools,
     Finding,
     Floats,
@@ -36,12 +39,6 @@ ELEMENTS, FORWARD, BACKWARD = map(BLOCK_COUNTS.index, ("elements", "nonfinite_fo
 SIGNS = ("skip_rms", "branch_rms", "branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 
 HISTORY = 50  # steps back that tell what was usual
-CALM = 20  # finite steps after which it is over
-# A gradient scaler that looks for its scale skips a step, halves the scale and tries again. From the largest scale in use (2^32,
-# Megatron-LM's default; torch's is 2^16) down to 1 that is 32 skips; below 1 it would make gradients smaller than they are,
-# and torch's GradScaler.update says that something is wrong there.
-SEARCH = 32  # skipped steps in a row that are still a search
-LEAST_SCALE = 1.0
 NAMES = 50  # names of blocks that the evidence lists; the count beside them is whole
 
 

@@ -163,6 +163,17 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, for its owner's eyes, whole or (OSError) not at all."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def reserve(path: Path) -> None:
     """Take room on the disk now for what `write_reserved` will write later, when the disk may be full."""
     descriptor = os.open(reserved(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class Memory:
         self.steps: list[StepRecord] = []
         self.logged: list[ScalarRecord] = []
         self.incidents: list[Incident] = []
+        self.capsules: dict[str, bytes] = {}
 
     def sites(self, sites: Sequence[ResidualSite], groups: Sequence[str]) -> None:
         self.now = tuple(sites)
@@ -42,6 +44,10 @@ class Memory:
     def incident(self, incident: Incident) -> None:
         self.incidents.append(incident)
 
+    def capsule(self, name: str, data: bytes) -> bool:
+        self.capsules[name] = data
+        return True
+
     @property
     def newest(self) -> StepRecord:
         return self.steps[-1]
@@ -52,9 +58,9 @@ def network(width: int = 16, seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), models.TwoAdds(width), models.Alpha(width), nn.Linear(width, 4)).eval()
 
 
-def watch(model: nn.Module | Mapping[str, nn.Module], optimizer: object) -> tuple[Session, Memory]:
+def watch(model: nn.Module | Mapping[str, nn.Module], optimizer: object, **settings: Any) -> tuple[Session, Memory]:
     sink = Memory()
-    session = Session(model if isinstance(model, Mapping) else {"": model}, optimizer)  # type: ignore[arg-type]
+    session = Session(model if isinstance(model, Mapping) else {"": model}, optimizer, **settings)  # type: ignore[arg-type]
     session.attach(sink)
     watching.append(session)
     return session, sink

@@ -1,0 +1,680 @@
+"""Notices a step whose gradients are NaN or infinite, at that step, and says where that came from.
+
+The squared norms of the gradients are there before an optimizer steps; where one is not finite its elements are looked at, for a
+norm that merely overflowed is no fault. Then a pass of the step is done again (replay.py) and the origin followed (birth.py):
+weights are still those of the pass. One episode of non-finite steps is one incident; it is over after CALM finite ones. A gradient
+scaler that looks for its scale makes no incident, unless the forward pass itself was not finite.
+
+Where nothing can be done again (on an accelerator, in sharded models) the first block and direction that the probes saw stand.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from resmon.capture import capsule, fetch
+from resmon.capture.birth import Event, Holder, kinds, position_name
+from resmon.capture.channel import Channel
+from resmon.capture.columns import BACKWARD_NONFINITE, FORWARD_NONFINITE, SKIP
+from resmon.capture.compiler import plain
+from resmon.capture.dataflow import leaves
+from resmon.capture.gradients import Gradients, Selection
+from resmon.capture.placement import local
+from resmon.capture.process import rank_and_world
+from resmon.capture.references import Held, Pass, References, given
+from resmon.capture.replay import Repeated, ReplayError, refusal, repeated, same
+from resmon.errors import NonFiniteError
+from resmon.records import (
+    BLOCK_COUNTS,
+    BLOCK_VALUES,
+    CALM,
+    LEAST_SCALE,
+    SEARCH,
+    Confidence,
+    Incident,
+    ResidualSite,
+    StepRecord,
+    incident_id,
+)
+
+Policy = Literal["record", "skip_step", "raise"]
+
+REPLAYS = 4  # passes of a model that are done again to find the guilty one
+NAMES = 20  # names and rows that the evidence lists; the count beside them is whole
+CAPSULES = 4  # of one run
+
+
+class Watched(Protocol):
+    """A model, as far as it concerns this."""
+
+    key: str
+    model: nn.Module
+    channels: list[Channel]
+    compiled: bool
+    inlined: bool
+    pausing: bool
+
+    def holders(self) -> Sequence[Holder]: ...
+
+
+class Owner(Protocol):
+    """Whose steps they are."""
+
+    @property
+    def step_under_way(self) -> int: ...
+    def incident(self, incident: Incident, capsule: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one pass, done again, says."""
+
+    origin: str  # "" where it was finite
+    event: Event | None
+    confidence: Confidence
+    where: str  # what is not finite: an input, a parameter, an output
+    rows: Sequence[int]
+    evidence: Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class _Episode:
+    incident: Incident
+    steps: int = 0
+    calm: int = 0
+
+
+class NonFinite:
+    """Looks at the gradients of a session's steps. `policy` is the setting `on_nonfinite`."""
+
+    def __init__(self, owner: Owner, watches: Sequence[Watched], gradients: Gradients, policy: Policy) -> None:
+        self._owner = owner
+        self._watches = watches
+        self._gradients = gradients
+        self._policy = policy
+        self._references = References()
+        self._episode: _Episode | None = None
+        self._bad: dict[str, Tensor] = {}  # parameters whose gradients were not finite in this step
+        self._scaled: bool | None = None  # whether a scaler's gradients were finite in this step
+        self._looked = False
+        self._skips = 0  # of a scaler, in a row
+        self._searching = False
+        self._updated: tuple[int, int] | None = None  # the last step with finite gradients, and the parameters' versions after it
+        self._capsules = 0
+        self.lasts = False  # the newest step that is over was not finite
+
+    # -- what the models do --------------------------------------------------------------------------------------------
+
+    def pass_begun(self, watch: Watched, args: Any, kwargs: Any) -> None:
+        if not self._keeps(watch):
+            return
+        with suppress(Exception):  # a pass of which nothing could be kept is not done again, and that is all
+            self._references.begin(watch.key, watch.model, args, kwargs, compiled=watch.compiled)
+
+    def pass_ended(self, watch: Watched, output: Any) -> None:
+        with suppress(Exception):
+            self._references.end(watch.key, output)
+
+    def _keeps(self, watch: Watched) -> bool:
+        """Whether passes of this model may be done again. On a GPU that would make the loop wait, which "record" never does."""
+        first = next(watch.model.parameters(), None)
+        return first is not None and (fetch.is_here(first) or self._policy != "record")
+
+    # -- what the optimizers do ----------------------------------------------------------------------------------------
+
+    def look(self, selection: Selection, scale: float | Tensor | None, *, updated: bool = False) -> bool:
+        """Whether gradients that were just read are not finite. `scale` is a gradient scaler's; `updated` says that the optimizer
+        has stepped already."""
+        if not self._is_looked_at:
+            return False
+        bad = self._nonfinite(selection)
+        self._looked = True
+        if scale is not None:
+            self._scaled = not bad and self._scaled is not False
+        if bad:
+            news = not self._bad.keys() >= bad.keys()
+            self._bad |= bad
+            if self._episode is None and news:
+                self._judge(scale, updated)
+        return bool(bad)
+
+    def raise_if_asked(self) -> None:
+        """Raise NonFiniteError if the setting asks for that and the step is not finite, which no search for a scale explains."""
+        if self._policy == "raise" and self._bad and not self._searching and self._episode is not None:
+            self._count(self._owner.step_under_way, True)
+            self._bad.clear()  # a loop that goes on after it begins the step anew
+            self._references.clear()
+            raise NonFiniteError(self._episode.incident.summary)
+
+    @property
+    def incident(self) -> Incident | None:
+        """That of the episode under way."""
+        return self._episode.incident if self._episode else None
+
+    @property
+    def withholds(self) -> bool:
+        """Whether an optimizer with such gradients is to be kept from stepping."""
+        return self._policy == "skip_step"
+
+    def _nonfinite(self, selection: Selection) -> dict[str, Tensor]:
+        """The parameters of a selection whose gradients are not finite, by their names."""
+        suspects = self._gradients.suspects(selection, wait=self._policy != "record")
+        return {
+            name: parameter
+            for name, parameter in suspects.items()
+            if parameter.grad is not None and kinds(local(parameter.grad)[0]) > 0
+        }
+
+    def _judge(self, scale: float | Tensor | None, updated: bool) -> None:
+        serious = any(_first_forward(watch.channels) for watch in self._watches) or self._outputs_are_bad()
+        self._searching = (
+            scale is not None and self._skips < SEARCH and (isinstance(scale, Tensor) or scale >= LEAST_SCALE) and not updated
+        )
+        if self._searching and not serious:
+            return
+        incident, data = self._diagnose(scale, updated)
+        if self._searching and incident.origin not in ("forward", "parameters", "optimizer", "data"):
+            return
+        self._searching = False
+        self._open(incident, data)
+
+    def _outputs_are_bad(self) -> bool:
+        return any(kinds(held.tensor) for made in self._references.passes for held in made.outputs.values() if held.is_as_it_was)
+
+    def _open(self, incident: Incident, data: bytes) -> None:
+        if data:
+            incident = replace(incident, capsule=f"capsule-{incident.id}.safetensors")
+        self._episode = _Episode(incident)
+        self._owner.incident(incident, data)
+
+    # -- the step's end ------------------------------------------------------------------------------------------------
+
+    def step_over(self, *, complete: bool) -> None:
+        """A step is over; the next one begins."""
+        step = self._owner.step_under_way
+        self._references.clear()
+        bad = bool(self._bad) and not self._searching
+        if self._scaled is not None:
+            self._skips = 0 if self._scaled else self._skips + 1
+        if complete and self._looked:
+            self._count(step, bad)
+            self._updated = None if self._bad else (step, self._versions())
+        self._bad.clear()
+        self._scaled, self._looked, self._searching = None, False, False
+
+    def _count(self, step: int, bad: bool) -> None:
+        self.lasts = bad
+        episode = self._episode
+        if episode is None:
+            return
+        episode.steps += bad
+        episode.calm = 0 if bad else episode.calm + 1
+        if episode.calm >= CALM:
+            self._episode = None
+            over = {"nonfinite_steps": episode.steps, "finite_again_from": step - CALM + 1}
+            self._owner.incident(replace(episode.incident, evidence={**episode.incident.evidence, **over}), b"")
+
+    def _versions(self) -> int:
+        return sum([parameter._version for parameter in self._gradients.everything.parameters])
+
+    def ended(self) -> None:
+        """The run is over: an incident that lasts says how long it did."""
+        if self._episode is not None and self._episode.steps > 1:
+            counted = {"nonfinite_steps": self._episode.steps}
+            incident = self._episode.incident
+            self._owner.incident(replace(incident, evidence={**incident.evidence, **counted}), b"")
+
+    # -- other signs ---------------------------------------------------------------------------------------------------
+
+    def logged(self, step: int, loss: float) -> None:
+        """The loop has logged this loss of a step."""
+        if math.isfinite(loss):
+            return
+        episode = self._episode
+        if episode is not None:
+            if episode.incident.step == step and "loss" not in episode.incident.evidence:
+                episode.incident = replace(episode.incident, evidence={**episode.incident.evidence, "loss": str(loss)})
+                self._owner.incident(episode.incident, b"")
+            return
+        if self._searching or self._skips or self._bad:
+            return
+        summary = (
+            f"The loss logged at step {step} is {_number(loss)}, while every gradient of that step was finite: it was born in the "
+            "loss, behind the model's outputs, where no gradient passes."
+        )
+        self._open(
+            Incident(
+                id=incident_id("nonfinite", step),
+                kind="nonfinite",
+                time=time.time(),
+                step=step,
+                summary=summary,
+                origin="loss",
+                since=step,
+                advice=ADVICE["loss"],
+                runbook="nonfinite",
+                evidence={"loss": str(loss), "gradients": "finite"},
+            ),
+            b"",
+        )
+        self.lasts = True
+
+    def recorded(self, record: StepRecord, sites: Sequence[ResidualSite]) -> None:
+        """A step's record is there, of gradients that nobody has waited for."""
+        if self._is_looked_at:
+            return
+        forward, backward = (record.counts[BLOCK_COUNTS.index(name)] > 0 for name in ("nonfinite_forward", "nonfinite_backward"))
+        gradients = record.blocks[BLOCK_VALUES.index("gradient_square")]
+        total = record.run_value("gradient_square")
+        # An infinite norm may have overflowed; NaN, and what was counted, has not.
+        backward = backward | np.isnan(record.blocks[BLOCK_VALUES.index("output_gradient_square")])
+        bad = bool(forward.any() or backward.any() or np.isnan(gradients).any() or (total is not None and math.isnan(total)))
+        bad = bad and (total is None or not math.isfinite(total))
+        self._skips = self._skips + 1 if record.skipped else 0
+        scale = record.run_value("loss_scale")
+        if record.skipped and self._skips <= SEARCH and (scale is None or scale >= LEAST_SCALE) and not forward.any():
+            bad = False
+        if bad and self._episode is None:
+            first, direction = "", "parameters"
+            if forward.any():
+                first, direction = sites[int(np.flatnonzero(forward)[0])].name, "forward"
+            elif backward.any():
+                first, direction = sites[int(np.flatnonzero(backward)[-1])].name, "backward"
+            model = next((site.model for site in sites if site.name == first), "")
+            why = "its numbers came after the step, for nothing waits for the accelerator; on_nonfinite='skip_step' or 'raise' does"
+            probes = {"first_block": first, "direction": direction}
+            self._open(_unexplained(record.step, model, probes, why, {"loss_scale": scale} if scale is not None else {}), b"")
+        if record.complete:
+            self._count(record.step, bad)
+
+    @property
+    def _is_looked_at(self) -> bool:
+        """Whether gradients are looked at before the optimizer steps, which on an accelerator makes the loop wait."""
+        parameters = self._gradients.everything.parameters
+        return self._policy != "record" or not parameters or fetch.is_here(parameters[0])
+
+    # -- the origin ----------------------------------------------------------------------------------------------------
+
+    def _diagnose(self, scale: float | Tensor | None, updated: bool) -> tuple[Incident, bytes]:
+        step = self._owner.step_under_way
+        evidence = self._seen(scale)
+        why = "the optimizer had stepped already, for it computes its gradients itself (closure)" if updated else ""
+        found: tuple[Watched, Pass, Finding] | None = None
+        if not why:
+            why, found = self._replayed()
+        if found is None:
+            key = next((watch.key for watch in self._watches if watch.channels), self._watches[0].key)
+            return _unexplained(step, evidence.pop("first_model", key), evidence, why, {}), b""
+        evidence.pop("first_model", None)
+        watch, made, finding = found
+        evidence |= finding.evidence
+        if made.number or any(each.key == made.key and each.number for each in self._references.passes):
+            evidence["pass"] = made.number
+        incident = self._incident(step, watch, finding, evidence)
+        return incident, self._capsule(incident, watch, made, finding)
+
+    def _seen(self, scale: float | Tensor | None) -> dict[str, Any]:
+        """What the probes have seen of this step."""
+        evidence: dict[str, Any] = {
+            "parameters_nonfinite": list(self._bad)[:NAMES],
+            "parameters_nonfinite_count": len(self._bad),
+            "parameters": len(self._gradients.everything.parameters),
+        }
+        for first, direction in ((_first_forward, "forward"), (_first_backward, "backward")):
+            for watch in self._watches:
+                if channel := first(watch.channels):
+                    counts = {
+                        "nonfinite_forward": int(channel.in_all[FORWARD_NONFINITE]),
+                        "nonfinite_backward": int(channel.in_all[BACKWARD_NONFINITE]),
+                    }
+                    return evidence | {
+                        "first_block": channel.site.name,
+                        "first_model": watch.key,
+                        "direction": direction,
+                        **counts,
+                        **_scale(scale),
+                    }
+        return evidence | {"first_block": "", "direction": "parameters", **_scale(scale)}
+
+    def _replayed(self) -> tuple[str, tuple[Watched, Pass, Finding] | None]:
+        """Do passes of this step again. Returns why that told nothing, or what did."""
+        why = "no forward pass of this step was kept"
+        found: list[tuple[Watched, Pass, Finding]] = []
+        for watch in self._watches:
+            mine = [made for made in self._references.passes if made.key == watch.key]
+            if refused := refusal(watch.model):
+                why = refused
+                continue
+            if watch.inlined:
+                why = "the model runs inside a function that was compiled as a whole"
+            if any(made.gone for made in mine):
+                why = "the inputs of the step's first passes were let go, for they took too much memory"
+            for made in sorted((made for made in mine if not made.gone), key=_suspicion)[:REPLAYS]:
+                finding, why_not = self._again(watch, made)
+                why = why_not or why
+                if finding is not None and finding.origin:
+                    found.append((watch, made, finding))
+                    break
+        if not found:
+            return why, None
+        # Forward the first model in the order of the passes, backward the last; a model whose inputs or output gradients were
+        # not finite got them from another one that was done again, if that one tells more.
+        order = {id(made): i for i, made in enumerate(self._references.passes)}
+
+        def rank(each: tuple[Watched, Pass, Finding]) -> tuple[int, int]:
+            _, made, finding = each
+            group = ("forward", "parameters", "optimizer", "backward", "data", "loss").index(finding.origin)
+            place = order[id(made)]
+            return (0, place) if group < 3 else (1, -place) if group == 3 else (group, place)
+
+        return "", min(found, key=rank)
+
+    def _again(self, watch: Watched, made: Pass) -> tuple[Finding | None, str]:
+        watch.pausing = True
+        try:
+            with repeated(made, watch.holders()) as again:
+                return self._compared(watch, made, again)
+        except ReplayError as error:
+            return None, str(error)
+        except Exception as error:
+            return None, f"doing the pass again failed: {type(error).__name__}: {str(error)[:300]}"
+        finally:
+            watch.pausing = False
+
+    def _compared(self, watch: Watched, made: Pass, again: Repeated) -> tuple[Finding | None, str]:
+        confidence = self._confidence(watch, made, again)
+        if confidence == "not reproduced":
+            if again.gradients is not None and not any(map(kinds, again.gradients.values())):
+                return None, (
+                    "done again, the pass was finite"
+                    + ("; another rank's gradients may not be" if rank_and_world()[1] > 1 else "")
+                    + ": it depends on what changed since, or on a random state that is not torch's, Python's or numpy's"
+                )
+            return None, "done again, the pass came out differently"
+        finding = self._found(watch, made, again, confidence)
+        return finding, "" if finding.origin else "done again, nothing was found that was born in the pass"
+
+    def _confidence(self, watch: Watched, made: Pass, again: Repeated) -> Confidence:
+        """How the pass that was done again compares with what is left of the original."""
+        exact = False
+        compared = True
+        for i, held in made.outputs.items():
+            if not held.is_as_it_was or i not in again.outputs:
+                continue
+            if same(held.tensor, again.outputs[i]):
+                exact = True
+            elif _pattern(held.tensor, again.outputs[i]):
+                compared = False
+            else:
+                return "not reproduced"
+        mine = {plain(name): parameter for name, parameter in made.model.named_parameters()}
+        if again.gradients is not None:
+            bad = {name for name, gradient in again.gradients.items() if kinds(gradient)}
+            stepped = {name for name, each in mine.items() if each.grad is not None and kinds(local(each.grad)[0])}
+            if not {plain(name) for name in bad} & stepped:
+                return "not reproduced"
+            alone = sum(each.key == made.key for each in self._references.passes) == 1 and rank_and_world()[1] == 1
+            owned = {name: mine[plain(name)].grad for name in again.gradients}
+            if alone and all(
+                gradient is not None and same(gradient, again.gradients[name]) for name, gradient in owned.items() if name in bad
+            ):
+                exact = True
+        elif not any(kinds(tensor) for tensor in again.outputs.values()):
+            return "not reproduced"
+        return "bit-exact" if exact and compared and not made.compiled else "consistent"
+
+    def _found(self, watch: Watched, made: Pass, again: Repeated, confidence: Confidence) -> Finding:
+        """The origin, in a pass that has come out as it did."""
+        trace = again.trace
+        outputs = {i: tensor for i, tensor in again.outputs.items() if kinds(tensor)}
+        arrived = {i: held.tensor for i, held in made.gradients.items() if held.is_as_it_was}
+        bad = {i: gradient for i, gradient in arrived.items() if kinds(gradient)}
+        told: dict[str, Any] = {
+            "inputs": _finite(held.tensor for _, held in _inputs(made)),
+            "weights": _finite(made.model.parameters()),
+            "outputs": "finite" if not outputs else "not finite",
+            "output_gradients": "not kept" if not arrived else "finite" if not bad else "not finite",
+        }
+        if made.compiled:
+            told["replay"] = "an eager approximation: the compiled model was done again uncompiled"
+
+        def sources(of: Sequence[int]) -> Event | None:
+            events = [event for i in of if (event := trace.source(again.outputs[i])) is not None]
+            return min(events, key=lambda event: event.order, default=None)
+
+        blamed = [i for i in outputs if i in bad or not arrived]
+        if (event := sources(blamed)) is not None:
+            return self._of(event, watch, made, confidence, told, _rows(again.outputs[blamed[0]]))
+        if bad:
+            number, gradient = min(bad.items())
+            rows = _rows(gradient)
+            told |= {"output": number, **_listed(rows, gradient)}
+            return Finding("loss", None, confidence, f"output {number}", rows, told)
+        if (found := trace.backward_source()) is not None:
+            event, summed = found
+            if summed:
+                told["summed"] = "the sum of several finite gradients overflowed there"
+            if (behind := trace.behind(event)) is not None:
+                told["through"] = f"the backward of {event.operation} at {event.line}, which had kept it"
+                return self._of(behind, watch, made, confidence, told, ())
+            if sources(list(outputs)) is event:  # a loss that the model computes itself: the gradient that came to it is 1
+                return self._of(event, watch, made, confidence, told, ())
+            return Finding("backward", event, confidence, "", (), told)
+        if (event := sources(list(outputs))) is not None:
+            return self._of(event, watch, made, confidence, told, _rows(again.outputs[next(iter(outputs))]))
+        return Finding("", None, confidence, "", (), told)
+
+    def _of(
+        self, event: Event, watch: Watched, made: Pass, confidence: Confidence, told: dict[str, Any], rows: Sequence[int]
+    ) -> Finding:
+        """A forward pass's origin: an operation, or what was there before it."""
+        told = told | (_listed(rows, None) if rows else {})
+        if event.kind in ("operation", "constant"):
+            made_kinds = event.kinds or next((what for _, what in event.read), 0)
+            return Finding("forward", event, confidence, _words(made_kinds), rows, told)
+        if event.kind == "input":
+            tensor = next((held.tensor for name, held in _inputs(made) if name == event.name), None)
+            rows = _rows(tensor) if tensor is not None else ()
+            return Finding("data", event, confidence, event.name, rows, told | _listed(rows, tensor))
+        tensors = {plain(name): each for name, each in (*made.model.named_parameters(), *made.model.named_buffers())}
+        broken = [name for name, each in tensors.items() if kinds(each)]
+        told |= {"tensors_nonfinite": broken[:NAMES], "tensors_nonfinite_count": len(broken)}
+        if event.name in tensors:
+            told |= _counted(tensors[event.name])
+        stepped = self._updated is not None and self._updated == (self._owner.step_under_way - 1, self._versions())
+        origin = "optimizer" if stepped and event.kind == "parameter" else "parameters"
+        return Finding(origin, event, confidence, event.name, (), told)
+
+    def _incident(self, step: int, watch: Watched, finding: Finding, evidence: dict[str, Any]) -> Incident:
+        event = finding.event
+        block = event.block if event else ""
+        if event is not None and not block and finding.origin in ("parameters", "optimizer"):
+            block = _block_of(watch.holders(), event.path)
+        since = step - 1 if finding.origin == "optimizer" else step
+        located = event is not None and finding.origin in ("forward", "backward")
+        return Incident(
+            id=incident_id("nonfinite", step),
+            kind="nonfinite",
+            time=time.time(),
+            step=step,
+            summary=_summary(step, finding, event, block, evidence),
+            model=watch.key,
+            block=block,
+            module=event.path if event else "",
+            operation=event.operation if event and located else "",
+            line=event.line if event and located else "",
+            origin=finding.origin,
+            confidence=finding.confidence,
+            since=since,
+            advice=ADVICE[finding.origin],
+            runbook="nonfinite",
+            evidence=evidence,
+        )
+
+    def _capsule(self, incident: Incident, watch: Watched, made: Pass, finding: Finding) -> bytes:
+        """What repeats the failure elsewhere; nothing where the loss is at fault, which is not the model's."""
+        event = finding.event
+        if event is None or self._capsules >= CAPSULES:
+            return b""
+        modules = {plain(path): module for path, module in made.model.named_modules()}
+        module = modules.get(event.path)
+        if module is None:
+            return b""
+        recorder = capsule.Recorder(event.path, event.call)
+        watch.pausing = True
+        try:
+            with repeated(made, (), recorder):
+                if not recorder.there:
+                    return b""
+                told = {
+                    name: getattr(incident, name) for name in ("step", "module", "block", "operation", "line", "origin", "summary")
+                }
+                data = capsule.packed(recorder, module, told)
+        except Exception as error:
+            incident.evidence["capsule"] = f"none: {type(error).__name__}: {str(error)[:200]}"
+            return b""
+        finally:
+            watch.pausing = False
+        self._capsules += 1
+        return data
+
+
+ADVICE: Mapping[str, str] = {
+    "forward": "Look at what that operation was given: guard its domain (an epsilon below a root, a logarithm or a division), or "
+    "keep what grows there small (a lower learning rate, clipping, a wider dtype). resmon explain CAPSULE repeats it.",
+    "backward": "The forward pass was finite: the derivative of that operation is not, at a value that it was given. Add an "
+    "epsilon before a root, norm or logarithm; torch.where does not stop NaN on its way back. resmon explain CAPSULE repeats it.",
+    "loss": "The model's outputs were finite: look at the loss, its targets and weights in the rows named, at logarithms of 0 and "
+    "at means over nothing.",
+    "parameters": "The weights were broken before this step: something other than the optimizer wrote them. Go back to the last "
+    "checkpoint, and look at what loads, averages or edits weights.",
+    "optimizer": "The gradients of the step before were finite and its update was not: look at the learning rate and its schedule, "
+    "at the optimizer's eps and state. Go back to the last checkpoint.",
+    "data": "The batch itself holds NaN or Inf: look at the rows named, and at the normalisation that they went through.",
+    "": "Look at the first block named and at what feeds it.",
+}
+
+
+def _summary(step: int, finding: Finding, event: Event | None, block: str, evidence: Mapping[str, Any]) -> str:
+    made = finding.where
+    rows = _rows_said(evidence)
+    if finding.origin == "loss":
+        return f"Step {step}: the loss made gradients that are not finite of finite outputs, at {made}{rows}."
+    if event is None:
+        return f"Step {step} was not finite."
+    inside = f"module {event.path}" if event.path else "the model's own forward"
+    inside += f" (block {block})" if block and block != event.path else ""
+    at = f", at {event.line}" if event.line else ""
+    if finding.origin == "backward":
+        return f"Step {step}: the backward of {event.operation} in {inside} made gradients that are not finite of finite ones{at}."
+    if finding.origin == "forward":
+        return f"Step {step}: {event.operation} in {inside} made {made} of finite values, in the forward pass{at}."
+    if finding.origin == "data":
+        return f"Step {step}: the model was given NaN or Inf, in {made}{rows}."
+    if finding.origin == "optimizer":
+        return f"Step {step}: {made} is not finite since the update of step {step - 1}, whose gradients were finite."
+    return f"Step {step}: {event.kind} {made} was not finite before the step."
+
+
+def _unexplained(step: int, model: str, probes: Mapping[str, Any], why: str, more: Mapping[str, Any]) -> Incident:
+    """What can be said where no pass was done again."""
+    block, direction = str(probes.get("first_block", "")), str(probes.get("direction", ""))
+    if block:
+        said = f"block {block} was the first that was not finite, in the {direction} pass"
+    else:
+        said = "no block's output or output gradient was NaN or infinite, but gradients of parameters were"
+    return Incident(
+        id=incident_id("nonfinite", step),
+        kind="nonfinite",
+        time=time.time(),
+        step=step,
+        summary=f"Step {step}: {said}. Its origin is not known: {why}.",
+        model=model,
+        block=block,
+        confidence="not reproduced",
+        since=step,
+        advice=ADVICE[""],
+        runbook="nonfinite",
+        evidence={**probes, **more, "replay": why},
+    )
+
+
+def _first_forward(channels: Sequence[Channel]) -> Channel | None:
+    return next((c for c in channels if c.in_all[FORWARD_NONFINITE] > 0 or math.isnan(c.in_all[SKIP])), None)
+
+
+def _first_backward(channels: Sequence[Channel]) -> Channel | None:
+    return next((c for c in reversed(channels) if c.in_all[BACKWARD_NONFINITE] > 0), None)
+
+
+def _suspicion(made: Pass) -> tuple[bool, int]:
+    """Sorts the pass that shows it already to the front, and the newest before the others."""
+    shown = any(held.is_as_it_was and kinds(held.tensor) for held in (*made.outputs.values(), *made.gradients.values()))
+    return not shown, made.number if shown else -made.number
+
+
+def _inputs(made: Pass) -> Iterator[tuple[str, Held]]:
+    """The tensors that a pass was given, by the names that its trace has for them."""
+    found = given(made.arguments)
+    for position, tensor in leaves(found):
+        yield position_name(position), Held(tensor)
+
+
+def _block_of(holders: Sequence[Holder], path: str) -> str:
+    inside = [holder for holder in holders if any(path == part or path.startswith(f"{part}.") for part in holder.inside)]
+    return inside[0].block if inside else ""
+
+
+def _pattern(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.isfinite(), b.isfinite())
+
+
+def _rows(tensor: Tensor) -> list[int]:
+    """Along the first dimension, those that hold what is not finite."""
+    if not tensor.dim() or tensor.layout is not torch.strided:
+        return []
+    bad = ~tensor.detach().isfinite()
+    return bad.reshape(len(bad), -1).any(1).nonzero().flatten().tolist() if len(bad) else []
+
+
+def _listed(rows: Sequence[int], tensor: Tensor | None) -> dict[str, Any]:
+    told: dict[str, Any] = {"rows": list(rows[:NAMES]), "rows_count": len(rows)}
+    return told | _counted(tensor) if tensor is not None else told
+
+
+def _counted(tensor: Tensor) -> dict[str, Any]:
+    return {"elements": tensor.numel(), "nonfinite": int((~tensor.detach().isfinite()).sum())}
+
+
+def _rows_said(evidence: Mapping[str, Any]) -> str:
+    rows, count = evidence.get("rows", []), evidence.get("rows_count", 0)
+    if not rows:
+        return ""
+    shown = ", ".join(map(str, rows[:8])) + (f" and {count - 8} more" if count > 8 else "")
+    return f", {'row' if count == 1 else 'rows'} {shown} of the batch"
+
+
+def _finite(tensors: Any) -> str:
+    return "not finite" if any(kinds(tensor) for tensor in tensors) else "finite"
+
+
+def _words(found: int) -> str:
+    names = [name for bit, name in ((1, "NaN"), (2, "Inf"), (4, "-Inf")) if found & bit]
+    return " and ".join(names) or "NaN or Inf"
+
+
+def _scale(scale: float | Tensor | None) -> dict[str, Any]:
+    return {"loss_scale": scale} if isinstance(scale, float) else {}
+
+
+def _number(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Inf" if value > 0 else "-Inf"
