@@ -14,13 +14,14 @@ import numpy as np
 
 from resmon.agent import figures
 from resmon.agent.findings import FindingLog
+from resmon.agent.memory import RankMemory
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.detectors import DETECTORS, Detector
 from resmon.exporters.budget import MAX_SERIES, Budget, Fit
 from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
 from resmon.exporters.view import BlockTable, RankView, RunView
-from resmon.flight import layout
+from resmon.flight import incidents, layout
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower, typed
 from resmon.gaps import Gaps
@@ -59,6 +60,7 @@ class Rank:
         self.readable = True
         self.detectors: list[Detector] = [make() for make in DETECTORS]
         self.gaps = Gaps()
+        self.memory = RankMemory(self.info)
         self.checkpoint: Checkpoint | None = None  # the newest
         self.reached: list[Reached] = []
         self._checkpoints = Lines(follower.folder / layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint")
@@ -141,8 +143,11 @@ class Attempt:
 
     def _poll_rank(self, number: int, rank: Rank) -> bool:
         """Take in the next items of a rank; False where there were none."""
+        so_far = rank.memory.kills()
         # Asked before reading: what a process wrote until it died is on file by then, its end mark too.
         ended = rank.follower.end is not None or not rank.follower.alive()
+        if not ended:
+            rank.memory.lived(so_far)
         items: Sequence[object] = ()
         rank.read_lines()
         if rank.readable:
@@ -156,6 +161,7 @@ class Attempt:
                 if rank.newest is not None and item.step > rank.newest[1].step + 1:
                     rank.gaps.interrupt()
                 rank.newest = (rank.columns, item)
+                rank.memory.step(item)
                 self._waiting.setdefault(item.step, {})[number] = rank.newest
                 if len(self.ranks) == 1:
                     self._settle()
@@ -193,7 +199,14 @@ class Attempt:
         if end is None and not rank.follower.folder.exists():
             end = RunEnd("unknown", time.time(), step, REMOVED)
         if end is None:
+            incident = rank.memory.killed(rank.newest)
             end = RunEnd("killed", time.time(), step, KILLED)
+            if incident is not None:
+                end = RunEnd("out_of_memory", incident.time, step, f"concluded by the agent: {incident.summary}")
+                try:
+                    incidents.append(rank.follower.folder, incident)
+                except OSError as error:
+                    self._fault(f"{rank.follower.folder} incidents", f"an incident cannot be written: {error.strerror}")
             path = rank.follower.folder / layout.END
             try:
                 layout.write_json(path, asdict(end))
