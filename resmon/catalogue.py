@@ -99,6 +99,13 @@ CATALOGUE: tuple[Metric, ...] = (
         "Doublings until the largest 16-bit number of operands and result overflows, last step; absent without such a dtype.",
     ),
     Metric(
+        "resmon_block_activation_bytes",
+        "gauge",
+        "bytes",
+        BLOCK,
+        "Bytes that autograd keeps of the block for the backward pass, when last looked at; absent where the model is compiled.",
+    ),
+    Metric(
         "resmon_block_activation_magnitude", "histogram", "", BLOCK, "Absolute values at the add's result, sampled at every step."
     ),
     Metric(

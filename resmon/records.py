@@ -96,7 +96,9 @@ GROUP_VALUES = ("learning_rate", "gradient_square")
 # element; `kept_square` is skip_square over the samples that kept their branch, where a random operation may drop it; `peak` is the
 # largest |y|; `fill` is how much of its dtype's range the largest number took, where operands or output have 16 bits;
 # `position_ratio` is the median of branch over skip at sampled positions; `dead` is the share of units that feed the branch's last
-# layer and no more differ from zero. Of these two, which are looked at in some steps only, the newest stands in every row.
+# layer and no more differ from zero; `activation_bytes` is what autograd keeps of the block in one forward pass, `checkpoint_bytes`
+# how much of that a checkpoint of the block would not. Of these four, which are looked at in some steps only, the newest stands in
+# every row.
 Merge = Literal["sum", "largest", "smallest", "mean"]
 BLOCK_MERGES: Mapping[str, Merge] = {
     "skip_square": "sum",
@@ -110,6 +112,8 @@ BLOCK_MERGES: Mapping[str, Merge] = {
     "fill": "largest",
     "position_ratio": "mean",
     "dead": "smallest",
+    "activation_bytes": "sum",
+    "checkpoint_bytes": "sum",
 }
 BLOCK_VALUES = tuple(BLOCK_MERGES)
 # Counts of a step and site: elements of the add's output, non-finite elements of the output and of its gradient; samples, and those
@@ -315,6 +319,11 @@ class RunInfo:
     local_world_size: int | None = None  # how many of the ranks run on this machine, where the launcher says so
     targets: tuple[str, ...] = ()  # what the run is to reach, as resmon.targets prints it
     stall_after: float = 300.0  # seconds without a step from which on it may be called stalled; 0 for never
+    # The folder of the control group that its memory counts in, and what the kernel had killed for want of memory when the run
+    # began (resmon.kills): in that group, and on the machine.
+    memory_group: str | None = None
+    group_kills: int | None = None
+    machine_kills: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

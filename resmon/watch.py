@@ -32,16 +32,8 @@ from resmon.flight import journal, layout
 from resmon.flight.endings import Remains, conclude, told
 from resmon.flight.layout import CHECKPOINTS, END, REACHED, boot_id, claim, reserved, safe_name
 from resmon.flight.writer import FlightWriter
-from resmon.records import (
-    Checkpoint,
-    Incident,
-    Outcome,
-    ResidualSite,
-    RunEnd,
-    RunInfo,
-    ScalarRecord,
-    StepRecord,
-)
+from resmon.kills import kills, memory_group
+from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.settings import Settings
 from resmon.targets import Reached, parse
 
@@ -293,6 +285,8 @@ class _Flight:
         launch = process.launch()
         if self._run is None:
             self._run = self._proposed if world_size == 1 else process.agreed("run", self._proposed) or process.short(launch)
+        group = memory_group()
+        so_far = kills(group)
         folder, attempt = claim(settings.directory.absolute(), self._run, launch, rank)
         info = RunInfo(
             run=self._run,
@@ -316,6 +310,9 @@ class _Flight:
             local_world_size=process.local_world(),
             targets=tuple(map(str, self._targets)),
             stall_after=settings.stall_after,
+            memory_group=None if group is None else str(group),
+            group_kills=so_far.group,
+            machine_kills=so_far.machine,
         )
         self._folder, self._info = folder, info
         self._writer = FlightWriter(folder, info, settings.budget)

@@ -14,6 +14,7 @@ import numpy as np
 
 from resmon.agent import figures
 from resmon.agent.findings import FindingLog
+from resmon.agent.memory import RankMemory
 from resmon.agent.reaction import Reaction
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.detectors import DETECTORS, Detector
@@ -23,7 +24,7 @@ from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
 from resmon.exporters.view import BlockTable, RankView, RunView
 from resmon.flight import endings, incidents, layout, stalls
-from resmon.flight.endings import Conclusion, Remains, conclude
+from resmon.flight.endings import Ending, Remains, conclude
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower, typed
 from resmon.gaps import Gaps
@@ -32,9 +33,6 @@ from resmon.statistics import STATISTICS, Column
 from resmon.targets import Reached, first_reached
 
 log = logging.getLogger("resmon.agent")
-
-# How a rank ended, asked in this order: what only the agent can see comes first.
-CONCLUSIONS: tuple[Conclusion, ...] = (*endings.CONCLUSIONS,)
 
 MAXIMA = ("branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 
@@ -60,6 +58,7 @@ class Rank:
         self.readable = True
         self.detectors: list[Detector] = [make() for make in DETECTORS]
         self.gaps = Gaps()
+        self.memory = RankMemory(self.info)
         self.checkpoint: Checkpoint | None = None  # the newest
         self.reached: list[Reached] = []
         self.incidents: dict[str, Incident] = {}  # by id, in their newest state
@@ -73,6 +72,13 @@ class Rank:
         """Damaged rows and lines that were skipped."""
         lines = (self._checkpoints, self._targets, self._incidents)
         return self.follower.skipped + sum(len(each.skips) for each in lines)
+
+    def killed_for_memory(self, remains: Remains) -> Ending | None:
+        """A conclusion that only who has watched the kernel's counters can come to."""
+        incident = self.memory.killed(self.newest)
+        if incident is None:
+            return None
+        return RunEnd("out_of_memory", incident.time, remains.step, f"concluded by the agent: {incident.summary}"), incident
 
     def read_lines(self) -> None:
         """Take in what stands beside the rows."""
@@ -173,8 +179,11 @@ class Attempt:
 
     def _poll_rank(self, number: int, rank: Rank) -> bool:
         """Take in the next items of a rank; False where there were none."""
+        so_far = rank.memory.kills()
         # Asked before reading: what a process wrote until it died is on file by then, its end mark too.
         ended = rank.follower.end is not None or not rank.follower.alive()
+        if not ended:
+            rank.memory.lived(so_far)
         items: Sequence[object] = ()
         rank.read_lines()
         if rank.readable:
@@ -192,6 +201,7 @@ class Attempt:
                 stall = stalls.open_stall(rank.incidents.values())
                 if stall is not None and (stall.step is None or item.step > stall.step):
                     self._write_down(rank, stalls.resumed(stall, item))
+                rank.memory.step(item)
                 self._waiting.setdefault(item.step, {})[number] = rank.newest
                 if len(self.ranks) == 1:
                     self._settle()
@@ -231,9 +241,8 @@ class Attempt:
         step = record.step if record else None
         folder = rank.follower.folder
         others = tuple(other for other, each in sorted(self.ranks.items()) if other != number and _lives(each))
-        end, incident = conclude(
-            Remains(folder, rank.info, rank.follower.end, record, tuple(rank.incidents.values()), others), CONCLUSIONS
-        )
+        remains = Remains(folder, rank.info, rank.follower.end, record, tuple(rank.incidents.values()), others)
+        end, incident = conclude(remains, (*endings.CONCLUSIONS, rank.killed_for_memory))
         if rank.follower.end is None and folder.is_dir():
             try:
                 layout.write_json(folder / layout.END, asdict(end))

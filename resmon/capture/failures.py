@@ -1,6 +1,6 @@
 """What an exception that ends a run means: which failure it is, in which block, and what to do next.
 
-`DIAGNOSES` are asked in order; the first that knows the exception answers, and what none knows is a plain failure.
+Diagnoses are asked in order; the first that knows the exception answers, and what none knows is a plain failure.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from resmon.capture.stack import Whereabouts, whereabouts
+from resmon.footprint import Footprint
 from resmon.records import Incident, Outcome, ResidualSite, incident_id
 
 LONGEST = 1000  # characters of an exception's message
@@ -25,17 +26,16 @@ class Scene:
     models: Mapping[str, nn.Module]
     sites: Sequence[ResidualSite]
     step: int | None  # under way or, between two steps, the newest that is over
+    footprint: Callable[[], Footprint] | None = None  # looks up what is known of memory
 
 
 Diagnosis = Callable[[BaseException, Scene, Whereabouts], Incident | None]
 
-DIAGNOSES: tuple[Diagnosis, ...] = ()
 
-
-def diagnose(error: BaseException, scene: Scene) -> Incident:
+def diagnose(error: BaseException, scene: Scene, diagnoses: Sequence[Diagnosis] = ()) -> Incident:
     """The incident that an exception is."""
     where = whereabouts(error, scene.models, scene.sites)
-    for diagnosis in DIAGNOSES:
+    for diagnosis in diagnoses:
         incident = diagnosis(error, scene, where)
         if incident is not None:
             return incident

@@ -23,8 +23,9 @@ from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.overrides import _get_current_function_mode, _pop_mode
 from torch.utils.hooks import RemovableHandle
 
-from resmon.capture import compiler, rule
+from resmon.capture import activations, compiler, rule
 from resmon.capture.accelerator import Accelerators
+from resmon.capture.activations import Activations
 from resmon.capture.birth import Holder
 from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
@@ -107,6 +108,11 @@ class ModelWatch:
         self._new_modules = False  # since the last traced pass
         self._handles: list[RemovableHandle] = []
         self._samples = 0  # that have gone through in this step
+        self._size = 0  # in elements, of the largest batch in this step
+        self.batch = torch.Size()  # the shape of what the newest pass was given
+        self.looked_at = torch.Size()  # that of the pass whose activations were looked at last
+        self.kept_outside: int | None = None  # bytes that autograd kept of that pass, besides those of the blocks
+        self._looked = -activations.EVERY  # when that was, in observed passes
         self.left_out = 0  # residual adds that the patterns do not let in
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -141,6 +147,7 @@ class ModelWatch:
     def _give_up_pass(self) -> None:
         """Clear away a pass that did not end: an interrupt passes by every hook, and leaves our modes entered."""
         self.active = self._in_pass = False
+        self._sampling.activations = None
         self._looks.end_pass()
         for channel in self.channels:
             channel.begin_pass()
@@ -207,6 +214,11 @@ class ModelWatch:
         samples, self._samples = self._samples, 0
         return samples
 
+    def take_size(self) -> float:
+        """The size in elements of the largest batch in this step; the next step begins."""
+        size, self._size = self._size, 0
+        return float(size)
+
     def take(self) -> list[tuple[Tensor, Sequence[Channel]]]:
         """What graphs have written, [sites, COLUMNS], and whose it is; they begin anew."""
         left, self._left = self._left, []
@@ -245,7 +257,10 @@ class ModelWatch:
             self._in_pass = True
             self._owner.pass_begun()
             self._owner.given(self, args, kwargs)
-            self._samples += _samples(args, kwargs)
+            self.batch = _batch(args, kwargs)
+            if self.batch:
+                self._samples += self.batch[0]
+                self._size = max(self._size, self.batch.numel())
             if compiled and not self.compiled:
                 self.compiled = True
                 self._sleepers.set_alarms()
@@ -253,6 +268,7 @@ class ModelWatch:
                 self._trace_next = self._new_modules = True
             asleep = self._sleepers and self._traces < _TRACES_WHILE_ASLEEP and not self.compiled
             wanted = (self._trace_next or asleep) and self._traces < _TRACES
+            self._look_at_activations(compiled)
             if wanted and (compiler.PAUSE or not (compiled or compiler.has_compiled_parts(self.model))):
                 self._traces += 1
                 self._trace_next = False
@@ -282,6 +298,7 @@ class ModelWatch:
             return
         self._owner.pass_ended()
         started = perf_counter()
+        kept, self._sampling.activations = self._sampling.activations, None
         observed, self.active, self._in_pass = self.active, False, False
         self._looks.end_pass()
         for channel in self.channels:
@@ -291,6 +308,8 @@ class ModelWatch:
             if observed and self.compiled:
                 for cells in self._cells:
                     cells.end_pass()
+            if kept is not None:
+                self.looked_at, self.kept_outside = self.batch, kept.rest(output)
             if trace is not None:
                 trace.finish(output)
                 if not self._retired:
@@ -302,6 +321,15 @@ class ModelWatch:
         if self._retired:
             self.detach()
         self.seconds += perf_counter() - started
+
+    def _look_at_activations(self, compiled: bool) -> None:
+        """Where it is time, look at what autograd keeps of the pass that begins. What graphs of the compiler keep is not known."""
+        since = self.passes - self._looked
+        if since < (activations.SOON if self.batch.numel() > self.looked_at.numel() else activations.EVERY):
+            return
+        self._looked = self.passes
+        if not (compiled or self.compiled or compiler.has_compiled_parts(self.model) or compiler.is_around()):
+            self._sampling.activations = Activations(self.model)
 
     def _witness(self, add: Add, residual: rule.Residual) -> Callable[[Tensor, Sighting], None] | None:
         """Takes the operands of a traced add; whose they are is known when the pass is over."""
@@ -402,12 +430,9 @@ def _trains() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
-def _samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The first dimension of the first tensor that a model is given."""
-    for _, tensor in leaves((args, kwargs)):
-        if tensor.dim():
-            return int(tensor.shape[0])
-    return 0
+def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size:
+    """The shape of the first tensor that a model is given, whose first dimension is that of the samples."""
+    return next((tensor.shape for _, tensor in leaves((args, kwargs)) if tensor.dim()), torch.Size())
 
 
 class _Begin(Hook):

@@ -30,22 +30,28 @@ from torch.optim import Optimizer
 from resmon.capture.accelerator import Accelerators
 from resmon.capture.channel import IN_ALL, Channel, begin_step, board
 from resmon.capture.clock import FORWARD, Clock
+from resmon.capture.columns import ARRIVED
 from resmon.capture.compiler import Compiler
 from resmon.capture.drafts import Draft, Part, Totals, parts
-from resmon.capture.failures import Scene, diagnose
+from resmon.capture.failures import Diagnosis, Scene, diagnose
 from resmon.capture.fetch import Fetch, held, is_capturing, number
 from resmon.capture.gradients import Gradients, Selection
-from resmon.capture.memory import Memory
+from resmon.capture.memory import Memory, device_memory, main_memory
 from resmon.capture.model import ModelWatch
 from resmon.capture.nonfinite import NonFinite, Policy
 from resmon.capture.optimizers import Optimizers
+from resmon.capture.out_of_memory import out_of_memory, ran_out
 from resmon.capture.outbox import PATIENCE, Outbox, Sink
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
 from resmon.capture.positions import Sampling
 from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError
+from resmon.footprint import Footprint, Held, Trail
 from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord
 
 log = logging.getLogger("resmon")
+
+# What exceptions that end a run are, by who knows them.
+DIAGNOSES: tuple[Diagnosis, ...] = (out_of_memory,)
 
 
 class Session:
@@ -79,9 +85,8 @@ class Session:
         self._gradients = Gradients(models, self._placement)
         self._nonfinite = NonFinite(self, self._watches, self._gradients, on_nonfinite)
         self._clock = Clock()
-        self._memory = Memory(
-            lambda: {parameter.device for model in models.values() for parameter in islice(model.parameters(), 1)}
-        )
+        self._memory = Memory(self._devices)
+        self._trail = Trail()
         self._optimizers = Optimizers(self, optimizers, self._gradients, self._clock)
         self._step = start_step
         self._under_way = False
@@ -102,6 +107,7 @@ class Session:
     def attach(self, sink: Sink) -> None:
         """Put the hooks on, and give the records to `sink` from here on."""
         self._outbox.open(sink)
+        self._trail = Trail(self._memory.figures())
         for watch in self._watches:
             watch.attach()
         self._optimizers.attach()
@@ -123,13 +129,40 @@ class Session:
         if (known := self._nonfinite.incident) is not None and (isinstance(error, NonFiniteError) or "non-finite" in str(error)):
             return known
         step = self._step if self._under_way else self.last_step
-        try:
-            incident = diagnose(error, Scene({watch.key: watch.model for watch in self._watches}, self.sites, step))
-        except Exception as own:
-            self.fault(own)
-            return None
-        self._outbox.put(lambda sink: sink.incident(incident))
-        return incident
+        models = {watch.key: watch.model for watch in self._watches}
+        # Where memory has run out there may be none to look around with; then the exception itself must do.
+        for scene in (Scene(models, self.sites, step, self._footprint), Scene({}, (), step)):
+            try:
+                incident = diagnose(error, scene, DIAGNOSES)
+            except Exception as own:
+                self.fault(own)
+                continue
+            self._outbox.put(partial(_hand_incident, incident))
+            return incident
+        return None
+
+    def _footprint(self) -> Footprint:
+        devices = self._devices()
+        largest = max(self._watches, key=lambda watch: watch.looked_at.numel())
+        outside = [watch.kept_outside for watch in self._watches if watch.kept_outside is not None]
+        arrived: Floats = self._board[:, IN_ALL][:, ARRIVED]
+        # The backward pass goes from the last block to the first: it is in the first whose output's gradient is there.
+        under_way = self._channels[int(arrived.argmax())].site.name if arrived.any() else ""
+        parameters = [each for watch in self._watches for each in watch.model.parameters() if each.requires_grad]
+        return Footprint(
+            trail=self._trail,
+            now={**main_memory(), **device_memory({device for device in devices if device.type == "cuda"})},
+            blocks=[Held(c.site.model, c.site.name, *c.kept) for c in self._channels if c.kept is not None],
+            outside=sum(outside) if outside else None,
+            size=float(largest.looked_at.numel()) if largest.looked_at else 0.0,
+            samples=largest.batch[0] if largest.batch else 0,
+            batch=float(largest.batch.numel()) if largest.batch else 0.0,
+            parameters=sum(each.numel() * each.element_size() for each in parameters),
+            backward=under_way,
+        )
+
+    def _devices(self) -> set[torch.device]:
+        return {parameter.device for watch in self._watches for parameter in islice(watch.model.parameters(), 1)}
 
     def finish(self) -> None:
         """The run is over: write down a step that was begun and not ended."""
@@ -238,6 +271,9 @@ class Session:
             error = UnobservableError(_TRANSFORMED)
         if isinstance(error, UnobservableError):
             self._say(f"the blocks are observed no longer; training and the record of its steps go on. {error}")
+        elif ran_out(error):
+            self._errors_total += 1
+            self._say(f"there was no memory left for resmon's own numbers, so the blocks are observed no longer: {error}")
         else:
             self._errors_total += 1
             self._say(
@@ -358,6 +394,9 @@ class Session:
         except Exception as error:
             fetch.failed = True
             self.fault(error)
+        figures = self._memory.figures()
+        if complete:
+            self._trail.add(self._step, max(watch.take_size() for watch in self._watches), figures)
         return Draft(
             fetch=fetch,
             step=self._step,
@@ -367,7 +406,7 @@ class Session:
             seconds=seconds + perf_counter() - started,
             phases=self._clock.take(),
             samples=max((watch.take_samples() for watch in self._watches), default=0),
-            memory=self._memory.figures(),
+            memory=figures,
             channels=self._channels,
             numbers=numbers,
             parts=arriving,
@@ -427,6 +466,10 @@ class Session:
         if message not in self._told:
             self._told.add(message)
             log.warning("resmon: %s", message, exc_info=error)
+
+
+def _hand_incident(incident: Incident, sink: Sink) -> None:
+    sink.incident(incident)
 
 
 _NOBODY: Bools = np.zeros(0, np.bool_)

@@ -40,7 +40,8 @@ def whereabouts(error: BaseException, models: Mapping[str, nn.Module], sites: Se
         if is_the_users(code.co_filename):
             line = source_line(code.co_filename, number)
     key, path = found or ("", None)
-    return Whereabouts(key, path, block_of(sites, key, path) if path is not None else "", line)
+    block = "" if path is None else block_of(sites, key, path) or _like_a_block(models[key], sites, key, path)
+    return Whereabouts(key, path, block, line)
 
 
 def _frames(traceback: TracebackType | None) -> Iterator[tuple[CodeType, Mapping[str, object], int]]:
@@ -68,6 +69,15 @@ def block_of(sites: Sequence[ResidualSite], model: str, path: str) -> str:
             return site.name
     holders = [site for site in mine if site.module and _is_in(path, site.module)]
     return max(holders, key=lambda site: len(site.module)).name if holders else ""
+
+
+def _like_a_block(model: nn.Module, sites: Sequence[ResidualSite], key: str, path: str) -> str:
+    """The innermost module around `path` of a class that holds a residual add elsewhere: in a failed pass not all were met."""
+    modules = {plain(name): module for name, module in model.named_modules()}
+    kinds = {type(modules[site.module]) for site in sites if site.model == key and site.module in modules}
+    parts = path.split(".")
+    around = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((name for name in around if type(modules.get(name)) in kinds), "")
 
 
 def _is_in(path: str, holder: str) -> bool:

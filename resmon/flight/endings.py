@@ -4,7 +4,7 @@ A process says itself how it ended wherever it can: with an end mark, and with a
 signal or the exit status did, the mark is all there is; where SIGKILL or `os._exit` did, there is none. Whoever reads next
 concludes the rest, and all who read conclude the same. The agent writes down what it has concluded.
 
-`CONCLUSIONS` are asked in order; the first that knows answers.
+`CONCLUSIONS` are asked in order; the first that knows answers. What none knows was killed.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def told(remains: Remains) -> Ending | None:
 def conclude(remains: Remains, conclusions: Sequence[Conclusion] | None = None) -> Ending:
     """How it ended, and what broke where that is not on file yet; `conclusions` are CONCLUSIONS unless given."""
     asked = CONCLUSIONS if conclusions is None else conclusions
-    end, incident = next(filter(None, (conclusion(remains) for conclusion in asked)))
+    end, incident = next(filter(None, (conclusion(remains) for conclusion in asked)), None) or _killed(remains)
     if incident is None or any(_tells(each, end) for each in remains.incidents):
         return end, None
     checkpoint = None if incident.checkpoint else incidents.last_checkpoint(remains.folder.parent, _under_way(remains))
@@ -152,7 +152,7 @@ def _elsewhere(remains: Remains) -> Ending | None:
     return None
 
 
-def _killed(remains: Remains) -> Ending | None:
+def _killed(remains: Remains) -> Ending:
     same_boot = remains.info is not None and remains.info.boot_id == layout.boot_id()
     end = RunEnd("killed", remains.now if same_boot else _last_sign(remains), remains.step, NO_END_MARK if same_boot else RESTARTED)
     if not same_boot:
@@ -168,7 +168,7 @@ def _killed(remains: Remains) -> Ending | None:
     return end, _incident(remains, "killed", f"{lost} without a word{waiting}.", advice, **more)
 
 
-CONCLUSIONS: tuple[Conclusion, ...] = (_removed, _stalled, told, _elsewhere, _killed)
+CONCLUSIONS: tuple[Conclusion, ...] = (_removed, _stalled, told, _elsewhere)
 
 
 def _incident(remains: Remains, kind: Outcome, summary: str, advice: str, **evidence: object) -> Incident:

@@ -80,3 +80,11 @@ def test_a_long_message_is_cut() -> None:
 @pytest.mark.parametrize("error", [ValueError(), RuntimeError("")])
 def test_a_message_may_be_empty(error: Exception) -> None:
     assert incident(nn.Sequential(), error).summary.startswith(type(error).__name__ + ",")
+
+
+def test_a_block_that_was_not_met_yet_is_known_by_its_like() -> None:
+    model = nn.Sequential(Block(nn.Linear(4, 4)), Block(nn.Linear(4, 4)), nn.Sequential(Block(Fails())))
+    found = incident(model, caught(lambda: model(torch.ones(2, 4))))
+    assert (found.module, found.block) == ("2.0.branch", "2.0")
+    alone = nn.Sequential(Block(nn.Linear(4, 4)), nn.Sequential(), Fails())
+    assert incident(alone, caught(lambda: alone(torch.ones(2, 4)))).block == ""

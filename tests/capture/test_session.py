@@ -423,7 +423,8 @@ def test_checkpointed_blocks_are_counted_once(reentrant: bool) -> None:
     for _ in range(3):
         one, two = a.step(batch), b.step(batch)
         assert one is not None and two is not None
-        assert two.blocks == pytest.approx(one.blocks, rel=1e-5)
+        assert two.blocks[:-2] == pytest.approx(one.blocks[:-2], rel=1e-5)  # all but what is kept, which is the point of it
+        assert (two.blocks[-2] < one.blocks[-2]).all()
         assert two.blocks_present[SPINE].all()
         assert two.counts.tolist() == one.counts.tolist()
 
