@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from resmon.capture.shapes import diagnose_shapes
 from resmon.capture.stack import Whereabouts, whereabouts
 from resmon.records import Incident, Outcome, ResidualSite, incident_id
 
@@ -29,7 +30,7 @@ class Scene:
 
 Diagnosis = Callable[[BaseException, Scene, Whereabouts], Incident | None]
 
-DIAGNOSES: tuple[Diagnosis, ...] = ()
+DIAGNOSES: tuple[Diagnosis, ...] = (diagnose_shapes,)
 
 
 def diagnose(error: BaseException, scene: Scene) -> Incident:

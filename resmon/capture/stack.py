@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import linecache
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, TracebackType
 
 import torch
 from torch import nn
@@ -35,24 +36,40 @@ def whereabouts(error: BaseException, models: Mapping[str, nn.Module], sites: Se
     paths = {id(module): (key, plain(path)) for key, model in models.items() for path, module in model.named_modules()}
     found: tuple[str, str] | None = None
     line = ""
-    for code, locals_, number in _frames(error.__traceback__):
+    for code, locals_, number in frames(error.__traceback__):
         found = paths.get(id(locals_.get("self")), found)
-        if not code.co_filename.startswith(_NOT_THE_USERS):
+        if is_the_users(code):
             line = source_line(code.co_filename, number)
     key, path = found or ("", None)
     return Whereabouts(key, path, block_of(sites, key, path) if path is not None else "", line)
 
 
-def _frames(traceback: TracebackType | None) -> Iterator[tuple[CodeType, Mapping[str, object], int]]:
+def frames(traceback: TracebackType | None) -> Iterator[tuple[CodeType, Mapping[str, object], int]]:
+    """The calls that a traceback goes through, inwards: their code, local variables and line."""
     while traceback is not None:
         yield traceback.tb_frame.f_code, traceback.tb_frame.f_locals, traceback.tb_lineno
         traceback = traceback.tb_next
+
+
+def is_the_users(code: CodeType) -> bool:
+    """Whether code is neither torch's nor resmon's."""
+    return not code.co_filename.startswith(_NOT_THE_USERS)
 
 
 def source_line(file: str, number: int) -> str:
     """A line as people find it again: file, number, and what stands there where that can be read."""
     text = linecache.getline(file, number).strip()[:LONGEST]
     return f"{file}:{number}: {text}" if text else f"{file}:{number}"
+
+
+def current_line() -> str:
+    """The innermost line of the user's code that is running now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if is_the_users(frame.f_code):
+            return source_line(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
 
 
 def block_of(sites: Sequence[ResidualSite], model: str, path: str) -> str:
