@@ -82,11 +82,13 @@ def as_junit(report: Report, kinds: Sequence[str], strict: bool) -> bytes:
             ElementTree.SubElement(case, "skipped", message=_xml(reason))
             skips += 1
         if faults:
-            ElementTree.SubElement(case, "system-out").text = _xml("\n".join(f"{f.level}: {f.block or f.module}: {f.says}" for f in faults))
+            ElementTree.SubElement(case, "system-out").text = _xml(
+                "\n".join(f"{f.level}: {f.block or f.module}: {f.says}" for f in faults)
+            )
     counts = {"tests": str(len(suite)), "failures": str(failures), "errors": "0", "skipped": str(skips)}
     for name, count in counts.items():
         suite.set(name, count)
-    root = ElementTree.Element("testsuites", name="resmon check", **{n: counts[n] for n in ("tests", "failures", "errors")})
+    root = ElementTree.Element("testsuites", {"name": "resmon check", **counts})
     root.append(suite)
     ElementTree.indent(root)
     made: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)

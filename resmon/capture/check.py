@@ -1,16 +1,16 @@
 """What can be known of a model before it is trained: whether it fits together, what it will take, and whether it can learn.
 
-`check` makes the model on fake tensors where its factory allows (a model of any size fits a laptop then), rehearses a pass for each of
-several batch sizes, follows the gradients back, and looks at the initial weights where the real ones fit into memory. What is wrong
-is a `Fault`; what could not be looked at is said, with the reason.
+`check` makes the model on fake tensors where its factory allows (a model of any size fits a laptop then), rehearses a pass for each
+of several batch sizes, follows the gradients back, and looks at the initial weights where the real ones fit into memory. What is
+wrong is a `Fault`; what could not be looked at is said, with the reason.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,14 +25,18 @@ from resmon.capture.initialisation import Weight, suspicious
 from resmon.capture.memory import main_memory
 from resmon.capture.rehearsal import Ground, Outcome
 from resmon.capture.requisites import Requisites, of_pass
-from resmon.capture.shapes import advice, batch_of, block_of_mismatch, causes_of, sentence, with_batch
+from resmon.capture.shapes import advice, block_of_mismatch, sentence
 from resmon.capture.target import Target, imported, made, random_input
+from resmon.capture.trials import batch_of, cause_of, with_batch
 from resmon.errors import ConfigurationError
 from resmon.records import ResidualSite
 
 BATCHES = (1, 2, 3)
 MOST_MISFITS = 8  # that are told one by one
-WITH_NUMBERS = "with real weights, because its pass cannot be told from fake ones"
+FAKE = "on fake tensors, without memory for weights"
+ON_META = "on the meta device, without memory for weights"
+COPIED = "with real weights, checked on fake copies"
+REAL = "with real weights, and checked on them"
 SHARE_OF_MEMORY = 0.5  # of what is free, for real weights
 
 Kind = Literal["shapes", "batch sizes", "broadcasts", "gradients", "initialisation", "residual additions"]
@@ -112,14 +116,14 @@ class _Check:
                 self.skipped = dict.fromkeys(KINDS, f"{why}, and the real weights do not fit into half of the free memory")
                 self._look_at_weights(None, ground.model)
                 return self._told(ground, described, (), None, (given,) if given else ())
-            ground, self.made = other, WITH_NUMBERS
+            ground, self.made = other, REAL
             described = _describe(ground)
             outcome, requisites = self._first(ground)
         if outcome.error is not None and (other := self._ground_with_numbers(ground.model)) is not None:
             # An operation that has no fake, or a fake that asks for more than the operation does.
             tried = self._first(other)
             if tried[0].error is None:
-                ground, self.made, (outcome, requisites) = other, WITH_NUMBERS, tried
+                ground, self.made, (outcome, requisites) = other, REAL, tried
         if outcome.error is not None and not outcome.mismatches and not (self.inputs or ground.args or ground.kwargs):
             raise ConfigurationError(
                 f"the forward pass of {type(ground.model).__name__} failed without inputs: {_first_line(outcome.error)}. "
@@ -160,41 +164,35 @@ class _Check:
     # -- the model -----------------------------------------------------------------------------------------------------
 
     def _ground(self) -> Ground:
+        """The model on stand-ins where it can be, made with as little memory as its factory allows."""
         fakes = Fakes()
-        if isinstance(self.found, nn.Module) or not callable(self.found):
-            self.real = self._with_inputs(made(self.target, self.found))
-            self.made = "as it is, checked on fake copies"
-            try:
-                return Ground(*fakes.copies(*self.real), lambda: fakes)
-            except Exception:  # whatever the model's parts raise on being copied
-                self.made = "as it is"
-                return Ground(*self.real)
-        try:
-            with fakes:
-                target = self._with_inputs(made(self.target, self.found))
-            self.made = "on fake tensors, without memory for weights"
-            return Ground(*target, lambda: fakes)
-        except ConfigurationError:
-            raise
-        except Exception:  # its construction takes numbers: a drop path's rates, an initialisation that measures
-            pass
-        try:
-            with torch.device("meta"):
-                model, args, kwargs = self._with_inputs(made(self.target, self.found))
-            fakes.replace(model)
-            self.made = "on the meta device, without memory for weights"
-            with fakes:
-                args, kwargs = _off_meta((args, kwargs))
-            return Ground(model, args, kwargs, lambda: fakes)
-        except Exception:  # likewise
-            pass
+        if callable(self.found) and not isinstance(self.found, nn.Module):
+            for how, make in ((FAKE, self._make_fake), (ON_META, self._make_on_meta)):
+                # Its construction may take numbers: a drop path's rates, an initialisation that measures.
+                with suppress(Exception):
+                    target = make(fakes)
+                    if not _has_scripts(target[0]):
+                        self.made = how
+                        return _ground(target, fakes)
         self.real = self._with_inputs(made(self.target, self.found))
-        self.made = "with real weights, which its factory cannot do without; checked on fake copies"
-        try:
-            return Ground(*fakes.copies(*self.real), lambda: fakes)
-        except Exception:  # as above
-            self.made = "with real weights"
-            return Ground(*self.real)
+        if not _has_scripts(self.real[0]):
+            with suppress(Exception):  # whatever the model's parts raise on being copied
+                target = fakes.copies(*self.real)
+                self.made = COPIED
+                return _ground(target, fakes)
+        self.made = REAL
+        return _ground(self.real)
+
+    def _make_fake(self, fakes: Fakes) -> Target:
+        with fakes:
+            return self._with_inputs(made(self.target, self.found))
+
+    def _make_on_meta(self, fakes: Fakes) -> Target:
+        with torch.device("meta"):
+            model, args, kwargs = self._with_inputs(made(self.target, self.found))
+        fakes.replace(model)
+        with fakes:
+            return model, _off_meta(args), _off_meta(kwargs)
 
     def _with_inputs(self, target: Target) -> Target:
         model, args, kwargs = target
@@ -202,7 +200,7 @@ class _Check:
 
     def _ground_with_numbers(self, fake: nn.Module) -> Ground | None:
         real = self._really(fake)
-        return None if real is None else Ground(*real)
+        return None if real is None else _ground(real)
 
     def _really(self, fake: nn.Module) -> Target | None:
         """The model with real weights, where that fits into memory."""
@@ -223,11 +221,19 @@ class _Check:
         return of_pass(ground, outcome)
 
     def _misfits(self, ground: Ground, outcome: Outcome) -> None:
-        causes = causes_of(ground, outcome)
-        if causes and outcome.mismatches:
-            self._fault("shapes", "error", f"{sentence(outcome.mismatches[0], outcome, _block(outcome, 0))}. {causes[0].says}", causes[0].do, outcome)
+        cause = cause_of(ground, outcome)
+        if cause is not None and outcome.mismatches:
+            self._fault(
+                "shapes",
+                "error",
+                f"{sentence(outcome.mismatches[0], outcome, _block(outcome, 0))}. {cause.says}",
+                cause.do,
+                outcome,
+            )
             return
-        for i, mismatch in enumerate(outcome.mismatches[:MOST_MISFITS]):
+        guess = next((i for i, mismatch in enumerate(outcome.mismatches) if mismatch.guessed), len(outcome.mismatches))
+        certain = outcome.mismatches[: guess + 1]
+        for i, mismatch in enumerate(certain[:MOST_MISFITS]):
             fixes = best_fixes(ground, outcome, i)
             block = _block(outcome, i)
             self.faults.append(
@@ -242,13 +248,24 @@ class _Check:
                     mismatch.line,
                 )
             )
-        if len(outcome.mismatches) > MOST_MISFITS:
-            self.skipped["shapes"] = f"{len(outcome.mismatches) - MOST_MISFITS} more misfits are not told one by one"
-        if outcome.error is not None and (not outcome.mismatches or outcome.error is not outcome.mismatches[-1].error):
+        if len(certain) > MOST_MISFITS:
+            self.skipped["shapes"] = f"{len(certain) - MOST_MISFITS} more misfits are not told one by one"
+        elif guess < len(outcome.mismatches):
+            self.skipped["shapes"] = "what follows the last misfit depends on how it is mended"
+        if outcome.error is not None and not certain:
             says = f"{type(outcome.error).__name__}: {_first_line(outcome.error)}"
-            do = causes[0].do if causes else "The pass ends here; what follows could not be checked."
+            do = cause.do if cause else "The pass ends here; what follows could not be checked."
             self.faults.append(
-                Fault("shapes", "error", "", outcome.where.module or "", says + (f". {causes[0].says}" if causes else ""), do, (), outcome.where.line)
+                Fault(
+                    "shapes",
+                    "error",
+                    "",
+                    outcome.where.module or "",
+                    says + (f". {cause.says}" if cause else ""),
+                    do,
+                    (),
+                    outcome.where.line,
+                )
             )
 
     def _fault(self, kind: Kind, level: Level, says: str, do: str, outcome: Outcome) -> None:
@@ -264,24 +281,21 @@ class _Check:
             self.skipped["batch sizes"] = "the model does not fit together for the batch that was given"
             return ()
         tried: list[int] = []
-        misfits: dict[tuple[str, str, str], list[int]] = {}
-        told: dict[tuple[str, str, str], Fault] = {}
+        misfits: list[tuple[int, Fault]] = []
         for size in dict.fromkeys(size for size in self.batches if size != given):
             try:
                 other = ground.explore(with_batch(ground, size))
             except DEPENDS_ON_NUMBERS:
                 continue
             tried.append(size)
-            if other.fits:
-                continue
-            fault = self._of_batch(other, size, given)
-            key = (fault.level, fault.module, fault.says.split(": ", 1)[-1] if fault.level == "warning" else "")
-            misfits.setdefault(key, []).append(size)
-            told.setdefault(key, fault)
-        for key, fault in told.items():
-            sizes = misfits[key]
-            also = f" (nor of {_listed(sizes[1:])})" if len(sizes) > 1 and fault.level == "error" else ""
-            self.faults.append(Fault(fault.kind, fault.level, fault.block, fault.module, fault.says + also, fault.do, (), fault.line))
+            if not other.fits:
+                misfits.append((size, self._of_batch(other, size, given)))
+        # The same place is told once, with all the sizes that do not fit it.
+        for key in dict.fromkeys((fault.level, fault.module) for _, fault in misfits):
+            alike = [(size, fault) for size, fault in misfits if (fault.level, fault.module) == key]
+            fault = alike[0][1]
+            also = f" (nor of {_listed([size for size, _ in alike[1:]])})" if alike[1:] else ""
+            self.faults.append(replace(fault, says=fault.says + also))
         return tuple(tried)
 
     def _of_batch(self, other: Outcome, size: int, given: int) -> Fault:
@@ -322,21 +336,19 @@ class _Check:
 
     def _broadcasts(self, outcome: Outcome) -> None:
         for each in outcome.broadcasts:
-            block = each.module
-            sizes = f"skip {_size(each.skip)} and branch {_size(each.branch)} are added without an error"
-            total = tuple(torch.broadcast_shapes(each.skip, each.branch))
-            if total not in (each.skip, each.branch):
-                says = f"{sizes}, but their sum {_size(total)} has the shape of neither"
-                self.faults.append(
-                    Fault("broadcasts", "error", block, each.module, says, "Give both the same shape: squeeze, unsqueeze or keepdim=True.")
-                )
-            else:
-                short, name = (each.branch, "branch") if total == each.skip else (each.skip, "skip")
-                axes = [i - len(short) for i in range(len(short)) if short[i] != total[i - len(short)]] or ["the first"]
-                says = f"{sizes}: one {name} is spread over all of axis {_listed(axes)}"
-                self.faults.append(
-                    Fault("broadcasts", "warning", block, each.module, says, "Well if that is meant, as in a global context; else reduce nothing there.")
-                )
+            whole = tuple(torch.broadcast_shapes(each.skip, each.branch))
+            says = f"skip {_size(each.skip)} and branch {_size(each.branch)} are added without an error"
+            if whole not in (each.skip, each.branch):
+                says += f", but their sum {_size(whole)} has the shape of neither"
+                do = "Give both the same shape: squeeze, unsqueeze or keepdim=True."
+                self.faults.append(Fault("broadcasts", "error", each.module, each.module, says, do))
+                continue
+            name, spread = ("branch", each.branch) if whole == each.skip else ("skip", each.skip)
+            padded = (1,) * (len(whole) - len(spread)) + spread
+            axes = [i for i, (a, b) in enumerate(zip(padded, whole, strict=True)) if a != b]
+            says += f": the {name} is spread over axis {_listed(axes)}"
+            do = "Well if that is meant, as in a global context; else see what reduces it."
+            self.faults.append(Fault("broadcasts", "warning", each.module, each.module, says, do))
 
     def _gradients(self, ground: Ground, outcome: Outcome) -> None:
         parameters = {plain(name): parameter for name, parameter in ground.model.named_parameters()}
@@ -382,12 +394,25 @@ class _Check:
     def _look_at_weights(self, outcome: Outcome | None, fake: nn.Module) -> None:
         real = self._really(fake)
         if real is None:
-            self.skipped["initialisation"] = "the real weights do not fit into half of the free memory, and fake ones have no values"
+            self.skipped["initialisation"] = (
+                "the real weights do not fit into half of the free memory, and fake ones have no values"
+            )
             return
         sites = outcome.sites if outcome is not None else ()
         order = [plain(path) for path in outcome.trace.calls] if outcome is not None else ()
         for weight in suspicious(real[0], sites, order):
             self.faults.append(_of_weight(weight))
+
+
+def _ground(target: Target, fakes: Fakes | None = None) -> Ground:
+    model, args, kwargs = target
+    return Ground(model, args, kwargs, (lambda: fakes) if fakes else nullcontext)
+
+
+def _has_scripts(model: nn.Module) -> bool:
+    """Whether parts of it are TorchScript, whose operations show only in the graph that real tensors leave."""
+    scripts = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
+    return any(isinstance(part, scripts) for module in model.modules() for part in (module, *vars(module).values()))
 
 
 def _of_weight(weight: Weight) -> Fault:

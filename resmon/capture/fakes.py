@@ -1,8 +1,8 @@
 """Stand-ins: a model and its arguments as copies without numbers, on which a forward pass costs neither memory nor computation.
 
 A fake tensor has shape, dtype, device and strides and holds nothing. Copies share no tensor with what they were made of, and no
-operation on fakes reaches a kernel, a collective or a random generator, so that a pass on stand-ins leaves no trace. What depends on
-numbers (`.item()`, a mask's length) cannot be told from fakes: `DEPENDS_ON_NUMBERS` are the exceptions that say so.
+operation on fakes reaches a kernel, a collective or a random generator, so that a pass on stand-ins leaves no trace. What depends
+on numbers (`.item()`, a mask's length) cannot be told from fakes: `DEPENDS_ON_NUMBERS` are the exceptions that say so.
 """
 
 from __future__ import annotations
@@ -50,16 +50,14 @@ class Fakes:
         return copied
 
     def replace(self, model: nn.Module) -> None:
-        """Put stand-ins on the CPU in the place of a model's own tensors, of what is on the meta device too; what is shared stays so."""
+        """Put stand-ins, on the CPU, in the place of a model's tensors wherever these are; what is shared stays so."""
         known: dict[int, Tensor] = {}
 
         def stand_in(tensor: Tensor) -> Tensor:
             if id(tensor) not in known:
                 with self:
                     made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-                    known[id(tensor)] = (
-                        nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
-                    )
+                    known[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
             return known[id(tensor)]
 
         for module in model.modules():
@@ -75,7 +73,7 @@ class Fakes:
             stack.enter_context(_silence())
             self._entered.append(stack.pop_all())
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._entered.pop().close()
 
 

@@ -22,7 +22,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from resmon.capture import rule
 from resmon.capture.compiler import plain
 from resmon.capture.dataflow import Node
-from resmon.capture.rehearsal import Ground, Mismatch, Outcome, Shape
+from resmon.capture.mends import Shape
+from resmon.capture.rehearsal import Ground, Mismatch, Outcome
 from resmon.capture.survey import _owners
 
 MOST_TRIED = 8
@@ -167,6 +168,9 @@ def _candidates(mismatch: Mismatch, modules: dict[str, nn.Module]) -> Iterator[F
         yield from on_skip + on_branch if mismatch.wrong in (side, None) else on_branch + on_skip
         return
     consumer = modules.get(mismatch.module)
+    if isinstance(consumer, nn.MultiheadAttention):
+        yield from _of_attention(mismatch, consumer, modules)
+        return
     layer = None if consumer is None else layer_of(consumer)
     x, other = mismatch.operands
     producers = _producers(x.node)
@@ -185,6 +189,16 @@ def _candidates(mismatch: Mismatch, modules: dict[str, nn.Module]) -> Iterator[F
         for operand, wanted in ((x, second), (other, first))
     ]
     yield from fixes[1] + fixes[0] if mismatch.wrong == 1 else fixes[0] + fixes[1]
+
+
+def _of_attention(mismatch: Mismatch, attention: nn.MultiheadAttention, modules: dict[str, nn.Module]) -> Iterator[Fix]:
+    path, width = f"{mismatch.module}.out_proj", attention.embed_dim
+    last = _known(modules, path)
+    if last is not None and (changed := last.but(in_features=width, out_features=width)) != last:
+        yield Fix(((path, changed),))
+    x = mismatch.operands[0]
+    if x.shape[-1] != width:
+        yield from _chain_fixes(_producers(x.node), x.shape, (*x.shape[:-1], width), modules)
 
 
 _OF_LAYERS = frozenset(
@@ -264,13 +278,18 @@ def _chain_fixes(paths: Sequence[str], shape: Shape, wanted: Shape, modules: dic
     last = shaping[-1]
     differing = [i for i, (a, b) in enumerate(zip(shape, wanted, strict=True)) if a != b]
     axis = _channel_axis(chain[last][1], len(shape)) % len(shape)
+    made = chain[last][1].get(chain[last][1].outputs)
+    if axis not in differing and len(differing) == 1 and shape[differing[0]] == made:
+        axis = differing[0]  # turned round behind the layer, as where tokens are mixed
     channels: dict[int, Layer] = {}
     spatial = [i for i in differing if i != axis]
     if axis in differing:
+        # A gated unit, or a split into queries, keys and values, leaves a part of what the layer makes.
+        parts = made // shape[axis] if made % shape[axis] == 0 else 1
         for i in range(last, len(chain)):
             layer = chain[i][1]
             if i == last or layer.inputs == layer.outputs:
-                changed = _sized(layer, wanted[axis], outputs=True)
+                changed = _sized(layer, wanted[axis] * (parts if i == last else 1), outputs=True)
                 if changed is None:
                     return
                 channels[i] = changed
@@ -326,7 +345,9 @@ def layer_of(module: nn.Module) -> Layer | None:
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' own, a linear map
         return Layer(type(module), (("nf", it.nf), ("nx", it.weight.shape[0])), (), "nx", "nf")
     if isinstance(module, nn.Linear):
-        layer = Layer(nn.Linear, (("in_features", it.in_features), ("out_features", it.out_features)), (), "in_features", "out_features")
+        layer = Layer(
+            nn.Linear, (("in_features", it.in_features), ("out_features", it.out_features)), (), "in_features", "out_features"
+        )
         return layer.but(bias=it.bias is not None)
     if isinstance(module, _ConvNd) and kind.__name__ in nn.__dict__:
         sizes = (("in_channels", it.in_channels), ("out_channels", it.out_channels), ("kernel_size", _one(it.kernel_size)))
@@ -339,8 +360,8 @@ def layer_of(module: nn.Module) -> Layer | None:
         layer = Layer(kind, (("num_features", it.num_features),), (), "num_features", "num_features")
         return layer.but(eps=it.eps, momentum=it.momentum, affine=it.affine, track_running_stats=it.track_running_stats)
     if isinstance(module, nn.GroupNorm):
-        sizes = (("num_groups", it.num_groups), ("num_channels", it.num_channels))
-        return Layer(nn.GroupNorm, sizes, (), "num_channels", "num_channels").but(eps=it.eps, affine=it.affine)
+        groups = (("num_groups", it.num_groups), ("num_channels", it.num_channels))
+        return Layer(nn.GroupNorm, groups, (), "num_channels", "num_channels").but(eps=it.eps, affine=it.affine)
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         shape = it.normalized_shape[0] if len(it.normalized_shape) == 1 else tuple(it.normalized_shape)
         layer = Layer(kind, (("normalized_shape", shape),), (), "normalized_shape", "normalized_shape")

@@ -60,8 +60,8 @@ def _of(
     module: nn.Module, key: str, tensor: Tensor, own: bool, is_end: bool
 ) -> tuple[Literal["error", "warning"], str, str] | None:
     if own and not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
-        return "error", f"has {bad:,} values of {tensor.numel():,} that are not finite", "See what initialises it: torch.empty is not zeros."
+        bad = f"has {int((~torch.isfinite(tensor)).sum()):,} values of {tensor.numel():,} that are not finite"
+        return "error", bad, "See what initialises it: torch.empty is not zeros."
     if not own or key != "weight" or tensor.dim() < 2 or min(tensor.shape[:2]) < 2:
         return None
     if not _shapes(module):
@@ -70,17 +70,26 @@ def _of(
     if low == high == 0:
         if is_end:
             return None
-        return "warning", "is all zeros, and is not the last layer of a branch", "Nothing passes, and what is before it gets no gradient."
+        return (
+            "warning",
+            "is all zeros, and is not the last layer of a branch",
+            "Nothing passes, and what is before it gets no gradient.",
+        )
     if low == high:
-        return "error", f"is {low:g} everywhere, so that all its units are one", "Initialise it at random; their gradients are the same for ever."
+        return (
+            "error",
+            f"is {low:g} everywhere, so that all its units are one",
+            "Initialise it at random; their gradients are the same for ever.",
+        )
     fan_in = math.prod(tensor.shape[1:])
     if isinstance(module, _ConvTransposeNd):
         fan_in = tensor.shape[0] * math.prod(tensor.shape[2:])
     elif not isinstance(module, (nn.Linear, _ConvNd)):  # transformers' Conv1D, [in, out]
         fan_in = tensor.shape[0]
-    gain = float(tensor.double().std()) * math.sqrt(fan_in)
+    deviation = float(tensor.double().std())
+    gain = deviation * math.sqrt(fan_in)
     if gain > LARGEST_GAIN:
-        says = f"has a standard deviation of {float(tensor.double().std()):.3g} over {fan_in:,} inputs: it multiplies what it is given by {gain:.3g}"
+        says = f"has a standard deviation of {deviation:.3g} over {fan_in:,} inputs: it multiplies what it is given by {gain:.3g}"
         return "error", says, f"Usual is {math.sqrt(2 / fan_in):.2g} (nn.init.kaiming_normal_)."
     return None
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from resmon.capture.compiler import plain
 from resmon.capture.dataflow import Frame
 from resmon.capture.rehearsal import Ground, Outcome, Rehearsal
-from resmon.capture.shapes import batch_of
+from resmon.capture.trials import batch_of
 
 ADAM_STATES = 2  # tensors as large as the parameter: both moments
 
@@ -46,7 +46,9 @@ class Requisites:
 
     @property
     def whole(self) -> Share:
-        sums = (sum(getattr(share, name) for share in self.shares) for name in ("parameters", "gradients", "optimizer", "activations"))
+        sums = (
+            sum(getattr(share, name) for share in self.shares) for name in ("parameters", "gradients", "optimizer", "activations")
+        )
         return Share("", *sums)
 
 
@@ -94,8 +96,6 @@ def _shares(ground: Ground, outcome: Outcome, saved: _Saved) -> Iterator[Share]:
     weights = dict.fromkeys(activations, 0)
     gradients = dict.fromkeys(activations, 0)
     for name, parameter in ground.model.named_parameters():
-        if torch.nn.parameter.is_lazy(parameter):
-            continue
         size = parameter.numel() * parameter.element_size()
         block = owner.get(plain(name), "")
         weights[block] += size
@@ -109,7 +109,11 @@ def _under_way(outcome: Outcome, frames: Sequence[Frame], seen: int) -> str:
     path = plain(frames[-1].path) if frames else ""
     coming = list(zip(outcome.sites, outcome.survey.sightings, strict=True))[seen:]
     for site, _ in coming:
-        if path and any(part == path or part.startswith(f"{path}.") or path.startswith(f"{part}.") for part in (*site.branch, *site.skip) if part):
+        if path and any(
+            part == path or part.startswith(f"{path}.") or path.startswith(f"{part}.")
+            for part in (*site.branch, *site.skip)
+            if part
+        ):
             return site.name
     for site, sighting in coming[:1]:
         if sighting.frame in frames and (sighting.frame.path or seen):

@@ -1,9 +1,8 @@
 """Exceptions that say that shapes do not fit: in which block, of which operands, where these came from, and what would mend it.
 
 The message names two numbers. For the rest the failed pass is rehearsed on stand-ins, with the arguments that the exception's own
-traceback still holds: nothing is kept for this while all goes well. What is proposed has been tried out there. Whether the arguments
-are at fault rather than the model is tried out too: the same pass with another batch size, with axes in another order, with a shorter
-sequence. Where a pass cannot be rehearsed, what message and traceback say remains.
+traceback still holds: nothing is kept for this while all goes well. What is proposed has been tried out there, and so has whether
+the arguments are at fault rather than the model. Where a pass cannot be rehearsed, what message and traceback say remains.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from resmon.capture.fixes import Fix, best_fixes
 from resmon.capture.placement import is_distributed, unwrapped
 from resmon.capture.rehearsal import Ground, Mismatch, Operand, Outcome
 from resmon.capture.stack import Whereabouts, block_of, frames, is_the_users, source_line
+from resmon.capture.trials import Cause, cause_of
 from resmon.records import Incident, ResidualSite, incident_id
 
 if TYPE_CHECKING:
@@ -36,39 +36,33 @@ RUNBOOK = "shape-mismatch"
 LONGEST = 1000  # characters of an exception's message
 SMALL = 256 << 20  # bytes of a model that is copied with its numbers where a pass depends on them
 
-# What torch, and models themselves, say where shapes do not fit.
+# What torch says where shapes do not fit.
 _SAYS_SO = re.compile(
     r"""must\ match\ the\ (size|existing\ size) | shapes?\ cannot\ be\ multiplied | size\ mismatch | shape\ mismatch
-    | to\ have\ \d+\ channels | channels?,\ but\ got | should\ contain\ \d+\ elements | [Gg]iven\ normalized_shape
-    | weight\ to\ be\ a\ vector\ of\ size | number\ of\ channels | divisible\ by\ num_groups
-    | invalid\ for\ input\ of\ size | is\ not\ compatible\ with\ input\ tensor | cannot\ be\ broadcast | broadcastable
-    | [Ss]izes\ of\ tensors\ must\ match | stack\ expects\ each\ tensor | [Tt]ensors\ must\ have\ same\ number\ of\ dimensions
-    | mat1\ and\ mat2 | batch1\ tensor | Expected\ size\ for\ first\ two\ dimensions | inconsistent\ tensor\ size
-    | expected\ m(at)?1 | doesn't\ match\ the\ broadcast\ shape | Kernel\ size\ can't\ be\ greater | Output\ size\ is\ too\ small
-    | output\ size\ .*too\ small | [Ee]xpected\ \dD | [Ee]xpected\ .*\d-?D\ .*(input|tensor) | input\.size\(-1\)\ must\ be\ equal
-    | Expected\ input\ batch_size | expecting\ embedding\ dimension | more\ than\ 1\ (value|spatial\ element)
-    | (shape|size|dimension|channel|length)s?\b.*\b(match|mismatch|differ|agree|expect|must\ be|should\ be)
-    | [Ee]xpected\b.*\b(shape|size|dimension|channel)s?\b.*\b(got|but|found)
-    | subscript\ \w+\ has\ size | does\ not\ broadcast\ with | split_with_sizes\ expects
+    | to\ have\ \d+\ channels | should\ contain\ \d+\ elements | [Gg]iven\ normalized_shape | weight\ to\ be\ a\ vector\ of\ size
+    | divisible\ by\ num_groups | invalid\ for\ input\ of\ size | is\ not\ compatible\ with\ input\ tensor | cannot\ be\ broadcast
+    | broadcastable | [Ss]izes\ of\ tensors\ must\ match | stack\ expects\ each\ tensor
+    | [Tt]ensors\ must\ have\ same\ number\ of\ dimensions | mat1\ and\ mat2 | batch1\ tensor
+    | Expected\ size\ for\ first\ two\ dimensions | inconsistent\ tensor\ size | doesn't\ match\ the\ broadcast\ shape
+    | Kernel\ size\ can't\ be\ greater | [Oo]utput\ size\ .*too\ small | [Ee]xpected\ .*\d-?D\ .*(input|tensor)
+    | input\.size\(-1\)\ must\ be\ equal | Expected\ input\ batch_size | expecting\ embedding\ dimension
+    | more\ than\ 1\ (value|spatial\ element) | subscript\ \w+\ has\ size | does\ not\ broadcast\ with | split_with_sizes\ expects
     """,
+    re.VERBOSE | re.DOTALL,
+)
+# And what models themselves say, in words of their own.
+_IN_OTHER_WORDS = re.compile(
+    r"""\b(shape|size|dimension|dim|channel|length|width)s?\b.*\b(match|mismatch|differ|agree|expect|expected|must\ be|should\ be)
+    | \b(match|[Ee]xpect|[Ee]xpected)\b.*\b(shape|size|dimension|dim|channel|length|width)s?\b""",
     re.VERBOSE | re.DOTALL,
 )
 _OTHER_TROUBLE = re.compile(r"out of memory|can't allocate|dtype|scalar type|same device|storage of size|state_dict")
 _INDEX = re.compile(r"index out of range in self|index -?\d+ is out of bounds")
 
 
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """What is at fault where it is not the model's widths: one of CAUSES, in words, and what to do."""
-
-    kind: str
-    says: str
-    do: str
-
-
 def diagnose_shapes(error: BaseException, scene: Scene, where: Whereabouts) -> Incident | None:
     """The incident that an exception is, None where it speaks of something else than shapes."""
-    if not is_mismatch(error):
+    if not is_mismatch(error, inside=where.module is not None):
         return None
     incident = _plain(error, scene, where)
     key, model = _model_of(error, scene, where)
@@ -91,14 +85,14 @@ def diagnose_shapes(error: BaseException, scene: Scene, where: Whereabouts) -> I
     return _told(incident, ground, outcome, sites, key, where)
 
 
-def is_mismatch(error: BaseException) -> bool:
-    """Whether an exception says that shapes do not fit."""
-    text = str(error)
+def is_mismatch(error: BaseException, inside: bool) -> bool:
+    """Whether an exception says that shapes do not fit. `inside` a model's forward more words are taken to mean that."""
+    text = _innermost(str(error))
     if isinstance(error, IndexError):
         return bool(_INDEX.search(text)) or "Dimension out of range" in text
     if not isinstance(error, (RuntimeError, ValueError, AssertionError)) or _OTHER_TROUBLE.search(text):
         return False
-    return bool(_SAYS_SO.search(text))
+    return bool(_SAYS_SO.search(text)) or (inside and bool(_IN_OTHER_WORDS.search(text)))
 
 
 def arguments(error: BaseException, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -195,17 +189,14 @@ def _told(
     evidence = dict(incident.evidence)
     if sites:
         evidence["traced"] = list(sites[0].shape)
-    causes = causes_of(ground, outcome, sites)
+    if outcome.fits:  # it depends on something that the rehearsal does not have
+        return incident
+    cause = cause_of(ground, outcome, usual=sites[0].shape[0] if sites and sites[0].shape else None)
     if not outcome.mismatches:
-        if outcome.error is None:  # the stand-ins fit: it depends on something else
-            return incident
         told = replace(incident, module=outcome.where.module or "", evidence=evidence)
-        if causes:
-            return _with_cause(told, causes[0])
-        return told
+        return told if cause is None else _with_cause(told, cause)
     mismatch = outcome.mismatches[0]
-    compiled = where.module is None or not where.line
-    if not compiled and where.module is not None and plain(where.module) != mismatch.module:
+    if where.module is not None and where.module != mismatch.module:
         return incident
     fixes = best_fixes(ground, outcome, 0)
     operands = [_operand(role, operand, outcome) for role, operand in zip(roles(mismatch), mismatch.operands, strict=False)]
@@ -226,7 +217,7 @@ def _told(
         advice=advice(mismatch, fixes) or incident.advice,
         evidence=evidence,
     )
-    return _with_cause(told, causes[0]) if causes else replace(told, evidence=evidence | {"cause": "model"})
+    return replace(told, evidence=evidence | {"cause": "model"}) if cause is None else _with_cause(told, cause)
 
 
 def _with_cause(incident: Incident, cause: Cause) -> Incident:
@@ -328,183 +319,37 @@ def block_of_mismatch(outcome: Outcome, mismatch: Mismatch, known: Sequence[Resi
     return name if name in alike or not alike else alike[0]
 
 
-# -- whether the arguments are at fault --------------------------------------------------------------------------------
-
-
-def causes_of(ground: Ground, outcome: Outcome, sites: Sequence[ResidualSite] = ()) -> list[Cause]:
-    """What about the arguments would have to be different for the model, as it is, to run. Each has been tried."""
-    if outcome.fits:
-        return []
-    for experiment in (_batches, _axes, _lengths, _image_sizes):
-        for cause, given in experiment(ground, outcome, sites):
-            try:
-                if ground.rehearse(None, given).error is None:
-                    return [cause]
-            except Exception:  # arguments that the model was never meant for
-                continue
-    return []
-
-
-Given = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def changed(ground: Ground, change: Any) -> Given:
-    """The arguments with `change` applied to each tensor."""
-
-    def walk(tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            return change(tree)
-        if type(tree) in (tuple, list):
-            return type(tree)(map(walk, tree))
-        if isinstance(tree, Mapping):
-            return {key: walk(item) for key, item in tree.items()}
-        return tree
-
-    with ground.inside():
-        return walk(ground.args), walk(ground.kwargs)
-
-
-def batch_of(ground: Ground) -> int | None:
-    """The first dimension of the first tensor."""
-    return next((int(t.shape[0]) for _, t in leaves((ground.args, ground.kwargs)) if t.dim()), None)
-
-
-def with_batch(ground: Ground, size: int) -> Given:
-    """The arguments with another batch size: all tensors whose first dimension is the batch's."""
-    batch = batch_of(ground)
-
-    def change(tensor: Tensor) -> Tensor:
-        if not tensor.dim() or tensor.shape[0] != batch:
-            return tensor
-        return tensor.detach()[:1].expand(size, *tensor.shape[1:]).clone()
-
-    return changed(ground, change)
-
-
-def _batches(ground: Ground, outcome: Outcome, sites: Sequence[ResidualSite]) -> Iterator[tuple[Cause, Given]]:
-    batch = batch_of(ground)
-    if batch is None:
-        return
-    traced = [site.shape[0] for site in sites[:1] if site.shape]
-    asked = [size for each in outcome.mismatches[:1] for size in _numbers(each.arguments[1:])[:1]]
-    if any("more than 1" in each.message for each in outcome.mismatches) or "more than 1" in str(outcome.error):
-        says = "A batch of one has no variance, and batch norm needs one while it trains"
-        yield Cause("batch", says, "Leave the last batch out where it is smaller: DataLoader(..., drop_last=True)."), with_batch(ground, 2)
-        return
-    for size in dict.fromkeys((*traced, *asked, batch + 1, 1, 2 * batch)):
-        if size != batch and 0 < size <= 4096:
-            says = f"The same model fits with a batch of {size}, not of {batch}: something in it depends on the batch size"
-            do = "Take the batch size from the tensor, x.shape[0] or -1, where a reshape or a buffer has a number."
-            if traced and batch < traced[0]:
-                says += f"; this batch is smaller than the {traced[0]} of the first, as a data set's last one is"
-                do += " Or leave the last batch out: DataLoader(..., drop_last=True)."
-            yield Cause("batch", says, do), with_batch(ground, size)
-
-
-def _axes(ground: Ground, outcome: Outcome, sites: Sequence[ResidualSite]) -> Iterator[tuple[Cause, Given]]:
-    floats = [t for _, t in leaves((ground.args, ground.kwargs)) if t.is_floating_point()]
-    dims = {t.dim() for t in floats}
-
-    def permuted(dim: int, *order: int) -> Given:
-        return changed(ground, lambda t: t.permute(order).contiguous() if t.dim() == dim and t.is_floating_point() else t)
-
-    if 4 in dims:
-        says = "The input has its channels last, and the model takes them second"
-        yield Cause("channels last", says, "Give it x.permute(0, 3, 1, 2)."), permuted(4, 0, 3, 1, 2)
-        says = "The input has its channels second, and the model takes them last"
-        yield Cause("channels last", says, "Give it x.permute(0, 2, 3, 1)."), permuted(4, 0, 2, 3, 1)
-    if 3 in dims:
-        says = "The input's last two axes stand the other way round than the model takes them"
-        yield Cause("axes", says, "Give it x.transpose(1, 2)."), permuted(3, 0, 2, 1)
-        says = "The input has the batch and the sequence the other way round than the model takes them"
-        yield Cause("axes", says, "Give it x.transpose(0, 1)."), permuted(3, 1, 0, 2)
-    if floats:
-        says = "The input has no batch dimension"
-        yield Cause("axes", says, "Give it x.unsqueeze(0)."), changed(ground, lambda t: t[None] if t.is_floating_point() else t)
-    if 3 in dims:
-        says = "The input has one dimension less than the model takes"
-        do = "Give it x.unsqueeze(1) where the channel is missing."
-        yield Cause("axes", says, do), changed(ground, lambda t: t[:, None] if t.dim() == 3 else t)
-
-
-def _lengths(ground: Ground, outcome: Outcome, sites: Sequence[ResidualSite]) -> Iterator[tuple[Cause, Given]]:
-    """Sequences shorter, or longer, than what they meet."""
-    tensors = [t for _, t in leaves((ground.args, ground.kwargs)) if t.dim() in (2, 3)]
-    if not tensors or not outcome.mismatches or (tensors[0].dim() == 2 and tensors[0].is_floating_point()):
-        return
-    length = tensors[0].shape[1]
-    met = outcome.mismatches[0].operands
-    if not any(length in operand.shape for operand in met):
-        return
-    sizes = {size + more for operand in met for size in operand.shape for more in (0, -1)}
-    for size in sorted((size for size in sizes if 0 < size <= 2 * length and size != length), key=lambda s: abs(s - length)):
-        says = f"The model fits a length of {size}, and this one is {length}"
-        do = f"Cut the sequences to {size}, or build the model for {length} (its table of positions has {size})."
-
-        def resized(t: Tensor, size: int = size) -> Tensor:
-            if t.dim() < 2 or t.shape[1] != length:
-                return t
-            return t.new_zeros((t.shape[0], size, *t.shape[2:]))
-
-        yield Cause("length", says, do), changed(ground, resized)
-
-
-def _image_sizes(ground: Ground, outcome: Outcome, sites: Sequence[ResidualSite]) -> Iterator[tuple[Cause, Given]]:
-    images = [t for _, t in leaves((ground.args, ground.kwargs)) if t.dim() == 4]
-    if not images:
-        return
-    size = images[0].shape[-1]
-    guesses: list[int] = []
-    if outcome.mismatches and len(outcome.mismatches[0].operands) == 2:
-        first, second = outcome.mismatches[0].operands
-        a, b = first.shape[-1], second.shape[-1]
-        guesses = [round(size * (b / a) ** 0.5) + more for more in (0, 1, -1, 2, -2)]
-    for guess in dict.fromkeys((*guesses, 28, 32, 64, 96, 128, 224, 256, 384, 8, 16, 512)):
-        if 0 < guess != size:
-            says = f"The model fits images of {guess}×{guess}, and these are {images[0].shape[-2]}×{size}"
-            do = f"Resize the images to {guess}×{guess}, or pool to a fixed size, nn.AdaptiveAvgPool2d, before they are flattened."
-
-            def resized(t: Tensor, guess: int = guess) -> Tensor:
-                return t.new_zeros((*t.shape[:2], guess, guess)) if t.dim() == 4 else t
-
-            yield Cause("input size", says, do), changed(ground, resized)
+# -- tables ------------------------------------------------------------------------------------------------------------
 
 
 def _of_table(error: BaseException, incident: Incident, model: nn.Module) -> Incident:
     """An index beyond the rows of an embedding."""
-    found: tuple[nn.Module | None, Tensor, Tensor] | None = None
+    looked_up: tuple[Tensor, Tensor] | None = None
     for code, held, _ in frames(error.__traceback__):
-        if code.co_name == "embedding" and isinstance(held.get("weight"), Tensor) and isinstance(held.get("input"), Tensor):
-            found = None, held["weight"], held["input"]  # type: ignore[assignment]
-    if found is None:
+        weight, index = held.get("weight"), held.get("input")
+        if code.co_name == "embedding" and isinstance(weight, Tensor) and isinstance(index, Tensor):
+            looked_up = weight, index
+    if looked_up is None or looked_up[1].device.type != "cpu" or not looked_up[1].numel():
         return incident
-    _, weight, index = found
-    if index.device.type != "cpu" or not index.numel():
-        return incident
+    weight, index = looked_up
     path = next((plain(name).rpartition(".")[0] for name, p in model.named_parameters() if p is weight), incident.module)
     low, high, rows = int(index.min()), int(index.max()), weight.shape[0]
-    given = arguments(error, model)
-    own = given is None or not any(t.dtype == index.dtype and t.numel() and int(t.max()) == high for _, t in leaves(given))
+    wrong = high if high >= rows else low
+    given = [t for _, t in leaves(arguments(error, model)) if t.dtype == index.dtype and t.numel()]
+    from_data = any(int(t.max()) == high and int(t.min()) == low for t in given)
     inside = f"module {path}" + (f" (block {incident.block})" if incident.block else "")
-    says = f"the table of {inside} has {rows} rows, and index {high if high >= rows else low} was looked up"
-    if own:
-        do = f"Positions are counted by the model: cut the sequences to {rows}, or build the model with a larger table."
+    if from_data:
+        do = f"The index comes from the data: the tokenizer's vocabulary, or a class, goes beyond {rows - 1}."
     else:
-        do = f"The index comes from the data: the tokenizer's vocabulary, or the labels, go beyond {rows - 1}."
+        do = f"The model counts positions itself: cut the sequences to {rows}, or build the model with a larger table."
     return replace(
         incident,
-        summary=says,
+        summary=f"the table of {inside} has {rows} rows, and index {wrong} was looked up",
         module=path,
         operation="embedding",
         advice=do,
-        evidence=incident.evidence | {"cause": "length" if own else "index", "rows": rows, "lowest": low, "highest": high},
+        evidence=incident.evidence | {"cause": "index" if from_data else "length", "rows": rows, "index": wrong},
     )
-
-
-def _numbers(tree: Any) -> list[int]:
-    if isinstance(tree, int) and not isinstance(tree, bool):
-        return [tree]
-    return [number for item in tree for number in _numbers(item)] if isinstance(tree, (tuple, list, torch.Size)) else []
 
 
 def _size(shape: Sequence[int]) -> str:
