@@ -44,6 +44,7 @@ from resmon.capture.out_of_memory import out_of_memory, ran_out
 from resmon.capture.outbox import PATIENCE, Outbox, Sink
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
 from resmon.capture.positions import Sampling
+from resmon.capture.shapes import diagnose_shapes
 from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError
 from resmon.footprint import Footprint, Held, Trail
 from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord
@@ -51,7 +52,7 @@ from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord
 log = logging.getLogger("resmon")
 
 # What exceptions that end a run are, by who knows them.
-DIAGNOSES: tuple[Diagnosis, ...] = (out_of_memory,)
+DIAGNOSES: tuple[Diagnosis, ...] = (out_of_memory, diagnose_shapes)
 
 
 class Session:

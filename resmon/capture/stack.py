@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import linecache
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, TracebackType
+from types import CodeType, FrameType, TracebackType
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def whereabouts(error: BaseException, models: Mapping[str, nn.Module], sites: Se
     paths = {id(module): (key, plain(path)) for key, model in models.items() for path, module in model.named_modules()}
     found: tuple[str, str] | None = None
     line = ""
-    for code, locals_, number in _frames(error.__traceback__):
+    for code, locals_, number in frames(error.__traceback__):
         found = paths.get(id(locals_.get("self")), found)
         if is_the_users(code.co_filename):
             line = source_line(code.co_filename, number)
@@ -44,7 +45,8 @@ def whereabouts(error: BaseException, models: Mapping[str, nn.Module], sites: Se
     return Whereabouts(key, path, block, line)
 
 
-def _frames(traceback: TracebackType | None) -> Iterator[tuple[CodeType, Mapping[str, object], int]]:
+def frames(traceback: TracebackType | None) -> Iterator[tuple[CodeType, Mapping[str, object], int]]:
+    """The calls that a traceback goes through, inwards: their code, local variables and line."""
     while traceback is not None:
         yield traceback.tb_frame.f_code, traceback.tb_frame.f_locals, traceback.tb_lineno
         traceback = traceback.tb_next
@@ -59,6 +61,16 @@ def source_line(file: str, number: int) -> str:
     """A line as people find it again: file, number, and what stands there where that can be read."""
     text = linecache.getline(file, number).strip()[:LONGEST]
     return f"{file}:{number}: {text}" if text else f"{file}:{number}"
+
+
+def current_line() -> str:
+    """The innermost line of the user's code that is running now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if is_the_users(frame.f_code.co_filename):
+            return source_line(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
 
 
 def block_of(sites: Sequence[ResidualSite], model: str, path: str) -> str:
