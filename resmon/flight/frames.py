@@ -261,8 +261,10 @@ class Flight:
             columns[name] = _array(column, mask)
         return _frame(columns)
 
-    def blocks(self, per_rank: bool = False) -> pd.DataFrame:
+    def blocks(self, per_rank: bool = False, steps: Ints | None = None) -> pd.DataFrame:
         """One row per step and residual add, merged over the ranks from their sums; or one per rank, with its gradient share.
+
+        `steps` names those that are wanted, all unless given.
 
         The columns are those of resmon.statistics, which defines each, and the counts of records.BLOCK_COUNTS.
         """
@@ -270,16 +272,17 @@ class Flight:
         parts: list[list[Array]] = []
         for rank in self._ranks:
             for span in rank.spans:
-                steps, here = len(span.step), len(span.sites)
+                rows = slice(None) if steps is None else np.flatnonzero(np.isin(span.step, steps))
+                step, here = span.step[rows], len(span.sites)
                 codes = np.array([sites[site.model, site.name] for site in span.sites], np.int64)
                 parts.append(
                     [
-                        np.repeat(span.step, here),
-                        np.tile(codes, steps),
-                        np.full(steps * here, rank.number),
-                        _flat(span.blocks),
-                        _flat(span.blocks_present),
-                        _flat(span.counts),
+                        np.repeat(step, here),
+                        np.tile(codes, len(step)),
+                        np.full(len(step) * here, rank.number),
+                        _flat(span.blocks[rows]),
+                        _flat(span.blocks_present[rows]),
+                        _flat(span.counts[rows]),
                     ]
                 )
         widths: list[tuple[Any, tuple[int, ...]]] = [
