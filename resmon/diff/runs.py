@@ -75,7 +75,11 @@ def _equal(one: Series, other: Series) -> bool:
 
 def read_run(folder: Path) -> Run:
     """Raises FlightError where there is nothing to read."""
-    flight = load(folder)
+    return run_of(load(folder))
+
+
+def run_of(flight: Flight) -> Run:
+    """The same of a flight that is loaded already."""
     frame = flight.steps()
     info = flight.info
     step = frame["step"].to_numpy(np.int64)
@@ -115,7 +119,11 @@ def _sites(flight: Flight) -> tuple[ResidualSite, ...]:
 
 def read_blocks(folder: Path, steps: Ints) -> dict[str, dict[str, Series]]:
     """Of each block the series of its statistics at these steps; of several models a block's name begins with its model's."""
-    flight = load(folder)
+    return blocks_of(load(folder), steps)
+
+
+def blocks_of(flight: Flight, steps: Ints) -> dict[str, dict[str, Series]]:
+    """The same of a flight that is loaded already."""
     frame = flight.blocks(steps=steps)
     names, code = _block_names(flight, frame)
     order = np.argsort(code, kind="stable")
