@@ -282,7 +282,8 @@ def _grids(flight: Flight, run: Run, names: tuple[str, ...], window: Window) -> 
 
 
 class _Bins(NamedTuple):
-    middle: Ints
+    first: Ints
+    last: Ints
     sums: Floats
     counts: Floats
     nonfinite: Bools
@@ -301,10 +302,13 @@ def _column_means(edges: Ints, series: Series | None, bins: _Bins | None, statis
         counts += np.bincount(column[finite], minlength=count)
         broken |= np.bincount(column[~finite], minlength=count) > 0
     if bins is not None:
-        column = np.clip(np.searchsorted(edges, bins.middle, "right") - 1, 0, count - 1)
-        sums += np.bincount(column, bins.sums, count)
-        counts += np.bincount(column, bins.counts, count)
-        broken |= np.bincount(column[bins.nonfinite], minlength=count) > 0
+        # A bin may be wider than a column; then it stands in all of those that it reaches into.
+        begin, end = (np.clip(np.searchsorted(edges, at, "right") - 1, 0, count - 1) for at in (bins.first, bins.last))
+        bin_ = np.repeat(np.arange(len(begin)), end - begin + 1)
+        column = begin[bin_] + np.arange(len(bin_)) - np.repeat(np.r_[0, np.cumsum(end - begin + 1)[:-1]], end - begin + 1)
+        sums += np.bincount(column, bins.sums[bin_], count)
+        counts += np.bincount(column, bins.counts[bin_], count)
+        broken |= np.bincount(column[bins.nonfinite[bin_]], minlength=count) > 0
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = sums / np.where(counts > 0, counts, np.nan)
         return np.where(broken, np.inf, np.sqrt(mean) if squared else mean)
@@ -344,7 +348,7 @@ def _block_bins(flight: Flight, run: Run, names: tuple[str, ...]) -> tuple[dict[
     several = len({site.model for site in flight.sites}) > 1
     labels = (frame["model"] + ":" + frame["block"]) if several else frame["block"]
     label = np.asarray(labels.to_numpy(dtype=object))
-    middles = (_column(frame, "first_step") + _column(frame, "last_step")) // 2
+    first, last = (_column(frame, name).astype(np.int64) for name in ("first_step", "last_step"))
     nonfinite = (_column(frame, "nonfinite_forward_sum") + _column(frame, "nonfinite_backward_sum")) > 0
     whole = len(flight.info["ranks"]) >= (flight.info["world_size"] or 1)
     made: dict[tuple[str, str], _Bins] = {}
@@ -357,7 +361,7 @@ def _block_bins(flight: Flight, run: Run, names: tuple[str, ...]) -> tuple[dict[
         for name in names:
             here = label == name
             if here.any():
-                made[name, statistic] = _Bins(middles[here].astype(np.int64), total[here], number[here], nonfinite[here])
+                made[name, statistic] = _Bins(first[here], last[here], total[here], number[here], nonfinite[here])
     return made, spans
 
 

@@ -191,6 +191,13 @@ def _explosion(on: Scales) -> None:
 def _vanishing(on: Scales) -> None:
     flowing = on.of_blocks("output_gradient_norm")
     own = on.of_blocks("gradient_norm")
+    faded = [sign for sign in on.departed("branch_skip_ratio") if sign.seen < sign.usual / EXPLODED]
+    exploded = [sign for sign in on.departed("output_rms") if sign.factor > EXPLODED]
+    if exploded:
+        sign = exploded[0]
+        on.add(
+            -STRONG, f"The activations of {sign.block} had exploded at step {sign.step:,}, and that leaves nothing of gradients."
+        )
     if flowing is None and own is None:
         on.cannot_see("No gradients of blocks were recorded.")
     if flowing is not None:
@@ -200,7 +207,7 @@ def _vanishing(on: Scales) -> None:
             said = f"The loss gradient at the first block is {number(share)} of that at the last one"
             if share < FADED:
                 on.add(STRONG if share < FADED**2 else FAIR, f"{said}: it fades on its way.")
-            elif share > EVEN:
+            elif share > EVEN and not faded:
                 on.add(-FAIR, f"{said}: it does not fade.")
     if own is not None:
         dead = [name for name, value in zip(on.case.blocks, own, strict=True) if value < VANISHED]
@@ -209,16 +216,8 @@ def _vanishing(on: Scales) -> None:
                 STRONG if len(dead) > len(own) // 2 else FAIR,
                 f"{count(len(dead), 'block')} of {len(own):,} have gradients below {VANISHED:g}: {listed(dead)}.",
             )
-        elif np.isfinite(own).any():
+        elif np.isfinite(own).any() and not faded:
             on.add(-FAIR, f"The smallest gradient norm of a block is {number(float(np.nanmin(own)))}.")
-    ratios = on.departed("branch_skip_ratio")
-    exploded = [sign for sign in on.departed("output_rms") if sign.factor > EXPLODED]
-    if exploded:
-        sign = exploded[0]
-        on.add(
-            -STRONG, f"The activations of {sign.block} had exploded at step {sign.step:,}, and that leaves nothing of gradients."
-        )
-    faded = [sign for sign in ratios if sign.seen < sign.usual / EXPLODED]
     if faded:
         sign = faded[0]
         rest = f", {number(sign.seen)} after {number(sign.usual)}" if sign.seen else f" ({number(sign.usual)} before)"
@@ -244,14 +243,13 @@ def _out_of_memory(on: Scales) -> None:
         seen = True
         whole = float(left[-1] + taken[-1])
         share = float(left[-1]) / whole if math.isfinite(whole) and whole > 0 else math.nan
+        if share < FULL and on.case.outcome == "killed":
+            on.add(FAIR, "It was killed without a word, as the kernel does where memory runs out.")
+        curve = on.case.curves.get(used)
+        if curve is not None and curve.mean[-1] > CALM * curve.mean[0]:
+            on.add(FAIR, f"Memory in use grew over the run, from {size(float(curve.mean[0]))} to {size(float(curve.mean[-1]))}.")
         said = f"{size(float(left[-1]))} of {where}'s memory could still be had in the end, {size(float(taken[-1]))} were in use."
         on.add(STRONG if share < FULL else -FAIR if share > ROOMY else 0.0, said)
-        growing = on.departed(used)
-        if growing and growing[0].factor > 1:
-            on.add(
-                FAIR,
-                f"Memory in use rose from {size(growing[0].usual)} to {size(growing[0].seen)}, from step {growing[0].step:,} on.",
-            )
     if not seen:
         on.cannot_see("Memory was not measured around the trouble.")
 

@@ -571,7 +571,6 @@ def _beside(report: Report) -> Figure | None:
     figure.update_xaxes(title_text="step", tickformat=",d", row=2, col=1)
     figure.update_layout(showlegend=True)
     left = len(report.others) - len(others)
-    caption = f"{report.case.name} beside {listed([case.name for case in others])}" + (
-        f"; {left:,} more are not drawn." if left else "."
-    )
+    rest = f"; {left:,} more are not drawn" if left else ""
+    caption = f"The run {report.case.name} beside {listed([case.name for case in others])}{rest}."
     return Figure("beside", "Beside the other runs", caption, _plot(figure), 400)

@@ -96,7 +96,7 @@ def record(
 
 
 def incident(kind: Outcome, step: int | None, **more: Any) -> Incident:
-    return Incident(id=f"{kind}-{step}", kind=kind, time=2000.0, step=step, summary=f"{kind} it was", **more)
+    return replace(Incident(id=f"{kind}-{step}", kind=kind, time=2000.0, step=step, summary=f"{kind} it was"), **more)
 
 
 def finding(kind: str, step: int, block: str = "", **more: Any) -> Finding:

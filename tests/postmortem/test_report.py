@@ -228,7 +228,7 @@ def test_a_run_under_way(tmp_path: Path) -> None:
 def test_a_thinned_flight_is_whole_and_bounded(tmp_path: Path) -> None:
     """Bins stand for what was thinned: no column of the heat map is empty, and what is read does not grow with the run."""
     folder = record(
-        tmp_path, story=explosion(at=4000 - 20), steps=4000, blocks=2, budget=3 << 20, outcome="nonfinite", checkpoints=0
+        tmp_path, story=explosion(at=3980, block=1), steps=4000, blocks=2, budget=3 << 20, outcome="nonfinite", checkpoints=0
     )
     case = read(folder)
     assert case.run.gaps > 1000
