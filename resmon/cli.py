@@ -412,6 +412,51 @@ def explain(
         console.print(Text(f"Not finite: {', '.join(verdict.nonfinite)}", style="dim"))
 
 
+def postmortem(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs: NAME, NAME,NAME or 'PATTERN*'; paths too.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write, - for the terminal; postmortem-RUN-ATTEMPT.html unless named."),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="html, markdown or json.")] = "html",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    directory: Directory = None,
+) -> None:
+    """Tell what happened to a run that broke: what was first, what followed, why, what to do; beside healthy runs, if named."""
+    from resmon.origins import printable
+    from resmon.postmortem import markdown, page
+    from resmon.postmortem.report import as_json as jsonable
+    from resmon.postmortem.report import make
+    from resmon.tail import find_runs
+
+    endings = {"html": "html", "markdown": "md", "json": "json"}
+    if form not in endings:
+        raise ConfigurationError(f"--format {form} is none. There are: {', '.join(endings)}.")
+    folder = _runs_directory(directory)
+    folders = [path for run in runs for path in find_runs(run, folder)]
+    progress = Console(stderr=True)
+    with progress.status("reading") as status:
+        report = make(folders, lambda what: status.update(Text(printable(what))))
+        status.update("writing")
+        if form == "json":
+            text = json.dumps(jsonable(report), indent=2, allow_nan=False) + "\n"
+        else:
+            text = markdown.render(report) if form == "markdown" else page.render(report)
+    if output == Path("-") or (output is None and form != "html"):
+        print(text, end="")
+        return
+    path = output or Path(f"{page.file_name(report)}.{endings[form]}")
+    if path.exists() and not force:
+        raise ConfigurationError(
+            f"{path} is there already, and may have been filled in. Write over it with --force, or name another."
+        )
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}. Name another file with --output.") from error
+    Console(soft_wrap=True).print(Text(printable(" ".join(report.summary))), Text(f"\n{path}"), sep="\n")
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("demo", demo),
     ("ls", list_runs),
@@ -419,6 +464,7 @@ VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("incidents", incidents),
     ("runbook", runbook),
     ("diff", diff),
+    ("postmortem", postmortem),
     ("inspect", inspect),
     ("check", check),
     ("explain", explain),

@@ -132,6 +132,10 @@ class ResidualSite:
     key of the watched model where several are watched together, "" in `discover`. `observed` says how the operands are taken:
     "hooks" (module inputs and outputs), "mode" (at the very call, inside the module), or the reason why they are not. `absent` says
     which values this rank cannot know and why, as "gradient_norm: the reason".
+
+    `operations` are those on the branch in order of execution, modules by their class and functions by their name, each with the
+    shape of the first parameter that it reads: `BatchNorm2d[16]`, `relu`, `Conv2d[32,16,3,3]`. `skip_operations` are those that the
+    other operand has gone through, `following` those between the sum and the tensor at which the next block begins.
     """
 
     name: str
@@ -144,6 +148,9 @@ class ResidualSite:
     model: str = ""
     observed: str = "hooks"
     absent: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    skip_operations: tuple[str, ...] = ()
+    following: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""Runbooks: pages for the person on call, and the same pages with a run's own values and with what their commands print for it.
+"""Runbooks: pages for the person on call, and the same pages with a run's own values and what their commands print for it.
 
-A runbook (runbooks/<name>.md) reads well by itself: Meaning, Impact, Diagnosis, Mitigation. Its commands stand in ```sh blocks and can
-be pasted. Words in capitals (VALUES) stand for values of the run; filled in, they are escaped for where they stand, since the names in
-a run are anybody's.
+A runbook (runbooks/<name>.md) reads well by itself: Meaning, Impact, Diagnosis, Mitigation. Its commands stand in ```sh blocks and
+can be pasted. Words in capitals (VALUES) stand for values of the run; filled in, they are escaped for where they stand, since the
+names in a run are anybody's.
 """
 
 from __future__ import annotations

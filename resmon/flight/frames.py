@@ -262,28 +262,27 @@ class Flight:
             columns[name] = _array(column, mask)
         return _frame(columns)
 
-    def blocks(self, per_rank: bool = False, first: int | None = None, last: int | None = None) -> pd.DataFrame:
+    def blocks(self, per_rank: bool = False, steps: Ints | None = None) -> pd.DataFrame:
         """One row per step and residual add, merged over the ranks from their sums; or one per rank, with its gradient share.
 
-        The columns are those of resmon.statistics, which defines each, and the counts of records.BLOCK_COUNTS. Of all steps, or of
-        those from `first` to `last` (both included).
+        The columns are those of resmon.statistics, which defines each, and the counts of records.BLOCK_COUNTS. `steps` names those
+        that are wanted; all unless given.
         """
         sites = {(site.model, site.name): i for i, site in enumerate(self.sites)}
         parts: list[list[Array]] = []
         for rank in self._ranks:
             for span in rank.spans:
-                begin = 0 if first is None else int(np.searchsorted(span.step, first))
-                end = len(span.step) if last is None else int(np.searchsorted(span.step, last, side="right"))
-                steps, here = max(0, end - begin), len(span.sites)
+                rows = slice(None) if steps is None else np.flatnonzero(np.isin(span.step, steps))
+                step, here = span.step[rows], len(span.sites)
                 codes = np.array([sites[site.model, site.name] for site in span.sites], np.int64)
                 parts.append(
                     [
-                        np.repeat(span.step[begin:end], here),
-                        np.tile(codes, steps),
-                        np.full(steps * here, rank.number),
-                        _flat(span.blocks[begin:end]),
-                        _flat(span.blocks_present[begin:end]),
-                        _flat(span.counts[begin:end]),
+                        np.repeat(step, here),
+                        np.tile(codes, len(step)),
+                        np.full(len(step) * here, rank.number),
+                        _flat(span.blocks[rows]),
+                        _flat(span.blocks_present[rows]),
+                        _flat(span.counts[rows]),
                     ]
                 )
         widths: list[tuple[Any, tuple[int, ...]]] = [

@@ -107,10 +107,10 @@ def lead_up(flight: Flight, step: int | None, window: int = WINDOW) -> LeadUp:
     steps = steps.iloc[-(USUAL + window) :]
     seen = steps["step"].to_numpy(np.int64)
     if not len(seen):
-        return LeadUp(-1 if step is None else step, (), 0, flight.blocks(first=0, last=-1), ())
+        return LeadUp(-1 if step is None else step, (), 0, flight.blocks(steps=seen), ())
     inside = seen[-max(1, min(window, len(seen) - LEAST)) :]
     before = len(seen) - len(inside)
-    frame = flight.blocks(first=int(seen[0]), last=int(seen[-1]))
+    frame = flight.blocks(steps=seen)
     departures = [each for sign in RUN_SIGNS for each in _departures(("", "", sign), seen, steps[sign], before)]
     rows = frame.groupby(["model", "block"], sort=False).indices
     models = flight.info["models"]
