@@ -139,7 +139,7 @@ def test_the_command_lists_and_prints_and_fills_in(tmp_path: Path) -> None:
 
 
 def test_a_run_without_trouble_has_no_runbook(tmp_path: Path) -> None:
-    folder, writer = begin(tmp_path / "runs")
+    _, writer = begin(tmp_path / "runs")
     write(writer, synthetic.Training(synthetic.sites(1)), 3)
     writer.end(RunEnd("finished", 9.0, 2))
     assert "nothing is wrong with digits" in resmon("runbook", "--run", "digits", cwd=tmp_path).stdout
