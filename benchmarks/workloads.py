@@ -115,6 +115,25 @@ def channels_last(make: Callable[[], Training]) -> Training:
     return replace(training, batches=batches)
 
 
+class StochasticDepth(nn.Module):
+    """Drops the branch of a sample with the given probability."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.keep = 1 - probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(self.keep) / self.keep
+
+
+def dropping() -> Training:
+    training = resnet()
+    for module in list(training.model.modules()):
+        if type(module).__name__ == "ResNetBasicLayer":
+            module.layer.append(StochasticDepth(0.2))  # type: ignore[operator,union-attr] # torch's stubs take it for a tensor
+    return training
+
+
 class Block(nn.Module):
     """As small as a block can be, so that its own time hides nothing of what watching it takes."""
 
@@ -173,6 +192,7 @@ WORKLOADS = {
         pairs=60,
         target=1.02,
     ),
+    "resnet-dropping": Workload(f"{_RESNET}, stochastic depth of samples", dropping, pairs=60, target=1.02),
     "gpt2-compiled": Workload(f"{_GPT2}, compiled", partial(compiled, gpt2), pairs=40, target=1.01),
     "resnet-compiled": Workload(f"{_RESNET}, compiled", partial(compiled, resnet), pairs=100, target=1.02),
     "gpt2-bf16": Workload(f"{_GPT2}, autocast to bfloat16", partial(half, gpt2), pairs=20, target=1.01),

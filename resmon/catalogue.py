@@ -60,6 +60,45 @@ CATALOGUE: tuple[Metric, ...] = (
         "Largest output_gradient_norm of the steps of the last 60 seconds.",
     ),
     Metric(
+        "resmon_block_branch_skip_ratio_median",
+        "gauge",
+        "",
+        BLOCK,
+        "Median over sampled positions of branch over skip, last step; a few positions with huge activations do not move it.",
+    ),
+    Metric(
+        "resmon_block_alignment",
+        "gauge",
+        "",
+        BLOCK,
+        "Cosine of skip and branch, last step; below 0 the branch takes back what the stream holds.",
+    ),
+    Metric(
+        "resmon_block_growth", "gauge", "", BLOCK, "output_rms / skip_rms, last step: what the block multiplies the stream with."
+    ),
+    Metric(
+        "resmon_block_keep_ratio",
+        "gauge",
+        "",
+        BLOCK,
+        "Share of samples whose branch was kept, last step; absent where no random operation drops whole samples.",
+    ),
+    Metric(
+        "resmon_block_dead_unit_ratio",
+        "gauge",
+        "",
+        BLOCK,
+        "Share of units before the branch's last layer that were zero at each of the last 300 and more sampled positions.",
+    ),
+    Metric("resmon_block_output_peak", "gauge", "", BLOCK, "Largest absolute value at the add's result, last step."),
+    Metric(
+        "resmon_block_headroom",
+        "gauge",
+        "",
+        BLOCK,
+        "Doublings until the largest 16-bit number of operands and result overflows, last step; absent without such a dtype.",
+    ),
+    Metric(
         "resmon_block_activation_magnitude", "histogram", "", BLOCK, "Absolute values at the add's result, sampled at every step."
     ),
     Metric(
@@ -74,10 +113,47 @@ CATALOGUE: tuple[Metric, ...] = (
         "resmon_run_info", "gauge", "", ("run", "attempt", "models", "host", "world_size", "git_commit", "torch", "resmon"), "1."
     ),
     Metric("resmon_run_blocks", "gauge", "", RUN, "Residual blocks watched."),
+    Metric(
+        "resmon_run_folded_blocks", "gauge", "", RUN, "Blocks without series of their own: what is exported of them is their stage."
+    ),
+    Metric("resmon_run_series", "gauge", "", ("run",), "Series that the run exports, this one too."),
+    Metric(
+        "resmon_run_series_limit",
+        "gauge",
+        "",
+        ("run",),
+        "Series that the run may export (max_series); its own go beyond if they must.",
+    ),
     Metric("resmon_loss", "gauge", "", ("run",), "The loss as logged, newest step that has one."),
     Metric("resmon_loss_max", "gauge", "", ("run",), "Largest logged loss of the steps of the last 60 seconds."),
     Metric("resmon_score", "gauge", "", ("run", "score"), "Any other scalar as logged, newest step that has one."),
+    Metric(
+        "resmon_score_gap",
+        "gauge",
+        "",
+        ("run", "score"),
+        "Newest validation score minus the mean of the training scores logged since the validation before.",
+    ),
+    Metric("resmon_epoch", "gauge", "", ("run",), "The epoch as logged, newest step that has one."),
+    Metric("resmon_target_reached", "gauge", "", ("run", "target"), "1 once the score has met the target, 0 before."),
+    Metric(
+        "resmon_target_seconds",
+        "gauge",
+        "seconds",
+        ("run", "target"),
+        "Time from the start of the run until the score first met the target; absent before.",
+    ),
+    Metric("resmon_checkpoint_step", "gauge", "", ("run",), "Step whose weights the newest named checkpoint holds."),
+    Metric("resmon_checkpoint_timestamp_seconds", "gauge", "seconds", ("run",), "Unix time of the newest named checkpoint."),
     Metric("resmon_learning_rate", "gauge", "", ("run",), "Learning rate of the first parameter group, last step."),
+    Metric("resmon_group_learning_rate", "gauge", "", ("run", "group"), "Learning rate of each parameter group, last step."),
+    Metric(
+        "resmon_group_gradient_norm",
+        "gauge",
+        "",
+        ("run", "group"),
+        "L2 norm of the gradients of each parameter group, unscaled and before clipping, last step.",
+    ),
     Metric("resmon_gradient_norm", "gauge", "", ("run",), "L2 norm of all gradients, unscaled and before clipping, last step."),
     Metric(
         "resmon_gradient_clip_factor",
@@ -91,6 +167,39 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("resmon_skipped_steps_total", "counter", "", ("run", "rank"), "Steps that a gradient scaler skipped."),
     Metric("resmon_clipped_steps_total", "counter", "", ("run", "rank"), "Steps whose gradients clipping made smaller."),
     Metric("resmon_step_duration_seconds", "histogram", "seconds", ("run", "rank"), "Time from one step boundary to the next."),
+    Metric(
+        "resmon_step_phase_seconds_total",
+        "counter",
+        "seconds",
+        ("run", "rank", "phase"),
+        "Time spent waiting for data, in forward, backward and optimizer, and in everything else of the loop.",
+    ),
+    Metric(
+        "resmon_samples_total",
+        "counter",
+        "",
+        ("run", "rank"),
+        "Samples that the models were trained on; its rate is the throughput.",
+    ),
+    Metric("resmon_memory_bytes", "gauge", "bytes", ("run", "rank"), "Main memory that the training process has in use."),
+    Metric("resmon_memory_peak_bytes", "gauge", "bytes", ("run", "rank"), "Most main memory that the process has had in use."),
+    Metric("resmon_memory_free_bytes", "gauge", "bytes", ("run", "rank"), "Main memory that the process could still have."),
+    Metric("resmon_device_memory_bytes", "gauge", "bytes", ("run", "rank"), "Memory of the models' devices that tensors take."),
+    Metric("resmon_device_memory_peak_bytes", "gauge", "bytes", ("run", "rank"), "Most memory that tensors have taken there."),
+    Metric("resmon_device_memory_free_bytes", "gauge", "bytes", ("run", "rank"), "Memory that tensors could still take there."),
+    Metric(
+        "resmon_process_cpu_seconds_total",
+        "counter",
+        "seconds",
+        ("run", "rank"),
+        "CPU time of the training process, all threads, user and system; absent once it is gone.",
+    ),
+    Metric("resmon_process_threads", "gauge", "", ("run", "rank"), "Threads of the training process."),
+    Metric("resmon_process_open_fds", "gauge", "", ("run", "rank"), "Open file descriptors of the training process."),
+    Metric("resmon_process_read_bytes_total", "counter", "bytes", ("run", "rank"), "Bytes that the process has read from storage."),
+    Metric(
+        "resmon_process_written_bytes_total", "counter", "bytes", ("run", "rank"), "Bytes that the process has written to storage."
+    ),
     Metric("resmon_monitor_step_seconds", "gauge", "seconds", ("run", "rank"), "Time that resmon itself took of the last step."),
     Metric(
         "resmon_monitor_errors_total",
@@ -107,6 +216,12 @@ CATALOGUE: tuple[Metric, ...] = (
         ("run", "model", "block", "finding", "severity"),
         "1 while the finding is open, then 0.",
     ),
+    # The machine's GPUs, whoever uses them.
+    Metric("resmon_gpu_utilization_ratio", "gauge", "", ("gpu",), "Share of the last sampling period in which the GPU was busy."),
+    Metric("resmon_gpu_memory_used_bytes", "gauge", "bytes", ("gpu",), "Memory of the GPU that is in use, by anybody."),
+    Metric("resmon_gpu_memory_total_bytes", "gauge", "bytes", ("gpu",), "Memory that the GPU has."),
+    Metric("resmon_gpu_temperature_celsius", "gauge", "celsius", ("gpu",), "Temperature of the GPU."),
+    Metric("resmon_gpu_power_watts", "gauge", "watts", ("gpu",), "Power that the GPU draws."),
     # The agent itself.
     Metric("resmon_runs_total", "counter", "", ("outcome",), "Attempts that ended, by outcome."),
     Metric("resmon_runs_active", "gauge", "", (), "Attempts under way."),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,12 +33,14 @@ def demo(
 def agent(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT to serve on; 127.0.0.1:9699 unless settings say otherwise.")] = None,
     linger: Annotated[float, typer.Option(min=0.0, help="Seconds that an ended run's series stay if nobody scrapes.")] = 90.0,
+    max_series: Annotated[int | None, typer.Option(help="Most series of a run; 10,000 unless settings say otherwise.")] = None,
 ) -> None:
     """Follow the flights of this machine and serve them to Prometheus. `resmon.watch` starts one by itself."""
     from resmon.agent import service
     from resmon.settings import Settings
 
-    service.main(Settings.of(listen=listen).listen, linger)
+    chosen = Settings.of(listen=listen, max_series=max_series)
+    service.main(chosen.listen, linger, chosen.max_series)
 
 
 def list_runs(
@@ -137,12 +139,105 @@ def tail(
         console.print(Text(view.end.reason, style="dim"))
 
 
+def settings(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME=VALUE", help="Arguments of watch to try, such as budget=100000000.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show every setting, where its value comes from and what it is for. Names all that is wrong, with exit status 2."""
+    from resmon.origins import VARIABLES, printable
+    from resmon.settings import Settings, resolve
+
+    resolved = resolve(dict(map(_name_and_value, arguments or ())))
+    values = resolved.settings.model_dump(mode="json")
+    if as_json:
+        rows = [
+            {"name": name, "value": values[name], "origin": asdict(resolved.origins[name]), "description": field.description}
+            for name, field in Settings.model_fields.items()
+        ]
+        print(json.dumps({"settings": rows, "nits": [asdict(nit) for nit in resolved.nits]}, indent=2))
+    else:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("setting", "value", "from", "for"):
+            table.add_column(column, overflow="fold")
+        for name, field in Settings.model_fields.items():
+            origin = resolved.origins[name]
+            table.add_row(
+                name,
+                Text(printable(_value(values[name]))),
+                Text(origin.place, style="dim" if origin.kind == "default" else ""),
+                Text(field.description or ""),
+            )
+        console = Console()
+        console.print(table)
+        console.print(
+            "\nAn argument of watch goes before a variable of the environment (RESMON_ and the name), that before a key of the "
+            "current folder's resmon.toml, that before the default.",
+            style="dim",
+        )
+        for path in {origin.path for origin in resolved.origins.values() if origin.path}:
+            console.print(Text(f"resmon.toml is {path}.", style="dim"))
+        for variable, purpose in VARIABLES.items():
+            console.print(Text(f"{variable}, only in the environment: {purpose}.", style="dim"))
+    resolved.without_nits()
+
+
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="The runs to compare with: NAME, NAME,NAME or 'PATTERN*'; paths too.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The runs in question, likewise.")],
+    lower: Annotated[list[str] | None, typer.Option(help="A score that is better when lower, whatever its name says.")] = None,
+    higher: Annotated[list[str] | None, typer.Option(help="A score that is better when higher.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="scores, speed, memory, gradients or blocks; all unless named.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="Compare these steps; else scores and blocks by the last quarter.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show every row; else the worst of each group.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    fail_if_worse: Annotated[
+        bool, typer.Option("--fail-if-worse", help="Exit status 1 where B is worse beyond the spread between runs.")
+    ] = False,
+    directory: Directory = None,
+) -> None:
+    """Compare runs at equal steps: is B worse than A? Several runs of each, with different seeds, make an answer possible."""
+    from resmon.diff.comparison import GROUPS, compare
+    from resmon.diff.report import as_json as jsonable
+    from resmon.diff.report import render
+    from resmon.tail import find_runs
+
+    unknown = sorted(set(only or ()) - set(GROUPS))
+    if unknown:
+        raise ConfigurationError(f"--only {unknown[0]} is no group of quantities. There are: {', '.join(GROUPS)}.")
+    contrary = sorted(set(lower or ()) & set(higher or ()))
+    if contrary:
+        raise ConfigurationError(f"{contrary[0]!r} is named by --lower and by --higher. Name it once.")
+    first, last = _step_range(steps)
+    folder = _runs_directory(directory)
+    comparison = compare(
+        find_runs(a, folder),
+        find_runs(b, folder),
+        lower=lower or (),
+        higher=higher or (),
+        groups=[group for group in GROUPS if not only or group in only],
+        first=first,
+        last=last,
+    )
+    if as_json:
+        print(json.dumps(jsonable(comparison), indent=2, allow_nan=False))
+    else:
+        Console().print(render(comparison, everything))
+    if fail_if_worse and comparison.worse:
+        raise typer.Exit(1)
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("demo", demo),
     ("ls", list_runs),
     ("tail", tail),
+    ("diff", diff),
     ("inspect", inspect),
     ("agent", agent),
+    ("settings", settings),
 )
 
 
@@ -193,6 +288,30 @@ def _runs_directory(directory: Path | None) -> Path:
     if not directory.is_dir():
         raise ConfigurationError(f"there is no folder {directory}. Name the folder that holds the runs.")
     return directory
+
+
+def _name_and_value(argument: str) -> tuple[str, str]:
+    name, equals, value = argument.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{argument!r} is no NAME=VALUE, such as budget=100000000")
+    return name.strip(), value.strip()
+
+
+def _value(value: Any) -> str:
+    """A setting's value as one would write it."""
+    if isinstance(value, list):
+        return ", ".join(value)
+    return "–" if value is None else str(value)
+
+
+def _step_range(text: str | None) -> tuple[int | None, int | None]:
+    """FIRST:LAST, of which either may be left out."""
+    if text is None:
+        return None, None
+    first, colon, last = text.partition(":")
+    if not colon or not all(end == "" or (end.isascii() and end.isdecimal()) for end in (first, last)):
+        raise ConfigurationError(f"--steps {text!r} cannot be read; write FIRST:LAST, such as 500:1000, 500: or :1000.")
+    return int(first) if first else None, int(last) if last else None
 
 
 def _paths(paths: tuple[str, ...], module: str) -> str:

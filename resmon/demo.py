@@ -41,9 +41,11 @@ def run_demo(console: Console, directory: Path, seconds: float) -> None:
     """Run both, show both, say what to do next. Raises ResmonError where the example cannot run."""
     script = _example("digits.py")
     environment = os.environ | {"RESMON_DIRECTORY": str(directory.absolute())}
-    if environment.get("CI"):  # where resmon would only record; a demonstration without metrics would show half of it
-        environment.setdefault("RESMON_AGENT", "auto")
-    served = _served(environment)
+    agent = None
+    if environment.get("CI") and "RESMON_AGENT" not in environment:
+        # There resmon would only record; a demonstration without metrics would show half of it.
+        agent = environment["RESMON_AGENT"] = "auto"
+    served = _served(Settings.of(agent=agent))
 
     title = "A residual network learns handwritten digits"
     _say(console, title, f"{script} with one line of resmon in it, for {seconds:.0f} seconds.")
@@ -70,9 +72,8 @@ def _example(name: str) -> Path:
     raise ConfigurationError(f"{name} is not in {package_folder}: this installation of resmon is not whole; install it again.")
 
 
-def _served(environment: dict[str, str]) -> str | None:
+def _served(settings: Settings) -> str | None:
     """Where the metrics are. The agent is started now, so that the address can be told before the training begins."""
-    settings = Settings.of(agent=environment.get("RESMON_AGENT"))
     if settings.agent == "off":
         return None
     find_or_start(settings)

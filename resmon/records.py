@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -57,8 +58,14 @@ DURATION_COLUMNS = len(DURATION_EDGES) + 1
 # of them. `loss_scale` is what a gradient scaler multiplied the loss with; the gradients here are without it.
 # `unknown_gradients` counts parameters whose gradient's share this rank cannot know: unless it is 0 there is no gradient_square.
 # `replicas` is the number of ranks that hold the same gradients, all of them; 1 where they hold parts, or where some do.
+# The seconds are parts of the duration (PHASES); what they leave is everything else that the loop does. `samples` is what the
+# models' first tensors have in their first dimension. Memory is in bytes, at most a tenth of a second old: of the process, and of
+# the devices that its models are on, in use, at peak, and what could still be had.
+PHASES = ("data", "forward", "backward", "optimizer")
 RUN_VALUES = (
     "duration",
+    *(f"{phase}_seconds" for phase in PHASES),
+    "samples",
     "learning_rate",
     "gradient_square",
     "stepped_square",
@@ -66,10 +73,39 @@ RUN_VALUES = (
     "monitor_seconds",
     "unknown_gradients",
     "replicas",
+    "memory",
+    "memory_peak",
+    "memory_free",
+    "device_memory",
+    "device_memory_peak",
+    "device_memory_free",
 )
-BLOCK_VALUES = ("skip_square", "branch_square", "output_square", "gradient_square", "output_gradient_square")
-# Counts of a step and site: elements of the add's output, non-finite elements of the output and of its gradient.
-BLOCK_COUNTS = ("elements", "nonfinite_forward", "nonfinite_backward")
+# Values of a step and parameter group of an optimizer.
+GROUP_VALUES = ("learning_rate", "gradient_square")
+
+# Values of a step and site, and what makes one of those of several ranks. `product` is the sum of skip times branch, element by
+# element; `kept_square` is skip_square over the samples that kept their branch, where a random operation may drop it; `peak` is the
+# largest |y|; `fill` is how much of its dtype's range the largest number took, where operands or output have 16 bits;
+# `position_ratio` is the median of branch over skip at sampled positions; `dead` is the share of units that feed the branch's last
+# layer and no more differ from zero. Of these two, which are looked at in some steps only, the newest stands in every row.
+Merge = Literal["sum", "largest", "smallest", "mean"]
+BLOCK_MERGES: Mapping[str, Merge] = {
+    "skip_square": "sum",
+    "branch_square": "sum",
+    "output_square": "sum",
+    "gradient_square": "sum",
+    "output_gradient_square": "sum",
+    "product": "sum",
+    "kept_square": "sum",
+    "peak": "largest",
+    "fill": "largest",
+    "position_ratio": "mean",
+    "dead": "smallest",
+}
+BLOCK_VALUES = tuple(BLOCK_MERGES)
+# Counts of a step and site: elements of the add's output, non-finite elements of the output and of its gradient; samples, and those
+# whose branch was kept, where a random operation may drop it.
+BLOCK_COUNTS = ("elements", "nonfinite_forward", "nonfinite_backward", "samples", "kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +133,17 @@ class ResidualSite:
     absent: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the arrays of the records that follow are of: sites, and parameter groups by their names."""
+
+    sites: tuple[ResidualSite, ...] = ()
+    groups: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StepRecord:
-    """One attempted optimizer step of one rank, S sites.
+    """One attempted optimizer step of one rank, S sites and G parameter groups.
 
     Arrays of values come with an array of the same shape that tells which are present: absence is not NaN (law 5).
     The counters are cumulative since the attempt began, so that any single row tells them.
@@ -111,6 +155,8 @@ class StepRecord:
     skipped: bool  # a gradient scaler kept an optimizer from stepping
     run: Floats  # [len(RUN_VALUES)]
     run_present: Bools  # [len(RUN_VALUES)]
+    groups: Floats  # [len(GROUP_VALUES), G]
+    groups_present: Bools  # [len(GROUP_VALUES), G]
     blocks: Floats  # [len(BLOCK_VALUES), S]
     blocks_present: Bools  # [len(BLOCK_VALUES), S]
     counts: Ints  # [len(BLOCK_COUNTS), S]; elements is 0 where the site did not run in this step
@@ -118,7 +164,9 @@ class StepRecord:
     skipped_total: int  # cumulative: those that a gradient scaler skipped
     clipped_total: int  # cumulative: those whose gradients clipping made smaller
     errors_total: int  # cumulative: faults inside the monitor that were kept from the training loop
+    samples_total: int  # cumulative
     duration_total: float  # cumulative: seconds of all steps
+    phase_totals: Floats  # cumulative [len(PHASES)]: seconds
     duration_buckets: Ints  # cumulative [DURATION_COLUMNS]
     nonfinite_steps: Ints  # cumulative [S]: steps with a non-finite element, forward or backward
     magnitude_buckets: Ints  # cumulative [S, MAGNITUDE_COLUMNS]: sampled |y|
@@ -217,6 +265,16 @@ class RunInfo:
     git_commit: str | None = None
     seed: int | None = None
     local_world_size: int | None = None  # how many of the ranks run on this machine, where the launcher says so
+    targets: tuple[str, ...] = ()  # what the run is to reach, as resmon.targets prints it
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that the loop has named; a line of its rank's checkpoints.jsonl."""
+
+    step: int | None  # whose weights it holds: the newest that was over; None before the first was
+    time: float
+    path: str  # as it was given; a relative one is meant from RunInfo.working_directory
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,31 +1,41 @@
-"""One validated settings object: arguments, then RESMON_* environment variables, then resmon.toml, then the defaults."""
+"""One validated settings object: arguments, then RESMON_* environment variables, then resmon.toml, then the defaults.
+
+Everything that is wrong is found at once, also a value that a stronger place overrides: it would be wrong there tomorrow.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from difflib import get_close_matches
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from resmon.errors import ConfigurationError
+from resmon.origins import Given, Nit, Origin, in_arguments, in_environment, in_file
+from resmon.targets import readable
 
 MIB = 1 << 20
 
-# From the environment as it is written, not as JSON.
-Patterns = Annotated[tuple[str, ...], NoDecode]
+
+def _separated(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-class Settings(BaseSettings):
+# Several in one string, separated by commas, or a list.
+Several = Annotated[tuple[str, ...], BeforeValidator(_separated)]
+
+
+class Settings(BaseModel):
     """What can be set, with its default. `Settings.of(run="digits")` is how the other rooms make one."""
 
-    model_config = SettingsConfigDict(env_prefix="RESMON_", toml_file="resmon.toml", extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    run: str | None = Field(None, description="name of the run; the time of its start where none is given")
+    run: str | None = Field(None, min_length=1, description="name of the run; the time of its start where none is given")
     model_name: str | None = Field(None, description="value of the label `model`; the model's class name where none is given")
     directory: Path = Field(Path("runs"), description="folder of the runs")
     listen: str = Field("127.0.0.1:9699", description="address and port of the agent's page and metrics")
@@ -33,12 +43,12 @@ class Settings(BaseSettings):
         default_factory=lambda: "off" if os.environ.get("CI") else "auto",
         description="auto finds or starts the agent; off only records (the default where the environment says CI)",
     )
-    start_step: int = Field(0, ge=0, description="number of the first step, where a checkpoint is resumed")
-    include: Patterns = Field(
+    start_step: int = Field(0, ge=0, le=1 << 53, description="number of the first step, where a checkpoint is resumed")
+    include: Several = Field(
         (),
         description="module patterns (as fnmatch; several in one string with commas); only sites in matching modules are watched",
     )
-    exclude: Patterns = Field((), description="module patterns (as fnmatch); sites in matching modules are not watched")
+    exclude: Several = Field((), description="module patterns (as fnmatch); sites in matching modules are not watched")
     budget: int = Field(512 * MIB, ge=1 * MIB, description="bytes that one rank's flight may take before older steps are thinned")
     other_ranks: Literal["same", "own"] | None = Field(
         None,
@@ -48,11 +58,12 @@ class Settings(BaseSettings):
     sample: int = Field(
         1024, ge=16, le=8192, description="elements of a site's output that are sampled for its histogram each step"
     )
-
-    @field_validator("include", "exclude", mode="before")
-    @classmethod
-    def _patterns_in_one_string(cls, value: Any) -> Any:
-        return tuple(pattern.strip() for pattern in value.split(",")) if isinstance(value, str) else value
+    max_series: int = Field(
+        10_000, ge=100, description="series that the agent exports of one run and machine; deeper models are folded"
+    )
+    targets: Several = Field(
+        (), description="validation scores to reach, such as accuracy >= 0.95 (several in one string with commas)"
+    )
 
     @field_validator("listen")
     @classmethod
@@ -62,38 +73,76 @@ class Settings(BaseSettings):
             raise ValueError("must be HOST:PORT, such as 127.0.0.1:9699")
         return value
 
+    @field_validator("directory")
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003, pydantic's signature
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+    def _a_path(cls, value: Path) -> Path:
+        if "\0" in str(value):
+            raise ValueError("must be a path, which holds no null character")
+        return value
+
+    @field_validator("targets")
+    @classmethod
+    def _score_and_number(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for target in value:
+            if not readable((target,)):
+                raise ValueError(f"{target!r} must be NAME >= NUMBER or NAME <= NUMBER, such as accuracy >= 0.95")
+        return value
 
     @classmethod
-    def of(cls, **arguments: Any) -> Settings:
+    def of(cls, /, **arguments: Any) -> Settings:
         """The settings under `arguments`; those that are None count as not given.
 
-        Raises ConfigurationError that names every wrong key and value at once.
+        Raises ConfigurationError that names every wrong key and value, and where each stands.
         """
-        try:
-            return cls(**{name: value for name, value in arguments.items() if value is not None})
-        except TOMLDecodeError as error:
-            raise ConfigurationError(f"{Path.cwd() / 'resmon.toml'} is no TOML: {error}. Text stands in quotes there.") from error
-        except ValidationError as error:
-            nits = "; ".join(map(_nit, error.errors()))
+        return resolve(arguments).without_nits()
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The settings, the origin of each, and what is wrong; a wrong value is left out of the settings."""
+
+    settings: Settings
+    origins: Mapping[str, Origin]
+    nits: tuple[Nit, ...]
+
+    def without_nits(self) -> Settings:
+        """The settings. Raises ConfigurationError with every nit if there is one."""
+        if self.nits:
             raise ConfigurationError(
-                f"settings that cannot be used: {nits}. They come from the call's arguments, RESMON_* environment variables "
-                f"or resmon.toml in {Path.cwd()}; correct them there."
-            ) from error
+                "settings that cannot be used:\n"
+                + "".join(f"  {nit}\n" for nit in self.nits)
+                + "Correct each where it stands; `resmon settings` shows all there are and where their values come from."
+            )
+        return self.settings
 
 
-def _nit(error: Mapping[str, Any]) -> str:
-    name = ".".join(map(str, error["loc"]))
-    if error["type"] != "extra_forbidden":
-        return f"{name}: {error['msg']} (got {error['input']!r})"
-    near = get_close_matches(name, Settings.model_fields, n=1)
-    return f"{name}: there is no such setting" + (f", but {near[0]}" if near else "")
+def resolve(arguments: Mapping[str, Any]) -> Resolved:
+    """Settings from all places, the strongest for each key. What is wrong there is told, not raised."""
+    known = Settings.model_fields
+    values: dict[str, Any] = {}
+    origins = dict.fromkeys(known, Origin("default"))
+    nits: list[Nit] = []
+    # The weakest place first, so that stronger ones overwrite it.
+    for found in chain(in_file(known), in_environment(known), in_arguments(arguments, known)):
+        wrong = [found] if isinstance(found, Nit) else list(_nits(found))
+        nits += wrong
+        if isinstance(found, Given) and not wrong:
+            values[found.setting], origins[found.setting] = found.value, found.origin
+    return Resolved(Settings(**values), origins, tuple(nits))
+
+
+def _nits(given: Given) -> Iterator[Nit]:
+    """What is wrong with one value, looked at alone."""
+    try:
+        Settings(**{given.setting: given.value})
+    except ValidationError as error:
+        for each in error.errors():
+            item = "".join(f"item {part + 1} " for part in each["loc"][1:] if isinstance(part, int))
+            # Of "Input should be ..." and its like the subject is the key, which the origin names.
+            message = re.sub(r"^(Value error,|Input|String) ", "", each["msg"])
+            yield Nit(given.origin, f"{item}{message} (got {_short(each['input'])})")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

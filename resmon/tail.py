@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -18,10 +19,10 @@ from rich.live import Live
 
 from resmon.detectors import DETECTORS, Detector
 from resmon.errors import FlightError, FlightVersionError
-from resmon.exporters.ranks import Ranks, Sites
+from resmon.exporters.ranks import Ranks
 from resmon.flight import findings, layout
 from resmon.flight.reader import Follower
-from resmon.records import OUTCOMES, Finding, Outcome, RunEnd, StepRecord
+from resmon.records import OUTCOMES, Columns, Finding, Outcome, RunEnd, ScalarRecord, StepRecord
 from resmon.terminal import View, frame
 
 PERIOD = 0.25  # seconds between two frames
@@ -37,7 +38,7 @@ class Tail:
         self._view = View(attempt.parent.name, goal=goal)
         self._ranks: dict[int, _Rank] = {}
         self._merge = Ranks()
-        self._waiting: dict[int, dict[int, tuple[Sites, StepRecord]]] = {}  # step -> rank -> its sites and record
+        self._waiting: dict[int, dict[int, tuple[Columns, StepRecord]]] = {}  # step -> rank -> its columns and record
         self._findings_read = 0
         self.error: FlightError | None = None  # why no rank can be read, as long as none can
 
@@ -79,12 +80,12 @@ class Tail:
         items = rank.follower.poll()
         for item in items:
             events: Iterable[Finding] = ()
-            if isinstance(item, tuple):
-                rank.sites = item
+            if isinstance(item, Columns):
+                rank.columns = item
             elif isinstance(item, StepRecord):
                 rank.newest = item
-                self._waiting.setdefault(item.step, {})[number] = (rank.sites, item)
-                events = [event for detector in rank.detectors for event in detector.step(item, rank.sites)]
+                self._waiting.setdefault(item.step, {})[number] = (rank.columns, item)
+                events = [event for detector in rank.detectors for event in detector.step(item, rank.columns.sites)]
             else:
                 if number == min(self._ranks):
                     self._view = self._view.logged(item)
@@ -122,7 +123,7 @@ class Tail:
 class _Rank:
     def __init__(self, follower: Follower) -> None:
         self.follower = follower
-        self.sites: Sites = ()
+        self.columns = Columns()
         self.newest: StepRecord | None = None
         self.end: RunEnd | None = None
         self.detectors: list[Detector] = [make() for make in DETECTORS]
@@ -181,6 +182,31 @@ def find_run(run: str, directory: Path) -> Path:
     raise FlightError(f"there is no run {run!r} in {directory}. {there} `resmon ls` lists them; --directory names another folder.")
 
 
+def find_runs(runs: str, directory: Path) -> list[Path]:
+    """The newest attempts of several runs: one that is called so, or names and patterns with commas between. Raises FlightError."""
+    try:
+        return [find_run(runs, directory)]
+    except FlightError:
+        parts = [part.strip() for part in runs.split(",") if part.strip()]
+        if len(parts) <= 1 and not _is_pattern(runs):
+            raise
+    found: list[Path] = []
+    for part in parts:
+        if not _is_pattern(part):
+            found.append(find_run(part, directory))
+            continue
+        folders = [folder for folder in layout.runs(directory) if fnmatchcase(folder.name, part)]
+        folders = folders or [folder for folder in layout.runs(Path(part).parent) if fnmatchcase(folder.name, Path(part).name)]
+        if not folders:
+            raise FlightError(f"no run in {directory} matches {part!r}. `resmon ls` lists them; --directory names another folder.")
+        found += [find_run(str(folder), directory) for folder in folders]
+    return found
+
+
+def _is_pattern(text: str) -> bool:
+    return any(sign in text for sign in "*?[")
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """One run in a line: its newest attempt, its size with all attempts."""
@@ -213,13 +239,13 @@ def _summary(folder: Path) -> Summary:
             for item in items:
                 if isinstance(item, StepRecord):
                     newest = item
-                elif not isinstance(item, tuple):
+                elif isinstance(item, ScalarRecord):
                     loss = item.values.get("loss", loss)
         follower.close()
         name = follower.info.run
         when = newest.time if newest else follower.info.started
         steps = max(steps, newest.steps_total if newest else 0)
-        blocks = max(blocks, len(follower.sites))
+        blocks = max(blocks, len(follower.columns.sites))
         outcomes.append(None if alive else how_it_ended(follower, newest).outcome)
     outcome: Outcome | str = "unreadable"
     if outcomes:

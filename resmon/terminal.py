@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
-from resmon.records import BLOCK_COUNTS, Bools, Finding, FindingState, Floats, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import BLOCK_COUNTS, Bools, Columns, Finding, FindingState, Floats, RunEnd, RunInfo, ScalarRecord, StepRecord
 
 BARS = "▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -83,7 +83,7 @@ class View:
     def sites(self) -> Sites:
         return self.merged.sites if self.merged else ()
 
-    def stepped(self, records: Sequence[tuple[Sites, StepRecord]], ranks: Ranks, newest: bool = True) -> View:
+    def stepped(self, records: Sequence[tuple[Columns, StepRecord]], ranks: Ranks, newest: bool = True) -> View:
         """The records of one step, one per rank; `ranks` merges them and is the same for all steps of a view.
 
         A step that is not the newest costs less: only what is kept of the past is made of it.
@@ -131,14 +131,14 @@ class View:
         return distance
 
 
-def _nonfinite(sites: Sites, records: Sequence[tuple[Sites, StepRecord]]) -> Bools:
+def _nonfinite(sites: Sites, records: Sequence[tuple[Columns, StepRecord]]) -> Bools:
     forward, backward = BLOCK_COUNTS.index("nonfinite_forward"), BLOCK_COUNTS.index("nonfinite_backward")
-    if not any(record.counts[forward:].any() for _, record in records):
+    if not any(record.counts[[forward, backward]].any() for _, record in records):
         return np.zeros(len(sites), bool)
     found = {
         (site.model, site.name)
-        for part, record in records
-        for site, ahead, back in zip(part, record.counts[forward], record.counts[backward], strict=True)
+        for columns, record in records
+        for site, ahead, back in zip(columns.sites, record.counts[forward], record.counts[backward], strict=True)
         if ahead or back
     }
     return np.array([(site.model, site.name) in found for site in sites], bool)

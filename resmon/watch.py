@@ -12,6 +12,7 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -22,16 +23,20 @@ from resmon.capture import process
 from resmon.capture.placement import class_name, unwrapped
 from resmon.capture.session import Session
 from resmon.errors import ResmonError
-from resmon.flight.layout import boot_id, claim, safe_name
+from resmon.flight import journal
+from resmon.flight.layout import CHECKPOINTS, REACHED, boot_id, claim, safe_name
 from resmon.flight.writer import FlightWriter
-from resmon.records import Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import Checkpoint, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.settings import Settings
+from resmon.targets import Reached, parse
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
 log = logging.getLogger("resmon")
+
+LONGEST_LOCATION = 8192  # characters of a checkpoint's path or URL
 
 _monitors: weakref.WeakKeyDictionary[Any, Monitor] = weakref.WeakKeyDictionary()
 
@@ -85,6 +90,7 @@ class Monitor:
     def __init__(self, models: dict[str, nn.Module], optimizer: Optimizer | Sequence[Optimizer] | None, settings: Settings) -> None:
         self._ended = False
         self._process = os.getpid()
+        self._said: set[str] = set()
         # First what can refuse its arguments: nothing is on disk, and no other monitor closed, before they are known to do.
         self._session = Session(
             models,
@@ -95,11 +101,11 @@ class Monitor:
             sample=settings.sample,
             other_ranks=settings.other_ranks,
         )
+        self._flight = _Flight(models, settings)
         for model in models.values():
             if model in _monitors:
                 log.warning("resmon: the model is watched already; that monitor is closed and this one goes on")
                 _monitors[model].close()
-        self._flight = _Flight(models, settings)
         if process.knows_its_rank():
             self._flight.open()
         self._session.attach(self._flight)
@@ -130,6 +136,21 @@ class Monitor:
         if self._is_open():
             self._session.step()
 
+    def checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Note that a checkpoint of the newest step that is over has been written to `path`: a file, a folder or a URL.
+
+        So that whoever looks at the run later finds the last one from before things went wrong. Nothing is read or written there.
+        What cannot be noted is ignored with a warning, so that saving a checkpoint never ends a run.
+        """
+        if not self._is_open():
+            return
+        try:
+            self._flight.checkpoint(_location(path), self._session.last_step)
+        except (OSError, ResmonError) as error:
+            self._warn("a checkpoint could not be noted", str(error))
+        except Exception as error:  # noqa: BLE001 - no path, or one whose own code fails
+            self._warn("a checkpoint was ignored", f"{error}; pass the path or URL that it was written to")
+
     def close(self) -> None:
         """The run is finished: take every hook off the model and write the end mark. Closing twice does nothing."""
         self._end("finished", "")
@@ -142,6 +163,11 @@ class Monitor:
 
     def _is_open(self) -> bool:
         return not self._ended and os.getpid() == self._process
+
+    def _warn(self, what: str, why: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            log.warning("resmon: %s: %s. Further ones will not be told", what, why)
 
     def _interpreter_exits(self) -> None:
         # An exception that nobody caught has been printed by now and stands in sys.last_value. In an interactive session it is
@@ -177,8 +203,11 @@ class _Flight:
         self._run = settings.run
         self._proposed = time.strftime("%Y%m%d-%H%M%S")
         self._started = time.time()
+        self._clock = time.monotonic()  # that cannot be set, as the other can
+        self._targets = list(parse(settings.targets))
         self._ranks = (0, 1)
         self._writer: FlightWriter | None = None
+        self._folder = Path()  # this rank's, once it is claimed
 
     @property
     def directory(self) -> Path:
@@ -212,7 +241,9 @@ class _Flight:
             git_commit=_git_commit(),
             seed=process.seed(),
             local_world_size=process.local_world(),
+            targets=tuple(map(str, self._targets)),
         )
+        self._folder = folder
         self._writer = FlightWriter(folder, info, settings.budget)
         served = _serve(settings, folder)
         if rank == 0:
@@ -220,23 +251,42 @@ class _Flight:
             print(f"resmon: run {name!r}, attempt {attempt}, recorded in {self.directory}{served}", file=sys.stderr)
         return self._writer
 
-    def sites(self, sites: Sequence[ResidualSite]) -> None:
+    def sites(self, sites: Sequence[ResidualSite], groups: Sequence[str]) -> None:
         writer = self._writer or self.open()
         if self._ranks[1] == 1 and process.rank_and_world()[1] > 1:
             log.warning(
                 "resmon: torch.distributed was initialised after watch, so every rank is recorded as an attempt of its own and "
                 "nothing is merged; call init_process_group before resmon.watch"
             )
-        writer.sites(sites)
+        writer.sites(sites, groups)
 
     def step(self, record: StepRecord) -> None:
         (self._writer or self.open()).step(record)
 
     def scalars(self, record: ScalarRecord) -> None:
         (self._writer or self.open()).scalars(record)
+        for target in [target for target in self._targets if target.is_met(record.values)]:
+            self._targets.remove(target)
+            steps = record.step - self._settings.start_step + 1
+            seconds = time.monotonic() - self._clock
+            reached = Reached(str(target), record.step, steps, record.time, seconds, record.values[target.score])
+            journal.append(self._folder / REACHED, asdict(reached))
+
+    def checkpoint(self, path: str, step: int | None) -> None:
+        if self._writer is None:
+            self.open()
+        journal.append(self._folder / CHECKPOINTS, asdict(Checkpoint(step, time.time(), path)))
 
     def end(self, end: RunEnd) -> None:
         (self._writer or self.open()).end(end)
+
+
+def _location(path: Any) -> str:
+    """A path or URL as text. Raises TypeError or ValueError for what is none."""
+    text = os.fsdecode(os.fspath(path))
+    if not text or len(text) > LONGEST_LOCATION:
+        raise ValueError(f"a path of {len(text)} characters")
+    return text
 
 
 def _outcome(error: BaseException | None) -> tuple[Outcome, str]:

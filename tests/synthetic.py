@@ -12,7 +12,9 @@ from resmon.records import (
     BLOCK_VALUES,
     DURATION_COLUMNS,
     DURATION_EDGES,
+    GROUP_VALUES,
     MAGNITUDE_COLUMNS,
+    PHASES,
     RUN_VALUES,
     Floats,
     ResidualSite,
@@ -57,8 +59,12 @@ def run_values(**changes: float) -> Floats:
 class Training:
     """Gives one record after another; what is cumulative in a flight is so here."""
 
-    def __init__(self, sites: Sequence[ResidualSite], seed: int = 0, start: float = 1000.0) -> None:
+    def __init__(
+        self, sites: Sequence[ResidualSite], seed: int = 0, start: float = 1000.0, groups: Sequence[str] = (), drops: bool = False
+    ) -> None:
         self.sites = tuple(sites)
+        self.drops = drops  # whether the branches of samples may be dropped
+        self.groups = tuple(groups)
         self.random = np.random.default_rng(seed)
         self.now = start
         self.steps = 0
@@ -88,6 +94,10 @@ class Training:
         present = np.ones(blocks.shape, bool)
         counts = np.zeros((len(BLOCK_COUNTS), count), np.int64)
         counts[0] = 32
+        present[BLOCK_VALUES.index("kept_square")] = self.drops
+        if self.drops:
+            counts[BLOCK_COUNTS.index("samples")], counts[BLOCK_COUNTS.index("kept")] = 4, 3
+            blocks[BLOCK_VALUES.index("kept_square")] = 0.5
         for i in forward:
             counts[1, i] = 3
             blocks[[BLOCK_VALUES.index("branch_square"), BLOCK_VALUES.index("output_square")], i] = np.nan
@@ -111,6 +121,8 @@ class Training:
             skipped=skipped,
             run=run_values(duration=duration, loss_scale=scale),
             run_present=np.ones(len(RUN_VALUES), bool),
+            groups=self.random.uniform(0, 1, (len(GROUP_VALUES), len(self.groups))),
+            groups_present=np.ones((len(GROUP_VALUES), len(self.groups)), bool),
             blocks=blocks,
             blocks_present=present,
             counts=counts,
@@ -118,7 +130,9 @@ class Training:
             skipped_total=self.skipped,
             clipped_total=self.steps + 1,
             errors_total=0,
+            samples_total=8 * (self.steps + 1),
             duration_total=self.duration_total,
+            phase_totals=self.duration_total * np.array([0.1, 0.3, 0.5, 0.05])[: len(PHASES)],
             duration_buckets=self.durations.copy(),
             nonfinite_steps=self.nonfinite.copy(),
             magnitude_buckets=self.buckets.copy(),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from resmon.errors import FlightError
 from resmon.flight.layout import boot_id, claim
 from resmon.flight.writer import FlightWriter
 from resmon.records import BLOCK_VALUES, RunEnd, ScalarRecord
+from resmon.settings import Settings
 from resmon.tail import Tail, find_run, summaries
 from tests.synthetic import Training, info, sites
 
@@ -335,6 +337,71 @@ def test_tail_shows_what_a_damaged_flight_still_holds(tmp_path: Path) -> None:
     segment = next(tmp_path.rglob("steps-*.arrow"))
     segment.write_bytes(segment.read_bytes()[:-100])
     assert "step 3 " in resmon("tail", "cut", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
+
+
+SETTINGS_FILE = "# ours\nbudget = 2000000\nsample = 64  # fewer\n"
+
+
+def test_settings_shows_where_each_value_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "resmon.toml").write_text(SETTINGS_FILE)
+    shown = resmon("settings", "run=digits", "targets=accuracy >= 0.95, loss <= 0.1", cwd=tmp_path, RESMON_BUDGET="1048576")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    rows = {line.split()[0]: line for line in shown.stdout.splitlines() if line and not line.startswith(" ")}
+    assert rows.keys() >= Settings.model_fields.keys()
+    assert re.search(r" 1048576 +RESMON_BUDGET +bytes that ", rows["budget"])
+    assert re.search(r" 64 +resmon.toml, line 3 +elements ", rows["sample"])
+    assert re.search(r" digits +argument +name of the run", rows["run"])
+    assert re.search(r" off +RESMON_AGENT ", rows["agent"])
+    assert re.search(r" – +default ", rows["other_ranks"])
+    assert f"resmon.toml is {tmp_path / 'resmon.toml'}." in shown.stdout.replace("\n", "")
+    assert "RESMON_RUNTIME_DIR, only in the environment: " in shown.stdout
+
+    whole = json.loads(resmon("settings", "targets=accuracy >= 0.95, loss <= 0.1", "--json", cwd=tmp_path).stdout)
+    assert whole["nits"] == []
+    found = {row["name"]: row for row in whole["settings"]}
+    assert list(found) == list(Settings.model_fields)
+    assert found["targets"]["value"] == ["accuracy >= 0.95", "loss <= 0.1"]
+    assert found["sample"] == {
+        "name": "sample",
+        "value": 64,
+        "origin": {"kind": "file", "name": "sample", "path": str(tmp_path / "resmon.toml"), "line": 3},
+        "description": Settings.model_fields["sample"].description,
+    }
+
+
+def test_settings_that_are_wrong_are_shown_and_all_named(tmp_path: Path) -> None:
+    (tmp_path / "resmon.toml").write_text(SETTINGS_FILE + "bugdet = 3\n")
+    wrong = {"RESMON_SAMPEL": "20", "RESMON_MAX_SERIES": "many"}
+    result = resmon("settings", "agent=of", cwd=tmp_path, **wrong)
+    assert result.returncode == 2
+    assert re.search(r"sample +64 +resmon.toml, line 3 ", result.stdout)
+    assert result.stderr.splitlines()[1:5] == [
+        f"  {tmp_path / 'resmon.toml'}, line 4, bugdet: there is no such setting; the nearest is budget",
+        "  RESMON_MAX_SERIES: should be a valid integer, unable to parse string as an integer (got 'many')",
+        "  RESMON_SAMPEL: there is no such setting; the nearest is RESMON_SAMPLE",
+        "  argument agent: should be 'auto' or 'off' (got 'of')",
+    ]
+    as_json = resmon("settings", "agent=of", "--json", cwd=tmp_path, **wrong)
+    assert as_json.returncode == 2
+    nits = json.loads(as_json.stdout)["nits"]
+    assert [nit["origin"]["name"] for nit in nits] == ["bugdet", "RESMON_MAX_SERIES", "RESMON_SAMPEL", "agent"]
+    for verb in (["ls"], ["agent", "--max-series", "5"]):  # others that need settings refuse them likewise
+        other = resmon(*verb, cwd=tmp_path, **wrong)
+        assert other.returncode == 2 and "RESMON_SAMPEL: there is no such setting" in other.stderr
+    assert "argument max_series: should be greater than or equal to 100 (got 5)" in other.stderr
+
+
+def test_settings_of_a_stranger_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "resmon.toml").write_text('run = "\\u001b[31mred [bold]"\n"\\u001b[2J" = 1\n')
+    result = resmon("settings", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "\x1b" not in result.stdout + result.stderr
+    assert r"'\x1b[31mred" in result.stdout and r"'\x1b[2J': there is no such setting" in result.stderr
+
+
+def test_settings_takes_names_and_values(tmp_path: Path) -> None:
+    result = resmon("settings", "budget", cwd=tmp_path)
+    assert result.returncode == 2 and "'budget' is no NAME=VALUE" in result.stderr
 
 
 @pytest.mark.parametrize(

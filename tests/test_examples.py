@@ -45,8 +45,8 @@ def test_digits_learns(tmp_path: Path) -> None:
     assert [record.step for record in records] == list(range(60))
     sites = Follower(rank)
     sites.poll()
-    assert [site.name for site in sites.sites] == [f"stages.{stage}.{block}" for stage in range(3) for block in range(3)]
-    assert [site.kind for site in sites.sites if site.name in ("stages.1.0", "stages.2.0")] == ["projection"] * 2
+    assert [site.name for site in sites.columns.sites] == [f"stages.{stage}.{block}" for stage in range(3) for block in range(3)]
+    assert [site.kind for site in sites.columns.sites if site.name in ("stages.1.0", "stages.2.0")] == ["projection"] * 2
 
 
 def test_char_gpt_learns(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from resmon.exporters.ranks import Ranks
-from resmon.records import BLOCK_VALUES, Finding, ResidualSite, RunEnd, ScalarRecord, StepRecord
+from resmon.records import BLOCK_VALUES, Columns, Finding, ResidualSite, RunEnd, ScalarRecord, StepRecord
 from resmon.terminal import BARS, Trace, View, frame, sparkline
 from tests.synthetic import Training, info, sites
 
@@ -26,7 +26,7 @@ def with_ratios(record: StepRecord, ratios: list[float]) -> StepRecord:
 def view_of(records: list[StepRecord], made: tuple[ResidualSite, ...], **changes: object) -> View:
     ranks, view = Ranks(), View("digits", info=info(started=1000.0))
     for record in records:
-        view = view.stepped([(made, record)], ranks)
+        view = view.stepped([(Columns(made), record)], ranks)
     return replace(view, **changes)  # type: ignore[arg-type]
 
 
@@ -65,7 +65,11 @@ def test_a_frame_shows_what_the_record_says() -> None:
     assert "loss 0.693" in shown
     assert "resmon takes 0.4 % of a step, 500 µs a block" in shown  # 1 ms of 250 ms, two blocks
     assert row(shown, "h.0").split()[2] == "0.500"
-    assert row(shown, "h.1").split()[-4:-1] == ["1.00", "0.250", f"{np.sqrt(view.record.blocks[3, 1]):.2f}"]  # type: ignore[union-attr]
+    assert row(shown, "h.1").split()[-4:-1] == [
+        "1.00",
+        "0.250",
+        f"{np.sqrt(view.record.blocks[BLOCK_VALUES.index('gradient_square'), 1]):.2f}",
+    ]  # type: ignore[union-attr]
 
 
 def test_the_worst_is_furthest_from_its_own_median_not_largest() -> None:
@@ -121,8 +125,8 @@ def test_zero_is_a_value() -> None:
 def test_sites_that_appear_start_the_medians_anew() -> None:
     few, more = sites(1), sites(2)
     ranks, view = Ranks(), View("digits")
-    view = view.stepped([(few, with_ratios(Training(few).step(), [1.0]))], ranks)
-    view = view.stepped([(more, with_ratios(Training(more).step(), [3.0, 1.0]))], ranks)
+    view = view.stepped([(Columns(few), with_ratios(Training(few).step(), [1.0]))], ranks)
+    view = view.stepped([(Columns(more), with_ratios(Training(more).step(), [3.0, 1.0]))], ranks)
     assert view.deviation().tolist() == [0.0, 0.0]
 
 
@@ -174,7 +178,7 @@ def test_progress_is_against_the_goal() -> None:
 def test_two_ranks_are_merged_from_their_sums() -> None:
     made = sites(1)
     records = [with_ratios(Training(made).step(), [ratio]) for ratio in (1.0, 7.0)]
-    view = View("digits").stepped([(made, record) for record in records], Ranks())
+    view = View("digits").stepped([(Columns(made), record) for record in records], Ranks())
     assert row(text(view), "h.0").split()[2] == "5.00"  # the root of (1 + 49) / (1 + 1)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,9 +179,9 @@ def test_any_run_name_is_kept_and_stays_in_the_directory(name: str, tmp_path: Pa
         ({"listen": "nowhere"}, "HOST:PORT"),
         ({"start_step": -1}, "start_step"),
         ({"no_such_setting": 1}, "no_such_setting: there is no such setting"),
-        ({"exlude": "head"}, "exlude: there is no such setting, but exclude"),
+        ({"exlude": "head"}, "argument exlude: there is no such setting; the nearest is exclude"),
         ({"budget": 5}, "budget"),
-        ({"run": ""}, "name of the run is empty"),
+        ({"run": ""}, "argument run: should have at least 1 character"),
     ],
 )
 def test_settings_that_cannot_be_used_leave_nothing_behind(arguments: dict[str, object], says: str, tmp_path: Path) -> None:
@@ -251,13 +253,6 @@ def test_patterns_come_from_the_environment_as_they_are_written(tmp_path: Path, 
         assert {site.module for site in monitor.sites} == {"1"}
 
 
-def test_a_settings_file_that_is_no_toml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "resmon.toml").write_text("run = digits\n")
-    with pytest.raises(resmon.ConfigurationError, match=r"resmon\.toml is no TOML.*line 1"):
-        resmon.watch(nn.Linear(2, 2), agent="off")
-
-
 def test_what_is_written_is_the_users_alone(tmp_path: Path) -> None:
     previous = os.umask(0)
     try:
@@ -267,3 +262,135 @@ def test_what_is_written_is_the_users_alone(tmp_path: Path) -> None:
         os.umask(previous)
     for path in (tmp_path / "runs").rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def loop(monitor: resmon.Monitor, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, **scalars: float) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
+        monitor.log(**scalars)
+
+
+def small() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Sequential(nn.Linear(8, 8), models.TwoAdds(8))
+    return model, torch.optim.SGD(model.parameters(), lr=0.01)
+
+
+def test_targets_are_noted_once_with_the_seconds_and_steps_until_then(tmp_path: Path) -> None:
+    model, optimizer = small()
+    targets = ("accuracy >= 0.9", "loss<=0.5", "accuracy >= 0.99")
+    begun = time.monotonic()
+    with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off", start_step=100, targets=targets) as monitor:
+        loop(monitor, model, optimizer, 3, accuracy=0.5, loss=float("-inf"))
+        loop(monitor, model, optimizer, 1, accuracy=float("inf"), loss=float("nan"))
+        time.sleep(0.2)
+        loop(monitor, model, optimizer, 2, accuracy=0.9, loss=0.6)
+        loop(monitor, model, optimizer, 1, accuracy=0.1, loss=0.5)
+        loop(monitor, model, optimizer, 5, accuracy=0.95, loss=0.1)
+    passed = time.monotonic() - begun
+    flight = resmon.load(tmp_path / "r")
+    assert flight.info["targets"] == ("accuracy >= 0.9", "loss <= 0.5", "accuracy >= 0.99")
+    frame = flight.targets()
+    assert frame["target"].tolist() == list(flight.info["targets"])
+    assert frame["score"].tolist() == ["accuracy", "loss", "accuracy"]
+    assert frame["reached"].tolist() == [True, True, False]
+    assert frame["step"].tolist()[:2] == [104, 106] and frame["steps"].tolist()[:2] == [5, 7]
+    assert frame.iloc[2][["step", "time", "seconds", "steps"]].isna().all()
+    first, second = frame["seconds"].tolist()[:2]
+    assert 0.2 <= first <= second <= passed
+    logged = flight.scalars().query("name == 'accuracy' and step == 104")["time"].iloc[0]
+    assert frame["time"].iloc[0] == logged
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer = small()
+    with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off", targets="accuracy >= 0.9") as monitor:
+        loop(monitor, model, optimizer, 2, accuracy=0.5)
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() - 7200)
+        loop(monitor, model, optimizer, 1, accuracy=0.9)
+        monkeypatch.undo()
+    flight = resmon.load(tmp_path / "r")
+    assert flight.steps()["time"].diff().min().total_seconds() < -7000  # the clock did jump
+    assert flight.steps()["duration"].dropna().min() > 0
+    assert 0 < flight.targets()["seconds"].iloc[0] < 60
+
+
+def test_targets_that_cannot_be_read_are_named_before_anything_happens(tmp_path: Path) -> None:
+    model, optimizer = small()
+    with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off") as monitor:
+        with pytest.raises(resmon.ConfigurationError, match=r"(?s)'accuracy > 1' must be NAME >= NUMBER"):
+            resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off", targets=("accuracy > 1", "loss <= 1", "x"))
+        loop(monitor, model, optimizer, 1, loss=1.0)  # the monitor before goes on
+    assert resmon.load(tmp_path / "r").info["attempts"] == (1,)
+    assert len(resmon.load(tmp_path / "r").scalars()) == 1
+
+
+def test_a_resumed_run_has_its_targets_before_it_again(tmp_path: Path) -> None:
+    for start, accuracy in ((0, 0.9), (4, 0.1)):  # the second begins before the first one's end
+        model, optimizer = small()
+        with resmon.watch(
+            model, optimizer, run="r", directory=tmp_path, agent="off", start_step=start, targets="accuracy >= 0.9"
+        ) as monitor:
+            loop(monitor, model, optimizer, 6, accuracy=accuracy)
+    assert resmon.load(tmp_path / "r").steps()["step"].tolist() == [4, 5, 6, 7, 8, 9]
+    assert resmon.load(tmp_path / "r").targets()["reached"].tolist() == [False]
+    assert resmon.load(tmp_path / "r", attempt=1).targets()["step"].tolist() == [0]
+
+
+def test_checkpoints_are_named_with_the_step_whose_weights_they_hold(tmp_path: Path) -> None:
+    model, optimizer = small()
+    with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off") as monitor:
+        monitor.checkpoint("begin.pt")
+        loop(monitor, model, optimizer, 3, loss=1.0)
+        monitor.checkpoint(Path("a") / "b.pt")
+        model(torch.ones(2, 8)).sum().backward()  # the next step is under way, and not in the weights
+        monitor.checkpoint("s3://bucket/ünï 1.pt")
+        optimizer.step()
+        monitor.checkpoint(b"bytes\xff")
+    flight = resmon.load(tmp_path / "r")
+    frame = flight.checkpoints()
+    assert frame["path"].tolist() == ["begin.pt", "a/b.pt", "s3://bucket/ünï 1.pt", "bytes?"]
+    assert frame["step"].isna().tolist() == [True, False, False, False]
+    assert frame["step"].tolist()[1:] == [2, 2, 3]
+    assert frame["rank"].tolist() == [0] * 4
+    assert frame["time"].is_monotonic_increasing
+    assert not flight.skipped
+
+
+def test_checkpoints_that_cannot_be_noted_never_reach_the_loop(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Odd:
+        def __fspath__(self) -> str:
+            raise RuntimeError("odd")
+
+        def __repr__(self) -> str:
+            raise RuntimeError("odder")
+
+    model, optimizer = small()
+    with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off") as monitor:
+        for bad in (3, None, "", [], object(), Odd(), "x" * 100_000, {"model": 1}):
+            monitor.checkpoint(bad)  # type: ignore[arg-type]
+        (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]  # once, of eight
+        assert "a checkpoint was ignored" in message and "not int; pass the path or URL" in message
+        caplog.clear()
+        shutil.rmtree(tmp_path / "r")
+        monitor.checkpoint("a.pt")
+        monitor.checkpoint("b.pt")
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert "a checkpoint could not be noted" in message
+    monitor.checkpoint("closed.pt")
+    assert not list(tmp_path.rglob("checkpoints.jsonl"))
+
+
+def test_a_forked_child_names_no_checkpoint(tmp_path: Path) -> None:
+    model, optimizer = small()
+    with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off") as monitor:
+        loop(monitor, model, optimizer, 1, loss=1.0)
+        child = os.fork()
+        if child == 0:
+            monitor.checkpoint("child.pt")
+            os._exit(0)
+        os.waitpid(child, 0)
+        monitor.checkpoint("parent.pt")
+    assert resmon.load(tmp_path / "r").checkpoints()["path"].tolist() == ["parent.pt"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -12,15 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
+from resmon.agent import figures
 from resmon.agent.findings import FindingLog
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.detectors import DETECTORS, Detector
+from resmon.exporters.budget import MAX_SERIES, Budget, Fit
 from resmon.exporters.maxima import Maxima
-from resmon.exporters.ranks import GAUGES, MergedStep, Ranks, Sites
-from resmon.exporters.view import BlockTable, Column, RankView, RunView
+from resmon.exporters.ranks import MergedStep, Ranks, Sites
+from resmon.exporters.view import BlockTable, RankView, RunView
 from resmon.flight import layout
-from resmon.flight.reader import Follower
-from resmon.records import OUTCOMES, Finding, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.flight.journal import Lines
+from resmon.flight.reader import Follower, typed
+from resmon.gaps import Gaps
+from resmon.records import OUTCOMES, Checkpoint, Columns, Finding, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.statistics import STATISTICS, Column
+from resmon.targets import Reached, first_reached
 
 log = logging.getLogger("resmon.agent")
 
@@ -47,11 +53,26 @@ class Rank:
     def __init__(self, follower: Follower) -> None:
         self.follower = follower
         self.info: RunInfo = follower.info
-        self.sites: Sites = ()
-        self.newest: tuple[Sites, StepRecord] | None = None
+        self.columns = Columns()
+        self.newest: tuple[Columns, StepRecord] | None = None
         self.end: RunEnd | None = None
         self.readable = True
         self.detectors: list[Detector] = [make() for make in DETECTORS]
+        self.gaps = Gaps()
+        self.checkpoint: Checkpoint | None = None  # the newest
+        self.reached: list[Reached] = []
+        self._checkpoints = Lines(follower.folder / layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint")
+        self._targets = Lines(follower.folder / layout.REACHED, partial(typed, Reached), "a target that was met")
+
+    @property
+    def skipped(self) -> int:
+        """Damaged rows and lines that were skipped."""
+        return self.follower.skipped + len(self._checkpoints.skips) + len(self._targets.skips)
+
+    def read_lines(self) -> None:
+        """Take in what stands beside the rows."""
+        self.checkpoint = [self.checkpoint, *self._checkpoints.poll()][-1]
+        self.reached += self._targets.poll()
 
 
 class Attempt:
@@ -61,16 +82,18 @@ class Attempt:
     each rank's newest record, so that they never go back.
     """
 
-    def __init__(self, folder: Path, fault: Fault) -> None:
+    def __init__(self, folder: Path, fault: Fault, max_series: int = MAX_SERIES) -> None:
         self.folder = folder
         self.ranks: dict[int, Rank] = {}
         self.caught_up = False
         self._fault = fault
         self._findings = FindingLog(folder / layout.FINDINGS)
         self._gauge_ranks, self._counter_ranks = Ranks(), Ranks()
-        self._waiting: dict[int, dict[int, tuple[Sites, StepRecord]]] = {}  # step -> rank -> record
+        self._waiting: dict[int, dict[int, tuple[Columns, StepRecord]]] = {}  # step -> rank -> record
         self._merged: MergedStep | None = None
         self._maxima = Maxima(MAXIMA, MAXIMUM_WINDOW)
+        self._budget = Budget(max_series)
+        self._said: Fit = "whole"
         self._scores: dict[str, tuple[int, int, float]] = {}  # name -> step, rank, value
         self._losses: deque[tuple[float, float]] = deque()  # second, largest loss in it
 
@@ -91,8 +114,8 @@ class Attempt:
 
     @property
     def skipped(self) -> int:
-        """Damaged rows that were skipped."""
-        return sum(rank.follower.skipped for rank in self.ranks.values())
+        """Damaged rows and lines that were skipped."""
+        return sum(rank.skipped for rank in self.ranks.values())
 
     def add(self, rank: Rank) -> None:
         self.ranks[rank.info.rank] = rank
@@ -121,26 +144,29 @@ class Attempt:
         # Asked before reading: what a process wrote until it died is on file by then, its end mark too.
         ended = rank.follower.end is not None or not rank.follower.alive()
         items: Sequence[object] = ()
+        rank.read_lines()
         if rank.readable:
             try:
-                items = rank.follower.poll(max(4, min(1000, AT_ONCE // (len(rank.sites) or 100))))
+                items = rank.follower.poll(max(4, min(1000, AT_ONCE // (len(rank.columns.sites) or 100))))
             except Exception as error:  # noqa: BLE001 - one bad flight must not keep the agent from following the others
                 rank.readable = False
                 self._fault(str(rank.follower.folder), f"{rank.follower.folder} cannot be followed any further: {error}")
         for item in items:
             if isinstance(item, StepRecord):
-                rank.newest = (rank.sites, item)
+                if rank.newest is not None and item.step > rank.newest[1].step + 1:
+                    rank.gaps.interrupt()
+                rank.newest = (rank.columns, item)
                 self._waiting.setdefault(item.step, {})[number] = rank.newest
                 if len(self.ranks) == 1:
                     self._settle()
                 for detector in list(rank.detectors):
-                    self._detect(number, rank, detector, partial(detector.step, item, rank.sites))
+                    self._detect(number, rank, detector, partial(detector.step, item, rank.columns.sites))
             elif isinstance(item, ScalarRecord):
                 self._take_scalars(number, item)
                 for detector in list(rank.detectors):
                     self._detect(number, rank, detector, partial(detector.scalars, item))
-            elif isinstance(item, tuple):
-                rank.sites = item
+            elif isinstance(item, Columns):
+                rank.columns = item
         if ended and not items:
             self._conclude(number, rank)
         return bool(items)
@@ -184,14 +210,13 @@ class Attempt:
             step, rank, _ = self._scores.get(name, (-1, number, 0.0))
             if record.step > step or (record.step == step and number <= rank):
                 self._scores[name] = (record.step, number, value)
+            self.ranks[number].gaps.add(record.step, name, value)
         loss = record.values.get("loss")
         if loss is not None:  # seconds of the records' own time, for the reasons that exporters/maxima.py gives
             second = float(np.floor(record.time))
-            while self._losses and self._losses[-1][0] > second:
-                self._losses.pop()
             while self._losses and self._losses[0][0] <= second - MAXIMUM_WINDOW:
                 self._losses.popleft()
-            if self._losses and self._losses[-1][0] == second:
+            while self._losses and self._losses[-1][0] >= second:  # later ones: the clock was set back
                 loss = float(np.fmax(loss, self._losses.pop()[1]))
             self._losses.append((second, loss))
 
@@ -209,41 +234,98 @@ class Attempt:
             if self._merged is None or step > self._merged.step:
                 merged = self._merged = self._gauge_ranks.step(records, self.info.local_world_size or 1)
                 self._maxima.push(merged.time, merged.sites, merged.gauges)
+                self._claim()
+                sites = self._counter_ranks.union([columns.sites for columns, _ in self._newest()])
+                self._budget.step(merged, sites, self._findings.open_blocks())
+
+    def _newest(self) -> list[tuple[Columns, StepRecord]]:
+        return [rank.newest for _, rank in sorted(self.ranks.items()) if rank.newest is not None]
+
+    def _claim(self) -> None:
+        info = self.info
+        self._budget.claim(
+            info.models,
+            ranks=max(len(self.ranks), info.local_world_size or 1),
+            scores=len(self._scores),
+            groups=len({group for rank in self.ranks.values() for group in rank.columns.groups}),
+            findings=self._findings.series,
+            targets=len(info.targets),
+        )
 
     def view(self, label: str) -> RunView:
         """This moment, under the given value of the label `run`."""
         ranks = sorted(self.ranks.items())
-        newest = [rank.newest for _, rank in ranks if rank.newest is not None]
+        newest = self._newest()
+        table, sites = self._blocks(newest) if newest else (None, ())
         return RunView(
             run=label,
             info=self.info,
             outcome=self.outcome,
-            ranks=tuple(RankView(number, rank.newest[1] if rank.newest else None) for number, rank in ranks),
-            blocks=self._blocks(newest) if newest else None,
+            ranks=tuple(
+                RankView(
+                    number,
+                    rank.newest[1] if rank.newest else None,
+                    rank.newest[0].groups if rank.newest else (),
+                    figures.process(rank.follower.folder) if rank.end is None else None,
+                )
+                for number, rank in ranks
+            ),
+            blocks=table,
+            watched=Counter(site.model for site in sites),
+            folded=self._budget.folded(),
+            max_series=self._budget.max_series,
             gradient_norm=self._merged.gradient_norm if self._merged else None,
+            group_gradient_norms=self._merged.group_gradient_norms if self._merged else {},
             clip_factor=self._merged.clip_factor if self._merged else None,
             scores={name: value for name, (_, _, value) in self._scores.items()},
             loss_max=float(np.fmax.reduce([loss for _, loss in self._losses])) if self._losses else None,
             findings=self._findings.newest(),
+            # The lowest rank that logs both sides speaks for the run.
+            gaps={score: gap.gap for _, rank in reversed(ranks) for score, gap in rank.gaps.newest.items()},
+            reached=first_reached(reached for _, rank in ranks for reached in rank.reached),
+            checkpoint=max(
+                (rank.checkpoint for _, rank in ranks if rank.checkpoint is not None),
+                key=lambda checkpoint: -1 if checkpoint.step is None else checkpoint.step,
+                default=None,
+            ),
         )
 
-    def _blocks(self, newest: Sequence[tuple[Sites, StepRecord]]) -> BlockTable:
+    def _blocks(self, newest: Sequence[tuple[Columns, StepRecord]]) -> tuple[BlockTable | None, Sites]:
+        """What is exported of the blocks, and all that there are."""
         sites, nonfinite_steps, buckets, sums = self._counter_ranks.counters(newest)
         none = Column(np.full(len(sites), np.nan), np.zeros(len(sites), bool))
-        gauges = dict.fromkeys(GAUGES, none)
-        if self._merged is not None:
-            gauges = {name: _spread(column, self._merged.sites, sites) for name, column in self._merged.gauges.items()}
+        merged = self._merged.over(sites) if self._merged is not None else None
+        gauges = dict(merged.gauges) if merged is not None else dict.fromkeys(STATISTICS, none)
         gauges |= {f"{name}_max": column for name, column in self._maxima.columns(sites).items()}
-        return BlockTable(sites, gauges, nonfinite_steps, buckets, sums)
+        self._claim()
+        table = self._budget.fold(
+            BlockTable(sites, gauges, nonfinite_steps, buckets, sums), sites, merged, self._findings.open_blocks()
+        )
+        self._say_what_is_folded(len(sites))
+        return table, sites
 
-
-def _spread(column: Column, given: Sites, wanted: Sites) -> Column:
-    """A column over other sites: those of the merged step may differ from the newest for a moment, when a block appears."""
-    if given is wanted:
-        return column
-    places = {(site.model, site.name): i for i, site in enumerate(given)}
-    found = [places.get((site.model, site.name), -1) for site in wanted]
-    there = np.array([place >= 0 for place in found], bool)
-    if not len(given):
-        return Column(np.full(len(wanted), np.nan), there)
-    return Column(column.values[found], column.present[found] & there)
+    def _say_what_is_folded(self, blocks: int) -> None:
+        """Once, and again only where it has become another matter."""
+        if self._budget.fit == self._said:
+            return
+        self._said = self._budget.fit
+        run = f"run {self.info.run!r}, attempt {self.info.attempt}"
+        limit = f"{self._budget.max_series:,} series (max_series)"
+        needed = (self._budget.needed // 1000 + 2) * 1000  # with something to spare for scores, groups and findings to come
+        enough = f"With max_series = {needed} each of its blocks has its own; the flight has them all anyway"
+        if self._said == "none":
+            log.warning(
+                "%s: no series of its %s blocks is exported, as its scores, ranks, groups and findings leave no room in %s. %s",
+                run,
+                f"{blocks:,}",
+                limit,
+                enough,
+            )
+        elif self._said == "folded":
+            log.info(
+                "%s: its %s blocks are exported by stage and the worst of them by name, within %s. %s",
+                run,
+                f"{blocks:,}",
+                limit,
+                enough,
+            )

@@ -26,6 +26,7 @@ class FindingLog:
         self._whole = _ends_whole(path)
         self._newest: dict[str, Finding] = {}
         self._ranks: dict[str, set[int]] = {}  # in which a finding is open
+        self._kinds: set[tuple[str, str, str, str]] = set()
 
     def add(self, event: Finding, rank: int) -> None:
         """Take an event. Raises OSError where it cannot be written; in memory it stands then, too."""
@@ -39,6 +40,7 @@ class FindingLog:
         event = replace(event, evidence=event.evidence | {"rank": rank})
         if event.state != "opened" or event.id not in self._newest:
             self._newest[event.id] = event
+            self._kinds.add((event.model, event.block, event.kind, event.severity))
         key = (event.id, event.state, event.step)
         # A finding opens once, whichever rank saw it at which of its steps.
         if key not in self._written and (event.state != "opened" or (event.id, "opened", event.opened_step) not in self._written):
@@ -48,6 +50,15 @@ class FindingLog:
     def newest(self) -> tuple[tuple[Finding, bool], ...]:
         """Every finding in its newest state, and whether it is open."""
         return tuple((finding, finding.state != "closed") for finding in self._newest.values())
+
+    @property
+    def series(self) -> int:
+        """How many series the findings make: those of one kind and block share theirs."""
+        return len(self._kinds)
+
+    def open_blocks(self) -> set[tuple[str, str]]:
+        """Model and name of the blocks that open findings name."""
+        return {(finding.model, finding.block) for finding in self._newest.values() if finding.state != "closed"}
 
     def _append(self, event: Finding) -> None:
         line = json.dumps(asdict(event)).encode() + b"\n"

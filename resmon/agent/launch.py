@@ -42,11 +42,11 @@ def find_or_start(settings: Settings) -> str | None:
             return expected
         if not sys.executable:
             return None
-        _note_started(descriptor, _start(folder, settings.listen))
+        _note_started(descriptor, _start(folder, settings))
     return expected
 
 
-def _start(folder: Path, listen: str) -> int:
+def _start(folder: Path, settings: Settings) -> int:
     """Start an agent, detached, and give its process id."""
     log = folder / runtime.LOG
     try:
@@ -65,7 +65,8 @@ def _start(folder: Path, listen: str) -> int:
     if package.name not in ("site-packages", "dist-packages"):  # a source tree that may be importable from its own folder only
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
     # -P: the folder it starts in is not a place to import from.
-    command = [sys.executable, "-P", "-m", "resmon", "agent", "--listen", listen]
+    arguments = ["--listen", settings.listen, "--max-series", str(settings.max_series)]
+    command = [sys.executable, "-P", "-m", "resmon", "agent", *arguments]
     try:
         shell = subprocess.run(
             ["/bin/sh", "-c", IN_BACKGROUND, str(log), *command],

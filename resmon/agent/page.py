@@ -29,7 +29,7 @@ def _row(run: RunView) -> str:
         str(run.info.attempt),
         run.outcome or "under way",
         str(max(steps)) if steps else "–",
-        str(len(run.blocks.sites)) if run.blocks else "–",
+        str(sum(run.watched.values())) if run.watched else "–",
         findings or "–",
     )
     return "<tr>" + "".join(f"<td>{escape(_shown(cell))}" for cell in cells) + "</tr>"

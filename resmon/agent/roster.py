@@ -17,8 +17,9 @@ from resmon.agent import runtime
 from resmon.agent.attempt import Attempt, Rank
 from resmon.agent.tally import Tally
 from resmon.errors import FlightError
+from resmon.exporters.budget import MAX_SERIES
 from resmon.exporters.prometheus import writable
-from resmon.exporters.view import AgentView
+from resmon.exporters.view import AgentView, GpuView
 from resmon.flight import layout
 from resmon.flight.reader import Follower
 
@@ -43,10 +44,11 @@ class _Followed:
 class Roster:
     """Not safe to use from two threads at once; the service holds one lock over it."""
 
-    def __init__(self, folder: Path, version: str, linger: float) -> None:
+    def __init__(self, folder: Path, version: str, linger: float, max_series: int = MAX_SERIES) -> None:
         self._folder = folder
         self._version = version
         self._linger = linger
+        self._max_series = max_series
         self._boot_id = layout.boot_id()
         self._tally = Tally.load(folder / runtime.STATE)
         self._followed: dict[Path, _Followed] = {}  # by the attempt's folder
@@ -101,7 +103,7 @@ class Roster:
             self._said.add(about)
             log.warning("%s", message)
 
-    def view(self, collect_seconds: float) -> AgentView:
+    def view(self, collect_seconds: float, gpus: tuple[GpuView, ...] = ()) -> AgentView:
         """This moment."""
         attempts = [followed.attempt for followed in self._followed.values()]
         return AgentView(
@@ -112,6 +114,7 @@ class Roster:
             skipped_rows=self._tally.skipped_rows + sum(attempt.skipped for attempt in attempts),
             errors=self._tally.errors,
             collect_seconds=collect_seconds,
+            gpus=gpus,
         )
 
     def _welcome(self) -> None:
@@ -136,7 +139,7 @@ class Roster:
             folder = rank_folder.parent
             followed = self._followed.get(folder)
             if followed is None:
-                followed = self._followed[folder] = _Followed(Attempt(folder, self.fault), [])
+                followed = self._followed[folder] = _Followed(Attempt(folder, self.fault, self._max_series), [])
                 log.info("following run %r, attempt %d, in %s", follower.info.run, follower.info.attempt, folder)
             followed.attempt.add(Rank(follower))
             followed.registrations.append(file)

@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 import resmon
 from resmon.agent import runtime
+from resmon.agent.figures import Gpus
 from resmon.agent.page import page
 from resmon.agent.roster import Roster
 from resmon.agent.runtime import Seat
@@ -41,11 +42,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class Server:
     """Serves until the roster is over or a signal comes."""
 
-    def __init__(self, folder: Path, seat: Seat, linger: float) -> None:
+    def __init__(self, folder: Path, seat: Seat, linger: float, max_series: int) -> None:
         self._folder = folder
         self._seat = seat
-        self._roster = Roster(folder, resmon.__version__, linger)
+        self._roster = Roster(folder, resmon.__version__, linger, max_series)
         self._exporter = Prometheus()
+        self._gpus = Gpus()
         self._lock = threading.Lock()  # over the roster and the exporter
         self._stop = threading.Event()
         self._turned = time.monotonic()
@@ -86,6 +88,7 @@ class Server:
             self._http.run(sockets=[listener])
         finally:
             self._stop.set()
+            self._gpus.close()
             listener.close()
             reader.join(timeout=5)
 
@@ -123,7 +126,8 @@ class Server:
         with self._lock:
             started = time.perf_counter()
             self._roster.poll()
-            content, kind = self._exporter.render(self._roster.view(self._collect_seconds), request.headers.get("accept", ""))
+            view = self._roster.view(self._collect_seconds, self._gpus.newest())
+            content, kind = self._exporter.render(view, request.headers.get("accept", ""))
             self._collect_seconds = time.perf_counter() - started
             if request.method == "GET":
                 self._roster.scraped()

@@ -18,11 +18,12 @@ log = logging.getLogger("resmon.agent")
 PATIENCE = 5.0
 
 
-def main(listen: str, linger: float = 90.0) -> None:
+def main(listen: str, linger: float, max_series: int) -> None:
     """Serve until nothing is left to follow, or a signal. Returns at once where another agent serves already.
 
     `linger` is how many seconds the series of a run stay after its end if nobody scrapes them, and the agent after its start if
-    nobody comes. Raises AgentError where the runtime folder or the address cannot be used.
+    nobody comes. A run exports at most `max_series` series (exporters/budget.py). Raises AgentError where the runtime folder or the
+    address cannot be used.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder = runtime.folder()
@@ -39,10 +40,10 @@ def main(listen: str, linger: float = 90.0) -> None:
         # Imported only now, so that an agent that is not needed costs little.
         from resmon.agent.server import Server
 
-        server = Server(folder, seat, linger)
+        server = Server(folder, seat, linger, max_series)
         seat.announce(url, resmon.__version__)
         print(f"resmon agent: serving {url}/metrics", flush=True)
-        log.info("process serves %s/metrics; runtime folder %s", url, folder)
+        log.info("process serves %s/metrics, at most %d series of a run; runtime folder %s", url, max_series, folder)
         server.run(listener)
     finally:
         seat.leave()

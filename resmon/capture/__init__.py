@@ -6,6 +6,8 @@
   makes of all that.
 - From tensors to numbers (`columns` names them): `channel` gathers those of a site; `sums` and `sample` read tensors in main
   memory, with the compiled `_native`; `accelerator` has a GPU read its own, and `fetch` brings what comes of it to the host.
+  `positions` are looked at now and then, as are the inputs of the `layers` that end branches; `keeping` tells dropped samples.
+- The run's own: `clock` says where a step's time goes, `memory` what is in use and free.
 - Gradients: `gradients` reads them, `measured` is what comes of a step's, `optimizers` says when, `clipping` and `scaler` hear what
   was done to them (`interception` is how), `placement` knows what share of them this rank has.
 - Records: `session` is the loop as it is told here, `drafts` make a step's record of it all, `outbox` hands it on in its turn.

@@ -1,4 +1,5 @@
-/* Reads tensors in main memory: sums of squares and histograms of magnitudes.
+/* Reads tensors in main memory: sums of squares and products, largest magnitudes, histograms of magnitudes, and what is looked at in
+ * some positions or samples only.
  *
  * A training step leaves little time, and what a block's numbers cost is reading its tensors once and everything around that. So
  * there is one call per residual add, which reads skip and branch in a single pass and makes their sum in registers on the way,
@@ -19,6 +20,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #if defined(__GNUC__) && !defined(_WIN32)
@@ -82,6 +84,14 @@ static double added(const float *lane)
     return total;
 }
 
+static double largest(const float *lane)
+{
+    float found = 0;
+    for (int j = 0; j < LANES; j++)
+        found = lane[j] > found ? lane[j] : found;
+    return found;
+}
+
 WIDE static double squares32(const float *x, size_t n)
 {
     double total = 0;
@@ -105,14 +115,32 @@ WIDE static double squares32(const float *x, size_t n)
     return total;
 }
 
-WIDE static double squares16(const uint16_t *x, size_t n, int is_bfloat)
+/* Of 16 bits: also the largest magnitude, of those that are not NaN. */
+WIDE static double squares16(const uint16_t *x, size_t n, int is_bfloat, double *peak)
 {
+    const uint16_t infinite = is_bfloat ? 0x7F80 : 0x7C00;
     double total = 0;
+    uint16_t most = 0; /* the larger magnitude has the larger bits */
     for (size_t begin = 0; begin < n; begin += BLOCK) {
         float wide[BLOCK];
         const uint16_t *block = x + begin;
         size_t size = n - begin < BLOCK ? n - begin : BLOCK;
         uint16_t largest = 0;
+        for (size_t i = 0; i < size; i++) {
+            uint16_t magnitude = block[i] & 0x7FFF;
+            largest = magnitude > largest ? magnitude : largest;
+        }
+        if (largest > infinite) {
+            largest = 0;
+            for (size_t i = 0; i < size; i++) {
+                uint16_t magnitude = block[i] & 0x7FFF;
+                magnitude = magnitude > infinite ? 0 : magnitude;
+                most = magnitude > most ? magnitude : most;
+            }
+            largest = infinite;
+        } else {
+            most = largest > most ? largest : most;
+        }
         if (is_bfloat) {
             for (size_t i = 0; i < size; i++) {
                 uint32_t bits = (uint32_t)block[i] << 16;
@@ -121,19 +149,18 @@ WIDE static double squares16(const uint16_t *x, size_t n, int is_bfloat)
         } else {
             /* The bits of a float16, moved to where float32 has them, are the value less 2^112; infinity and NaN aside. */
             for (size_t i = 0; i < size; i++) {
-                uint16_t magnitude = block[i] & 0x7FFF;
-                uint32_t bits = (uint32_t)magnitude << 13;
-                largest = magnitude > largest ? magnitude : largest;
+                uint32_t bits = (uint32_t)(block[i] & 0x7FFF) << 13;
                 memcpy(&wide[i], &bits, sizeof bits);
                 wide[i] *= 0x1p112f;
             }
         }
-        if (largest < 0x7C00)
+        if (is_bfloat || largest < infinite)
             total += squares32(wide, size);
         else
             for (size_t i = 0; i < size; i++)
                 total += float16(block[i]) * float16(block[i]);
     }
+    *peak = is_bfloat ? bfloat16(most) : float16(most);
     return total;
 }
 
@@ -158,57 +185,104 @@ WIDE static double squares64(const double *x, size_t n)
     return total;
 }
 
+static double squares(const void *data, enum dtype dtype, size_t begin, size_t n)
+{
+    double peak;
+    switch (dtype) {
+    case FLOAT64: return squares64((const double *)data + begin, n);
+    case FLOAT16: return squares16((const uint16_t *)data + begin, n, 0, &peak);
+    case BFLOAT16: return squares16((const uint16_t *)data + begin, n, 1, &peak);
+    default: return squares32((const float *)data + begin, n);
+    }
+}
+
+/* The largest magnitude among n numbers; what is NaN is larger than none. */
+WIDE static double largest32(const float *x, size_t n)
+{
+    float lane[LANES] = {0};
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int j = 0; j < LANES; j++) {
+            float magnitude = fabsf(x[i + j]);
+            lane[j] = magnitude > lane[j] ? magnitude : lane[j];
+        }
+    for (int j = 0; i + j < n; j++)
+        lane[j] = fabsf(x[i + j]) > lane[j] ? fabsf(x[i + j]) : lane[j];
+    return largest(lane);
+}
+
+static double largest64(const double *x, size_t n)
+{
+    double found = 0;
+    for (size_t i = 0; i < n; i++)
+        found = fabs(x[i]) > found ? fabs(x[i]) : found;
+    return found;
+}
+
+/* What is gathered of a chunk: sums of squares of skip, branch and output (of a single tensor: of it, the first), the sum of skip
+ * times branch, and the largest magnitude of the output. */
+enum gathered { SKIP, BRANCH, OUTPUT, PRODUCT, PEAK, GATHERED };
+
 struct addition {
     const float *skip, *branch;
     float skip_factor, branch_factor; /* what each operand is multiplied with before the add */
 };
 
-/* The sums of squares of skip, branch and their sum, of n elements each. */
-WIDE static void add_squares(const struct addition *of, size_t n, double sums[3])
+/* Gathers n elements of skip, branch and their sum. */
+WIDE static void add_squares(const struct addition *of, size_t n, double sums[GATHERED])
 {
     const float p = of->skip_factor, q = of->branch_factor;
-    sums[0] = sums[1] = sums[2] = 0;
+    float peak[LANES] = {0};
+    memset(sums, 0, GATHERED * sizeof *sums);
     for (size_t begin = 0; begin < n; begin += BLOCK) {
         const float *x = of->skip + begin, *f = of->branch + begin;
         size_t size = n - begin < BLOCK ? n - begin : BLOCK, i = 0;
-        float skip[LANES] = {0}, branch[LANES] = {0}, output[LANES] = {0};
+        float skip[LANES] = {0}, branch[LANES] = {0}, output[LANES] = {0}, product[LANES] = {0};
         for (; i + LANES <= size; i += LANES)
             for (int j = 0; j < LANES; j++) {
-                float a = x[i + j] * p, b = f[i + j] * q, y = a + b;
+                float a = x[i + j] * p, b = f[i + j] * q, y = a + b, magnitude = fabsf(y);
                 skip[j] += a * a;
                 branch[j] += b * b;
                 output[j] += y * y;
+                product[j] += a * b;
+                peak[j] = magnitude > peak[j] ? magnitude : peak[j];
             }
         for (int j = 0; i + j < size; j++) {
-            float a = x[i + j] * p, b = f[i + j] * q, y = a + b;
+            float a = x[i + j] * p, b = f[i + j] * q, y = a + b, magnitude = fabsf(y);
             skip[j] += a * a;
             branch[j] += b * b;
             output[j] += y * y;
+            product[j] += a * b;
+            peak[j] = magnitude > peak[j] ? magnitude : peak[j];
         }
-        double sum[3] = {added(skip), added(branch), added(output)};
-        if (!(is_safe(sum[0], size) && is_safe(sum[1], size) && is_safe(sum[2], size))) {
-            sum[0] = sum[1] = sum[2] = 0;
+        double sum[] = {added(skip), added(branch), added(output), added(product)};
+        if (!(is_safe(sum[SKIP], size) && is_safe(sum[BRANCH], size) && is_safe(sum[OUTPUT], size))) {
+            memset(sum, 0, sizeof sum);
             for (i = 0; i < size; i++) {
                 float a = x[i] * p, b = f[i] * q, y = a + b;
-                sum[0] += (double)a * a;
-                sum[1] += (double)b * b;
-                sum[2] += (double)y * y;
+                sum[SKIP] += (double)a * a;
+                sum[BRANCH] += (double)b * b;
+                sum[OUTPUT] += (double)y * y;
+                sum[PRODUCT] += (double)a * b;
             }
         }
-        for (int k = 0; k < 3; k++)
+        for (int k = SKIP; k <= PRODUCT; k++)
             sums[k] += sum[k];
     }
+    sums[PEAK] = largest(peak);
 }
 
-/* One reading of n elements: the squares of `data`, or, where there is none, of the addition, and every stride-th sum. */
+/* One reading of n elements: the squares of `data` and, where it is wanted, its peak; or, where there is no data, all of the
+ * addition, and every stride-th sum. */
 struct reading {
     const void *data;
     enum dtype dtype;
+    int wants_peak;
     struct addition of;
     float *samples;
     size_t stride;
     size_t n, chunk, next;
-    double sums[CHUNKS][3];
+    double sums[CHUNKS][GATHERED];
 };
 
 static void read_chunk(struct reading *r, size_t i)
@@ -228,10 +302,19 @@ static void read_chunk(struct reading *r, size_t i)
         return;
     }
     switch (r->dtype) {
-    case FLOAT64: sums[0] = squares64((const double *)r->data + begin, n); break;
-    case FLOAT16: sums[0] = squares16((const uint16_t *)r->data + begin, n, 0); break;
-    case BFLOAT16: sums[0] = squares16((const uint16_t *)r->data + begin, n, 1); break;
-    default: sums[0] = squares32((const float *)r->data + begin, n);
+    case FLOAT64:
+        sums[0] = squares64((const double *)r->data + begin, n);
+        if (r->wants_peak)
+            sums[PEAK] = largest64((const double *)r->data + begin, n);
+        break;
+    case FLOAT16:
+    case BFLOAT16:
+        sums[0] = squares16((const uint16_t *)r->data + begin, n, r->dtype == BFLOAT16, &sums[PEAK]);
+        break;
+    default:
+        sums[0] = squares32((const float *)r->data + begin, n);
+        if (r->wants_peak)
+            sums[PEAK] = largest32((const float *)r->data + begin, n);
     }
 }
 
@@ -259,7 +342,7 @@ static parallel pool(void)
 #endif
 
 /* Reads all chunks and adds them up in their order, so that the sums do not depend on who read what. */
-static void read_all(struct reading *r, double sums[3])
+static void read_all(struct reading *r, double sums[GATHERED])
 {
     size_t least = (r->n + CHUNKS - 1) / CHUNKS;
     r->chunk = least <= CHUNK ? CHUNK : (least + BLOCK - 1) / BLOCK * BLOCK;
@@ -273,13 +356,16 @@ static void read_all(struct reading *r, double sums[3])
 #endif
     for (; i < chunks; i++)
         read_chunk(r, i);
-    sums[0] = sums[1] = sums[2] = 0;
-    for (i = 0; i < chunks; i++)
-        for (int k = 0; k < (r->data ? 1 : 3); k++)
+    memset(sums, 0, GATHERED * sizeof *sums);
+    for (i = 0; i < chunks; i++) {
+        for (int k = SKIP; k <= (r->data ? SKIP : PRODUCT); k++)
             sums[k] += r->sums[i][k];
+        if ((!r->data || r->wants_peak) && r->sums[i][PEAK] > sums[PEAK])
+            sums[PEAK] = r->sums[i][PEAK];
+    }
 }
 
-static void read_freely(struct reading *r, double sums[3])
+static void read_freely(struct reading *r, double sums[GATHERED])
 {
     if (r->n < RELEASE) {
         read_all(r, sums);
@@ -406,13 +492,16 @@ static int expects(Py_ssize_t given, Py_ssize_t wanted)
 static PyObject *square(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     struct reading r;
-    double sums[3];
-    if (!expects(given, 3) || !address(arguments[0], &r.data) || !kind(arguments[1], &r.dtype) || !whole(arguments[2], &r.n) ||
-        !is_there(r.data, r.n))
+    double sums[GATHERED], *peak;
+    if (!expects(given, 4) || !address(arguments[0], &r.data) || !kind(arguments[1], &r.dtype) || !whole(arguments[2], &r.n) ||
+        !address(arguments[3], &peak) || !is_there(r.data, r.n))
         return NULL;
+    r.wants_peak = peak != NULL;
     if (r.n == 0)
         return PyFloat_FromDouble(0);
     read_freely(&r, sums);
+    if (peak != NULL && sums[PEAK] > *peak)
+        *peak = sums[PEAK];
     return PyFloat_FromDouble(sums[0]);
 }
 
@@ -477,7 +566,7 @@ static int is_plain(PyObject *gradient, PyObject *type, PyObject *dtype, PyObjec
 static PyObject *gradients(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     struct reading r;
-    double *into, sums[3];
+    double *into, sums[GATHERED];
     uint8_t *present;
     if (!expects(given, 6) || !address(arguments[4], &into) || !address(arguments[5], &present) || !make_names())
         return NULL;
@@ -486,6 +575,7 @@ static PyObject *gradients(PyObject *self, PyObject *const *arguments, Py_ssize_
     if (others == NULL)
         return NULL;
     r.dtype = FLOAT32;
+    r.wants_peak = 0;
     for (Py_ssize_t i = 0; i < parameters; i++) {
         PyObject *gradient = PyObject_GetAttr(PyTuple_GetItem(arguments[0], i), GRAD);
         if (gradient == NULL)
@@ -540,11 +630,12 @@ static PyObject *addition(PyObject *self, PyObject *const *arguments, Py_ssize_t
 {
     struct reading r;
     struct addition *of = &r.of;
-    double *sums;
+    double *into_sums, *into_peak, sums[GATHERED];
     struct histogram into;
-    if (!expects(given, 10) || !address(arguments[0], &of->skip) || !address(arguments[1], &of->branch) ||
+    if (!expects(given, 11) || !address(arguments[0], &of->skip) || !address(arguments[1], &of->branch) ||
         !real(arguments[2], &of->skip_factor) || !real(arguments[3], &of->branch_factor) || !whole(arguments[4], &r.n) ||
-        !address(arguments[5], &sums) || !whole(arguments[6], &r.stride) || !buckets(arguments + 7, &into) ||
+        !address(arguments[5], &into_sums) || !address(arguments[6], &into_peak) || !whole(arguments[7], &r.stride) ||
+        !buckets(arguments + 8, &into) ||
         !is_there(of->skip, r.n) || !is_there(of->branch, r.n))
         return NULL;
     if (r.stride == 0)
@@ -555,21 +646,161 @@ static PyObject *addition(PyObject *self, PyObject *const *arguments, Py_ssize_t
     if (r.samples == NULL)
         return PyErr_NoMemory();
     read_freely(&r, sums);
+    memcpy(into_sums, sums, (PRODUCT + 1) * sizeof *sums);
+    *into_peak = sums[PEAK];
     clear(&into);
     count32(&into, r.samples, sampled);
     PyMem_Free(r.samples);
-    return PyFloat_FromDouble(sums[2]);
+    return PyFloat_FromDouble(sums[OUTPUT]);
+}
+
+/* Vectors of channels at some positions of a tensor: where they begin, and how far apart their elements are, in elements. */
+struct vectors {
+    const void *data;
+    enum dtype dtype;
+    const int64_t *offsets;
+    size_t stride;
+};
+
+static int vectors(PyObject *const *arguments, struct vectors *at)
+{
+    return address(arguments[0], &at->data) && kind(arguments[1], &at->dtype) && address(arguments[2], &at->offsets) &&
+           whole(arguments[3], &at->stride);
+}
+
+static double norm(const struct vectors *at, size_t i, size_t channels)
+{
+    size_t begin = (size_t)at->offsets[i];
+    if (at->stride == 1)
+        return sqrt(squares(at->data, at->dtype, begin, channels));
+    double sum = 0;
+    for (size_t k = 0; k < channels; k++) {
+        double value = at->dtype == FLOAT32 ? ((const float *)at->data)[begin + k * at->stride]
+                                            : element(at->data, at->dtype, begin + k * at->stride);
+        sum += value * value;
+    }
+    return sqrt(sum);
+}
+
+static int compare(const void *first, const void *second)
+{
+    double a = *(const double *)first, b = *(const double *)second;
+    return (a > b) - (a < b);
+}
+
+static PyObject *median_ratio(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    struct vectors skip, branch;
+    size_t positions, channels, found = 0;
+    if (!expects(given, 10) || !vectors(arguments, &skip) || !vectors(arguments + 4, &branch) || !whole(arguments[8], &positions) ||
+        !whole(arguments[9], &channels) || !is_there(skip.data, positions * channels) ||
+        !is_there(branch.data, positions * channels))
+        return NULL;
+    double *ratios = PyMem_Malloc((positions + 1) * sizeof *ratios);
+    if (ratios == NULL)
+        return PyErr_NoMemory();
+    for (size_t i = 0; i < positions; i++) {
+        double below = norm(&skip, i, channels), ratio = below > 0 ? norm(&branch, i, channels) / below : NAN;
+        if (!isnan(ratio))
+            ratios[found++] = ratio;
+    }
+    qsort(ratios, found, sizeof *ratios, compare);
+    double median = found ? ratios[(found - 1) / 2] : NAN;
+    PyMem_Free(ratios);
+    return PyFloat_FromDouble(median);
+}
+
+/* Marks which of n numbers are not zero; NaN is none. */
+WIDE static void mark32(const float *x, size_t n, uint8_t *marks)
+{
+    for (size_t k = 0; k < n; k++)
+        marks[k] |= x[k] != 0;
+}
+
+static PyObject *idle(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    struct vectors at;
+    int64_t *since;
+    size_t positions, units, limit, found = 0;
+    if (!expects(given, 8) || !vectors(arguments, &at) || !whole(arguments[4], &positions) || !whole(arguments[5], &units) ||
+        !address(arguments[6], &since) || !whole(arguments[7], &limit) || !is_there(at.data, positions * units))
+        return NULL;
+    uint8_t *marks = PyMem_Calloc(units + 1, 1);
+    if (marks == NULL)
+        return PyErr_NoMemory();
+    for (size_t i = 0; i < positions; i++) {
+        size_t begin = (size_t)at.offsets[i];
+        if (at.stride == 1 && at.dtype == FLOAT32)
+            mark32((const float *)at.data + begin, units, marks);
+        else
+            for (size_t k = 0; k < units; k++)
+                marks[k] |= element(at.data, at.dtype, begin + k * at.stride) != 0;
+    }
+    for (size_t k = 0; k < units; k++) {
+        since[k] = marks[k] ? 0 : since[k] + (int64_t)positions;
+        found += since[k] >= (int64_t)limit;
+    }
+    PyMem_Free(marks);
+    return PyLong_FromSize_t(found);
+}
+
+/* Whether any of n numbers is not zero. */
+static int is_any(const void *data, enum dtype dtype, size_t begin, size_t n)
+{
+    for (size_t i = begin; i < begin + n; i++)
+        if (element(data, dtype, i) != 0)
+            return 1;
+    return 0;
+}
+
+static PyObject *kept(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    const void *branch, *skip;
+    enum dtype branch_dtype, skip_dtype;
+    size_t samples, size, dropped = 0;
+    double square, *into;
+    if (!expects(given, 8) || !address(arguments[0], &branch) || !kind(arguments[1], &branch_dtype) ||
+        !address(arguments[2], &skip) || !kind(arguments[3], &skip_dtype) || !whole(arguments[4], &samples) ||
+        !whole(arguments[5], &size) || !address(arguments[7], &into) || !is_there(branch, samples * size) ||
+        !is_there(skip, samples * size))
+        return NULL;
+    square = PyFloat_AsDouble(arguments[6]);
+    if (PyErr_Occurred())
+        return NULL;
+    uint8_t *is_kept = PyMem_Malloc(samples + 1);
+    if (is_kept == NULL)
+        return PyErr_NoMemory();
+    for (size_t i = 0; i < samples; i++)
+        dropped += !(is_kept[i] = (uint8_t)is_any(branch, branch_dtype, i * size, size));
+    double sum = 0;
+    for (size_t i = 0; i < samples && dropped; i++)
+        sum += is_kept[i] ? 0 : squares(skip, skip_dtype, i * size, size);
+    if (sum < square / 2) {
+        sum = square - sum;
+    } else if (dropped) { /* little is left, and a difference of two numbers that are nearly equal says nothing */
+        sum = 0;
+        for (size_t i = 0; i < samples; i++)
+            sum += is_kept[i] ? squares(skip, skip_dtype, i * size, size) : 0;
+    } else {
+        sum = square;
+    }
+    PyMem_Free(is_kept);
+    *into = (double)(samples - dropped);
+    return PyFloat_FromDouble(sum);
 }
 
 static PyObject *accumulate(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     const double *from;
     double *into;
-    size_t n;
-    if (!expects(given, 3) || !address(arguments[0], &from) || !address(arguments[1], &into) || !whole(arguments[2], &n))
+    size_t sums, extremes;
+    if (!expects(given, 4) || !address(arguments[0], &from) || !address(arguments[1], &into) || !whole(arguments[2], &sums) ||
+        !whole(arguments[3], &extremes))
         return NULL;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < sums; i++)
         into[i] += from[i];
+    for (size_t i = sums; i < sums + extremes; i++)
+        into[i] = from[i] > into[i] ? from[i] : into[i];
     Py_RETURN_NONE;
 }
 
@@ -577,6 +808,9 @@ static PyMethodDef METHODS[] = {
     {"square", (PyCFunction)(void (*)(void))square, METH_FASTCALL, NULL},
     {"gradients", (PyCFunction)(void (*)(void))gradients, METH_FASTCALL, NULL},
     {"magnitudes", (PyCFunction)(void (*)(void))magnitudes, METH_FASTCALL, NULL},
+    {"median_ratio", (PyCFunction)(void (*)(void))median_ratio, METH_FASTCALL, NULL},
+    {"idle", (PyCFunction)(void (*)(void))idle, METH_FASTCALL, NULL},
+    {"kept", (PyCFunction)(void (*)(void))kept, METH_FASTCALL, NULL},
     {"accumulate", (PyCFunction)(void (*)(void))accumulate, METH_FASTCALL, NULL},
     {"addition", (PyCFunction)(void (*)(void))addition, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-# The sum of squares, not finite only where an element is not.
-def square(data: int, dtype: int, elements: int, /) -> float: ...
+# The sum of squares, not finite only where an element is not. The largest magnitude goes to the address `peak`, unless that is 0 or
+# what stands there is larger.
+def square(data: int, dtype: int, elements: int, peak: int, /) -> float: ...
 
 # The same of each parameter's gradient into `squares`, and whether there is one into `present`. Returns the indices of those that
 # were not read, being no plain float32 tensors (their type, dtype and layout are given) in one piece of main memory.
@@ -15,8 +16,8 @@ def gradients(
 # The histogram of every `stride`-th element's magnitude, into `cells`: the sum of the finite ones, then the buckets' counts.
 def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larger: int, cells: int, /) -> None: ...
 
-# Of float32 operands in the same order: the squares of skip, branch and sum into `sums`, the sum's magnitudes into `cells`.
-# Returns the sum's square.
+# Of float32 operands in the same order: the squares of skip, branch and sum and the product into `sums`, the sum's largest
+# magnitude into `peak`, a sample of its magnitudes into `cells`. Returns the sum's square.
 def addition(
     skip: int,
     branch: int,
@@ -24,6 +25,7 @@ def addition(
     branch_factor: float,
     elements: int,
     sums: int,
+    peak: int,
     stride: int,
     low: int,
     larger: int,
@@ -31,5 +33,31 @@ def addition(
     /,
 ) -> float: ...
 
-# `into` += `source`, float64 both.
-def accumulate(source: int, into: int, elements: int, /) -> None: ...
+# The median over vectors of `channels` elements, `stride` apart, that begin at `offsets` (int64, in elements), of the branch's norm
+# over the skip's: of two in the middle the lower, NaN of none.
+def median_ratio(
+    skip: int,
+    skip_dtype: int,
+    skip_offsets: int,
+    skip_stride: int,
+    branch: int,
+    branch_dtype: int,
+    branch_offsets: int,
+    branch_stride: int,
+    positions: int,
+    channels: int,
+    /,
+) -> float: ...
+
+# For how many positions in a row each unit has been zero, in `since` (int64), brought up to date by such vectors. Returns how many
+# have been for at least `limit`.
+def idle(data: int, dtype: int, offsets: int, stride: int, positions: int, units: int, since: int, limit: int, /) -> int: ...
+
+# Of samples of `size` elements, one behind the other: the sum of the skip's squares in those whose branch is not all zero (in all
+# samples it is `square`), and how many those are, at the address `kept`.
+def kept(
+    branch: int, branch_dtype: int, skip: int, skip_dtype: int, samples: int, size: int, square: float, kept: int, /
+) -> float: ...
+
+# `into` += `source`, float64 both, of the first `sums` numbers; of the next `extremes` the larger stays.
+def accumulate(source: int, into: int, sums: int, extremes: int, /) -> None: ...

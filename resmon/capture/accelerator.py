@@ -7,6 +7,7 @@ more. What a pass has left is put together when the pass is over; what the host 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resmon.capture.columns import BACKWARD_NONFINITE, BRANCH, CELLS, FORWARD_NONFINITE, GRADIENT, OUTPUT, SKIP
+from resmon.capture import keeping
+from resmon.capture.columns import (
+    BACKWARD_NONFINITE,
+    BRANCH,
+    CELLS,
+    FILL,
+    FORWARD_NONFINITE,
+    GRADIENT,
+    KEPT,
+    KEPT_SQUARE,
+    OUTPUT,
+    PEAK,
+    SAMPLES,
+    SKIP,
+)
 from resmon.capture.fetch import check
 from resmon.capture.sample import flat
 from resmon.records import MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO
@@ -25,6 +40,9 @@ if TYPE_CHECKING:
     from resmon.capture.channel import Channel
 
 _INFINITE = 0x7F800000  # the bits of float32's infinity; those of NaN are larger
+
+
+ENDS = {dtype: torch.finfo(dtype).max for dtype in (torch.float16, torch.bfloat16)}  # of the dtypes whose end may be near
 
 
 def norms(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -38,7 +56,7 @@ class Place:
 
     channel: Channel
     column: int
-    factor: float  # of the norm's square, or of the count
+    factor: float  # of the norm's square, or of the number
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +72,20 @@ class Gathered:
 class Pass:
     """An add's numbers in one forward pass, which count only when `count` says so."""
 
-    __slots__ = ("_broken", "_factors", "_norms", "_sample")
+    __slots__ = ("_broken", "_factors", "_norms", "_numbers", "_sample")
 
-    def __init__(self, skip: Tensor, branch: Tensor, factors: tuple[float, float]) -> None:
+    def __init__(self, skip: Tensor, branch: Tensor, factors: tuple[float, float], *, drops: bool) -> None:
         check(skip.device)
+        self._numbers: list[tuple[Tensor, int, float]] = []  # others, with the column and factor of each
+        for operand in (skip, branch):
+            self._peak(operand)
+        if drops:
+            kept = keeping.kept_elsewhere(branch)
+            self._numbers += [
+                (kept.sum().double(), KEPT, 1.0),
+                (torch.ones_like(kept, dtype=torch.float64).sum(), SAMPLES, 1.0),
+                (keeping.kept_norm(skip, kept), KEPT_SQUARE, factors[0] ** 2),
+            ]
         self._norms = list(norms([skip, branch]) if skip.dtype is branch.dtype else (*norms([skip]), *norms([branch])))
         self._factors = factors
 
@@ -65,6 +93,7 @@ class Pass:
         """Take the result, with a sample of about `most` elements."""
         tensor = tensor.detach().to(self._norms[0].device, non_blocking=True)  # where the loop has sent it elsewhere since
         self._norms[OUTPUT:] = norms([tensor])
+        self._peak(tensor, of_output=True)
         self._sample = flat(tensor, most).to(torch.float32, copy=True)
         self._broken = _nonfinite(tensor) if exactly else None
 
@@ -72,9 +101,19 @@ class Pass:
         first, second = self._factors
         for norm, column, factor in zip(self._norms, (SKIP, BRANCH, OUTPUT), (first * first, second * second, 1.0), strict=True):
             into.note(norm, Place(channel, column, factor))
+        for number, column, factor in self._numbers:
+            into.note(number, Place(channel, column, factor))
         if self._broken is not None:
             into.note(self._broken, Place(channel, FORWARD_NONFINITE, 1.0))
         into.sample(self._sample, channel)
+
+    def _peak(self, tensor: Tensor, *, of_output: bool = False) -> None:
+        """The largest magnitude, which takes a reading more, where the dtype's end may be near."""
+        if (end := ENDS.get(tensor.dtype)) is not None:
+            peak = torch.linalg.vector_norm(tensor.detach(), math.inf, dtype=torch.float32).double()
+            self._numbers.append((peak, FILL, 1 / end))
+            if of_output:
+                self._numbers.append((peak, PEAK, 1.0))
 
 
 class Accelerators:

@@ -19,14 +19,33 @@ import torch
 from torch import Tensor, nn
 
 from resmon.capture import compiler
+from resmon.capture.accelerator import ENDS
 from resmon.capture.channel import Channel
-from resmon.capture.columns import COLUMNS, GRADIENT, MAGNITUDES
+from resmon.capture.columns import GRADIENT, MAGNITUDES, MEDIAN, SUMS
 from resmon.records import MAGNITUDE_COLUMNS, MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO
 
-# A cell's numbers: square and elements of skip, branch and output, and what is not finite in the output; then the square of the
-# output's gradients, how many arrived, and what is not finite in them.
-_SKIP, _SKIP_ELEMENTS, _BRANCH, _BRANCH_ELEMENTS, _OUTPUT, _ELEMENTS, _BROKEN, _BACKWARD, _ARRIVED, _BACKWARD_BROKEN = range(10)
-_WIDTH = 10
+# A cell's numbers: square and elements of skip, branch and output, and what is not finite in the output; what share of its dtype's
+# range each of them took, and the output's largest magnitude, of 16 bits only; samples, and those that kept their branch, where it
+# may be dropped; then the square of the output's gradients, how many arrived, and what is not finite in them.
+(
+    _SKIP,
+    _SKIP_ELEMENTS,
+    _BRANCH,
+    _BRANCH_ELEMENTS,
+    _OUTPUT,
+    _ELEMENTS,
+    _BROKEN,
+    _SKIP_FILL,
+    _BRANCH_FILL,
+    _OUTPUT_FILL,
+    _PEAK,
+    _SAMPLES,
+    _KEPT,
+    _BACKWARD,
+    _ARRIVED,
+    _BACKWARD_BROKEN,
+) = range(16)
+_WIDTH = 16
 _NOTHING = -1  # elements of what was not offered in this pass
 _INFINITE = 0x7F800000  # the bits of infinity in float32; those of NaN are larger
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -39,9 +58,10 @@ class Cell:
     graph. It has one dimension: of those without any the compiler takes the value for a Python number that may matter.
     """
 
-    __slots__ = ("_numbers", "_places", "_sample", "declined")
+    __slots__ = ("_drops", "_numbers", "_places", "_sample", "declined")
 
-    def __init__(self, numbers: Tensor, sample: Tensor, places: Tensor) -> None:
+    def __init__(self, numbers: Tensor, sample: Tensor, places: Tensor, *, drops: bool) -> None:
+        self._drops = drops
         self._numbers = [_alias(number) for number in numbers.split(1)]
         self._sample, self._places = _alias(sample), places
         self.declined = ""  # why tensors were not taken
@@ -64,9 +84,22 @@ class Cell:
 
     def offer(self, role: int, tensor: Tensor, factor: float) -> None:
         """Take an operand: SKIP or BRANCH."""
-        square = _square(_wide(tensor))
+        wide = _wide(tensor)
+        square = _square(wide)
         self._numbers[2 * role].copy_(square if factor == 1 else square * (factor * factor))
         self._numbers[2 * role + 1].fill_(tensor.numel())
+        self._fill(_SKIP_FILL + role, tensor, wide)
+        if self._drops and 2 * role == _BRANCH:
+            samples = wide.flatten(1) if wide.dim() > 1 else wide[:, None]
+            self._numbers[_SAMPLES].fill_(len(samples))
+            self._numbers[_KEPT].copy_((samples != 0).any(1).sum())
+
+    def _fill(self, place: int, tensor: Tensor, wide: Tensor) -> None:
+        if tensor.dtype in ENDS and tensor.numel():
+            peak = wide.abs().amax()
+            self._numbers[place].copy_(peak * (1 / ENDS[tensor.dtype]))
+            if place == _OUTPUT_FILL:
+                self._numbers[_PEAK].copy_(peak)
 
     def offer_output(self, tensor: Tensor) -> None:
         """Take an output, which counts where operands of its size were offered in this pass, unless it is taken back."""
@@ -74,6 +107,7 @@ class Cell:
         self._numbers[_OUTPUT].copy_(_square(wide))
         self._numbers[_ELEMENTS].fill_(tensor.numel())
         self._numbers[_BROKEN].copy_(_nonfinite(wide))
+        self._fill(_OUTPUT_FILL, tensor, wide)
         elements, most = tensor.numel(), len(self._places)
         flat = wide.reshape(-1)
         if elements <= most:
@@ -114,8 +148,11 @@ class Cells:
         places = torch.from_numpy(np.random.default_rng(0).random(sample)).to(device)
         self._numbers = torch.zeros((sites, _WIDTH), dtype=torch.float64, device=device)
         self._samples = torch.zeros((sites, sample), device=device)
-        self._sums = torch.zeros((sites, COLUMNS), dtype=torch.float64, device=device)
-        self._cells = [Cell(*tensors, places) for tensors in zip(self._numbers, self._samples, strict=True)]
+        self._sums = torch.zeros((sites, MEDIAN), dtype=torch.float64, device=device)
+        self._cells = [
+            Cell(numbers, sample, places, drops=channel.drops)
+            for numbers, sample, channel in zip(self._numbers, self._samples, channels, strict=True)
+        ]
         for channel, cell in zip(channels, self._cells, strict=True):
             channel.cell = cell
 
@@ -125,7 +162,7 @@ class Cells:
 
     def end_pass(self) -> None:
         """What was offered counts."""
-        self._sums.add_(_folded(self._numbers, self._samples))
+        self._add(_folded(self._numbers, self._samples))
 
     def begin_pass_in_graph(self) -> None:
         for cell in self._cells:
@@ -133,11 +170,15 @@ class Cells:
 
     def end_pass_in_graph(self) -> None:
         numbers, samples = ([getattr(cell, name) for cell in self._cells] for name in ("numbers", "sample"))
-        self._sums.add_(_folded(torch.stack(numbers), torch.stack(samples)))
+        self._add(_folded(torch.stack(numbers), torch.stack(samples)))
+
+    def _add(self, rows: Tensor) -> None:
+        self._sums.copy_(torch.cat([self._sums[:, :SUMS] + rows[:, :SUMS], torch.maximum(self._sums[:, SUMS:], rows[:, SUMS:])], 1))
 
     def take(self) -> Tensor:
-        """What has counted, [sites, COLUMNS]; the next step begins."""
+        """What has counted, the first columns up to MEDIAN of each site's row; the next step begins."""
         rows, gradients = self._sums.clone(), self._numbers[:, _BACKWARD:]
+        self._numbers[:, _SKIP_FILL:_BACKWARD] = 0  # which not every graph writes
         rows[:, GRADIENT:MAGNITUDES] = gradients
         self._sums.zero_()
         gradients.zero_()
@@ -145,7 +186,7 @@ class Cells:
 
 
 def _folded(numbers: Tensor, samples: Tensor) -> Tensor:
-    """The rows [sites, COLUMNS] of what a pass has left, 0 where skip, branch and output were not all offered."""
+    """The sites' rows, up to MEDIAN, of what a pass has left, 0 where skip, branch and output were not all offered."""
     elements = numbers[:, _ELEMENTS : _ELEMENTS + 1]
     counts = (elements >= 0) & (elements == numbers[:, _SKIP_ELEMENTS, None]) & (elements == numbers[:, _BRANCH_ELEMENTS, None])
     bits = samples.abs().view(torch.int32)  # in which larger numbers are larger numbers
@@ -159,9 +200,17 @@ def _folded(numbers: Tensor, samples: Tensor) -> Tensor:
     histogram = torch.zeros((len(samples), MAGNITUDE_COLUMNS + 1), dtype=torch.float64, device=samples.device)
     histogram = histogram.scatter_add(1, column.long(), ones)[:, :-1]
     total = torch.where(sampled & finite, bits, 0).view(torch.float32).double().sum(1, keepdim=True)
-    forward = numbers[:, [_SKIP, _BRANCH, _OUTPUT, _ELEMENTS, _BROKEN]]
     backward = torch.zeros((len(samples), MAGNITUDES - GRADIENT), dtype=torch.float64, device=samples.device)
-    return torch.where(counts, torch.cat([forward, backward, total, histogram], dim=1), 0.0)
+    nothing = backward[:, :1]  # products and what was dropped are told by the rest
+    parts = (
+        numbers[:, [_SKIP, _BRANCH, _OUTPUT]],
+        nothing,
+        numbers[:, [_ELEMENTS, _BROKEN]],
+        nothing,
+        numbers[:, [_SAMPLES, _KEPT]],
+    )
+    extremes = numbers[:, [_PEAK]], numbers[:, _SKIP_FILL:_PEAK].amax(1, keepdim=True)
+    return torch.where(counts, torch.cat([*parts, backward, total, histogram, *extremes], dim=1), 0.0)
 
 
 class _Passage(torch.autograd.Function):

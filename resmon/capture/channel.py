@@ -17,21 +17,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resmon.capture import _native, fetch
-from resmon.capture.accelerator import Accelerators, Pass
+from resmon.capture import _native, fetch, keeping
+from resmon.capture.accelerator import ENDS, Accelerators, Pass, Place
 from resmon.capture.columns import (
     ARRIVED,
     BACKWARD_NONFINITE,
     BRANCH,
     COLUMNS,
+    DEAD,
     ELEMENTS,
+    EXTREMES,
+    FILL,
     FORWARD_NONFINITE,
     GRADIENT,
+    KEPT,
+    KEPT_SQUARE,
     MAGNITUDES,
+    MEDIAN,
     OUTPUT,
+    PEAK,
+    PRODUCT,
+    SAMPLES,
     SKIP,
+    SUMS,
 )
 from resmon.capture.placement import is_distributed, local
+from resmon.capture.positions import Sampling, Units, median_ratio
 from resmon.capture.sample import EDGES, magnitudes, stride
 from resmon.capture.sums import is_dense, nonfinite_count, square_sum
 from resmon.records import Floats, ResidualSite
@@ -47,14 +58,23 @@ _CPU = torch.device("cpu")
 
 def board(sites: int) -> Floats:
     """The rows of so many channels, [sites, 2, COLUMNS]."""
-    return np.zeros((sites, 2, COLUMNS))
+    rows = np.zeros((sites, 2, COLUMNS))
+    begin_step(rows[:, IN_ALL])
+    return rows
+
+
+def begin_step(in_all: Floats) -> None:
+    """Clear what has counted, [sites, COLUMNS]."""
+    in_all[:, :MEDIAN] = 0.0
+    in_all[:, MEDIAN:] = math.nan
 
 
 class Channel:
     """One site's numbers of the step under way.
 
-    `sums_output` says that the output is the plain sum of the operands, so that it need not be read. Of a DTensor the part on this
-    rank is read; `operands_unknown` and `gradient_unknown` say why that part tells nothing of the whole, "" where it does.
+    `sums_output` says that the output is the plain sum of the operands, so that it need not be read; `drops` that a random
+    operation may drop the branch of whole samples; `axis` which dimension of the operands holds channels. Of a DTensor the part on
+    this rank is read; `operands_unknown` and `gradient_unknown` say why that part tells nothing of the whole, "" where it does.
     """
 
     __slots__ = (
@@ -68,14 +88,17 @@ class Channel:
         "_output",
         "_queued",
         "_read_output",
-        "_sample",
+        "_sampling",
         "_shape",
         "_skip",
         "_skip_factor",
         "_stride",
+        "_units",
+        "axis",
         "cell",
         "device",
         "distributed",
+        "drops",
         "gradient_unknown",
         "in_all",
         "of_pass",
@@ -84,18 +107,23 @@ class Channel:
         "stands_for",
         "sums_output",
         "suspect",
+        "turn",
     )
 
-    def __init__(self, site: ResidualSite, sample: int, accelerators: Accelerators, *, sums_output: bool) -> None:
+    def __init__(self, site: ResidualSite, sampling: Sampling, accelerators: Accelerators, *, sums_output: bool) -> None:
         self.site = site
         self.sums_output = sums_output
+        self.drops = False
+        self.axis: int | None = None  # not known yet
+        self.turn = 0  # at which it is looked at more closely
         self.cell: Cell | None = None  # where a compiled model writes
         self.device = _CPU  # that its operands were on last
         self.stands_for: Channel = self
         self.suspect = False  # something there was not finite, so that from now on it is counted
         self.distributed = False
         self.operands_unknown = self.gradient_unknown = ""
-        self._sample = sample
+        self._sampling = sampling
+        self._units = Units()
         self._accelerators = accelerators
         self._queued: Pass | None = None  # the pass under way, where it is not read here
         self._nonfinite = 0
@@ -145,12 +173,13 @@ class Channel:
         self._queued = None
         if not fetch.is_here(skip):
             self.device = skip.device
-            self._queued = Pass(skip, branch, (self._skip_factor, self._branch_factor))
+            self._queued = Pass(skip, branch, (self._skip_factor, self._branch_factor), drops=self.drops)
             self._elements = elements
+            self._look(skip, branch)
             return
         if skip.shape != self._shape:
             self._shape = skip.shape
-            self._stride = stride(skip.shape, self._sample)
+            self._stride = stride(skip.shape, self._sampling.most)
             self.of_pass[ELEMENTS] = elements
         if self.sums_output and _are_alike(skip, branch):
             address = self._address
@@ -161,16 +190,56 @@ class Channel:
                 self._branch_factor,
                 elements,
                 address,
+                address + PEAK * _BYTES,
                 self._stride,
                 *EDGES,
                 address + MAGNITUDES * _BYTES,
             )
+            self.of_pass[FILL] = 0.0
             self._read_output = False
         else:
-            self.of_pass[SKIP] = square_sum(skip) * self._skip_factor**2
-            self.of_pass[BRANCH] = square_sum(branch) * self._branch_factor**2
+            self.of_pass[FILL] = self.of_pass[PRODUCT] = 0.0
+            self.of_pass[SKIP] = self._square(skip) * self._skip_factor**2
+            self.of_pass[BRANCH] = self._square(branch) * self._branch_factor**2
             self._read_output = True
+        if self.drops:
+            self._keep(skip, branch)
         self._elements = elements
+        self._look(skip, branch)
+
+    def _keep(self, skip: Tensor, branch: Tensor) -> None:
+        """Tell the samples that kept their branch from those that lost it."""
+        numbers, factor = self.of_pass, self._skip_factor**2
+        numbers[SAMPLES] = len(branch) if branch.dim() else 1
+        square = numbers[SKIP] / factor if factor else math.nan
+        numbers[KEPT_SQUARE] = keeping.kept_square(skip, branch, square, self._address + KEPT * _BYTES) * factor
+
+    def _square(self, tensor: Tensor) -> float:
+        """The tensor's square; its largest number is looked for where its dtype's end is near."""
+        end = ENDS.get(tensor.dtype)
+        if end is None:
+            return square_sum(tensor)
+        self.of_pass[PEAK] = 0.0
+        square = square_sum(tensor, self._address + PEAK * _BYTES)
+        self.of_pass[FILL] = max(self.of_pass[FILL], self.of_pass[PEAK] / end)
+        return square
+
+    def _look(self, skip: Tensor, branch: Tensor) -> None:
+        """Look at the operands more closely, where it is the site's turn."""
+        if self.axis is not None and self._sampling.is_turn(self.turn):
+            self._note(median_ratio(skip, branch, self.axis, (self._skip_factor, self._branch_factor)), MEDIAN)
+
+    def take_units(self, tensor: Tensor, axis: int) -> None:
+        """The input of the branch's last layer, at the site's turn."""
+        if type(tensor) is not Tensor:
+            tensor = self._local(tensor)
+        self._note(self._units.dead(tensor, axis), DEAD)
+
+    def _note(self, number: Tensor | float, column: int) -> None:
+        if isinstance(number, float) or fetch.is_here(number):
+            self.in_all[column] = float(number)
+        else:
+            self._accelerators.note(number, Place(self, column, 1.0))
 
     def offer_output(self, tensor: Tensor) -> bool:
         """False where the operands were not seen in this pass, so that this is no result of the add and not to be counted."""
@@ -179,11 +248,14 @@ class Channel:
         if tensor.numel() != self._elements:
             return False
         if self._queued is not None:
-            self._queued.output(tensor, self._sample, exactly=self.suspect)
+            self._queued.output(tensor, self._sampling.most, exactly=self.suspect)
         else:
             if self._read_output:
-                self._output = self.of_pass[OUTPUT] = square_sum(tensor)
-                magnitudes(tensor, self._sample, self._address + MAGNITUDES * _BYTES)
+                self.of_pass[PEAK] = 0.0
+                self._output = self.of_pass[OUTPUT] = square_sum(tensor, self._address + PEAK * _BYTES)
+                if end := ENDS.get(tensor.dtype):
+                    self.of_pass[FILL] = max(self.of_pass[FILL], self.of_pass[PEAK] / end)
+                magnitudes(tensor, self._sampling.most, self._address + MAGNITUDES * _BYTES)
             self._nonfinite = 0 if math.isfinite(self._output) else nonfinite_count(tensor)
         self._offered, self._elements = self._elements, -1
         return True
@@ -194,7 +266,7 @@ class Channel:
             self._queued.count(self, self._accelerators)
             self.in_all[ELEMENTS] += self._offered
         else:
-            _native.accumulate(self._address, self._address + COLUMNS * _BYTES, COLUMNS)
+            _native.accumulate(self._address, self._address + COLUMNS * _BYTES, SUMS, EXTREMES)
             if self._nonfinite:
                 self.in_all[FORWARD_NONFINITE] += self._nonfinite
 
@@ -219,7 +291,8 @@ class Channel:
         """Add what `other`, a stand-in for this channel in a traced pass, has gathered."""
         other.stands_for = self
         self.device = other.device
-        self.in_all += other.in_all
+        self.in_all[:SUMS] += other.in_all[:SUMS]
+        np.fmax(self.in_all[SUMS:], other.in_all[SUMS:], out=self.in_all[SUMS:])
 
 
 def _are_alike(skip: Tensor, branch: Tensor) -> bool:

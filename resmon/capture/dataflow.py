@@ -39,6 +39,8 @@ ARITHMETIC = (
 # No gradient takes the way through these, so no residual connection does.
 _CUTS = frozenset({"detach", "detach_", "data"})
 _NOISE = frozenset({"randn", "randn_like", "normal", "normal_"})
+_DRAWS = frozenset("rand rand_like randint randint_like bernoulli bernoulli_ uniform_ random_ multinomial randperm".split())
+_CHOOSES = SCALING | {"where", "masked_fill", "masked_fill_"}
 # These take shape, dtype or device of some arguments, not their values: of all but the first, or of all.
 _VALUE_OF_FIRST = frozenset("expand_as view_as reshape_as type_as to".split())
 _VALUE_OF_NONE = frozenset(
@@ -86,10 +88,25 @@ class Node:
     routing) is no way for a gradient. `live` tells whether it depends on the model's input at all; what is not live is made of
     parameters and constants only, and `parameters` names the former. `looked_up` is what the input's integers alone select from
     those, such as an embedding, until something mixes it with a parameter. `places` are where hooks would meet it. `carries` is
-    set where it is a residual add's result: the skip operand that lives on in it.
+    set where it is a residual add's result: the skip operand that lives on in it. `random` is what was drawn, and `drops` says that
+    the value was multiplied with, or chosen by, something random that has one number for each sample, or one for all.
     """
 
-    __slots__ = ("carries", "frame", "live", "looked_up", "noise", "numel", "op", "order", "parameters", "parents", "places")
+    __slots__ = (
+        "carries",
+        "drops",
+        "frame",
+        "live",
+        "looked_up",
+        "noise",
+        "numel",
+        "op",
+        "order",
+        "parameters",
+        "parents",
+        "places",
+        "random",
+    )
 
     def __init__(self, order: int, op: str, parents: tuple[Node, ...], live: bool, frame: Frame | None, numel: int) -> None:
         self.order = order
@@ -103,6 +120,8 @@ class Node:
         self.looked_up = False
         self.places: list[Place] = []
         self.carries: Node | None = None
+        self.random = False
+        self.drops = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -325,9 +344,12 @@ class Trace(TorchFunctionMode):
         if not live:
             node.parameters = frozenset().union(*(n.parameters for _, n in read))
             node.noise = op in _NOISE or (not node.parameters and any(n.noise for _, n in read))
+            node.random = op in _DRAWS or (not node.parameters and any(n.random for _, n in read))
         else:
             sources = [parent for parent in parents if parent.live]
             unmixed = op in ARITHMETIC or not any(parent.parameters for parent in parents)
+            samples = tensor.shape[0] if tensor.dim() else 1
+            node.drops = op in _CHOOSES and any(n.random and not n.live and n.numel in (1, samples) for _, n in read)
             node.looked_up = not sources or (unmixed and all(source.looked_up for source in sources))
         self._nodes[tensor] = node
         # A view of what was changed in place would be given a new autograd function by being asked, out of its turn.

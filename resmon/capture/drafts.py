@@ -23,15 +23,42 @@ from resmon.capture.columns import (
     CELLS,
     COLUMNS,
     ELEMENTS,
+    FILL,
     FORWARD_NONFINITE,
     GRADIENT,
+    KEPT,
+    KEPT_SQUARE,
     MAGNITUDES,
+    MEDIAN,
     OUTPUT,
+    PEAK,
+    PRODUCT,
+    SAMPLES,
     SKIP,
+    SUMS,
 )
 from resmon.capture.fetch import Fetch, Later, Number, number
 from resmon.capture.measured import Measured
-from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, DURATION_COLUMNS, DURATION_EDGES, Bools, Floats, Ints, StepRecord
+from resmon.records import (
+    BLOCK_COUNTS,
+    BLOCK_VALUES,
+    DURATION_COLUMNS,
+    DURATION_EDGES,
+    GROUP_VALUES,
+    PHASES,
+    RUN_VALUES,
+    Bools,
+    Floats,
+    Ints,
+    StepRecord,
+)
+
+NORMS = (SKIP, BRANCH, OUTPUT, GRADIENT, KEPT_SQUARE)  # columns of squares
+# Products are told by squares, |s + f|^2 - |s|^2 - |f|^2, unless the operands' squares differ by more than this: rounding would
+# show in the difference then.
+RESOLVED = 1e8
+COUNTS = [ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE, SAMPLES, KEPT]
+RATE, SQUARE = map(GROUP_VALUES.index, ("learning_rate", "gradient_square"))
 
 
 class Part(Protocol):
@@ -43,21 +70,25 @@ class Part(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of one site each, whole or from a column on."""
+    """Rows of one site each, whole or some of their columns."""
 
     numbers: Later
     first: int  # column
+    last: int  # column behind them
     rows: Ints
     sites: Ints
 
     def add_to(self, numbers: Floats) -> None:
-        table = self.numbers.numbers().reshape(-1, COLUMNS - self.first)
-        np.add.at(numbers[:, self.first :], self.sites, table[self.rows])
+        table = self.numbers.numbers().reshape(-1, self.last - self.first)
+        sums = slice(0, min(self.last, SUMS) - self.first)
+        np.add.at(numbers[:, self.first : min(self.last, SUMS)], self.sites, table[self.rows][:, sums])
+        if self.last > SUMS:
+            np.fmax.at(numbers[:, SUMS : self.last], self.sites, table[self.rows][:, sums.stop :])
 
 
 @dataclass(frozen=True, slots=True)
 class Scattered:
-    """Single numbers: norms, to be squared, and counts."""
+    """Single numbers: those of NORMS are to be squared."""
 
     numbers: Later
     members: Ints  # which of the numbers
@@ -67,8 +98,10 @@ class Scattered:
 
     def add_to(self, numbers: Floats) -> None:
         found = self.numbers.numbers()[self.members]
-        counts = (self.columns == FORWARD_NONFINITE) | (self.columns == BACKWARD_NONFINITE)
-        np.add.at(numbers, (self.sites, self.columns), np.where(counts, found, found * found * self.factors))
+        values = np.where(np.isin(self.columns, NORMS), found * found, found) * self.factors
+        sums = self.columns < SUMS
+        np.add.at(numbers, (self.sites[sums], self.columns[sums]), values[sums])
+        np.fmax.at(numbers, (self.sites[~sums], self.columns[~sums]), values[~sums])
 
 
 def parts(
@@ -83,14 +116,14 @@ def parts(
         members, sites = np.array(found, np.int64).reshape(-1, 2).T
         return members, sites
 
-    found: list[Part] = [Rows(fetch.add(numbers), 0, *places(of)) for numbers, of in rows]
+    found: list[Part] = [Rows(fetch.add(numbers), 0, MEDIAN, *places(of)) for numbers, of in rows]
     for each in gathered:
         members, sites = places(place.channel for place in each.places)
         columns = np.array([place.column for place in each.places])[members]
         factors = np.array([place.factor for place in each.places])[members]
         found.append(Scattered(fetch.add(each.numbers), members, sites, columns, factors))
         if each.sites:
-            found.append(Rows(fetch.add(each.histograms), MAGNITUDES, *places(each.sites)))
+            found.append(Rows(fetch.add(each.histograms), MAGNITUDES, SUMS, *places(each.sites)))
     return found
 
 
@@ -104,13 +137,17 @@ class Draft:
     complete: bool
     duration: float | None
     seconds: float  # that the monitor has cost
+    phases: Sequence[float | None]  # seconds of each of PHASES
+    samples: int
+    memory: Mapping[str, float | None]  # by names of RUN_VALUES
     channels: Sequence[Channel]
     numbers: Floats  # [S, COLUMNS]
     parts: Sequence[Part]  # of the numbers, that arrive later
     suspect: Bools  # [S]: whether what is not finite was counted on its device
     blocks: bool  # whether its blocks were observed, after all
     gradients: Measured
-    learning_rate: Number | None
+    learning_rates: Sequence[Number | None]  # of each parameter group
+    main: int | None  # the group whose rate is the step's
     scales: Mapping[str, Number]
     nonfinite: Sequence[Number]
     not_called: bool
@@ -123,23 +160,32 @@ class Totals:
 
     def __init__(self) -> None:
         self._steps = self._skipped = self._clipped = 0
+        self._samples = 0
         self._duration = 0.0
+        self._phases = np.zeros(len(PHASES))
         self._durations = np.zeros(DURATION_COLUMNS, np.int64)
         self._channels: Sequence[Channel] = ()
         self._nonfinite: Ints = np.zeros(0, np.int64)
         self._magnitudes: Floats = np.zeros((0, CELLS))
+        self._looks: Floats = np.zeros((COLUMNS - MEDIAN, 0))  # the newest of what is not looked at in every step
+        self._looked: Bools = np.zeros(self._looks.shape, np.bool_)
 
     def sites(self, channels: Sequence[Channel]) -> None:
         """Records from here on are of these sites."""
         if channels is self._channels:
             return
         known = {id(channel): i for i, channel in enumerate(self._channels)}
-        nonfinite, magnitudes = self._nonfinite, self._magnitudes
+        before = self._nonfinite, self._magnitudes, self._looks.T, self._looked.T
+        sites = len(channels)
         self._channels = channels
-        self._nonfinite, self._magnitudes = np.zeros(len(channels), np.int64), np.zeros((len(channels), CELLS))
+        self._nonfinite, self._magnitudes = np.zeros(sites, np.int64), np.zeros((sites, CELLS))
+        self._looks = np.zeros((COLUMNS - MEDIAN, sites))
+        self._looked = np.zeros(self._looks.shape, np.bool_)
+        now = self._nonfinite, self._magnitudes, self._looks.T, self._looked.T
         for i, channel in enumerate(channels):
-            if (before := known.get(id(channel))) is not None:
-                self._nonfinite[i], self._magnitudes[i] = nonfinite[before], magnitudes[before]
+            if (place := known.get(id(channel))) is not None:
+                for new, old in zip(now, before, strict=True):
+                    new[i] = old[place]
 
     def record(self, draft: Draft) -> StepRecord:
         """The step's record, when its numbers have arrived, or have failed to."""
@@ -154,27 +200,39 @@ class Totals:
         if draft.complete:
             self._steps += 1
             self._skipped += skipped
+            self._samples += draft.samples
+            self._phases += [seconds or 0.0 for seconds in draft.phases]
             self._clipped += gradient is not None and stepped is not None and stepped < gradient
             if draft.duration is not None:
                 self._duration += draft.duration
                 self._durations[int(DURATION_EDGES.searchsorted(draft.duration))] += 1
-        run = (
-            draft.duration,
-            None if draft.learning_rate is None or not arrived else number(draft.learning_rate),
-            gradient,
-            stepped,
-            max(scales, default=None),
-            draft.seconds,
-            float(len(draft.gradients.unknown)),
-            float(draft.gradients.replicas),
-        )
+        groups, groups_present = self._groups(draft, arrived)
+        main = draft.main
+        run: dict[str, float | None] = {
+            "duration": draft.duration,
+            **{f"{phase}_seconds": seconds for phase, seconds in zip(PHASES, draft.phases, strict=True)},
+            "samples": float(draft.samples) if draft.samples else None,
+            **draft.memory,
+            "learning_rate": float(groups[RATE, main])
+            if main is not None and main < len(groups.T) and groups_present[RATE, main]
+            else None,
+            "gradient_square": gradient,
+            "stepped_square": stepped,
+            "loss_scale": max(scales, default=None),
+            "monitor_seconds": draft.seconds,
+            "unknown_gradients": float(len(draft.gradients.unknown)),
+            "replicas": float(draft.gradients.replicas),
+        }
+        values_of_run = [run.get(name) for name in RUN_VALUES]
         return StepRecord(
             step=draft.step,
             time=draft.time,
             complete=draft.complete,
             skipped=skipped,
-            run=np.array([math.nan if v is None else v for v in run]),
-            run_present=np.array([v is not None for v in run]),
+            run=np.array([math.nan if v is None else v for v in values_of_run]),
+            run_present=np.array([v is not None for v in values_of_run]),
+            groups=groups,
+            groups_present=groups_present,
             blocks=values,
             blocks_present=present,
             counts=counts,
@@ -182,12 +240,25 @@ class Totals:
             skipped_total=self._skipped,
             clipped_total=self._clipped,
             errors_total=draft.errors_total,
+            samples_total=self._samples,
             duration_total=self._duration,
+            phase_totals=self._phases.copy(),
             duration_buckets=self._durations.copy(),
             nonfinite_steps=self._nonfinite.copy(),
             magnitude_buckets=self._magnitudes[:, 1:].astype(np.int64),
             magnitude_sum=self._magnitudes[:, 0].copy(),
         )
+
+    def _groups(self, draft: Draft, arrived: bool) -> tuple[Floats, Bools]:
+        """The record's arrays of its parameter groups."""
+        shape = len(GROUP_VALUES), len(draft.learning_rates)
+        values, present = np.zeros(shape), np.zeros(shape, np.bool_)
+        if arrived:
+            present[RATE] = [rate is not None for rate in draft.learning_rates]
+            values[RATE] = [0.0 if rate is None else number(rate) for rate in draft.learning_rates]
+            if draft.blocks:
+                values[SQUARE], present[SQUARE] = draft.gradients.of(draft.gradients.parameter_groups)
+        return values, present
 
     def _blocks(self, draft: Draft, arrived: bool) -> tuple[Floats, Bools, Ints]:
         """The record's arrays of its sites."""
@@ -200,19 +271,31 @@ class Totals:
         numbers = draft.numbers
         if draft.parts:
             self._complete(draft)
-        values[:3] = numbers.T[[SKIP, BRANCH, OUTPUT]]
-        values[3], present[3] = draft.gradients.by_group()
-        values[4] = numbers[:, GRADIENT]
-        counts[:] = numbers.T[[ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE]]
-        present[:3] = counts[0] > 0
-        present[4] = numbers[:, ARRIVED] > 0
+        columns = numbers.T
+        values[:3], values[5] = columns[:PRODUCT], columns[PRODUCT]
+        values[3], present[3] = draft.gradients.of(draft.gradients.groups)
+        values[4], present[4] = columns[GRADIENT], columns[ARRIVED] > 0
+        counts[:] = columns[COUNTS]
+        there = counts[0] > 0
+        present[:3] = present[5] = there
+        if (told := there & (values[5] == 0)).any():
+            _tell_products(values, present, told)
+        if (drops := counts[3] > 0).any():
+            values[6], present[6] = _kept(numbers), drops
+        values[7:9] = columns[PEAK : FILL + 1]
+        present[7] = there & ((values[7] > 0) | (values[2] == 0))
+        present[8] = values[8] > 0
+        if (looked := ~np.isnan(columns[MEDIAN:])).any():
+            np.copyto(self._looks, columns[MEDIAN:], where=looked)
+            self._looked |= looked
+        values[9:], present[9:] = self._looks, self._looked
         if draft.scales:  # they are of the scaled loss
             values[4] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]
         if draft.shares is not None:
             present[4] &= ~np.isnan(draft.shares)
             values[4] *= np.where(present[4], draft.shares, 0.0)
-        self._nonfinite += counts[1:].any(axis=0)
-        self._magnitudes += numbers[:, MAGNITUDES:]
+        self._nonfinite += counts[1:3].any(axis=0)
+        self._magnitudes += numbers[:, MAGNITUDES:SUMS]
         return values, present, counts
 
     def _complete(self, draft: Draft) -> None:
@@ -225,3 +308,18 @@ class Totals:
             numbers[:, count] += broken & (numbers[:, count] == 0) & ~draft.suspect
             for site in np.flatnonzero(broken).tolist():
                 draft.channels[site].suspect = True
+
+
+def _tell_products(values: Floats, present: Bools, told: Bools) -> None:
+    """Where operands were not read together, their product by the squares, as far as rounding leaves it."""
+    skip, branch, output = values[:3]
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.copyto(values[5], (output - skip - branch) / 2, where=told)
+        present[5] &= ~told | (np.maximum(skip, branch) <= RESOLVED * np.minimum(skip, branch))
+
+
+def _kept(numbers: Floats) -> Floats:
+    """The skip's squares in samples that kept their branch. Graphs count samples only; there all are taken to be of one size."""
+    skip, square, samples, kept = numbers.T[[SKIP, KEPT_SQUARE, SAMPLES, KEPT]]
+    found: Floats = np.where(square == 0, skip * kept / np.maximum(samples, 1), square)
+    return found

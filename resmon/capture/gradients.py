@@ -50,6 +50,7 @@ class Gradients:
         self.generation = 0  # rises whenever selections made before are no longer right
         self._know()
         self.group(())
+        self.group_parameters(())
 
     def _know(self) -> None:
         """Take the models' parameters as they are now."""
@@ -79,14 +80,22 @@ class Gradients:
     def group(self, groups: Sequence[Sequence[tuple[str, str]]]) -> None:
         """Fix which parameters, by model and name, belong to which site; the models may have got others than they had."""
         self._know()
-        nobody = len(self._parameters)
+        self._groups = self._grouped({self._index[name] for name in names if name in self._index} for names in groups)
+
+    def group_parameters(self, groups: Sequence[Sequence[Tensor]]) -> None:
+        """Fix which of the watched parameters are in which parameter group."""
+        self._parameter_groups = self._grouped(
+            {place for each in parameters if (place := self._places.get(id(each))) is not None} for parameters in groups
+        )
+
+    def _grouped(self, groups: Iterable[set[int]]) -> Groups:
         members: list[int] = []
         starts: list[int] = []
-        for names in groups:
+        for places in groups:
             starts.append(len(members))
-            members += sorted({self._index[name] for name in names if name in self._index})
-            members.append(nobody)
-        self._groups = Groups(tuple(starts), np.array(members, np.intp))
+            members += sorted(places)
+            members.append(len(self._parameters))
+        return Groups(tuple(starts), np.array(members, np.intp))
 
     def selection(self, parameters: Iterable[Tensor]) -> Selection:
         """Those of `parameters` that are watched."""
@@ -145,7 +154,7 @@ class Gradients:
     def end_step(self) -> Measured:
         """What was read in this step; the next one begins."""
         measured, self._now = self._now, Measured(len(self._parameters))
-        measured.groups = self._groups
+        measured.groups, measured.parameter_groups = self._groups, self._parameter_groups
         measured.reasons = self.reasons(measured.unknown)
         measured.replicas = self._replicas(measured)
         self._marks.clear()

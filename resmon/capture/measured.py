@@ -36,8 +36,8 @@ class Measured:
         self.due: Bools = np.zeros(size, np.bool_)  # its optimizer has come to its step, so that it counts
         self.clipped: Bools = np.zeros(size, np.bool_)
         self.unknown: dict[int, str] = {}  # of those that are there: why this rank cannot know its share of their norm
-        self.groups = Groups((), np.zeros(0, np.intp))
-        self.reasons: Sequence[str] = ()  # of each group, why its norm cannot be known, "" where it can
+        self.groups = self.parameter_groups = Groups((), np.zeros(0, np.intp))  # the sites', and the optimizers'
+        self.reasons: Sequence[str] = ()  # of each site's group, why its norm cannot be known, "" where it can
         self.replicas = 1  # how many ranks hold the same gradients, all of them alike
         self._squares: Floats = np.zeros(size)
         self._factors: Floats = np.ones(size)  # what clipping has multiplied it with since it was read
@@ -102,16 +102,17 @@ class Measured:
         with np.errstate(invalid="ignore"):
             return total, total if (factors == 1).all() else float((squares * factors**2).sum())
 
-    def by_group(self) -> tuple[Floats, Bools]:
+    def of(self, groups: Groups) -> tuple[Floats, Bools]:
         """The squared norm of each group's gradients, and which groups have one that can be known."""
-        groups = self.groups
         if not groups.starts:
             return np.zeros(0), np.zeros(0, np.bool_)
         counts = self.present & self.due
         squares = np.add.reduceat(np.where(counts, self._squares, 0.0)[groups.members], groups.starts)
         present = np.logical_or.reduceat(counts[groups.members], groups.starts)
         if self.unknown:
-            present &= [not reason for reason in self.reasons]
+            unknown = np.zeros(len(self.present), np.bool_)
+            unknown[list(self.unknown)] = True
+            present &= ~np.logical_or.reduceat(unknown[groups.members], groups.starts)
         return squares, present
 
 

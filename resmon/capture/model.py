@@ -27,8 +27,10 @@ from resmon.capture import compiler, rule
 from resmon.capture.accelerator import Accelerators
 from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
-from resmon.capture.dataflow import Add, Trace
+from resmon.capture.dataflow import Add, Trace, leaves
 from resmon.capture.fetch import is_capturing
+from resmon.capture.layers import Layer, Looks, last_layer
+from resmon.capture.positions import Sampling, channel_axis
 from resmon.capture.sleepers import Sleepers
 from resmon.capture.survey import Names, Sighting, Survey, is_watched
 from resmon.capture.taps import AddMode, Enter, GradientTap, Hook, Installed, Leave, Plan, Tap, install, plan
@@ -46,6 +48,9 @@ class Owner(Protocol):
     """Who gathers the steps of one or several models."""
 
     def pass_begun(self) -> None: ...
+    def pass_ended(self) -> None: ...
+    def evaluates(self) -> None: ...
+    def evaluated(self) -> None: ...
     def sites_changed(self) -> None: ...
     def fault(self, error: Exception) -> None: ...
 
@@ -62,7 +67,7 @@ class ModelWatch:
         *,
         include: Sequence[str],
         exclude: Sequence[str],
-        sample: int,
+        sampling: Sampling,
     ) -> None:
         self.model = model
         self.key = key
@@ -79,7 +84,7 @@ class ModelWatch:
         self.process = os.getpid()
         self._owner = owner
         self._accelerators = accelerators
-        self._include, self._exclude, self._sample = include, exclude, sample
+        self._include, self._exclude, self._sampling = include, exclude, sampling
         self._names = Names(model, key)
         self._plans: dict[str, Plan] = {}
         self._calls: dict[str, int] = {}  # how often each module ran in a traced pass, at most
@@ -93,8 +98,11 @@ class ModelWatch:
         self._in_pass = False
         self._retired = False
         self._sleepers = Sleepers(model, self)
+        self._looks = Looks(self, sampling)
+        self._layers: dict[str, Layer | None] = {}  # of each site, whose input is looked at
         self._new_modules = False  # since the last traced pass
         self._handles: list[RemovableHandle] = []
+        self._samples = 0  # that have gone through in this step
         self.left_out = 0  # residual adds that the patterns do not let in
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -129,6 +137,7 @@ class ModelWatch:
     def _give_up_pass(self) -> None:
         """Clear away a pass that did not end: an interrupt passes by every hook, and leaves our modes entered."""
         self.active = self._in_pass = False
+        self._looks.end_pass()
         for channel in self.channels:
             channel.begin_pass()
         ours = {id(self._trace), *(id(mode) for mode in self._installed.modes)}
@@ -182,6 +191,11 @@ class ModelWatch:
         """Whether the next pass is to be traced and the compiler would not let us."""
         return self._trace_next and self._traces < _TRACES and (self.compiled or compiler.has_compiled_parts(self.model))
 
+    def take_samples(self) -> int:
+        """How many samples have gone through the model; the next step begins."""
+        samples, self._samples = self._samples, 0
+        return samples
+
     def take(self) -> list[tuple[Tensor, Sequence[Channel]]]:
         """What graphs have written, [sites, COLUMNS], and whose it is; they begin anew."""
         left, self._left = self._left, []
@@ -206,7 +220,10 @@ class ModelWatch:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> None:
         """`compiled` says that the forward, called now, would be compiled."""
-        if not torch.is_grad_enabled() or os.getpid() != self.process:
+        if os.getpid() != self.process:
+            return
+        if not torch.is_grad_enabled():
+            self._owner.evaluates()
             return
         if torch._C._current_graph_task_id() != -1 or is_capturing():  # a checkpoint's recomputation; a CUDA graph's recording
             return
@@ -216,6 +233,7 @@ class ModelWatch:
                 self._give_up_pass()
             self._in_pass = True
             self._owner.pass_begun()
+            self._samples += _samples(args, kwargs)
             if compiled and not self.compiled:
                 self.compiled = True
                 self._sleepers.set_alarms()
@@ -232,6 +250,8 @@ class ModelWatch:
             else:
                 self.passes += 1
                 self._installed.begin_pass()
+                if not self.compiled:
+                    self._looks.begin_pass()
                 if self.compiled:
                     self._installed.begin_pass_in_graph()  # what graphs count they count from here, too
                     for cells in self._cells:
@@ -243,9 +263,13 @@ class ModelWatch:
 
     def end(self, output: Any) -> None:
         if not self._in_pass:
+            if not torch.is_grad_enabled() and os.getpid() == self.process:
+                self._owner.evaluated()
             return
+        self._owner.pass_ended()
         started = perf_counter()
         observed, self.active, self._in_pass = self.active, False, False
+        self._looks.end_pass()
         for channel in self.channels:
             channel.begin_pass()
         trace, self._trace = self._trace, None
@@ -269,7 +293,8 @@ class ModelWatch:
         if self._retired:
             return None
         started = perf_counter()
-        channel = Channel(_UNKNOWN, self._sample, self._accelerators, sums_output=residual.kind != "marked")
+        channel = Channel(_UNKNOWN, self._sampling, self._accelerators, sums_output=residual.kind != "marked")
+        channel.drops = any(node.drops for node in residual.branch)
         skip, branch = (channel.offer_skip, channel.offer_branch)
         first, second = (skip, branch) if residual.skip_is_first else (branch, skip)
         try:
@@ -302,6 +327,8 @@ class ModelWatch:
         known = {channel.site.name: channel for channel in self.channels}
         order = [channel.site.name for channel in self.channels]
         position = 0
+        modules = {compiler.plain(path): module for path, module in self.model.named_modules()}
+        ran = {compiler.plain(path): count for path, count in trace.calls.items()}
         for site, (sighting, stand_in, tap) in zip(sites, stand_ins, strict=True):
             if not is_watched(site, self._include, self._exclude):
                 self.left_out += 1
@@ -315,6 +342,12 @@ class ModelWatch:
                 order.insert(position, site.name)
                 position += 1
             tap.belongs_to(channel)
+            channel.drops |= stand_in.drops
+            branch = [modules[path] for path in site.branch if path in modules]
+            channel.axis = channel_axis(
+                site.shape, [tuple(p.shape) for m in branch for p in m._parameters.values() if p is not None]
+            )
+            self._layers[site.name] = last_layer([modules[path] for path in site.branch if ran.get(path) == 1], channel)
             planned = plan(sighting, channel)
             # Where a graph serves several layers, only a mode that is entered outside of it can tell them apart.
             if any(compiler.serves_several(self.model, place.path, trace.calls) for place in planned.places or ()):
@@ -325,11 +358,12 @@ class ModelWatch:
                 continue
             channel.site = replace(site, observed="hooks" if planned.places else "mode")
             self._plans[site.name] = planned
+        self._looks.layers = [layer for layer in self._layers.values() if layer is not None]
         new = len(order) > len(self.channels)
         self.channels = [known[name] for name in order]
         self._left = self.take()
         devices = dict.fromkeys(channel.device for channel in self.channels)
-        self._cells = [Cells(device, [c for c in self.channels if c.device == device], self._sample) for device in devices]
+        self._cells = [Cells(device, [c for c in self.channels if c.device == device], self._sampling.most) for device in devices]
         self._installed.remove()
         for path, calls in trace.calls.items():
             self._calls[path] = max(calls, self._calls.get(path, 0))
@@ -351,6 +385,14 @@ class ModelWatch:
 def _trains() -> bool:
     """Whether the graph that is being made is one for training."""
     return torch.is_grad_enabled() and not torch.compiler.is_exporting()
+
+
+def _samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The first dimension of the first tensor that a model is given."""
+    for _, tensor in leaves((args, kwargs)):
+        if tensor.dim():
+            return int(tensor.shape[0])
+    return 0
 
 
 class _Begin(Hook):

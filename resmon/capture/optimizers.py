@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from resmon.capture import clipping, scaler
+from resmon.capture.clock import OPTIMIZER, Clock
 from resmon.capture.fetch import held, is_capturing
 from resmon.capture.gradients import Gradients, Selection
 
@@ -35,7 +36,8 @@ class Owner(Protocol):
 class Stepping:
     """How a step was made."""
 
-    learning_rate: float | Tensor | None  # of the optimizer whose step ends a step
+    learning_rates: Sequence[float | Tensor | None]  # of each parameter group
+    main: int | None  # the group whose rate is the step's: the first of the optimizer whose step ends a step
     scales: Mapping[str, float | Tensor]  # what the loss was multiplied with, by model
     nonfinite: Sequence[Tensor]  # what gradient scalers found: one that is not 0 kept an optimizer from stepping
     not_called: bool  # a scaler did not call an optimizer that was given
@@ -44,15 +46,18 @@ class Stepping:
 class Optimizers:
     """Hears when `optimizers` step, when their gradients are clipped and unscaled, and reads `gradients` in time."""
 
-    def __init__(self, owner: Owner, optimizers: Sequence[Optimizer], gradients: Gradients) -> None:
+    def __init__(self, owner: Owner, optimizers: Sequence[Optimizer], gradients: Gradients, clock: Clock) -> None:
         self.seconds = 0.0  # what it has cost in this step
         self.scales: dict[str, float | Tensor] = {}  # what the loss was multiplied with in this step, by model
         self.active = True
         self._owner = owner
         self._optimizers = tuple(dict.fromkeys(optimizers))
         self._gradients = gradients
+        self._clock = clock
         self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent
         self._known: WeakKeyDictionary[Optimizer, tuple[tuple[int, int], Selection]] = WeakKeyDictionary()
+        self.groups: tuple[str, ...] = ()  # names of the parameter groups
+        self._grouped: tuple[int, ...] = ()  # how many parameters each had when they were named
         self._rest: tuple[list[Selection], Selection] | None = None  # what none of these selections holds
         self._clipping: Selection | None = None  # between the two calls that tell of a clipping
         self._unscaling: tuple[Selection, float | Tensor] | None = None  # likewise
@@ -90,18 +95,28 @@ class Optimizers:
 
     def end_step(self) -> Stepping:
         """How the step was made; the next one begins."""
-        stepping = Stepping(self._learning_rate(), self.scales, self._nonfinite, self._not_called)
+        self._guarded(self._regroup)
+        rates = [_rate(group) for optimizer in self._optimizers for group in optimizer.param_groups]
+        rates = (rates + [None] * len(self.groups))[: len(self.groups)]  # after a fault, groups are as they were then
+        main = sum(len(optimizer.param_groups) for optimizer in self._optimizers[:-1]) if self._optimizers else None
+        stepping = Stepping(rates, main, self.scales, self._nonfinite, self._not_called)
         self.seconds = 0.0
         self.scales, self._nonfinite, self._not_called = {}, [], False
         return stepping
 
-    def _learning_rate(self) -> float | Tensor | None:
-        if not self._optimizers:
-            return None
-        rate = self._optimizers[-1].param_groups[0].get("lr")
-        if isinstance(rate, Tensor):  # a capturable optimizer keeps it on the GPU
-            return held(rate)
-        return float(rate) if isinstance(rate, (int, float)) else None
+    def _regroup(self) -> None:
+        """Learn of new parameter groups, and of new parameters in old ones."""
+        now = (self._gradients.generation, *(len(group["params"]) for o in self._optimizers for group in o.param_groups))
+        if now == self._grouped:
+            return
+        self._grouped = now
+        several = len(self._optimizers) > 1
+        self.groups = tuple(
+            f"{i}/{name}" if several else name
+            for i, optimizer in enumerate(self._optimizers)
+            for name in _names(optimizer.param_groups)
+        )
+        self._gradients.group_parameters([group["params"] for o in self._optimizers for group in o.param_groups])
 
     # -- optimizers ----------------------------------------------------------------------------------------------------
 
@@ -109,8 +124,10 @@ class Optimizers:
         self._begun = optimizer
         if self._scaling is not optimizer and not _has_closure(args, kwargs):  # with one the gradients are not there yet
             self._safely(self._read, optimizer)
+        self._clock.begin(OPTIMIZER)
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._clock.end(OPTIMIZER)
         if self._scaling is optimizer:  # it ends when the scaler has done with it
             return
         if self._begun is not optimizer:  # it called its base class's step, which torch hooks too, and that one has been heard
@@ -236,6 +253,23 @@ class Optimizers:
         except Exception as error:
             self._owner.fault(error)
         self.seconds += perf_counter() - started
+
+
+def _rate(group: Mapping[str, Any]) -> float | Tensor | None:
+    rate = group.get("lr")
+    if isinstance(rate, Tensor):  # a capturable optimizer keeps it on the GPU
+        return held(rate)
+    return float(rate) if isinstance(rate, (int, float)) else None
+
+
+def _names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the groups of an optimizer are called: by the name that they were given under the key "name", else by their number."""
+    names: list[str] = []
+    for i, group in enumerate(groups):
+        given = group.get("name")
+        name = given if isinstance(given, str) and given and given not in names else str(i)
+        names.append(name if name not in names else f"#{i}")
+    return names
 
 
 def _has_closure(args: Any, kwargs: Any) -> bool:

@@ -1,7 +1,9 @@
 """A small sample of a tensor, as a histogram of its magnitudes.
 
 The sample is every s-th element, with a stride s that meets channels, positions and pixels all alike (a stride of 96 over 384
-channels would see 4 of them). Bucket i of the histogram holds (2^(i-1), 2^i]; its edges are in records.py.
+channels would see 4 of them). Of 1,024 elements a quantile q is off by sqrt(q (1 - q) / 1024) in rank, as of independent draws:
+0.016 at the median, 0.003 at 0.99 (measured on three trainings, benchmarks/README.md). Bucket i of the histogram holds
+(2^(i-1), 2^i]; its edges are in records.py.
 """
 
 from __future__ import annotations
@@ -28,6 +30,11 @@ def magnitudes(tensor: Tensor, most: int, cells: int) -> None:
         tensor = tensor.detach()[_indices(shape, step)]
         tensor, step = (tensor if tensor.dtype in CODES else tensor.float()).contiguous(), 1
     _native.magnitudes(tensor.data_ptr(), CODES[tensor.dtype], tensor.numel(), step, *EDGES, cells)
+
+
+def places(shape: tuple[int, ...], most: int) -> tuple[Tensor, ...]:
+    """The indices of a sample of about `most` elements, one tensor for each dimension."""
+    return _indices(shape, stride(shape, most))
 
 
 def flat(tensor: Tensor, most: int) -> Tensor:

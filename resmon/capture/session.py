@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from time import perf_counter
 from typing import Any
 
@@ -27,15 +28,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resmon.capture.accelerator import Accelerators
-from resmon.capture.channel import IN_ALL, Channel, board
+from resmon.capture.channel import IN_ALL, Channel, begin_step, board
+from resmon.capture.clock import FORWARD, Clock
 from resmon.capture.compiler import Compiler
 from resmon.capture.drafts import Draft, Part, Totals, parts
 from resmon.capture.fetch import Fetch, held, is_capturing, number
 from resmon.capture.gradients import Gradients
+from resmon.capture.memory import Memory
 from resmon.capture.model import ModelWatch
 from resmon.capture.optimizers import Optimizers
 from resmon.capture.outbox import PATIENCE, Outbox, Sink
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
+from resmon.capture.positions import Sampling
 from resmon.errors import ConfigurationError, UnobservableError
 from resmon.records import Bools, Floats, ResidualSite, ScalarRecord
 
@@ -61,14 +65,20 @@ class Session:
         self._outbox = Outbox(self)
         self._totals = Totals()
         self._accelerators = Accelerators()
+        self._sampling = Sampling(sample)
+        self._sampling.step = start_step
         self._watches = [
-            ModelWatch(self, key, model, self._accelerators, include=include, exclude=exclude, sample=sample)
+            ModelWatch(self, key, model, self._accelerators, include=include, exclude=exclude, sampling=self._sampling)
             for key, model in models.items()
         ]
         self._compiler = Compiler(self._watches)
         self._placement = Placement(models.values(), other_ranks)
         self._gradients = Gradients(models, self._placement)
-        self._optimizers = Optimizers(self, optimizers, self._gradients)
+        self._clock = Clock()
+        self._memory = Memory(
+            lambda: {parameter.device for model in models.values() for parameter in islice(model.parameters(), 1)}
+        )
+        self._optimizers = Optimizers(self, optimizers, self._gradients, self._clock)
         self._step = start_step
         self._under_way = False
         self._stepped_aside = False  # after a fault: steps are recorded, their blocks are not
@@ -80,6 +90,7 @@ class Session:
         self._errors_total = 0
         self._channels: Sequence[Channel] = ()
         self._board = board(0)
+        self._groups_told: tuple[str, ...] = ()
         self._told: set[str] = set()
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -90,6 +101,7 @@ class Session:
         for watch in self._watches:
             watch.attach()
         self._optimizers.attach()
+        self._clock.attach()
         self._compiler.attach()
 
     def detach(self) -> None:
@@ -97,6 +109,7 @@ class Session:
         for watch in self._watches:
             watch.detach()
         self._optimizers.detach()
+        self._clock.detach()
         self._compiler.detach()
 
     def finish(self) -> None:
@@ -123,6 +136,7 @@ class Session:
                 self._boundary = perf_counter()
             self._outbox.look()
         self._placement.pass_begun()
+        self._clock.begin(FORWARD)
         self._passes += 1
         if self._passes == (max(FEW_PASSES, 8 * self._most_passes) if self._most_passes else MANY_PASSES):
             self._say(
@@ -131,11 +145,22 @@ class Session:
                 "torch.no_grad(), for these passes count as training; if it accumulates gradients over so many, all is well"
             )
 
+    def pass_ended(self) -> None:
+        self._clock.end(FORWARD)
+
+    def evaluates(self) -> None:
+        """A forward pass without gradients begins."""
+        self._clock.evaluates()
+
+    def evaluated(self) -> None:
+        self._clock.waits()
+
     def sites_changed(self) -> None:
         self._channels = tuple(channel for watch in self._watches for channel in watch.channels)
         self._board = board(len(self._channels))
-        for row, channel in zip(self._board, self._channels, strict=True):
+        for turn, (row, channel) in enumerate(zip(self._board, self._channels, strict=True)):
             channel.move(row)
+            channel.turn = turn
         self._gradients.group([[(c.site.model, name) for name in c.site.parameters] for c in self._channels])
         if not self._channels and all(w.traced for w in self._watches):
             left_out = sum(watch.left_out for watch in self._watches)
@@ -145,11 +170,12 @@ class Session:
                 if left_out
                 else "no residual add was found in the traced forward pass: the run is recorded without blocks"
             )
-        self._tell_sites()
+        self._tell_columns()
 
-    def _tell_sites(self) -> None:
-        sites = self.sites
-        self._outbox.put(lambda sink: sink.sites(sites))
+    def _tell_columns(self) -> None:
+        sites, self._groups_told = self.sites, self._optimizers.groups
+        groups = self._groups_told
+        self._outbox.put(lambda sink: sink.sites(sites, groups))
 
     def fault(self, error: Exception) -> None:
         """Something went wrong inside the loop that is no business of the loop's: say so once, count it, step aside."""
@@ -238,13 +264,14 @@ class Session:
         self._steps_total += complete
         draft = self._draft(complete, duration, seconds, now)
         self._outbox.put(partial(self._hand_on, draft), draft.fetch)
-        self._step += 1
+        self._step = self._sampling.step = self._step + 1
         self._under_way = False
         if complete:
             self._most_passes = max(self._most_passes, self._passes)
         self._passes = 0
         for watch in self._watches:
             watch.seconds = 0.0
+        self._clock.waits()
         self._seconds = perf_counter() - now - (draft.seconds - seconds)  # what follows is paid for in the next row
 
     def _draft(self, complete: bool, duration: float | None, seconds: float, started: float) -> Draft:
@@ -253,7 +280,9 @@ class Session:
         gradients = self._gradients.end_step()
         scales = {model: fetch.number(scale) for model, scale in stepping.scales.items()}
         nonfinite = [fetch.number(found) for found in stepping.nonfinite]
-        rate = None if stepping.learning_rate is None else fetch.number(stepping.learning_rate)
+        rates = [None if rate is None else fetch.number(rate) for rate in stepping.learning_rates]
+        if self._optimizers.groups != self._groups_told:
+            self._tell_columns()
         numbers, shares = self._board[:0, IN_ALL], None
         arriving: Sequence[Part] = ()
         if not self._stepped_aside:
@@ -262,7 +291,7 @@ class Session:
                 rows = (each for watch in self._watches for each in watch.take())
                 arriving = parts(fetch, self._channels, rows, self._accelerators.take())
                 numbers = self._board[:, IN_ALL].copy()
-                self._board[:, IN_ALL] = 0
+                begin_step(self._board[:, IN_ALL])
                 if self._placement.world > 1:
                     shares = self._shares(gradients.reasons)
             except Exception as error:
@@ -279,13 +308,17 @@ class Session:
             complete=complete,
             duration=duration,
             seconds=seconds + perf_counter() - started,
+            phases=self._clock.take(),
+            samples=max((watch.take_samples() for watch in self._watches), default=0),
+            memory=self._memory.figures(),
             channels=self._channels,
             numbers=numbers,
             parts=arriving,
             suspect=np.array([channel.suspect for channel in self._channels], np.bool_) if arriving else _NOBODY,
             blocks=not self._stepped_aside,
             gradients=gradients,
-            learning_rate=rate,
+            learning_rates=rates,
+            main=stepping.main,
             scales=scales,
             nonfinite=nonfinite,
             not_called=stepping.not_called,
@@ -313,7 +346,7 @@ class Session:
                 news += fresh
         if news:
             self._say(f"some values are absent. {news[0]} (each site in the flight says its own)")
-            self._tell_sites()
+            self._tell_columns()
         return shares
 
     # -- handing on and saying -----------------------------------------------------------------------------------------

@@ -27,8 +27,10 @@ PIECE = 32_768  # elements that are copied at once
 CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
-def square_sum(tensor: Tensor) -> float:
+def square_sum(tensor: Tensor, peak: int = 0) -> float:
     """The sum of squares of all elements, in float64; NaN or infinite where an element is.
+
+    `peak` may be the address of a float64, which becomes the largest magnitude where it is smaller; what is NaN has none.
 
     Raises UnobservableError for a tensor that is not in main memory.
     """
@@ -39,8 +41,8 @@ def square_sum(tensor: Tensor) -> float:
         )
     code = CODES.get(tensor.dtype)
     if code is not None and is_dense(tensor):
-        return _native.square(tensor.data_ptr(), code, tensor.numel())
-    return sum(_native.square(piece.data_ptr(), CODES[piece.dtype], piece.numel()) for piece in _copies(tensor.detach()))
+        return _native.square(tensor.data_ptr(), code, tensor.numel(), peak)
+    return sum(_native.square(piece.data_ptr(), CODES[piece.dtype], piece.numel(), peak) for piece in _copies(tensor.detach()))
 
 
 def nonfinite_count(tensor: Tensor) -> int:

@@ -229,7 +229,7 @@ class NonFinite:
         direction, place, born_before = _first(mine, flags)
         site = self._sites[place]
         followers = [name for name in names if name != site.name]
-        elements, forward, backward = (int(n) for n in record.counts[:, place])
+        elements, forward, backward = (int(record.counts[count, place]) for count in (ELEMENTS, FORWARD, BACKWARD))
         where = f"{site.name} of {model}" if model else site.name
         later = [self._sites[i].name for i in mine if i > place]
         if direction == "forward" and born_before:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resmon.exporters.view import Column
 from resmon.records import Bools, Floats, ResidualSite
+from resmon.statistics import Column
 
 Sites = tuple[ResidualSite, ...]
 
@@ -47,15 +47,22 @@ class Maxima:
         values[~present] = np.nan
         start = float(np.floor(time))
         slots = self._slots
-        while slots and slots[-1].start > start:  # the clock was set back: what it called the future cannot be placed
-            slots.pop()
         while slots and slots[0].start <= start - self._window:
             slots.popleft()
-        if slots and slots[-1].start == start and slots[-1].sites is sites:
-            np.fmax(slots[-1].values, values, out=slots[-1].values)
-            slots[-1].present |= present
+        later: list[_Slot] = []  # than now: the clock was set back, and these were a moment ago
+        while slots and slots[-1].start > start:
+            later.append(slots.pop())
+        for slot in reversed(later):
+            self._add(start, slot.sites, slot.values, slot.present)
+        self._add(start, sites, values, present)
+
+    def _add(self, start: float, sites: Sites, values: Floats, present: Bools) -> None:
+        newest = self._slots[-1] if self._slots else None
+        if newest is not None and newest.start == start and newest.sites is sites:
+            np.fmax(newest.values, values, out=newest.values)
+            newest.present |= present
         else:
-            slots.append(_Slot(start, sites, values, present))
+            self._slots.append(_Slot(start, sites, values, present))
 
     def columns(self, sites: Sites) -> dict[str, Column]:
         """The maxima for these sites."""

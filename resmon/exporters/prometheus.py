@@ -9,8 +9,9 @@ names is written, with the catalogue's help.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -21,25 +22,33 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
-from resmon.catalogue import BLOCK, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, Metric
-from resmon.exporters.view import AgentView, BlockTable, Column, RunView
+from resmon.catalogue import BLOCK, BY_NAME, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, Metric
+from resmon.exporters.view import AgentView, BlockTable, Row, RunView
 from resmon.records import (
     DURATION_EDGES,
+    GROUP_VALUES,
     MAGNITUDE_EDGES,
     MAGNITUDE_LARGER,
     MAGNITUDE_LOW,
     MAGNITUDE_ZERO,
     OUTCOMES,
-    ResidualSite,
+    PHASES,
 )
+from resmon.statistics import Column
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 PREFIX = "resmon_block_"
 
+# Scores that have a metric of their own.
+OWN_METRICS = ("loss", "epoch")
+
+GPU_VALUES = ("utilization_ratio", "memory_used_bytes", "memory_total_bytes", "temperature_celsius", "power_watts")
+
 _EXPORTED_EDGES = np.array(EXPORTED_MAGNITUDE_EXPONENTS) - MAGNITUDE_LOW  # columns of magnitude_buckets
 _EXPORTED_LE = [repr(float(MAGNITUDE_EDGES[i])) for i in _EXPORTED_EDGES] + ["+Inf"]
+_RATE = GROUP_VALUES.index("learning_rate")
 _DURATION_LE = [repr(float(edge)) for edge in DURATION_EDGES] + ["+Inf"]
 
 # Halves of surrogate pairs are not UTF-8 at all; Prometheus' text parser ends at a NUL.
@@ -66,6 +75,25 @@ def writable(value: str) -> str:
     return _UNWRITABLE.sub("\ufffd", value)
 
 
+def distinct(rows: Sequence[Row], models: Mapping[str, str]) -> tuple[Row, ...]:
+    """The rows, renamed where two would have one label set: Prometheus would refuse the whole scrape.
+
+    Distinct names can become the same where unwritable characters are replaced, or where two models were given one label.
+    """
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for row in rows:
+        model = writable(models.get(row.model, row.model))
+        name = plain = writable(row.name)
+        again = 2
+        while (model, name) in seen:
+            name = f"{plain}#{again}"
+            again += 1
+        seen.add((model, name))
+        found.append(row if name == row.name else replace(row, name=name))
+    return tuple(found)
+
+
 def _escaped(value: str) -> str:
     return writable(value).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
@@ -82,23 +110,24 @@ class Prometheus:
     def render(self, view: AgentView, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type."""
         kind = negotiate(accept)
-        self._labels = {run.run: self._labels_of(run, run.blocks.sites) for run in view.runs if run.blocks}
+        self._labels = {run.run: self._labels_of(run, run.blocks.rows) for run in view.runs if run.blocks}
         tables = "".join(self._tables(view, kind)).encode()
         self._collector.view = view
+        self._collector.block_series = Counter({writable(run.run): _series(run.blocks) for run in view.runs if run.blocks})
         if kind is OPENMETRICS:
             rest: bytes = generate_openmetrics(self._registry)  # type: ignore[no-untyped-call]
         else:
             rest = generate_text(self._registry)
         return tables + rest, kind  # the client's part comes last: in OpenMetrics it brings the mark of the end
 
-    def _labels_of(self, run: RunView, sites: tuple[ResidualSite, ...]) -> _Labels:
+    def _labels_of(self, run: RunView, rows: tuple[Row, ...]) -> _Labels:
         known = self._labels.get(run.run)
-        if known is not None and known.sites is sites and known.models == run.info.models:
+        if known is not None and known.rows is rows and known.models == run.info.models:
             return known
-        return _Labels.of(run, sites)
+        return _Labels.of(run, rows)
 
     def _tables(self, view: AgentView, kind: str) -> Iterator[str]:
-        tables = [(self._labels[run.run], run.blocks) for run in view.runs if run.blocks and run.blocks.sites]
+        tables = [(self._labels[run.run], run.blocks) for run in view.runs if run.blocks and run.blocks.rows]
         for metric in CATALOGUE:
             if metric.labels != BLOCK or not tables:
                 continue
@@ -121,34 +150,25 @@ class Prometheus:
 class _Labels:
     """What stands between the name and the value in every line of one run."""
 
-    sites: tuple[ResidualSite, ...]
+    rows: tuple[Row, ...]
     models: dict[str, str]
-    sets: list[str]  # one per site, with braces and the blank before the value
+    sets: list[str]  # one per row, with braces and the blank before the value
     magnitudes: str  # the lines of the histogram, with %d for counts and %s for sums
 
     @classmethod
-    def of(cls, run: RunView, sites: tuple[ResidualSite, ...]) -> _Labels:
-        bare: list[str] = []
-        seen: set[str] = set()
-        for site in sites:
-            model = run.info.models.get(site.model, site.model)
-            labels = f'run="{_escaped(run.run)}",model="{_escaped(model)}",block="{_escaped(site.name)}'
-            # Two sites with one label set would make Prometheus refuse the whole scrape; distinct names can become the same
-            # where unwritable characters were replaced, or where two models were given one label.
-            again = 2
-            unique = labels
-            while unique in seen:
-                unique = f"{labels}#{again}"
-                again += 1
-            seen.add(unique)
-            bare.append(unique + '"')
+    def of(cls, run: RunView, rows: tuple[Row, ...]) -> _Labels:
+        models = run.info.models
+        bare = [
+            f'run="{_escaped(run.run)}",model="{_escaped(models.get(row.model, row.model))}",block="{_escaped(row.name)}"'
+            for row in distinct(rows, models)
+        ]
         name = PREFIX + "activation_magnitude"
         magnitudes = "".join(
             "".join(f'{name}_bucket{{{labels},le="{le}"}} %d\n' for le in _EXPORTED_LE)
             + f"{name}_count{{{labels}}} %d\n{name}_sum{{{labels}}} %s\n"
             for labels in (labels.replace("%", "%%") for labels in bare)
         )
-        return cls(sites, dict(run.info.models), [f"{{{labels}}} " for labels in bare], magnitudes)
+        return cls(rows, dict(run.info.models), [f"{{{labels}}} " for labels in bare], magnitudes)
 
 
 def _gauges(name: str, sets: list[str], column: Column) -> str:
@@ -184,6 +204,12 @@ def _magnitudes(labels: _Labels, blocks: BlockTable) -> str:
     return labels.magnitudes % tuple(chain.from_iterable((*row, total) for row, total in zip(counts, sums, strict=True)))
 
 
+def _series(blocks: BlockTable) -> int:
+    """How many lines the tables have of one run."""
+    gauges = sum(int(column.present.sum()) for column in blocks.gauges.values())
+    return gauges + len(blocks.rows) * (1 + len(_EXPORTED_LE) + 2)
+
+
 Sample = tuple[tuple[str, ...], float]
 
 
@@ -191,18 +217,30 @@ class _Collector(Collector):
     """The run-level and the agent's own families, from the view that is being rendered."""
 
     view: AgentView | None = None
+    block_series: Mapping[str, int] = {}  # by the label run
 
     def collect(self) -> Iterator[Family]:
         if self.view is None:  # prometheus_client looks at a new collector once
             return
+        series = Counter(self.block_series)
+        for family in self._counted(self.view):
+            series.update(sample.labels["run"] for sample in family.samples if "run" in sample.labels)
+            yield family
+        metric = BY_NAME["resmon_run_series"]
+        total = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+        for run in {writable(run.run) for run in self.view.runs}:
+            total.add_metric((run,), series[run] + 1)  # and this one
+        yield total
+
+    def _counted(self, view: AgentView) -> Iterator[Family]:
         for metric in CATALOGUE:
             if metric.name == "resmon_step_duration_seconds":
-                yield _durations(metric, self.view)
-            elif metric.labels != BLOCK:
+                yield _durations(metric, view)
+            elif metric.name in _SAMPLES:
                 make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
                 family = make(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
                 seen: set[tuple[str, ...]] = set()
-                for labels, value in _SAMPLES[metric.name](self.view):
+                for labels, value in _SAMPLES[metric.name](view):
                     labels = tuple(map(writable, labels))
                     if labels not in seen:
                         seen.add(labels)
@@ -230,14 +268,15 @@ def _run_info(view: AgentView) -> Iterator[Sample]:
         yield (run.run, str(info.attempt), models, info.host, str(info.world_size), *versions), 1.0
 
 
-def _run_blocks(view: AgentView) -> Iterator[Sample]:
-    for run in view.runs:
-        for key, model in run.info.models.items():
-            yield (run.run, model), sum(site.model == key for site in run.blocks.sites) if run.blocks else 0
+def _per_model(blocks: Callable[[RunView], Mapping[str, int]]) -> Callable[[AgentView], Iterator[Sample]]:
+    def samples(view: AgentView) -> Iterator[Sample]:
+        return (((run.run, model), blocks(run).get(key, 0)) for run in view.runs for key, model in run.info.models.items())
+
+    return samples
 
 
 def _scores(view: AgentView) -> Iterator[Sample]:
-    return (((run.run, name), value) for run in view.runs for name, value in run.scores.items() if name != "loss")
+    return (((run.run, name), value) for run in view.runs for name, value in run.scores.items() if name not in OWN_METRICS)
 
 
 def _same_everywhere(name: str) -> Callable[[RunView], float | None]:
@@ -296,32 +335,110 @@ def _counter(name: str) -> Callable[[RunView, int], float | None]:
     return value
 
 
-def _monitor_seconds(run: RunView, i: int) -> float | None:
-    record = run.ranks[i].record
-    return None if record is None else record.run_value("monitor_seconds")
+def _of_run(name: str) -> Callable[[RunView, int], float | None]:
+    def value(run: RunView, i: int) -> float | None:
+        record = run.ranks[i].record
+        return None if record is None else record.run_value(name)
+
+    return value
+
+
+def _phases(view: AgentView) -> Iterator[Sample]:
+    for run in view.runs:
+        for rank in run.ranks:
+            seconds = [0.0] * len(PHASES) if rank.record is None else rank.record.phase_totals.tolist()
+            whole = 0.0 if rank.record is None else rank.record.duration_total
+            for phase, total in zip((*PHASES, "other"), (*seconds, max(0.0, whole - sum(seconds))), strict=True):
+                yield (run.run, str(rank.rank), phase), total
+
+
+def _group_rates(view: AgentView) -> Iterator[Sample]:
+    for run in view.runs:
+        for rank in run.ranks:
+            if rank.record is not None:
+                rates, there = rank.record.groups[_RATE], rank.record.groups_present[_RATE]
+                yield from (
+                    ((run.run, name), rate) for name, rate, is_there in zip(rank.groups, rates, there, strict=True) if is_there
+                )
+
+
+def _group_norms(view: AgentView) -> Iterator[Sample]:
+    return (((run.run, name), norm) for run in view.runs for name, norm in run.group_gradient_norms.items())
+
+
+def _gaps(view: AgentView) -> Iterator[Sample]:
+    return (((run.run, score), gap) for run in view.runs for score, gap in run.gaps.items())
+
+
+def _targets_reached(view: AgentView) -> Iterator[Sample]:
+    return (((run.run, target), float(target in run.reached)) for run in view.runs for target in run.info.targets)
+
+
+def _target_seconds(view: AgentView) -> Iterator[Sample]:
+    return (
+        ((run.run, target), run.reached[target].seconds)
+        for run in view.runs
+        for target in run.info.targets
+        if target in run.reached
+    )
+
+
+def _of_process(name: str) -> Callable[[RunView, int], float | None]:
+    def value(run: RunView, i: int) -> float | None:
+        process = run.ranks[i].process
+        return None if process is None else getattr(process, name)
+
+    return value
+
+
+def _of_gpu(name: str) -> Callable[[AgentView], Iterator[Sample]]:
+    return lambda view: (((gpu.gpu,), value) for gpu in view.gpus if (value := getattr(gpu, name)) is not None)
 
 
 def _agent(value: Callable[[AgentView], float]) -> Callable[[AgentView], Iterator[Sample]]:
     return lambda view: iter([((), value(view))])
 
 
-# Where each family's samples come from; the catalogue holds the rest.
+# Where the samples of gauges and counters come from; the catalogue holds the rest.
 _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_run_info": _run_info,
-    "resmon_run_blocks": _run_blocks,
+    "resmon_run_blocks": _per_model(lambda run: run.watched),
+    "resmon_run_folded_blocks": _per_model(lambda run: run.folded),
+    "resmon_run_series_limit": _per_run(lambda run: run.max_series),
     "resmon_loss": _per_run(lambda run: run.scores.get("loss")),
     "resmon_loss_max": _per_run(lambda run: run.loss_max),
     "resmon_score": _scores,
+    "resmon_score_gap": _gaps,
+    "resmon_epoch": _per_run(lambda run: run.scores.get("epoch")),
+    "resmon_target_reached": _targets_reached,
+    "resmon_target_seconds": _target_seconds,
+    "resmon_checkpoint_step": _per_run(lambda run: None if run.checkpoint is None else run.checkpoint.step),
+    "resmon_checkpoint_timestamp_seconds": _per_run(lambda run: None if run.checkpoint is None else run.checkpoint.time),
     "resmon_learning_rate": _per_run(_same_everywhere("learning_rate")),
+    "resmon_group_learning_rate": _group_rates,
+    "resmon_group_gradient_norm": _group_norms,
     "resmon_gradient_norm": _per_run(lambda run: run.gradient_norm),
     "resmon_gradient_clip_factor": _per_run(lambda run: run.clip_factor),
     "resmon_loss_scale": _per_run(_same_everywhere("loss_scale")),
     "resmon_steps_total": _per_rank(_counter("steps_total")),
     "resmon_skipped_steps_total": _per_rank(_counter("skipped_total")),
     "resmon_clipped_steps_total": _per_rank(_counter("clipped_total")),
-    "resmon_monitor_step_seconds": _per_rank(_monitor_seconds),
+    "resmon_step_phase_seconds_total": _phases,
+    "resmon_samples_total": _per_rank(_counter("samples_total")),
+    **{
+        f"resmon_{where}memory{what}_bytes": _per_rank(_of_run(f"{where}memory{what}"))
+        for where in ("", "device_")
+        for what in ("", "_peak", "_free")
+    },
+    "resmon_monitor_step_seconds": _per_rank(_of_run("monitor_seconds")),
     "resmon_monitor_errors_total": _per_rank(_counter("errors_total")),
     "resmon_last_step_timestamp_seconds": _per_rank(_of_record("time")),
+    "resmon_process_cpu_seconds_total": _per_rank(_of_process("cpu_seconds")),
+    "resmon_process_threads": _per_rank(_of_process("threads")),
+    "resmon_process_open_fds": _per_rank(_of_process("open_fds")),
+    "resmon_process_read_bytes_total": _per_rank(_of_process("read_bytes")),
+    "resmon_process_written_bytes_total": _per_rank(_of_process("written_bytes")),
+    **{f"resmon_gpu_{name}": _of_gpu(name) for name in GPU_VALUES},
     "resmon_finding_active": _findings,
     "resmon_runs_total": lambda view: (((outcome,), view.runs_total.get(outcome, 0)) for outcome in OUTCOMES),
     "resmon_runs_active": _agent(lambda view: view.runs_active),

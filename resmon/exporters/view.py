@@ -6,28 +6,57 @@ The agent makes a view, exporters render it; neither knows more of the other tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
-from resmon.records import Bools, Finding, Floats, Ints, Outcome, ResidualSite, RunInfo, StepRecord
+from resmon.records import Checkpoint, Finding, Floats, Ints, Outcome, ResidualSite, RunInfo, StepRecord
+from resmon.statistics import Column
+from resmon.targets import Reached
 
 
-class Column(NamedTuple):
-    """One number per block, [S] each; a value that is not present is absent, whatever stands in its place."""
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Consecutive blocks of a model that share their series, under a name that no block has."""
 
-    values: Floats
-    present: Bools
+    model: str
+    name: str
+    blocks: int
+
+
+Row = ResidualSite | Stage
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockTable:
-    """The blocks of one run, merged over the ranks of this machine."""
+    """The blocks of one run, merged over the ranks of this machine; by stage where their series would be too many."""
 
-    sites: tuple[ResidualSite, ...]
+    rows: tuple[Row, ...]
     gauges: Mapping[str, Column]  # by the metric's name without its prefix resmon_block_
-    nonfinite_steps: Ints  # cumulative [S]
-    magnitude_buckets: Ints  # cumulative [S, MAGNITUDE_COLUMNS]
-    magnitude_sum: Floats  # cumulative [S]
+    nonfinite_steps: Ints  # cumulative [R]
+    magnitude_buckets: Ints  # cumulative [R, MAGNITUDE_COLUMNS]
+    magnitude_sum: Floats  # cumulative [R]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessView:
+    """What the operating system says of a training process; None is what may not be looked at."""
+
+    cpu_seconds: float | None  # cumulative, of all its threads
+    threads: float | None
+    open_fds: float | None
+    read_bytes: float | None  # cumulative, from and to storage
+    written_bytes: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuView:
+    """What the driver says of a GPU of this machine; None is what it does not tell."""
+
+    gpu: str
+    utilization_ratio: float | None
+    memory_used_bytes: float | None
+    memory_total_bytes: float | None
+    temperature_celsius: float | None
+    power_watts: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +65,8 @@ class RankView:
 
     rank: int
     record: StepRecord | None
+    groups: tuple[str, ...] = ()  # the names of the record's parameter groups
+    process: ProcessView | None = None  # None where it is gone or cannot be seen
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,12 +77,19 @@ class RunView:
     info: RunInfo
     outcome: Outcome | None  # None while it is under way
     ranks: tuple[RankView, ...]
-    blocks: BlockTable | None
+    blocks: BlockTable | None  # None before the first step, and where max_series has no room for any block
+    watched: Mapping[str, int]  # key of a model -> its blocks
+    folded: Mapping[str, int]  # key of a model -> those of them that have no series of their own
+    max_series: int  # what the run may export
     gradient_norm: float | None
+    group_gradient_norms: Mapping[str, float]  # by parameter group
     clip_factor: float | None
     scores: Mapping[str, float]  # as logged, newest of each name
     loss_max: float | None
     findings: tuple[tuple[Finding, bool], ...]  # with whether it is open
+    gaps: Mapping[str, float] = field(default_factory=dict)  # validation minus training, newest of each score
+    reached: Mapping[str, Reached] = field(default_factory=dict)  # by target; info.targets has all
+    checkpoint: Checkpoint | None = None  # the newest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,3 +103,4 @@ class AgentView:
     skipped_rows: int
     errors: int
     collect_seconds: float  # of the scrape before this one
+    gpus: tuple[GpuView, ...] = ()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Row, nanoseconds
-from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, RUN_VALUES, Floats, Ints, ScalarRecord, StepRecord
+from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, GROUP_VALUES, RUN_VALUES, Floats, Ints, ScalarRecord, StepRecord
 
 LEVELS = 6  # bins of 64, 512, 4,096, 32,768, 262,144 and 2,097,152 steps
 STEPS = 64  # of a bin of the first level
@@ -25,11 +25,12 @@ NAMES = 1000
 
 _SKIP = BLOCK_VALUES.index("skip_square")
 _BRANCH = BLOCK_VALUES.index("branch_square")
+_KEPT_SQUARE = BLOCK_VALUES.index("kept_square")
 
 
 @dataclass(slots=True, eq=False)
 class Bin:
-    """What is summarised of some steps; arrays of numbers hold the run's values first, then S of each block value."""
+    """What is summarised of some steps; arrays of numbers hold the run's values, then G of each group's, then S of each block's."""
 
     low: Floats
     high: Floats
@@ -44,8 +45,8 @@ class Bin:
     scalars: dict[str, ScalarBin] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, sites: int) -> Bin:
-        size = len(RUN_VALUES) + len(BINNED_BLOCK_VALUES) * sites
+    def empty(cls, sites: int, groups: int) -> Bin:
+        size = len(RUN_VALUES) + len(GROUP_VALUES) * groups + len(BINNED_BLOCK_VALUES) * sites
         nothing = np.full(size, np.nan)
         counts = np.zeros((len(BLOCK_COUNTS), sites), np.int64)
         return cls(nothing, nothing.copy(), np.zeros(size), np.zeros(size, np.int64), counts)
@@ -86,12 +87,10 @@ class Bin:
         """Write the bin, which ends with `last`, into a row of kind "bins"."""
         self._fill_place(row, last)
         row.fields["steps"][0] = self.steps
-        sites = self.counts.shape[1]
-        names = [(name, slice(i, i + 1)) for i, name in enumerate(RUN_VALUES)]
-        for i, name in enumerate(BINNED_BLOCK_VALUES):
-            begin = len(RUN_VALUES) + i * sites
-            names.append((f"block_{name}", slice(begin, begin + sites)))
-        for name, part in names:
+        names = [*RUN_VALUES, *(f"group_{name}" for name in GROUP_VALUES), *(f"block_{name}" for name in BINNED_BLOCK_VALUES)]
+        begin = 0
+        for name in names:
+            part = slice(begin, begin := begin + row.fields[f"{name}_sum"].size)
             for statistic, values in zip(STATISTICS, (self.low, self.high, self.sum, self.count), strict=True):
                 row.fields[f"{name}_{statistic}"][:] = values[part]
             for statistic in ("min", "max"):
@@ -140,13 +139,14 @@ class Bins:
     A bin is closed by the step after it, not by its own last one, so that what is logged at the last step finds its bin.
     """
 
-    def __init__(self, sites: int, write: Callable[[int, Bin, StepRecord], None]) -> None:
+    def __init__(self, sites: int, groups: int, write: Callable[[int, Bin, StepRecord], None]) -> None:
         self._write = write
-        self._levels = [Bin.empty(sites) for _ in range(LEVELS)]
-        self._values = np.empty(len(RUN_VALUES) + len(BINNED_BLOCK_VALUES) * sites)
-        split = len(RUN_VALUES)
-        by_value = self._values[split:].reshape(len(BINNED_BLOCK_VALUES), sites)
-        self._run, self._blocks, self._ratio = self._values[:split], by_value[:-1], by_value[-1]
+        self._levels = [Bin.empty(sites, groups) for _ in range(LEVELS)]
+        self._values = np.empty(self._levels[0].sum.size)
+        run, by_group, by_block = np.split(self._values, np.cumsum([len(RUN_VALUES), len(GROUP_VALUES) * groups]))
+        by_value = by_block.reshape(len(BINNED_BLOCK_VALUES), sites)
+        self._run, self._groups = run, by_group.reshape(len(GROUP_VALUES), groups)
+        self._blocks, self._ratio = by_value[:-1], by_value[-1]
 
     def step(self, record: StepRecord) -> None:
         """Take a step in."""
@@ -155,10 +155,14 @@ class Bins:
             self._close(0)
         with np.errstate(all="ignore"):
             self._run[:] = record.run
+            self._groups[:] = record.groups
             self._blocks[:] = record.blocks
             np.copyto(self._run, np.nan, where=~record.run_present)
+            np.copyto(self._groups, np.nan, where=~record.groups_present)
             np.copyto(self._blocks, np.nan, where=~record.blocks_present)
-            np.divide(self._blocks[_BRANCH], self._blocks[_SKIP], out=self._ratio)
+            np.copyto(self._ratio, self._blocks[_SKIP])
+            np.copyto(self._ratio, self._blocks[_KEPT_SQUARE], where=record.blocks_present[_KEPT_SQUARE])
+            np.divide(self._blocks[_BRANCH], self._ratio, out=self._ratio)
             np.sqrt(self._ratio, out=self._ratio)
             finite = np.isfinite(self._values)
             np.copyto(self._values, np.nan, where=~finite)
@@ -205,7 +209,9 @@ def fill_counters(row: Row, record: StepRecord) -> None:
     fields["skipped_total"][0] = record.skipped_total
     fields["clipped_total"][0] = record.clipped_total
     fields["errors_total"][0] = record.errors_total
+    fields["samples_total"][0] = record.samples_total
     fields["duration_total"][0] = record.duration_total
+    fields["phase_totals"][:] = record.phase_totals
     fields["duration_buckets"][:] = record.duration_buckets
     fields["nonfinite_steps"][:] = record.nonfinite_steps
     fields["magnitude_buckets"][:] = record.magnitude_buckets.reshape(-1)

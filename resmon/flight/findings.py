@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
+from resmon.flight.journal import Lines
 from resmon.flight.layout import FINDINGS
 from resmon.flight.reader import Skip
 from resmon.records import Finding, FindingState, Severity
@@ -16,21 +16,8 @@ _NUMBERS = ("opened_step", "opened_time", "step", "time", "confidence")
 
 def read(attempt_folder: Path) -> tuple[list[Finding], list[Skip]]:
     """Every event in order, and the lines that are none."""
-    path = attempt_folder / FINDINGS
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return [], []
-    found: list[Finding] = []
-    skips: list[Skip] = []
-    offset = 0
-    for text in data.splitlines(keepends=True):
-        try:
-            found.append(_finding(json.loads(text)))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            skips.append(Skip(path, offset, len(text), 1, f"not a finding: {error}"))
-        offset += len(text)
-    return found, skips
+    lines = Lines(attempt_folder / FINDINGS, _finding, "a finding")
+    return lines.poll(ended=True), lines.skips
 
 
 def _finding(values: dict[str, Any]) -> Finding:

@@ -7,10 +7,11 @@ in which null (not there) and NaN (there, and no number) are two things.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +20,22 @@ import pyarrow as pa
 from resmon.errors import FlightError, FlightVersionError
 from resmon.flight import findings, layout
 from resmon.flight.bins import LEVELS
-from resmon.flight.reader import Segments, Skip, read_end, read_info
-from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records, RowFormat, present, row_format, texts
+from resmon.flight.journal import Lines
+from resmon.flight.reader import Segments, Skip, read_end, read_info, typed
+from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records, RowFormat, nanoseconds, present, row_format, texts
+from resmon.gaps import Gap, Gaps
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
+    GROUP_VALUES,
     MAGNITUDE_COLUMNS,
     MAGNITUDE_HIGH,
     MAGNITUDE_LOW,
     OUTCOMES,
+    PHASES,
     RUN_VALUES,
     Bools,
+    Checkpoint,
     Finding,
     Floats,
     Ints,
@@ -40,6 +46,8 @@ from resmon.records import (
     clip_factor,
     coverage,
 )
+from resmon.statistics import merge, statistics
+from resmon.targets import Reached, Target, first_reached, readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +58,7 @@ MAGNITUDE_NAMES = (*(f"2^{e}" for e in range(MAGNITUDE_LOW, MAGNITUDE_HIGH + 1))
 ROWS = 4096  # that are held in full at once
 
 Array = npt.NDArray[Any]
+Line = TypeVar("Line")
 
 
 def load(path: str | Path, attempt: int | None = None) -> Flight:
@@ -172,8 +181,9 @@ class Flight:
 
         `gradient_norm` is over all parameters; `gradients` says whether it is (as the blocks' are) from "before clipping", which
         multiplied it with `clip_factor`, or "as stepped": no clipping was seen. A `skipped` step is one that a gradient scaler did
-        not take. Times are the slowest rank's; `ranks` says how many recorded the step. A logged name that is a column already is
-        called `logged_<name>`.
+        not take. Times, in seconds, and memory, in bytes, are the largest of any rank's, free memory the smallest, samples all
+        ranks' together, a second's those over the step's duration; `ranks` says how many recorded the step. A logged name that is a
+        column already is called `logged_<name>`.
         """
         spans = [(rank, span) for rank in self._ranks for span in rank.spans]
         logged = _logged(self._ranks)
@@ -184,10 +194,14 @@ class Flight:
         run = _concatenate([span.run for _, span in spans], np.float64, (len(RUN_VALUES),))
         there = _concatenate([span.run_present for _, span in spans], np.bool_, (len(RUN_VALUES),))
 
-        def largest(values: Array, where: Bools) -> pa.Array:
-            top = np.full(count, -np.inf)
-            np.maximum.at(top, group[where], values[where])
-            return _array(top, np.bincount(group[where], minlength=count) > 0)
+        def extreme(name: str, take: np.ufunc = np.maximum) -> tuple[Floats, Bools]:
+            values, where = value(name)
+            found = np.full(count, -np.inf if take is np.maximum else np.inf)
+            take.at(found, group[where], values[where])
+            return found, np.bincount(group[where], minlength=count) > 0
+
+        def largest(name: str) -> pa.Array:
+            return _array(*extreme(name))
 
         def value(name: str) -> tuple[Floats, Bools]:
             return run[:, RUN_VALUES.index(name)], there[:, RUN_VALUES.index(name)]
@@ -204,22 +218,32 @@ class Flight:
         covered = self._coverage(steps)[0]
         whole = np.bincount(group, _concatenate([span.complete for _, span in spans], np.bool_), minlength=count) == ranks
         skipped = np.bincount(group, _concatenate([span.skipped for _, span in spans], np.bool_), minlength=count) > 0
+        samples, has_samples = total("samples")
+        duration, has_duration = extreme("duration")
         time = np.zeros(count, np.int64)
         np.maximum.at(time, group, _concatenate([span.time for _, span in spans], np.int64))
         columns: dict[str, pa.Array] = {
             "step": pa.array(steps),
             "time": _array(time, ranks > 0).cast(pa.timestamp("ns", "UTC")),
             "loss": pa.nulls(count, pa.float64()),
-            "learning_rate": largest(*value("learning_rate")),
+            "learning_rate": largest("learning_rate"),
             "gradient_norm": _array(np.sqrt(squares * covered), has_gradients & np.isfinite(covered)),
             "gradients": pa.DictionaryArray.from_arrays(
                 _array(clipping_seen.astype(np.int32), has_gradients), pa.array(["as stepped", "before clipping"])
             ).cast(pa.string()),
             "clip_factor": _array(clip_factors, clipping_seen),
-            "loss_scale": largest(*value("loss_scale")),
-            "unknown_gradients": largest(*value("unknown_gradients")),
-            "duration": largest(*value("duration")),
-            "monitor_seconds": largest(*value("monitor_seconds")),
+            "loss_scale": largest("loss_scale"),
+            "unknown_gradients": largest("unknown_gradients"),
+            "duration": _array(duration, has_duration),
+            **{f"{phase}_seconds": largest(f"{phase}_seconds") for phase in PHASES},
+            "monitor_seconds": largest("monitor_seconds"),
+            "samples": _array(samples, has_samples),
+            "samples_per_second": _array(samples / np.where(duration > 0, duration, np.nan), has_samples & (duration > 0)),
+            **{
+                f"{where}memory{what}": _array(*extreme(f"{where}memory{what}", np.minimum if what == "_free" else np.maximum))
+                for where in ("", "device_")
+                for what in ("", "_peak", "_free")
+            },
             "complete": _array(whole, ranks > 0),
             "skipped": _array(skipped, ranks > 0),
             "ranks": pa.array(ranks),
@@ -236,7 +260,10 @@ class Flight:
         return _frame(columns)
 
     def blocks(self, per_rank: bool = False) -> pd.DataFrame:
-        """One row per step and residual add, merged over the ranks from their sums; or one per rank, with its gradient share."""
+        """One row per step and residual add, merged over the ranks from their sums; or one per rank, with its gradient share.
+
+        The columns are those of resmon.statistics, which defines each, and the counts of records.BLOCK_COUNTS.
+        """
         sites = {(site.model, site.name): i for i, site in enumerate(self.sites)}
         parts: list[list[Array]] = []
         for rank in self._ranks:
@@ -274,8 +301,7 @@ class Flight:
         if not per_rank and len(self._ranks) > 1 and len(step):
             begins = np.flatnonzero(np.r_[True, (np.diff(step) != 0) | (np.diff(site) != 0)])
             step, site = step[begins], site[begins]
-            squares = np.add.reduceat(np.where(there, squares, 0.0), begins)
-            there = np.logical_or.reduceat(there, begins)
+            squares, there = merge(squares, there, begins)
             counts = np.add.reduceat(counts, begins)
             elements = np.add.reduceat(elements, begins)
         if not per_rank and len(step):
@@ -309,34 +335,51 @@ class Flight:
     def _block_frame(
         self, per_rank: bool, step: Ints, site: Ints, rank: Ints, squares: Floats, there: Bools, counts: Ints, elements: Ints
     ) -> pd.DataFrame:
-        index = {name: i for i, name in enumerate(BLOCK_VALUES)}
-
-        def rms(name: str) -> tuple[Floats, Bools]:
-            i = index[name]
-            has = there[:, i] & (elements[:, i] > 0)
-            return np.sqrt(squares[:, i] / np.maximum(elements[:, i], 1)), has
-
-        def norm(name: str) -> pa.Array:
-            return _array(np.sqrt(squares[:, index[name]]), there[:, index[name]])
-
-        with np.errstate(all="ignore"):
-            skip, has_skip = rms("skip_square")
-            branch, has_branch = rms("branch_square")
-            columns: dict[str, pa.Array] = {
-                "step": pa.array(step),
-                "block": _labels(site, [site.name for site in self.sites]),
-                **({"rank": pa.array(rank)} if per_rank else {}),
-                "skip_rms": _array(skip, has_skip),
-                "branch_rms": _array(branch, has_branch),
-                "branch_skip_ratio": _array(branch / skip, has_skip & has_branch & (skip != 0)),
-                "gradient_norm_share" if per_rank else "gradient_norm": norm("gradient_square"),
-                "output_gradient_norm": norm("output_gradient_square"),
-                "output_rms": _array(*rms("output_square")),
-            }
+        columns: dict[str, pa.Array] = {
+            "step": pa.array(step),
+            "block": _labels(site, [site.name for site in self.sites]),
+            **({"rank": pa.array(rank)} if per_rank else {}),
+        }
+        for name, column in statistics(squares.T, there.T, elements.T, counts.T).items():
+            columns["gradient_norm_share" if per_rank and name == "gradient_norm" else name] = _array(*column)
         for i, name in enumerate(BLOCK_COUNTS):
             columns[name] = pa.array(np.ascontiguousarray(counts[:, i]))
         columns["model"] = _labels(site, self._models(self.sites))
         return _frame(columns)
+
+    def groups(self) -> pd.DataFrame:
+        """One row per step and parameter group of the optimizers: learning rate (the largest of any rank) and gradient norm."""
+        names: dict[str, int] = {}
+        steps, codes, values, there = [], [], [], []
+        for rank in self._ranks:
+            for span in rank.spans:
+                here = np.array([names.setdefault(name, len(names)) for name in span.groups], np.int64)
+                steps.append(np.repeat(span.step, len(here)))
+                codes.append(np.tile(here, len(span.step)))
+                values.append(_flat(span.group_values))
+                there.append(_flat(span.group_present))
+        step, code = _concatenate(steps, np.int64), _concatenate(codes, np.int64)
+        shape = (len(GROUP_VALUES),)
+        value, present = _concatenate(values, np.float64, shape), _concatenate(there, np.bool_, shape)
+        order = np.lexsort((code, step))
+        step, code, value, present = step[order], code[order], value[order], present[order]
+        begins = np.flatnonzero(np.r_[np.ones(min(1, len(step)), bool), (np.diff(step) != 0) | (np.diff(code) != 0)])
+        rate, square = map(GROUP_VALUES.index, ("learning_rate", "gradient_square"))
+        if len(step):
+            rates = np.fmax.reduceat(np.where(present[:, rate], value[:, rate], np.nan), begins)
+            squares = np.add.reduceat(np.where(present[:, square], value[:, square], 0.0), begins)
+            step, code, present = step[begins], code[begins], np.logical_or.reduceat(present, begins)
+        else:
+            rates, squares = np.empty(0), np.empty(0)
+        covered = self._coverage(step)[0]
+        return _frame(
+            {
+                "step": pa.array(step),
+                "group": _labels(code, list(names)),
+                "learning_rate": _array(rates, present[:, rate]),
+                "gradient_norm": _array(np.sqrt(squares * covered), present[:, square] & np.isfinite(covered)),
+            }
+        )
 
     def scalars(self) -> pd.DataFrame:
         """One row for every value that was logged, in the order of the logging."""
@@ -348,6 +391,54 @@ class Flight:
                 "rank": pa.array(_concatenate([np.full(len(chunk.step), rank) for rank, chunk in chunks], np.int64)),
                 "name": pa.array([name for _, chunk in chunks for name in chunk.names], pa.string()),
                 "value": pa.array(_concatenate([chunk.value for _, chunk in chunks], np.float64)),
+            }
+        )
+
+    def gaps(self) -> pd.DataFrame:
+        """One row per validation of a score that is trained on too, of the steps that are left in full; resmon.gaps defines it."""
+        found: dict[str, list[Gap]] = {}
+        for rank in reversed(self._ranks):  # the lowest rank that logs both sides speaks for the run
+            found |= rank.gaps()
+        rows = sorted((gap for gaps in found.values() for gap in gaps), key=lambda gap: gap.step)
+        return _frame(
+            {
+                "step": pa.array([gap.step for gap in rows], pa.int64()),
+                "score": pa.array([gap.score for gap in rows], pa.string()),
+                "training": pa.array([gap.training for gap in rows], pa.float64()),
+                "validation": pa.array([gap.validation for gap in rows], pa.float64()),
+                "gap": pa.array([gap.gap for gap in rows], pa.float64()),
+            }
+        )
+
+    def targets(self) -> pd.DataFrame:
+        """One row per target of the run: whether, when and in how many seconds and steps of this attempt its score first met it."""
+        targets: dict[Target, None] = {}
+        for rank in self._ranks:
+            targets |= dict.fromkeys(readable(rank.info.targets if rank.info else ()))
+        first = first_reached(reached for rank in self._ranks for reached in rank.reached)
+        met: list[Reached | None] = [first.get(str(target)) for target in targets]
+        return _frame(
+            {
+                "target": _texts(map(str, targets)),
+                "score": _texts(target.score for target in targets),
+                "reached": pa.array([moment is not None for moment in met], pa.bool_()),
+                "step": pa.array([moment and moment.step for moment in met], pa.int64()),
+                "time": _times([None if moment is None else moment.time for moment in met]),
+                "seconds": pa.array([moment and moment.seconds for moment in met], pa.float64()),
+                "steps": pa.array([moment and moment.steps for moment in met], pa.int64()),
+            }
+        )
+
+    def checkpoints(self) -> pd.DataFrame:
+        """One row per checkpoint that the loop has named; the step is absent where it was before the first was over."""
+        rows = [(rank.number, checkpoint) for rank in self._ranks for checkpoint in rank.checkpoints]
+        rows.sort(key=lambda row: -1 if row[1].step is None else row[1].step)
+        return _frame(
+            {
+                "step": pa.array([checkpoint.step for _, checkpoint in rows], pa.int64()),
+                "time": _times([checkpoint.time for _, checkpoint in rows]),
+                "path": _texts(checkpoint.path for _, checkpoint in rows),
+                "rank": pa.array([rank for rank, _ in rows], pa.int64()),
             }
         )
 
@@ -382,15 +473,15 @@ class Flight:
         columns["model"] = _labels(site, self._models(self.sites))
         return _frame(columns)
 
-    def bins(self, of: Literal["blocks", "run", "scalars"] = "blocks") -> pd.DataFrame:
+    def bins(self, of: Literal["blocks", "groups", "run", "scalars"] = "blocks") -> pd.DataFrame:
         """Thinned history: minimum, maximum, sum and count of every value over bins of steps, the finest that are left.
 
         The bins of a rank follow on each other without overlap, down to at most 64 steps before the end of a run that was killed.
         Values are per rank and as in the files: squares are sums of squares, gradients are shares.
         """
         stem: Kind = "scalarbins" if of == "scalars" else "bins"
-        make = {"blocks": self._block_bins, "run": _run_bins, "scalars": _scalar_bins}[of]
-        nothing = row_format(stem, ())
+        make = {"blocks": self._block_bins, "groups": _group_bins, "run": _run_bins, "scalars": _scalar_bins}[of]
+        nothing = row_format(stem)
         tables = [_placed(make(nothing, np.empty(0, nothing.dtype)), 0, 0)]
         for rank in self._ranks:
             for level, kept in enumerate(rank.finest):
@@ -402,13 +493,7 @@ class Flight:
     def _block_bins(self, form: RowFormat, records: Records) -> pa.Table:
         """One row per bin and site."""
         codes = np.tile(np.arange(len(form.sites)), len(records))
-        table = _bins(records, ()).take(pa.array(np.repeat(np.arange(len(records)), len(form.sites))))
-        columns = {name: table[name] for name in table.column_names}
-        columns["block"] = _labels(codes, [site.name for site in form.sites])
-        for name in BINNED_BLOCK_VALUES:
-            for statistic in STATISTICS:
-                field = f"block_{name}_{statistic}"
-                columns[f"{name}_{statistic}"] = _array(records[field].reshape(-1), present(records, field).reshape(-1))
+        columns = _list_bins(records, "block", [site.name for site in form.sites], BINNED_BLOCK_VALUES)
         for name in BLOCK_COUNTS:
             columns[f"{name}_sum"] = pa.array(records[f"block_{name}_sum"].reshape(-1))
         columns["model"] = _labels(codes, self._models(form.sites))
@@ -435,27 +520,34 @@ class _Span:
     """Rows with the same sites; what frames are made of, without the histograms."""
 
     sites: tuple[ResidualSite, ...]
+    groups: tuple[str, ...]
     step: Ints
     time: Ints
     complete: Bools
     skipped: Bools
     run: Floats
     run_present: Bools
+    group_values: Floats  # [rows, len(GROUP_VALUES), groups]
+    group_present: Bools
     blocks: Floats  # [rows, len(BLOCK_VALUES), sites]
     blocks_present: Bools
     counts: Ints
 
     @classmethod
     def of(cls, form: RowFormat, records: Records) -> _Span:
+        groups = [f"group_{name}" for name in GROUP_VALUES]
         blocks = [f"block_{name}" for name in BLOCK_VALUES]
         return cls(
             form.sites,
+            form.groups,
             records["step"].copy(),
             records["time"].copy(),
             records["complete"].astype(bool),
             records["skipped"].astype(bool),
             np.stack([records[name] for name in RUN_VALUES], axis=1),
             np.stack([present(records, name) for name in RUN_VALUES], axis=1),
+            np.stack([records[name] for name in groups], axis=1),
+            np.stack([present(records, name) for name in groups], axis=1),
             np.stack([records[name] for name in blocks], axis=1),
             np.stack([present(records, name) for name in blocks], axis=1),
             np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1),
@@ -500,6 +592,30 @@ class _Rank:
             for _ in self.rows(f"scalarbins-{level}", "scalarbins", skipped):
                 pass  # read for what is to be said of damage; `Flight.bins` reads them again
         self.finest = [first[keep] for (first, _), keep in zip(places, _finest(places), strict=True)]
+
+        self.checkpoints = self._lines(layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint", skipped)
+        self.reached = self._lines(layout.REACHED, partial(typed, Reached), "a target that was met", skipped)
+
+    def _lines(self, name: str, make: Callable[[Any], Line], what: str, skipped: list[Skip]) -> list[Line]:
+        lines = Lines(self.folder / name, make, what)
+        found = lines.poll(ended=not self.alive)
+        skipped += lines.skips
+        return found
+
+    def gaps(self) -> dict[str, list[Gap]]:
+        """By score, in order."""
+        recorded = _concatenate([span.step for span in self.spans], np.int64)
+        lost = recorded[1:][np.diff(recorded) > 1].tolist()[::-1]  # behind these holes it goes on; the next one last
+        logged = [row for chunk in self.scalars for row in zip(chunk.step.tolist(), chunk.names, chunk.value.tolist(), strict=True)]
+        gaps = Gaps()
+        found: dict[str, list[Gap]] = {}
+        for step, name, value in sorted(logged, key=lambda row: row[0]):
+            while lost and lost[-1] <= step:
+                lost.pop()
+                gaps.interrupt()
+            if gap := gaps.add(step, name, value):
+                found.setdefault(gap.score, []).append(gap)
+        return found
 
     @property
     def outcome(self) -> Outcome:
@@ -611,6 +727,22 @@ def _run_bins(_: RowFormat, records: Records) -> pa.Table:
     return _bins(records, RUN_VALUES)
 
 
+def _group_bins(form: RowFormat, records: Records) -> pa.Table:
+    return pa.table(_list_bins(records, "group", form.groups, GROUP_VALUES))
+
+
+def _list_bins(records: Records, of: str, labels: Sequence[str], names: Sequence[str]) -> dict[str, pa.Array]:
+    """One row per bin and item of lists: the columns."""
+    table = _bins(records, ()).take(pa.array(np.repeat(np.arange(len(records)), len(labels))))
+    columns = {name: table[name] for name in table.column_names}
+    columns[of] = _labels(np.tile(np.arange(len(labels)), len(records)), labels)
+    for name in names:
+        for statistic in STATISTICS:
+            field = f"{of}_{name}_{statistic}"
+            columns[f"{name}_{statistic}"] = _array(records[field].reshape(-1), present(records, field).reshape(-1))
+    return columns
+
+
 def _scalar_bins(_: RowFormat, records: Records) -> pa.Table:
     return _bins(records, ("value",), name=pa.array(texts(records, "name"), pa.string()))
 
@@ -636,6 +768,16 @@ def _array(values: Array, there: Bools) -> pa.Array:
 
 def _labels(codes: Ints, names: Sequence[str]) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names, pa.string())).cast(pa.string())
+
+
+def _texts(values: Iterable[str]) -> pa.Array:
+    """Texts from files of JSON, which can hold what no UTF-8 can."""
+    return pa.array([value.encode("utf-8", "replace").decode() for value in values], pa.string())
+
+
+def _times(values: Iterable[float | None]) -> pa.Array:
+    numbers = [None if value is None else nanoseconds(value) for value in values]
+    return pa.array(numbers, pa.int64()).cast(pa.timestamp("ns", "UTC"))
 
 
 def _frame(columns: dict[str, pa.Array]) -> pd.DataFrame:

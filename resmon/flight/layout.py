@@ -12,6 +12,8 @@ import json
 import os
 import re
 import shutil
+import struct
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,8 @@ INFO = "info.json"
 END = "end.json"
 LOCK = "alive.lock"
 FINDINGS = "findings.jsonl"
+CHECKPOINTS = "checkpoints.jsonl"
+REACHED = "reached.jsonl"
 
 # Bytes that an end mark may take: its reason is an error's message, which is cut at 1,000 characters.
 RESERVE = 8192
@@ -228,6 +232,34 @@ def is_held(lock: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+# struct flock of 64-bit Linux: type, whence, start, length, process id.
+_FLOCK = struct.Struct("@hhqqi4x")
+
+
+def holder(lock: Path) -> int | None:
+    """The process that holds the lock file, by the number that it has here; None where nobody does or that cannot be seen.
+
+    The kernel's answer is of this moment and of the reader's own process namespace. A number that the holder wrote down may by now
+    be another process's, or may be one in its container, where it means another process than here.
+    """
+    if sys.platform != "linux":  # where the structure differs
+        return None
+    try:
+        if _held.get(_identity(lock.stat())) == os.getpid():
+            return os.getpid()
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+        kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return pid if kind != fcntl.F_UNLCK and pid > 0 else None
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from resmon.flight.schema import (
     Kind,
     Records,
     RowFormat,
+    groups_from_json,
     present,
     row_format,
     seconds,
@@ -36,15 +37,19 @@ from resmon.flight.schema import (
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
+    GROUP_VALUES,
     MAGNITUDE_COLUMNS,
     OUTCOMES,
     RUN_VALUES,
+    Checkpoint,
+    Columns,
     ResidualSite,
     RunEnd,
     RunInfo,
     ScalarRecord,
     StepRecord,
 )
+from resmon.targets import Reached
 
 CHUNK = 16 << 20  # bytes that are read at once
 LARGEST_SCHEMA = 64 << 20
@@ -134,7 +139,7 @@ class Segments:
     def neighbours(self, path: Path) -> Iterator[RowFormat]:
         """The formats of the segments next to `path`, nearest first."""
         if self._kind in ("scalars", "scalarbins"):  # has no sites, so there is but one format
-            yield row_format(self._kind, ())
+            yield row_format(self._kind)
             return
         paths = list(self._names.values())
         here = paths.index(path) if path in paths else 0
@@ -150,7 +155,7 @@ class Segments:
             finally:
                 os.close(descriptor)
             if schema is not None and schema.sites is not None:
-                yield row_format(self._kind, schema.sites)
+                yield row_format(self._kind, schema.sites, schema.groups)
 
     def _once(self, form: RowFormat, records: Records) -> tuple[RowFormat, Records]:
         """The rows without those that were read before: a copied block or file has valid rows, too."""
@@ -247,7 +252,7 @@ class _Segment:
             return None
         schema = _Schema.of(self._descriptor)
         if schema is not None and schema.sites is not None:
-            own = row_format(self._kind, schema.sites)
+            own = row_format(self._kind, schema.sites, schema.groups)
             first = os.pread(self._descriptor, own.size, schema.end)
             if own.is_whole(memoryview(first), 0):
                 return self._begin(own, schema.end, schema.end)
@@ -272,7 +277,7 @@ class _Segment:
     def _candidates(self, schema: _Schema | None) -> Iterator[tuple[RowFormat, int]]:
         """Formats that may fit, and where their rows should begin."""
         if schema is not None and schema.sites is not None:
-            yield row_format(self._kind, schema.sites), schema.end
+            yield row_format(self._kind, schema.sites, schema.groups), schema.end
         for form in self._among.neighbours(self._path):
             yield form, 0
 
@@ -331,6 +336,7 @@ class _Schema:
 
     version: int
     sites: tuple[ResidualSite, ...] | None
+    groups: tuple[str, ...]
     end: int
 
     @classmethod
@@ -352,10 +358,11 @@ class _Schema:
         except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError):
             return None
         try:
-            sites = sites_from_json(metadata[b"resmon.sites"])
-        except (ValueError, KeyError):
-            sites = None
-        return cls(version, sites, 8 + length)
+            return cls(
+                version, sites_from_json(metadata[b"resmon.sites"]), groups_from_json(metadata[b"resmon.groups"]), 8 + length
+            )
+        except (ValueError, KeyError, RecursionError):
+            return cls(version, None, (), 8 + length)
 
 
 def newer(path: Path, version: int) -> FlightVersionError:
@@ -374,11 +381,23 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     counts = np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1)
     run = np.stack([records[name] for name in RUN_VALUES], axis=1)
     run_present = np.stack([present(records, name) for name in RUN_VALUES], axis=1)
+    groups = np.stack([records[f"group_{name}"] for name in GROUP_VALUES], axis=1)
+    groups_present = np.stack([present(records, f"group_{name}") for name in GROUP_VALUES], axis=1)
     buckets = np.ascontiguousarray(records["magnitude_buckets"]).reshape(len(records), sites, MAGNITUDE_COLUMNS)
-    duration_buckets, nonfinite_steps, magnitude_sum = (
-        np.ascontiguousarray(records[name]) for name in ("duration_buckets", "nonfinite_steps", "magnitude_sum")
+    phase_totals, duration_buckets, nonfinite_steps, magnitude_sum = (
+        np.ascontiguousarray(records[name]) for name in ("phase_totals", "duration_buckets", "nonfinite_steps", "magnitude_sum")
     )
-    names = ("step", "time", "complete", "skipped", "steps_total", "skipped_total", "clipped_total", "errors_total")
+    names = (
+        "step",
+        "time",
+        "complete",
+        "skipped",
+        "steps_total",
+        "skipped_total",
+        "clipped_total",
+        "errors_total",
+        "samples_total",
+    )
     singles = zip(*(records[name].tolist() for name in names), strict=True)
     duration_total = records["duration_total"].tolist()
     return [
@@ -389,6 +408,8 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
             skipped=bool(skipped),
             run=run[i],
             run_present=run_present[i],
+            groups=groups[i],
+            groups_present=groups_present[i],
             blocks=blocks[i],
             blocks_present=blocks_present[i],
             counts=counts[i],
@@ -396,13 +417,25 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
             skipped_total=skipped_total,
             clipped_total=clipped_total,
             errors_total=errors_total,
+            samples_total=samples_total,
             duration_total=duration_total[i],
+            phase_totals=phase_totals[i],
             duration_buckets=duration_buckets[i],
             nonfinite_steps=nonfinite_steps[i],
             magnitude_buckets=buckets[i],
             magnitude_sum=magnitude_sum[i],
         )
-        for i, (step, time, complete, skipped, steps_total, skipped_total, clipped_total, errors_total) in enumerate(singles)
+        for i, (
+            step,
+            time,
+            complete,
+            skipped,
+            steps_total,
+            skipped_total,
+            clipped_total,
+            errors_total,
+            samples_total,
+        ) in enumerate(singles)
     ]
 
 
@@ -416,7 +449,7 @@ def add_scalar_records(made: list[ScalarRecord], records: Records) -> None:
         made[-1].values[name] = value
 
 
-Item = tuple[ResidualSite, ...] | StepRecord | ScalarRecord
+Item = Columns | StepRecord | ScalarRecord
 
 
 class Follower:
@@ -429,7 +462,7 @@ class Follower:
     def __init__(self, rank_folder: Path, newest: bool = False) -> None:
         self.folder = Path(rank_folder)
         self.info: RunInfo = read_info(self.folder)
-        self.sites: tuple[ResidualSite, ...] = ()
+        self.columns = Columns()
         self._end: RunEnd | None = None
         self._steps = Segments(self.folder, "steps", "steps")
         self._scalars = Segments(self.folder, "scalars", "scalars")
@@ -461,14 +494,14 @@ class Follower:
         return layout.is_held(self.folder / layout.LOCK)
 
     def poll(self, limit: int = 1000) -> list[Item]:
-        """At most `limit` new steps and what was logged at them, in step order; sites come before their first step."""
+        """At most `limit` new steps and what was logged at them, in step order; sites and groups come before their first step."""
         new: list[Item] = []
         steps = 0
         while steps < limit and (rows := self._steps.read(limit - steps)) is not None:
             form, records = rows
-            if form.sites != self.sites:
-                self.sites = form.sites
-                new.append(self.sites)
+            if (form.sites, form.groups) != (self.columns.sites, self.columns.groups):
+                self.columns = Columns(form.sites, form.groups)
+                new.append(self.columns)
             new.extend(step_records(form, records))
             steps += len(records)
             self._last_step = int(records["step"][-1])
@@ -529,7 +562,7 @@ def read_info(rank_folder: Path) -> RunInfo:
     if version > FORMAT:
         raise newer(path, version)
     try:
-        return _typed(RunInfo, values)
+        return typed(RunInfo, values)
     except ValueError as error:
         raise FlightError(f"{path} is damaged: {error}. Its rows may still be readable: load the attempt's folder.") from error
 
@@ -538,7 +571,7 @@ def read_end(rank_folder: Path) -> RunEnd | None:
     """The rank's end mark; None where there is none that can be read."""
     values = _json_object(rank_folder / layout.END)
     try:
-        end = _typed(RunEnd, values or {})
+        end = typed(RunEnd, values or {})
     except ValueError:
         return None
     return end if end.outcome in OUTCOMES else None
@@ -552,9 +585,9 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-Typed = TypeVar("Typed", RunInfo, RunEnd)
+Typed = TypeVar("Typed", RunInfo, RunEnd, Checkpoint, Reached)
 
-# The types that a field of RunInfo and RunEnd may have, by its annotation.
+# The types that their fields may have, by annotation.
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
@@ -567,7 +600,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
+def typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
     """A dataclass from JSON; ValueError where a field is missing or of another type. Unknown keys are a later version's."""
     made: dict[str, Any] = {}
     for field in fields(kind):
@@ -577,6 +610,8 @@ def _typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
             continue
         value: Any = values[field.name]
         if not isinstance(value, _TYPES[str(field.type)]) or isinstance(value, bool):
+            raise ValueError(f"{field.name} is {value!r:.80}")
+        if isinstance(value, (int, float)) and not abs(value) < 1 << 64:  # NaN too
             raise ValueError(f"{field.name} is {value!r:.80}")
         inner = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
         if not all(isinstance(item, str) for item in inner):

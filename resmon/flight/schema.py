@@ -27,7 +27,9 @@ from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
     DURATION_COLUMNS,
+    GROUP_VALUES,
     MAGNITUDE_COLUMNS,
+    PHASES,
     RUN_VALUES,
     Bools,
     ResidualSite,
@@ -69,7 +71,7 @@ class Column:
         return value if self.length is None else pa.list_(pa.field("item", value, self.nullable))
 
 
-def columns(kind: Kind, sites: int) -> tuple[Column, ...]:
+def columns(kind: Kind, sites: int, groups: int) -> tuple[Column, ...]:
     """The columns of a segment's rows, the checksum last."""
     match kind:
         case "steps":
@@ -79,6 +81,7 @@ def columns(kind: Kind, sites: int) -> tuple[Column, ...]:
                 Column("complete", "bool"),
                 Column("skipped", "bool"),
                 *(Column(name, nullable=True) for name in RUN_VALUES),
+                *(Column(f"group_{name}", length=groups, nullable=True) for name in GROUP_VALUES),
                 *(Column(f"block_{name}", length=sites, nullable=True) for name in BLOCK_VALUES),
                 *(Column(f"block_{name}", "int", sites) for name in BLOCK_COUNTS),
                 *_counters(sites),
@@ -91,6 +94,7 @@ def columns(kind: Kind, sites: int) -> tuple[Column, ...]:
                 Column("first_time", "time"),
                 Column("last_time", "time"),
                 *(_statistic(name, statistic, None) for name in RUN_VALUES for statistic in STATISTICS),
+                *(_statistic(f"group_{name}", statistic, groups) for name in GROUP_VALUES for statistic in STATISTICS),
                 *(_statistic(f"block_{name}", statistic, sites) for name in BINNED_BLOCK_VALUES for statistic in STATISTICS),
                 *(Column(f"block_{name}_sum", "int", sites) for name in BLOCK_COUNTS),
                 *_counters(sites),
@@ -121,7 +125,9 @@ def _counters(sites: int) -> tuple[Column, ...]:
         Column("skipped_total", "int"),
         Column("clipped_total", "int"),
         Column("errors_total", "int"),
+        Column("samples_total", "int"),
         Column("duration_total"),
+        Column("phase_totals", length=len(PHASES)),
         Column("duration_buckets", "int", DURATION_COLUMNS),
         Column("nonfinite_steps", "int", sites),
         Column("magnitude_buckets", "int", sites * MAGNITUDE_COLUMNS),
@@ -130,20 +136,22 @@ def _counters(sites: int) -> tuple[Column, ...]:
 
 
 class RowFormat:
-    """The bytes of one kind of row for given sites.
+    """The bytes of one kind of row for given sites and parameter groups.
 
     `header` is the schema message that begins a segment, `template` a row of zeros and no nulls, `prefix` the bytes that every
     row begins with, `dtype` the row as numpy sees it. A field is called as its column; `name?` is its validity bitmap, `name#`
     its count of nulls, `name@` the length of a text.
     """
 
-    def __init__(self, kind: Kind, sites: Sequence[ResidualSite]) -> None:
+    def __init__(self, kind: Kind, sites: Sequence[ResidualSite], groups: Sequence[str]) -> None:
         self.kind = kind
         self.sites = tuple(sites)
-        self.columns = columns(kind, len(self.sites))
-        metadata = {"resmon.format": str(FORMAT), "resmon.sites": sites_to_json(self.sites)}
+        self.groups = tuple(groups)
+        self.columns = columns(kind, len(self.sites), len(self.groups))
+        texts = {"resmon.sites": sites_to_json(self.sites), "resmon.groups": json.dumps(self.groups)}
+        metadata = {"resmon.format": str(FORMAT), **texts}
         # A row's checksum goes on from here, so that a row is never read under other sites than those it was written for.
-        self.seed = zlib.crc32(f"{FORMAT}\n{metadata['resmon.sites']}".encode())
+        self.seed = zlib.crc32("\n".join(metadata.values()).encode())
         schema = pa.schema([pa.field(c.name, c.arrow, c.nullable and c.length is None) for c in self.columns], metadata)
         self.header: bytes = schema.serialize().to_pybytes()
 
@@ -265,9 +273,9 @@ class Row:
 
 
 @lru_cache(maxsize=16)
-def row_format(kind: Kind, sites: tuple[ResidualSite, ...]) -> RowFormat:
-    """The format of a kind of row for these sites."""
-    return RowFormat(kind, sites)
+def row_format(kind: Kind, sites: tuple[ResidualSite, ...] = (), groups: tuple[str, ...] = ()) -> RowFormat:
+    """The format of a kind of row for these sites and parameter groups."""
+    return RowFormat(kind, sites, groups)
 
 
 def present(records: Records, name: str) -> Bools:
@@ -326,6 +334,14 @@ def sites_from_json(text: str | bytes) -> tuple[ResidualSite, ...]:
         return tuple(_site(item) for item in json.loads(text))
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a list of sites: {error}") from error
+
+
+def groups_from_json(text: str | bytes) -> tuple[str, ...]:
+    """The names of a segment's parameter groups. Raises ValueError for everything else."""
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"not a list of names: {names!r:.200}")
+    return tuple(names)
 
 
 def _site(item: dict[str, Any]) -> ResidualSite:

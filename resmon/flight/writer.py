@@ -19,11 +19,14 @@ import numpy as np
 from resmon.errors import ConfigurationError
 from resmon.flight import layout
 from resmon.flight.bins import LEVELS, Bin, Bins, fill_counters
-from resmon.flight.schema import FORMAT, TEXT, RowFormat, nanoseconds, row_format
+from resmon.flight.schema import FORMAT, TEXT, Row, RowFormat, nanoseconds, row_format
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
+    GROUP_VALUES,
     RUN_VALUES,
+    Bools,
+    Floats,
     ResidualSite,
     RunEnd,
     RunInfo,
@@ -60,12 +63,12 @@ class FlightWriter:
         self._full = Track(self._folder, "steps", "scalars", budget * 5 // 8, budget // 32)
         shares = [budget >> (3 + level) for level in range(LEVELS)]
         self._thinned = [Track(self._folder, f"bins-{i}", f"scalarbins-{i}", share, share // 8) for i, share in enumerate(shares)]
-        self._scalar_format = row_format("scalars", ())
+        self._scalar_format = row_format("scalars")
         self._scalar_row = self._scalar_format.row()
-        self._scalarbin_format = row_format("scalarbins", ())
+        self._scalarbin_format = row_format("scalarbins")
         self._scalarbin_row = self._scalarbin_format.row()
         self._covered = [-1] * LEVELS  # the last step that the bins on file of each level hold
-        self._begin(())
+        self._begin((), ())
         try:
             self._lock = layout.hold(self._folder / layout.LOCK)
             try:
@@ -80,12 +83,12 @@ class FlightWriter:
                 "Choose a folder that you may write to and that has room, with directory= or RESMON_DIRECTORY."
             ) from error
 
-    def sites(self, sites: Sequence[ResidualSite]) -> None:
-        """Rows from here on are of these sites."""
-        if self._elsewhere() or tuple(sites) == self._format.sites:
+    def sites(self, sites: Sequence[ResidualSite], groups: Sequence[str] = ()) -> None:
+        """Rows from here on are of these sites and parameter groups."""
+        if self._elsewhere() or (tuple(sites), tuple(groups)) == (self._format.sites, self._format.groups):
             return
         self._bins.close()
-        self._begin(tuple(sites))
+        self._begin(tuple(sites), tuple(groups))
 
     def step(self, record: StepRecord) -> None:
         """Append a step; steps come in rising order."""
@@ -93,8 +96,9 @@ class FlightWriter:
             return
         if self._last_step is not None and record.step <= self._last_step:
             raise ValueError(f"step {record.step} came after step {self._last_step}; the steps of a flight rise")
-        if record.blocks.shape != self._shape:
-            raise ValueError(f"a record of {record.blocks.shape[1]} sites in a segment of {self._shape[1]}; call sites() first")
+        shape = record.blocks.shape[1], record.groups.shape[1]
+        if shape != self._shape:
+            raise ValueError(f"a record of {shape} sites and groups in a segment of {self._shape}; call sites() first")
         if self._full.is_full(self._row.size) or self._rows == FIRST_STEPS:
             self._rotate()
         self._full.append(self._row.of(record), self._format, record.step, record.step)
@@ -137,13 +141,13 @@ class FlightWriter:
     def _elsewhere(self) -> bool:
         return self._ended or os.getpid() != self._pid
 
-    def _begin(self, sites: tuple[ResidualSite, ...]) -> None:
-        self._format = row_format("steps", sites)
-        self._shape = (len(BLOCK_VALUES), len(sites))
+    def _begin(self, sites: tuple[ResidualSite, ...], groups: tuple[str, ...]) -> None:
+        self._format = row_format("steps", sites, groups)
+        self._shape = (len(sites), len(groups))
         self._row = StepRow(self._format)
-        self._bin_format = row_format("bins", sites)
+        self._bin_format = row_format("bins", sites, groups)
         self._bin_row = self._bin_format.row()
-        self._bins = Bins(len(sites), self._write_bin)
+        self._bins = Bins(len(sites), len(groups), self._write_bin)
         self._rotate()
         for track in self._thinned:
             track.close()
@@ -271,24 +275,37 @@ def _write(descriptor: int, data: bytes | bytearray) -> None:
         raise
 
 
+class _Lists:
+    """Nullable lists of one length that lie one behind the other."""
+
+    def __init__(self, row: Row, names: Sequence[str]) -> None:
+        self._values = row.together(names)
+        self._bitmaps = self._nulls = None
+        if self._values.size:
+            self._bitmaps = row.together([f"{name}?" for name in names])
+            self._nulls = row.together([f"{name}#" for name in names])
+
+    def fill(self, values: Floats, present: Bools) -> None:
+        if self._bitmaps is not None and self._nulls is not None:
+            self._values[:] = values
+            self._bitmaps[:] = np.packbits(present, axis=1, bitorder="little")
+            np.subtract(present.shape[1], present.sum(axis=1), out=self._nulls)
+
+
 class StepRow:
     """The row of a step, filled again for each."""
 
     def __init__(self, form: RowFormat) -> None:
         self._row = row = form.row()
         self.size = form.size
-        blocks = [f"block_{name}" for name in BLOCK_VALUES]
         self._step, self._time = row.fields["step"], row.fields["time"]
         self._complete, self._skipped = row.fields["complete"], row.fields["skipped"]
         self._run = row.together(RUN_VALUES)
         self._run_present = row.together([f"{name}?" for name in RUN_VALUES])
         self._run_nulls = row.together([f"{name}#" for name in RUN_VALUES])
-        self._blocks = row.together(blocks)
+        self._groups = _Lists(row, [f"group_{name}" for name in GROUP_VALUES])
+        self._blocks = _Lists(row, [f"block_{name}" for name in BLOCK_VALUES])
         self._counts = row.together([f"block_{name}" for name in BLOCK_COUNTS])
-        self._bitmaps = self._nulls = None
-        if form.sites:
-            self._bitmaps = row.together([f"{name}?" for name in blocks])
-            self._nulls = row.together([f"{name}#" for name in blocks])
 
     def of(self, record: StepRecord) -> bytearray:
         """The bytes of this record's row."""
@@ -299,12 +316,9 @@ class StepRow:
         self._run[:] = record.run
         self._run_present[:, 0] = record.run_present
         np.logical_not(record.run_present, out=self._run_nulls)
-        self._blocks[:] = record.blocks
+        self._groups.fill(record.groups, record.groups_present)
+        self._blocks.fill(record.blocks, record.blocks_present)
         self._counts[:] = record.counts
-        if self._bitmaps is not None and self._nulls is not None:
-            present = record.blocks_present
-            self._bitmaps[:] = np.packbits(present, axis=1, bitorder="little")
-            np.subtract(present.shape[1], present.sum(axis=1), out=self._nulls)
         fill_counters(self._row, record)
         return self._row.seal()
 

@@ -53,7 +53,7 @@ def test_many_trainers_at_once_start_one_agent(house: House, port: int) -> None:
 
 
 def test_the_agent_is_nobodys_child_and_has_nothing_of_ours(house: House, port: int, tmp_path: Path) -> None:
-    settings = Settings.of(listen=f"127.0.0.1:{port}")
+    settings = Settings.of(listen=f"127.0.0.1:{port}", max_series=321)
     with (tmp_path / "held open").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         before = children(os.getpid())
@@ -66,6 +66,7 @@ def test_the_agent_is_nobodys_child_and_has_nothing_of_ours(house: House, port: 
         open_files = [str((process / "fd" / fd.name).readlink()) for fd in (process / "fd").iterdir()]
         assert str(tmp_path / "held open") not in open_files
     assert os.getsid(now.pid) != os.getsid(0)
+    assert "at most 321 series of a run" in (house.runtime / runtime.LOG).read_text()
     assert b"CUDA_VISIBLE_DEVICES=\0" in (process / "environ").read_bytes()
     assert "torch" not in (process / "maps").read_text()
     assert (process / "cwd").readlink() == Path("/")

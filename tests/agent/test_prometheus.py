@@ -17,9 +17,10 @@ import pytest
 
 from resmon.agent import runtime
 from resmon.catalogue import CATALOGUE
-from resmon.exporters.ranks import GAUGES, Ranks
+from resmon.exporters.ranks import Ranks
 from resmon.flight.reader import Follower
-from resmon.records import StepRecord
+from resmon.records import MAGNITUDE_NONFINITE, StepRecord
+from resmon.statistics import STATISTICS
 from tests.agent.conftest import House, scrape, wait_for
 
 CONFIGURATION = """
@@ -79,7 +80,8 @@ def test_per_block_series_move_equal_the_flight_and_go_stale(house: House, prome
     trainer = house.trainer("digits", sites=4, pace=0.05, last=160, how="finished")
     series = '{run="digits",model="Net"}'
     names = {"h.0", "h.1", "h.2", "h.3"}
-    for gauge in GAUGES:
+    there = [name for name in STATISTICS if name != "keep_ratio"]  # nothing drops samples here
+    for gauge in there:
         wait_for(lambda gauge=gauge: set(prometheus.query(f"resmon_block_{gauge}{series}")) == names)
     wait_for(lambda: prometheus.query(f"changes(resmon_block_skip_rms{series}[10s])").get("h.3", 0) >= 2)
     wait_for(lambda: all(rate > 1 for rate in prometheus.query("rate(resmon_steps_total[5s])").values()))
@@ -93,8 +95,8 @@ def test_per_block_series_move_equal_the_flight_and_go_stale(house: House, prome
     wait_for(lambda: prometheus.query('resmon_runs_total{outcome="finished"}').get("") == 1)
     follower, record = newest(house, "digits")
     wait_for(lambda: prometheus.query("resmon_steps_total").get("0") == record.steps_total == 161)
-    merged = Ranks().step([(follower.sites, record)])
-    for gauge in GAUGES:
+    merged = Ranks().step([(follower.columns, record)])
+    for gauge in there:
         shown = prometheus.query(f"resmon_block_{gauge}{series}")
         for site, value in zip(merged.sites, merged.gauges[gauge].values, strict=True):
             assert shown[site.name] == value, (gauge, site.name)
@@ -126,6 +128,41 @@ def test_a_run_that_is_killed_and_one_with_nan_and_hostile_names(house: House, p
     # The count was there at 0 before: the increase is seen.
     assert prometheus.query('increase(resmon_runs_total{outcome="killed"}[1m])')[""] > 0
     wait_for(lambda: prometheus.query("resmon_finding_active") == {"h.2": 0.0})
+    assert prometheus.query("up") == {"": 1.0}
+
+
+def test_a_thousand_blocks_within_the_budget(house: House, prometheus: Server, port: int) -> None:
+    house.agent(port)
+    trainer = house.trainer("deep", sites=1000, pace=0.2, last=100_000, how="outlier")
+    wait_for(lambda: prometheus.query("resmon_run_series"), 60.0)
+    # The one block that goes wrong is there by its name with the next scrape, a second later.
+    wait_for(lambda: "\n30\n" in house.output(trainer), 60.0)
+    wait_for(lambda: prometheus.query('resmon_block_gradient_norm{block="h.999"}') == {"h.999": 1e4}, 5.0)
+    wait_for(lambda: prometheus.query("resmon_steps_total").get("0", 0) > 120, 90.0)
+    exported = prometheus.query('count({run="deep"})')[""]
+    assert 9_000 < exported <= 10_000
+    assert prometheus.query("resmon_run_series_limit") == {"": 10_000}
+    # Between two scrapes a gauge may come or go; here none does.
+    assert prometheus.query("resmon_run_series") == {"": exported}
+    named = {block for block in prometheus.query("resmon_block_skip_rms") if ".." not in block}
+    assert prometheus.query("resmon_run_folded_blocks") == {"": 1000 - len(named)}
+    assert prometheus.query("resmon_run_blocks") == {"": 1000}
+    # The stages hold every block once: as many samples as in the flight when its newest step was scraped.
+    stages = prometheus.query('resmon_block_skip_rms{block=~".*[.][.].*"}')
+    assert len(stages) + len(named) == len(prometheus.query("resmon_block_skip_rms"))
+    trainer.kill()
+    trainer.wait()
+    _, record = newest(house, "deep")
+    wait_for(lambda: prometheus.query("resmon_steps_total").get("0") == record.steps_total)
+    total = prometheus.query('sum(resmon_block_activation_magnitude_count{block=~".*[.][.].*"})')
+    assert total == {"": record.magnitude_buckets[:, :MAGNITUDE_NONFINITE].sum()}
+    # All that has ever been there: the same blocks as now.
+    ever = prometheus.query("count_over_time(resmon_block_skip_rms[10m])")
+    assert len(ever) <= len(stages) + len(named) + 5
+    for metric in CATALOGUE:
+        if metric.kind != "gauge":
+            name = metric.name if metric.kind == "counter" else f"{metric.name}_bucket"
+            assert prometheus.query(f"max(resets({name}[10m]))") == {"": 0.0}, name
     assert prometheus.query("up") == {"": 1.0}
 
 

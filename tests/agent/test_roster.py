@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from resmon.agent import roster as roster_module
 from resmon.agent import runtime
 from resmon.agent.roster import Roster
 from resmon.exporters.prometheus import Prometheus
-from resmon.exporters.view import AgentView, RunView
-from resmon.flight import layout
+from resmon.exporters.view import AgentView, RunView, Stage
+from resmon.flight import journal, layout
 from resmon.flight.layout import boot_id, claim
 from resmon.flight.writer import FlightWriter
-from resmon.records import OUTCOMES, Outcome, RunEnd, ScalarRecord, StepRecord
+from resmon.records import OUTCOMES, Checkpoint, Outcome, RunEnd, ScalarRecord, StepRecord
+from resmon.targets import Reached
 from tests import synthetic
 
 NAN = float("nan")
@@ -373,3 +375,198 @@ def test_a_loss_that_is_nan_is_shown(roster: Roster, runs: Path) -> None:
     assert run.loss_max is not None
     assert np.isnan(run.loss_max)
     assert np.isnan(run.scores["loss"])
+
+
+def test_a_model_that_is_too_deep_is_folded_and_it_is_said_once(
+    runtime_folder: Path, runs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    roster = Roster(runtime_folder, "0", linger=1000.0, max_series=1000)
+    writer = Writer(runs, sites=300)
+    for _ in range(40):
+        writer.step(forward=[123] if writer.training.steps == 20 else [])
+        run = only(poll(roster))
+    assert run.blocks is not None
+    assert run.watched == {"": 300}
+    named = {row.name for row in run.blocks.rows if ".." not in row.name}
+    assert "h.123" in named
+    assert run.folded == {"": 300 - len(named)}
+    content, _ = Prometheus().render(roster.view(0.0), "")
+    assert 500 < len([line for line in content.decode().splitlines() if 'run="digits"' in line]) <= 1000
+    (said,) = [record.getMessage() for record in caplog.records if "max_series" in record.getMessage()]
+    assert "300 blocks are exported by stage and the worst of them by name, within 1,000 series" in said
+    enough = int(said.split("max_series = ")[1].split()[0])
+    assert only(poll(Roster(runtime_folder, "0", 1000.0, enough))).folded == {}
+    assert only(poll(Roster(runtime_folder, "0", 1000.0, enough - 2000))).folded != {}
+    # An agent that reads the same flight names the same blocks.
+    again = only(poll(Roster(runtime_folder, "0", 1000.0, 1000))).blocks
+    assert again is not None
+    assert {row.name for row in again.rows} == {row.name for row in run.blocks.rows}
+
+
+def test_a_budget_too_small_for_the_runs_own_series(runtime_folder: Path, runs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    roster = Roster(runtime_folder, "0", linger=1000.0, max_series=1)
+    writer = Writer(runs)
+    for _ in range(3):
+        writer.step()
+        writer.log(loss=2.0)
+        run = only(poll(roster))
+    assert run.blocks is None
+    assert (run.watched, run.folded) == ({"": 3}, {"": 3})
+    content = Prometheus().render(roster.view(0.0), "")[0].decode()
+    assert 'resmon_loss{run="digits"} 2.0' in content
+    assert 'resmon_steps_total{rank="0",run="digits"} 3.0' in content
+    assert "resmon_block_" not in content
+    (said,) = [record for record in caplog.records if "max_series" in record.getMessage()]
+    assert said.levelname == "WARNING"
+    assert "no series of its 3 blocks is exported" in said.getMessage()
+    assert roster.view(0.0).errors == 0
+
+
+def test_ranks_that_come_and_die_keep_the_folding_true(runtime_folder: Path, runs: Path) -> None:
+    """A pipeline: each rank has blocks of its own, and the second comes late and is killed."""
+    roster = Roster(runtime_folder, "0", linger=1000.0, max_series=1500)
+    one = Writer(runs, rank=0, sites=40, world_size=2)
+    for _ in range(3):
+        one.step()
+        poll(roster)
+    two = Writer(runs, rank=1, sites=80, world_size=2)
+    counts: dict[str, int] = {}
+    for step in range(6):
+        one.step()
+        two.step()
+        if step == 4:
+            two.die()
+        run = only(poll(roster))
+        assert run.blocks is not None
+        assert sum(row.blocks for row in run.blocks.rows if isinstance(row, Stage)) in (40, 80)
+        for row, buckets in zip(run.blocks.rows, run.blocks.magnitude_buckets.sum(axis=1).tolist(), strict=True):
+            assert buckets >= counts.get(row.name, 0)
+            counts[row.name] = buckets
+    assert len([name for name in counts if ".." in name]) > 1
+
+
+@pytest.mark.parametrize("score", [NAN, float("inf"), float("-inf")])
+def test_scores_that_are_not_finite_are_exported_as_they_are(score: float, roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    writer.step()
+    writer.log(loss=1.0)
+    writer.step()
+    writer.log(loss=score, accuracy=score, val_loss=score, epoch=score)
+    run = only(poll(roster))
+    assert repr(run.scores["accuracy"]) == repr(score)
+    assert run.loss_max == max(1.0, score if score == score else 1.0)
+    assert run.gaps == {}
+    for accept in ("text/plain", "application/openmetrics-text"):
+        content, _ = Prometheus().render(poll(roster), accept)
+        shown = {NAN: "NaN", float("inf"): "+Inf", float("-inf"): "-Inf"}[score] if score == score else "NaN"
+        assert f'resmon_score{{run="digits",score="accuracy"}} {shown}\n'.encode() in content
+        assert f'resmon_epoch{{run="digits"}} {shown}\n'.encode() in content
+
+
+def test_a_clock_that_jumps_hides_no_spike_and_moves_no_counter_back(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    total = duration = 0.0
+    for step in range(60):
+        now = 1e9 + step / 4 + [0.0, 7200.0, -7200.0, 0.0, -86400.0, 3600.0][step // 10]
+        spike = step in (19, 39)  # the last steps before the clock is set back
+        writer.step(time=now, values={("gradient_square", 1): 1e8} if spike else {})
+        writer.log(loss=77.0 if spike else 1.0)
+        run = only(poll(roster))
+        record = run.ranks[0].record
+        assert record is not None
+        assert record.step == step
+        assert record.steps_total > total and record.duration_total > duration
+        total, duration = record.steps_total, record.duration_total
+        assert run.scores["loss"] == (77.0 if spike else 1.0)
+        if 19 <= step < 30 or 39 <= step < 50:
+            assert run.loss_max == 77.0
+            assert max(gauge(run, "gradient_norm_max")) == 1e4
+    writer.end()
+    assert only(poll(roster)).outcome == "finished"
+    assert only(poll(roster)).loss_max == 1.0  # the last jump was forward, by more than the window
+
+
+def test_gaps_targets_and_checkpoints_are_followed(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs, targets=("accuracy >= 0.9", "loss <= 0.1"))
+    run = only(poll(roster))
+    assert (run.gaps, run.reached, run.checkpoint) == ({}, {}, None)
+    journal.append(writer.folder / layout.CHECKPOINTS, asdict(Checkpoint(None, 5.0, "begin")))
+    writer.step()
+    writer.log(loss=2.0)
+    writer.step()
+    writer.log(loss=4.0)
+    writer.log(val_loss=4.5, epoch=1.0)
+    run = only(poll(roster))
+    assert run.gaps == {"loss": 1.5}
+    assert run.checkpoint == Checkpoint(None, 5.0, "begin")
+    content, _ = Prometheus().render(poll(roster), "")
+    assert b'resmon_checkpoint_timestamp_seconds{run="digits"} 5.0\n' in content
+    assert b"resmon_checkpoint_step{" not in content  # before the first step there is none
+    assert content.count(b"resmon_target_reached{") == 2 and b"resmon_target_seconds{" not in content
+    reached = Reached("accuracy >= 0.9", 1, 2, 1000.5, 3.25, 0.9)
+    journal.append(writer.folder / layout.REACHED, asdict(reached))
+    journal.append(writer.folder / layout.CHECKPOINTS, asdict(Checkpoint(1, 4.0, "back")))  # the clock was set back
+    (writer.folder / layout.CHECKPOINTS).open("ab").write(b"damage\n")
+    writer.step()
+    writer.log(loss=8.0)
+    view = poll(roster)
+    assert only(view).reached == {"accuracy >= 0.9": reached}
+    assert only(view).checkpoint == Checkpoint(1, 4.0, "back")
+    assert only(view).gaps == {"loss": 1.5}  # until the next validation
+    assert view.skipped_rows == 1
+    content, _ = Prometheus().render(view, "")
+    assert b'resmon_target_reached{run="digits",target="accuracy >= 0.9"} 1.0\n' in content
+    assert b'resmon_target_reached{run="digits",target="loss <= 0.1"} 0.0\n' in content
+    assert b'resmon_target_seconds{run="digits",target="accuracy >= 0.9"} 3.25\n' in content
+    assert b'resmon_checkpoint_step{run="digits"} 1.0\n' in content
+    # What was written just before the end is not missed.
+    journal.append(writer.folder / layout.CHECKPOINTS, asdict(Checkpoint(2, 6.0, "last")))
+    writer.end()
+    run = only(poll(roster))
+    assert run.checkpoint == Checkpoint(2, 6.0, "last")
+    assert run.ranks[0].process is None  # figures are live
+
+
+def test_the_newest_checkpoint_is_that_of_the_newest_step_on_any_rank(roster: Roster, runs: Path) -> None:
+    writers = [Writer(runs, rank=rank, world_size=3) for rank in range(3)]
+    for writer, step in zip(writers, (3, 7, None), strict=True):
+        journal.append(writer.folder / layout.CHECKPOINTS, asdict(Checkpoint(step, 9.0, "x")))
+    assert only(poll(roster)).checkpoint == Checkpoint(7, 9.0, "x")
+
+
+def test_a_resumed_run_goes_back_to_an_earlier_step(roster: Roster, runs: Path) -> None:
+    first = Writer(runs, targets=("accuracy >= 0.9",))
+    for _ in range(10):
+        first.step()
+        first.log(loss=9.0, accuracy=0.95)
+    journal.append(first.folder / layout.REACHED, asdict(Reached("accuracy >= 0.9", 0, 1, 1.0, 1.0, 0.95)))
+    journal.append(first.folder / layout.CHECKPOINTS, asdict(Checkpoint(5, 1.0, "five")))
+    first.die()
+    assert only(poll(roster)).outcome == "killed"
+    second = Writer(runs, launch="b", start_step=6, targets=("accuracy >= 0.9",))
+    second.training.steps = 6
+    second.step()
+    second.log(loss=1.0)
+    view = poll(roster)
+    run = only(view)
+    assert (run.info.attempt, run.outcome) == (2, None)
+    record = run.ranks[0].record
+    assert record is not None and record.step == 6
+    assert run.scores == {"loss": 1.0}
+    assert run.loss_max == 1.0
+    assert run.reached == {} and run.checkpoint is None  # they are of the attempt before
+    assert view.runs_total["killed"] == 1
+
+
+def test_a_hole_in_the_steps_ends_a_stretch_of_training_values(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    writer.step()
+    writer.log(loss=1.0)
+    writer.training.steps += 5
+    writer.step()
+    writer.log(loss=3.0, val_loss=5.0)
+    assert only(poll(roster)).gaps == {}
+    writer.step()
+    writer.log(loss=3.0, val_loss=5.0)
+    assert only(poll(roster)).gaps == {"loss": 2.0}

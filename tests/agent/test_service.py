@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from resmon.agent import runtime
+from resmon.catalogue import CATALOGUE
 from resmon.flight import layout
 from tests.agent.conftest import House, get, scrape, wait_for
 
@@ -132,6 +133,25 @@ def test_a_trainer_that_is_killed(house: House, port: int) -> None:
     assert end["outcome"] == "killed"
     assert end["step"] == int(house.output(trainer).split()[-1])  # every step that it had said to be on file
     assert scrape(url).one("resmon_steps_total") == end["step"] + 1
+
+
+def test_the_figures_of_a_process_are_live(house: House, port: int) -> None:
+    """Of the process that holds the flight's lock, and gone with it, though its run is still shown."""
+    house.agent(port)
+    trainer = house.trainer(pace=PACE, last=100_000, how="finished")
+    url = house.ready(port)
+    names = [metric.name for metric in CATALOGUE if metric.name.startswith("resmon_process_")]
+    now = wait_for(lambda: (page := scrape(url)).all(names[0]) and page)
+    assert all(now.one(name, run="digits", rank="0") is not None for name in names)
+    threads = len(list(Path(f"/proc/{trainer.pid}/task").iterdir()))
+    assert now.one("resmon_process_threads") == threads
+    wait_for(lambda: (scrape(url).one(names[0]) or 0) > (now.one(names[0]) or 0))
+    trainer.kill()
+    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="killed") == 1)
+    after = scrape(url)
+    assert after.all("resmon_steps_total")
+    assert not any(after.all(name) for name in names)
+    assert not any(name.startswith("resmon_gpu_") for name, _ in after.samples) or Path("/dev/nvidiactl").exists()
 
 
 def test_ranks_of_one_launch(house: House, port: int) -> None:

@@ -2,7 +2,8 @@
 
 It claims a rank's folder, registers it, writes a step every PACE seconds up to LAST and then ends as HOW says: "finished",
 "failed" and "nonfinite" write that end mark, "sleep" goes on living without a word. From step 30 on, "nonfinite" has NaN, in the
-third block first. Each line that it prints is the number of a step on file.
+third block first; "outlier" is "sleep" with gradients of the last block that are a thousand times as large from step 30 on. Each
+line that it prints is the number of a step on file.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ def main(folder: str, run: str, rank: str, world: str, sites: str, pace: str, la
     training = synthetic.Training(blocks, seed=int(rank))
     for step in range(int(last) + 1):
         bad = how == "nonfinite" and step >= 30
-        record = training.step(forward=range(2, len(blocks)) if bad and step > 30 else [2] if bad else [], time=time.time())
+        values = {("gradient_square", len(blocks) - 1): 1e8} if how == "outlier" and step >= 30 else {}
+        forward = range(2, len(blocks)) if bad and step > 30 else [2] if bad else []
+        record = training.step(forward=forward, values=values, time=time.time())
         writer.step(record)
         writer.scalars(ScalarRecord(step, record.time, {"loss": 2.0 / (step + 1), "accuracy": step / 1000}))
         print(step, flush=True)
         time.sleep(float(pace))
-    if how == "sleep":
+    if how in ("sleep", "outlier"):
         time.sleep(3600)
     writer.end(RunEnd(how, time.time(), training.steps - 1, ""))  # type: ignore[arg-type]
 

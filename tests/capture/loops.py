@@ -29,7 +29,7 @@ class Memory:
         self.steps: list[StepRecord] = []
         self.logged: list[ScalarRecord] = []
 
-    def sites(self, sites: Sequence[ResidualSite]) -> None:
+    def sites(self, sites: Sequence[ResidualSite], groups: Sequence[str]) -> None:
         self.now = tuple(sites)
 
     def step(self, record: StepRecord) -> None:

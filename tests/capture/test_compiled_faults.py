@@ -199,7 +199,7 @@ def test_distributed_tensors_in_graphs_are_said_not_to_be_observed(
     assert losses == without
     assert ["DTensor" in site.observed for site in sink.now] == [True, True]
     assert sum("DTensor" in record.getMessage() for record in caplog.records) == 1
-    assert sink.steps[0].blocks_present.all()  # eagerly they are read
+    assert sink.steps[0].blocks_present[:5].all()  # eagerly they are read
     assert all(record.blocks_present[:3].any() == (record is sink.steps[0]) for record in sink.steps)
 
 

@@ -42,7 +42,7 @@ def accumulated(sizes: list[int], loss: Callable[[Tensor], Tensor]) -> tuple[np.
             (loss(model(part)) / len(parts)).backward()
         optimizer.step()
         assert len(sink.steps) == 1
-        found.append(sink.newest.blocks)
+        found.append(sink.newest.blocks[:5])
     return found[0], found[1]
 
 
@@ -71,7 +71,7 @@ def test_a_sum_that_is_not_divided_adds_up_whatever_the_sizes() -> None:
     whole = watch(other, sgd_of_other := sgd(other))[1]
     other(batch(12)).square().sum().backward()
     sgd_of_other.step()
-    assert sink.newest.blocks == pytest.approx(whole.newest.blocks, rel=1e-5)
+    assert sink.newest.blocks[:5] == pytest.approx(whole.newest.blocks[:5], rel=1e-5)
 
 
 # -- several optimizers and models -------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_no_gradient_at_all() -> None:
     model(batch())
     optimizer.step()
     assert sink.newest.run_value("gradient_square") is None
-    assert not sink.newest.blocks_present[GRADIENT:].any()
+    assert not sink.newest.blocks_present[[GRADIENT, OUTPUT_GRADIENT]].any()
 
 
 class Lookup(nn.Module):
@@ -298,7 +298,7 @@ def test_a_first_batch_without_rows() -> None:
         model(batch(rows)).square().sum().backward()
         optimizer.step()
     assert sink.newest.errors_total == 0
-    assert sink.newest.blocks_present.all()
+    assert sink.newest.blocks_present[:5].all()
 
 
 # -- optimizers that are not as usual ----------------------------------------------------------------------------------
@@ -435,7 +435,8 @@ def test_parameters_that_were_replaced_are_known_from_the_next_trace_on() -> Non
     gradients.group([[("", "3.weight")]])
     model(batch()).square().mean().backward()
     gradients.read(gradients.everything)
-    squares, present = gradients.end_step().by_group()
+    measured = gradients.end_step()
+    squares, present = measured.of(measured.groups)
     assert present.tolist() == [True]
     assert squares[0] == pytest.approx(norms(model)["3.weight"], rel=1e-5)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resmon.capture.columns import CELLS
-from resmon.capture.sample import magnitudes, stride
+from resmon.capture.sample import flat, magnitudes, stride
 from resmon.records import (
     MAGNITUDE_COLUMNS,
     MAGNITUDE_EDGES,
@@ -119,3 +119,18 @@ def test_a_sample_is_neither_too_large_nor_too_small(shape: list[int], most: int
     count = -(-numel // stride(tuple(shape), most))
     assert count <= 2 * most
     assert count == numel or count > most / 8
+
+
+@pytest.mark.parametrize("shape", [(8, 128, 384), (64, 32, 64, 64), (16, 64, 8, 8), (4, 1000, 7)])
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.99, 0.999])
+def test_a_sample_s_quantiles_are_as_near_as_those_of_independent_draws(shape: tuple[int, ...], quantile: float) -> None:
+    """Also where channels and positions differ by orders of magnitude, which a stride that favours some of them would show."""
+    torch.manual_seed(0)
+    tensor = torch.randn(shape)
+    for axis in range(1, len(shape)):
+        scale = torch.exp(1.5 * torch.randn(shape[axis]))
+        tensor = tensor * scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    whole = np.sort(tensor.abs().flatten().numpy())
+    sample = flat(tensor, 1024).abs().numpy()
+    rank = np.searchsorted(whole, np.quantile(sample, quantile)) / len(whole)
+    assert abs(rank - quantile) < 4 * math.sqrt(quantile * (1 - quantile) / len(sample)) + 1 / len(sample)

@@ -34,7 +34,10 @@ from resmon.records import (
 from tests.capture import models
 from tests.zoo import wiring
 
-SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT = range(len(BLOCK_VALUES))
+SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT = map(
+    BLOCK_VALUES.index, ("skip_square", "branch_square", "output_square", "gradient_square", "output_gradient_square")
+)
+SPINE = [SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT]  # what is there in every step in which a block runs
 
 
 class Memory:
@@ -46,7 +49,7 @@ class Memory:
         self.names: list[list[str]] = []
         self.logged: list[ScalarRecord] = []
 
-    def sites(self, sites: Sequence[ResidualSite]) -> None:
+    def sites(self, sites: Sequence[ResidualSite], groups: Sequence[str]) -> None:
         self.now = tuple(sites)
 
     def step(self, record: StepRecord) -> None:
@@ -218,7 +221,7 @@ def test_training_is_the_same_to_the_last_bit(build: Callable[[], nn.Module], ba
             w.step(batch(i))
             losses.append(w.model(batch(i)).sum().item())
         state = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
-        assert not watched or (w.sink.steps[-1].blocks_present.any() and not w.sink.steps[-1].errors_total)
+        assert not watched or (w.sink.steps[-1].blocks_present[SPINE].any() and not w.sink.steps[-1].errors_total)
         return losses, [t.clone() for t in w.model.state_dict().values()], state
 
     losses, weights, state = run(True)
@@ -338,7 +341,7 @@ def test_a_block_that_returns_early_leaves_nothing_behind() -> None:
     record = watched.step(torch.randn(4, 8))
     assert record is not None
     assert record.counts[0].tolist() == [0, 32]
-    assert record.blocks_present[:, 0].tolist() == [False] * 5
+    assert record.blocks_present[SPINE, 0].tolist() == [False] * 5
     model[1].skipping = False
     models.kept(model)
     record = watched.step(torch.randn(4, 8))
@@ -413,7 +416,7 @@ def test_checkpointed_blocks_are_counted_once(reentrant: bool) -> None:
         one, two = a.step(batch), b.step(batch)
         assert one is not None and two is not None
         assert two.blocks == pytest.approx(one.blocks, rel=1e-5)
-        assert two.blocks_present.all()
+        assert two.blocks_present[SPINE].all()
         assert two.counts.tolist() == one.counts.tolist()
 
 
@@ -493,7 +496,7 @@ def test_scripted_parts_of_a_model_are_passed_by() -> None:
     for _ in range(4):
         record = watched.step(torch.randn(3, wiring.WIDTH))
     assert record is not None
-    assert record.blocks_present.all() and record.blocks.shape[1] == 2 and record.errors_total == 0
+    assert record.blocks_present[SPINE].all() and record.blocks.shape[1] == 2 and record.errors_total == 0
 
 
 def test_transformed_functions_are_told_and_left_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -613,7 +616,7 @@ def test_modules_that_are_replaced_or_added_are_observed_from_their_first_pass()
             gradients = [p.grad for p in model.get_submodule(name.split(".")[0]).parameters() if p.grad is not None]
             if "." not in name:
                 assert record.blocks[GRADIENT, j] == pytest.approx(sum(map(square, gradients)), rel=1e-5)
-        assert record.blocks_present.all()
+        assert record.blocks_present[SPINE].all()
     listeners = len(REGISTRATIONS._listeners)
     watched.session.detach()
     assert len(REGISTRATIONS._listeners) == listeners - 1
@@ -648,7 +651,7 @@ def test_exporting_a_watched_model_gives_the_bare_model_s_graph_and_changes_noth
     assert torch.equal(exported.module()(x), model(x))
     record = watched.step(torch.randn(4, 8))
     assert record is not None
-    assert record.errors_total == 0 and record.blocks_present.all()
+    assert record.errors_total == 0 and record.blocks_present[SPINE].all()
 
 
 class Plain(nn.Module):
@@ -671,7 +674,7 @@ def test_a_model_that_moves_away_is_told_once_and_trains_on(caplog: pytest.LogCa
         record = watched.step(models.images(4).to("meta"))
     assert record is not None
     assert record.errors_total == 0 and record.steps_total == 4
-    assert not record.blocks_present.any()
+    assert not record.blocks_present[SPINE].any()
     assert caplog.text.count("tensors are on meta now") == 1
 
 
@@ -687,7 +690,7 @@ def test_a_model_that_changes_its_dtype_is_observed_on(dtype: torch.dtype) -> No
         assert record is not None
         for j, (skip, branch) in enumerate(models.kept(model)):
             assert record.blocks[:2, j] == pytest.approx([square(skip), square(branch)], rel=1e-5)
-        assert record.blocks_present.all()
+        assert record.blocks_present[SPINE].all()
 
 
 @pytest.mark.parametrize("moment", ["sites", "step", "scalars"])
@@ -735,7 +738,7 @@ def test_steps_without_an_optimizer() -> None:
         model(torch.randn(4, 8)).sum().backward()
         session.step()
     assert [r.step for r in sink.steps] == [0, 1]
-    assert sink.steps[1].blocks_present.all()
+    assert sink.steps[1].blocks_present[SPINE].all()
 
 
 def test_an_optimizer_with_a_closure() -> None:
@@ -755,7 +758,7 @@ def test_an_optimizer_with_a_closure() -> None:
     for _ in range(2):
         optimizer.step(closure)
     assert [r.step for r in sink.steps] == [0, 1]
-    assert all(r.blocks_present.all() for r in sink.steps)
+    assert all(r.blocks_present[SPINE].all() for r in sink.steps)
 
 
 def test_several_models() -> None:
@@ -769,7 +772,7 @@ def test_several_models() -> None:
         optimizer.step()
     assert [(s.model, s.name) for s in sink.now] == [("g", "1"), ("c", "0.attn"), ("c", "0.mlp")]
     assert_operands(sink.steps[-1], models.kept(generator)[-1:] + models.kept(critic)[-2:])
-    assert sink.steps[-1].blocks_present.all()
+    assert sink.steps[-1].blocks_present[SPINE].all()
 
 
 def test_an_unfinished_step_is_written_as_such() -> None:
@@ -780,7 +783,7 @@ def test_an_unfinished_step_is_written_as_such() -> None:
     watched.session.finish()
     assert [(r.step, r.complete, r.steps_total) for r in watched.sink.steps] == [(0, True, 1), (1, False, 1)]
     assert watched.sink.steps[1].blocks_present[:3].all()
-    assert not watched.sink.steps[1].blocks_present[3:].any()
+    assert not watched.sink.steps[1].blocks_present[[GRADIENT, OUTPUT_GRADIENT]].any()
     watched.session.finish()
     assert len(watched.sink.steps) == 2
 

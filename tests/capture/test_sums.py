@@ -125,7 +125,7 @@ def test_a_tensor_without_memory_is_refused_and_not_read() -> None:
     with pytest.raises(UnobservableError, match="meta"):
         square_sum(fake)
     with pytest.raises(ValueError, match="no memory"):
-        _native.square(0, 0, 5)
+        _native.square(0, 0, 5, 0)
 
 
 @settings(max_examples=100, deadline=None)

@@ -55,13 +55,29 @@ def test_nan_is_a_maximum_only_of_nothing_else() -> None:
     assert newest(maxima) == float("inf")
 
 
-def test_a_clock_that_was_set_back() -> None:
+def test_a_clock_that_is_set_back_hides_no_spike() -> None:
+    """What it then calls the future was a moment ago: it stays as long as if it were of now, not until that time comes again."""
     maxima = Maxima(["x"], 60.0)
     maxima.push(5000.0, ONE, column(9.0))
     maxima.push(1000.0, ONE, column(1.0))
-    assert newest(maxima) == 1.0
-    maxima.push(1001.0, ONE, column(0.5))
-    assert newest(maxima) == 1.0
+    assert newest(maxima) == 9.0
+    maxima.push(1059.0, ONE, column(0.5))
+    assert newest(maxima) == 9.0
+    maxima.push(1060.0, ONE, column(0.5))
+    assert newest(maxima) == 0.5
+
+
+@given(st.lists(st.tuples(st.floats(-7200, 7200), st.floats(-1e6, 1e6)), min_size=1, max_size=60))
+@settings(deadline=None)
+def test_whatever_the_clock_does_the_newest_is_in_it_and_memory_does_not_grow(steps: list[tuple[float, float]]) -> None:
+    maxima, now = Maxima(["x"], 60.0), 1e9
+    for jump, value in steps * 5:
+        now += jump
+        maxima.push(now, ONE, column(value))
+        found = newest(maxima)
+        assert found is not None
+        assert found >= value
+        assert len(maxima._slots) <= 61
 
 
 def test_maxima_stay_with_their_site_when_sites_appear() -> None:

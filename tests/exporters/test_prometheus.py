@@ -78,10 +78,10 @@ def one(found: Samples, name: str, **labels: str) -> float:
 
 def full_view(block_names: Iterable[str] = ("h.0", "h.1"), run: str = "digits", model: str = "Net") -> AgentView:
     blocks = tuple(ResidualSite(name, name, "identity", (), (), ()) for name in block_names)
-    training = Training(blocks)
+    training = Training(blocks, groups=("decay", "rest"), drops=True)
     finding = Finding("i", "opened", "nonfinite", "page", "", blocks[0].name, 1, 1.0, 1, 1.0, "s", "e", "s", 0.9, "nonfinite")
-    about = info(run=run, models={"": model}, host=run, git_commit=model)
-    scores = {"loss": 1.5, "accuracy": 0.5}
+    about = info(run=run, models={"": model}, host=run, git_commit=model, targets=(views.REACHED, views.MISSED))
+    scores = {"loss": 1.5, "accuracy": 0.5, "epoch": 3.0}
     return views.agent(views.run(blocks, [training.step() for _ in range(3)], about, scores, ((finding, True),)))
 
 
@@ -110,11 +110,22 @@ def test_the_tables_hold_the_views_numbers(kind: str) -> None:
     blocks = view.runs[0].blocks
     assert blocks is not None
     for name, (values, _) in blocks.gauges.items():
-        for site, value in zip(blocks.sites, values, strict=True):
+        for site, value in zip(blocks.rows, values, strict=True):
             assert one(found, f"resmon_block_{name}", run="digits", model="Net", block=site.name) == value
     assert one(found, "resmon_loss", run="digits") == 1.5
     assert one(found, "resmon_score", run="digits", score="accuracy") == 0.5
-    assert not of(found, "resmon_score", score="loss")
+    assert not of(found, "resmon_score", score="loss") and not of(found, "resmon_score", score="epoch")
+    assert one(found, "resmon_epoch", run="digits") == 3
+    assert one(found, "resmon_score_gap", run="digits", score="loss") == 0.25
+    assert one(found, "resmon_target_reached", run="digits", target=views.REACHED) == 1
+    assert one(found, "resmon_target_reached", run="digits", target=views.MISSED) == 0
+    assert {dict(key)["target"]: value for key, value in of(found, "resmon_target_seconds").items()} == {views.REACHED: 9.5}
+    assert one(found, "resmon_checkpoint_step", run="digits") == 7
+    assert one(found, "resmon_checkpoint_timestamp_seconds", run="digits") == 1011
+    figures = {"cpu_seconds_total": 12.5, "threads": 4, "open_fds": 32, "read_bytes_total": 1024, "written_bytes_total": 2048}
+    for name, value in figures.items():
+        assert one(found, f"resmon_process_{name}", run="digits", rank="0") == value
+    assert one(found, "resmon_gpu_utilization_ratio", gpu="0") == 0.5
     assert one(found, "resmon_finding_active", block="h.0", finding="nonfinite", severity="page") == 1
     assert one(found, "resmon_gradient_clip_factor", run="digits") == 0.5
     assert one(found, "resmon_loss_scale", run="digits") == 1024

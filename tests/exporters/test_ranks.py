@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resmon.exporters.ranks import GAUGES, Ranks
-from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, MAGNITUDE_COLUMNS, Floats, StepRecord
+from resmon.exporters.ranks import Ranks
+from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, MAGNITUDE_COLUMNS, Columns, Floats, StepRecord
+from resmon.statistics import STATISTICS
 from tests.synthetic import Training, run_values, sites
 
 BLANK = Training(sites(1)).step()
@@ -33,7 +34,7 @@ def record(values: dict[str, float], elements: int, step: int = 0, nonfinite: in
 
 
 def gauge(records: list[StepRecord], name: str) -> float | None:
-    site = sites(1)
+    site = Columns(sites(1))
     values, present = Ranks().step([(site, each) for each in records]).gauges[name]
     return float(values[0]) if present[0] else None
 
@@ -80,13 +81,12 @@ def test_the_order_of_ranks_does_not_matter(order: list[int]) -> None:
 def test_a_rank_without_a_value_takes_no_part() -> None:
     here = record({"skip_square": 40.0, "branch_square": 10.0}, 10)
     assert gauge([here, record({"branch_square": 1e6}, 10)], "skip_rms") == 2.0
-    assert gauge([here, record({"branch_square": 1e6}, 10)], "branch_skip_ratio") == 0.5
     assert gauge([here, record({}, 0)], "branch_rms") == 1.0
 
 
 def test_absence_is_absence_and_zero_is_a_value() -> None:
     nothing = record({}, 0)
-    assert all(gauge([nothing, nothing], name) is None for name in GAUGES)
+    assert all(gauge([nothing, nothing], name) is None for name in STATISTICS)
     fixup = record({"skip_square": 10.0, "branch_square": 0.0, "gradient_square": 0.0}, 10)
     assert gauge([fixup], "branch_rms") == 0.0
     assert gauge([fixup], "branch_skip_ratio") == 0.0
@@ -108,23 +108,23 @@ def test_a_nan_on_one_rank_is_a_nan() -> None:
 def test_ranks_of_a_pipeline_hold_different_blocks() -> None:
     first, second = sites(3)[:2], sites(3)[1:]  # one block on both
     one, two = Training(first, seed=1).step(), Training(second, seed=2).step()
-    ranks = Ranks()
-    merged = ranks.step([(first, one), (second, two)])
+    ranks, front, back = Ranks(), Columns(first), Columns(second)
+    merged = ranks.step([(front, one), (back, two)])
     assert [site.name for site in merged.sites] == ["h.0", "h.1", "h.2"]
     gradient = BLOCK_VALUES.index("gradient_square")
     shares = [one.blocks[gradient, 0], one.blocks[gradient, 1] + two.blocks[gradient, 0], two.blocks[gradient, 1]]
     assert merged.gauges["gradient_norm"].values == pytest.approx(np.sqrt(shares))
-    again = ranks.step([(second, two), (first, one)])
+    again = ranks.step([(back, two), (front, one)])
     assert [site.name for site in again.sites] == ["h.1", "h.2", "h.0"]
     assert again.gauges["gradient_norm"].values == pytest.approx(np.sqrt([shares[1], shares[2], shares[0]]))
-    sites_, nonfinite, buckets, sums = ranks.counters([(first, one), (second, two)])
+    sites_, nonfinite, buckets, sums = ranks.counters([(front, one), (back, two)])
     assert len(sites_) == len(nonfinite) == 3
     assert (buckets[1] == one.magnitude_buckets[1] + two.magnitude_buckets[0]).all()
     assert sums[2] == two.magnitude_sum[1]
 
 
 def test_one_rank_speaks_for_those_that_hold_the_same_gradients() -> None:
-    site = sites(1)
+    site = Columns(sites(1))
     shares = {"gradient_square": 4.0, "output_gradient_square": 1.0}
     for replicas, norm in ((4.0, 4.0), (2.0, None), (1.0, None)):
         one = replace(record(shares, 10), run=run_values(replicas=replicas, gradient_square=9.0))
@@ -139,7 +139,7 @@ def test_one_rank_speaks_for_those_that_hold_the_same_gradients() -> None:
 
 
 def test_samples_add_up_over_ranks_and_steps_do_not() -> None:
-    site = sites(1)
+    site = Columns(sites(1))
     one, two = record({}, 1, nonfinite=3, seed=1), record({}, 1, nonfinite=2, seed=2)
     _, nonfinite, buckets, sums = Ranks().counters([(site, one), (site, two)])
     assert nonfinite.tolist() == [3]
@@ -148,8 +148,8 @@ def test_samples_add_up_over_ranks_and_steps_do_not() -> None:
 
 
 def test_the_runs_gradient_norm_is_of_the_shares() -> None:
-    site = sites(1)
-    one, two = (Training(site, seed).step() for seed in (1, 2))
+    site = Columns(sites(1))
+    one, two = (Training(site.sites, seed).step() for seed in (1, 2))
     assert Ranks().step([(site, one), (site, two)]).gradient_norm == pytest.approx(np.sqrt(4.0 + 4.0))
     absent = replace(one, run_present=np.zeros_like(one.run_present))
     assert Ranks().step([(site, absent)]).gradient_norm is None

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import Ranks
-from resmon.exporters.view import AgentView, BlockTable, Column, RankView, RunView
-from resmon.records import Finding, ResidualSite, RunInfo, StepRecord
+from resmon.exporters.view import AgentView, BlockTable, GpuView, ProcessView, RankView, RunView
+from resmon.records import Checkpoint, Columns, Finding, ResidualSite, RunInfo, StepRecord
+from resmon.statistics import Column
+from resmon.targets import Reached
 from tests import synthetic
 
+REACHED, MISSED = "accuracy >= 0.5", "accuracy >= 0.9"
 MAXIMA = ("branch_skip_ratio", "gradient_norm", "output_gradient_norm")
+
+GROUPS = ("decay", "rest")
 
 
 def table(sites: tuple[ResidualSite, ...], records: Sequence[StepRecord]) -> BlockTable:
     """One rank's records as the agent would show them after the last."""
     ranks, maxima = Ranks(), Maxima(MAXIMA, MAXIMUM_WINDOW)
     for record in records:
-        merged = ranks.step([(sites, record)])
+        merged = ranks.step([(Columns(sites, GROUPS[: records[-1].groups.shape[1]]), record)])
         maxima.push(merged.time, merged.sites, merged.gauges)
     gauges: dict[str, Column] = dict(merged.gauges)
     gauges |= {f"{name}_max": column for name, column in maxima.columns(merged.sites).items()}
-    return BlockTable(sites, gauges, *ranks.counters([(sites, records[-1])])[1:])
+    return BlockTable(sites, gauges, *ranks.counters([(Columns(sites, GROUPS[: records[-1].groups.shape[1]]), records[-1])])[1:])
 
 
 def run(
@@ -34,9 +40,25 @@ def run(
 ) -> RunView:
     info = info or synthetic.info()
     return RunView(
-        info.run, info, None, (RankView(0, records[-1]),), table(sites, records), 2.0, 0.5, scores or {"loss": 1.5}, 2.5, findings
+        run=info.run,
+        info=info,
+        outcome=None,
+        ranks=(RankView(0, records[-1], GROUPS[: records[-1].groups.shape[1]], process=ProcessView(12.5, 4, 32, 1024, 2048)),),
+        blocks=table(sites, records),
+        watched=Counter(site.model for site in sites),
+        folded={},
+        max_series=10_000,
+        gradient_norm=2.0,
+        group_gradient_norms=dict.fromkeys(GROUPS[: records[-1].groups.shape[1]], 1.0),
+        clip_factor=0.5,
+        scores=scores or {"loss": 1.5},
+        loss_max=2.5,
+        findings=findings,
+        gaps={"loss": 0.25},
+        reached={REACHED: Reached(REACHED, 5, 6, 1010.0, 9.5, 0.75)},
+        checkpoint=Checkpoint(7, 1011.0, "last.pt"),
     )
 
 
 def agent(*runs: RunView) -> AgentView:
-    return AgentView("0", runs, {"finished": 1}, len(runs), 0, 0, 0.01)
+    return AgentView("0", runs, {"finished": 1}, len(runs), 0, 0, 0.01, (GpuView("0", 0.5, 1e9, 2e9, 60.0, 300.0),))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from resmon.errors import FlightError
 from resmon.flight.reader import Follower
-from resmon.records import RunEnd, ScalarRecord, StepRecord
+from resmon.records import Columns, RunEnd, ScalarRecord, StepRecord
 from tests import synthetic
 from tests.flight.flights import assert_equal, begin, read, steps_of, write
 
@@ -66,20 +66,20 @@ def test_every_item_comes_once_and_in_order(
     for got, was in zip(steps, written, strict=True):
         assert_equal(got, was)
     assert [item for item in items if isinstance(item, ScalarRecord)] == logged
-    of: tuple[object, ...] = ()
+    of = Columns()
     for item in items:
-        if isinstance(item, tuple):
+        if isinstance(item, Columns):
             assert item != of
             of = item
         elif isinstance(item, StepRecord):
-            assert item.blocks.shape[1] == len(of)
+            assert item.blocks.shape[1] == len(of.sites)
 
 
 def test_what_was_logged_comes_behind_its_step(tmp_path: Path) -> None:
     folder, writer = begin(tmp_path)
     write(writer, synthetic.Training(synthetic.sites(1)), 5)
     follower = Follower(folder)
-    kinds = [(type(item).__name__, item.step) for item in follower.poll() if not isinstance(item, tuple)]
+    kinds = [(type(item).__name__, item.step) for item in follower.poll() if not isinstance(item, Columns)]
     assert kinds == [pair for step in range(5) for pair in (("StepRecord", step), ("ScalarRecord", step))]
 
 
@@ -112,8 +112,8 @@ def test_a_restarted_agent_begins_at_the_newest_row(tmp_path: Path, steps: int) 
     training = synthetic.Training(synthetic.sites(3))
     written = write(writer, training, steps)
     follower = Follower(folder, newest=True)
-    sites, step, loss = follower.poll()
-    assert sites == training.sites
+    columns, step, loss = follower.poll()
+    assert columns == Columns(training.sites)
     assert isinstance(step, StepRecord)
     assert_equal(step, written[-1])
     assert isinstance(loss, ScalarRecord)

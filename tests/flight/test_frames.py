@@ -16,17 +16,21 @@ import pytest
 
 import resmon
 from resmon.errors import FlightError
+from resmon.flight import journal, layout
 from resmon.flight.layout import boot_id
+from resmon.gaps import Gaps
 from resmon.records import (
     BLOCK_VALUES,
     MAGNITUDE_COLUMNS,
     RUN_VALUES,
+    Checkpoint,
     Finding,
     Outcome,
     RunEnd,
     ScalarRecord,
     StepRecord,
 )
+from resmon.targets import Reached
 from tests import synthetic
 from tests.flight.flights import begin, write
 
@@ -443,3 +447,114 @@ def test_a_long_flight_loads_in_seconds(tmp_path: Path) -> None:
     assert (len(loaded.steps()), len(loaded.blocks())) == (20_000, 240_000)
     spent = os.times()
     assert spent.user + spent.system - begun.user - begun.system < 5
+
+
+def test_gaps_are_those_of_the_lowest_rank_that_logs_both_sides(tmp_path: Path) -> None:
+    expected = Gaps()
+    rows = []
+    for rank in range(3):
+        _, writer = begin(tmp_path, rank=rank, world_size=3)
+        training = synthetic.Training(SITES, seed=rank)
+        writer.sites(SITES)
+        for step in range(40):
+            writer.step(training.step())
+            values = {"loss": float(training.random.normal())}
+            if rank and step % 10 == 9:  # rank 0 trains only
+                values |= {"val_loss": float(training.random.normal()), "val_accuracy": 0.5}
+            writer.scalars(ScalarRecord(step, 5.0, values))
+            if rank == 1:
+                rows += [gap for name, value in values.items() if (gap := expected.add(step, name, value))]
+    frame = resmon.load(tmp_path / "digits").gaps()
+    assert frame["step"].tolist() == [9, 19, 29, 39] == [row.step for row in rows]
+    assert frame["score"].tolist() == ["loss"] * 4
+    assert frame["training"].tolist() == [row.training for row in rows]
+    assert frame["gap"].tolist() == [row.validation - row.training for row in rows]
+
+
+def test_a_flight_without_scores_targets_or_checkpoints_has_empty_frames_of_the_same_columns(tmp_path: Path) -> None:
+    _, writer = begin(tmp_path)
+    write(writer, synthetic.Training(SITES), 2)
+    flight = resmon.load(tmp_path / "digits")
+    for frame in (flight.gaps(), flight.targets(), flight.checkpoints()):
+        assert len(frame) == 0
+        assert not frame.dtypes.eq("object").any()
+    assert list(flight.checkpoints().columns) == ["step", "time", "path", "rank"]
+
+
+def test_a_target_that_was_met_is_remembered_when_its_step_is_thinned(tmp_path: Path) -> None:
+    """And a mean over steps that are gone is no mean: gaps begin anew behind the hole."""
+    folder, writer = begin(tmp_path, budget=1 << 20, targets=("accuracy >= 0.9", "loss <= -1"))
+    training = synthetic.Training(SITES)
+    writer.sites(SITES)
+    for step in range(4000):
+        writer.step(training.step())
+        scores = {"loss": float(step)} | ({"val_loss": 0.0} if step % 400 == 399 else {})
+        writer.scalars(ScalarRecord(step, training.now, scores))
+    journal.append(folder / layout.REACHED, asdict(Reached("accuracy >= 0.9", 1500, 1501, 1375.25, 375.25, 0.91)))
+    flight = resmon.load(tmp_path / "digits")
+    kept = flight.steps()["step"].tolist()
+    assert 1500 not in kept and 0 in kept and 3999 in kept
+    frame = flight.targets()
+    assert frame["reached"].tolist() == [True, False]
+    assert frame["seconds"].iloc[0] == 375.25
+    steps = set(kept)
+    for row in flight.gaps().itertuples():
+        stretch = range(row.step - 399, row.step + 1)
+        assert steps.issuperset(stretch)
+        assert row.training == pytest.approx(np.mean(stretch))
+    assert {399, 799} <= set(flight.gaps()["step"])
+
+
+def test_checkpoints_of_all_ranks_by_step_and_damage_between_them(tmp_path: Path) -> None:
+    for rank in range(2):
+        folder, writer = begin(tmp_path, rank=rank, world_size=2)
+        write(writer, synthetic.Training(SITES), 3)
+        for step, path in ((None, "begin"), (1, f"rank{rank}"), (2, "half \udc00 a pair")):
+            journal.append(folder / layout.CHECKPOINTS, asdict(Checkpoint(step, 1000.0, path)))
+    with (folder / layout.CHECKPOINTS).open("ab") as file:
+        file.write(
+            b'{"step": "3", "time": 1.0, "path": "x"}\n{"step": 3, "time": NaN, "path": "x"}\n{"step": 99999999999999999999}\n{"st'
+        )
+    flight = resmon.load(tmp_path / "digits")
+    frame = flight.checkpoints()
+    assert frame["path"].tolist() == ["begin", "begin", "rank0", "rank1", "half ? a pair", "half ? a pair"]
+    assert frame["rank"].tolist() == [0, 1] * 3
+    assert frame["time"].iloc[0] == pd.Timestamp(1000, unit="s", tz="UTC")
+    # The last line has no end, and its writer lives: it may yet come.
+    assert [skip.reason.split(":")[0] for skip in flight.skipped] == ["not a checkpoint"] * 3
+
+
+def test_an_info_with_numbers_that_are_none_is_damaged(tmp_path: Path) -> None:
+    folder, writer = begin(tmp_path)
+    write(writer, synthetic.Training(SITES), 3)
+    info = json.loads((folder / layout.INFO).read_text())
+    for bad in (math.nan, math.inf, 10**400):
+        (folder / layout.INFO).write_text(json.dumps(info | {"started": bad}))
+        flight = resmon.load(tmp_path / "digits")
+        assert len(flight.steps()) == 3
+        assert "started is" in flight.skipped[0].reason
+    (folder / layout.INFO).write_text(json.dumps(info | {"seed": 2**64 - 1, "targets": ["no target", "loss <= 1"]}))
+    flight = resmon.load(tmp_path / "digits")
+    assert not flight.skipped
+    assert flight.info["seed"] == 2**64 - 1
+    assert flight.targets()["target"].tolist() == ["loss <= 1"]
+
+
+def test_a_clock_that_jumps_changes_no_step_and_no_duration(tmp_path: Path) -> None:
+    _, writer = begin(tmp_path)
+    training = synthetic.Training(SITES)
+    writer.sites(SITES)
+    jumps = [0.0, 7200.0, -7200.0, -86400.0, 3600.0]
+    for step in range(200):
+        record = training.step(time=1e9 + step / 4 + jumps[step // 40])
+        writer.step(record)
+        writer.scalars(ScalarRecord(step, record.time, {"loss": 1.0, "val_loss": 2.0}))
+    writer.end(RunEnd("finished", 1e9 - 1e6, 199))
+    flight = resmon.load(tmp_path / "digits")
+    steps = flight.steps()
+    assert steps["step"].tolist() == list(range(200))
+    assert set(steps["duration"]) == {0.25}
+    assert set(steps["loss"]) == {1.0}
+    assert len(flight.gaps()) == 200
+    assert flight.bins("run")["duration_min"].tolist() == [0.25] * 4
+    assert not flight.skipped

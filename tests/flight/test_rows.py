@@ -16,8 +16,11 @@ from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
     DURATION_COLUMNS,
+    GROUP_VALUES,
     MAGNITUDE_COLUMNS,
+    PHASES,
     RUN_VALUES,
+    Columns,
     ResidualSite,
     RunEnd,
     ScalarRecord,
@@ -46,7 +49,7 @@ sites = st.builds(
 SPECIAL = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 5e-324, 1.7976931348623157e308, 0.1])
 
 
-def any_record(random: np.random.Generator, count: int, step: int) -> StepRecord:
+def any_record(random: np.random.Generator, count: int, groups: int, step: int) -> StepRecord:
     def bools(*shape: int) -> np.ndarray:
         return random.random(shape) < random.random()
 
@@ -65,6 +68,8 @@ def any_record(random: np.random.Generator, count: int, step: int) -> StepRecord
         skipped=bool(bools()),
         run=values(len(RUN_VALUES)),
         run_present=bools(len(RUN_VALUES)),
+        groups=values(len(GROUP_VALUES), groups),
+        groups_present=bools(len(GROUP_VALUES), groups),
         blocks=values(len(BLOCK_VALUES), count),
         blocks_present=bools(len(BLOCK_VALUES), count),
         counts=counts(len(BLOCK_COUNTS), count),
@@ -72,7 +77,9 @@ def any_record(random: np.random.Generator, count: int, step: int) -> StepRecord
         skipped_total=int(counts()),
         clipped_total=int(counts()),
         errors_total=int(counts()),
+        samples_total=int(counts()),
         duration_total=float(values()),
+        phase_totals=values(len(PHASES)),
         duration_buckets=counts(DURATION_COLUMNS),
         nonfinite_steps=counts(count),
         magnitude_buckets=counts(count, MAGNITUDE_COLUMNS),
@@ -81,33 +88,33 @@ def any_record(random: np.random.Generator, count: int, step: int) -> StepRecord
 
 
 @st.composite
-def stories(draw: st.DrawFn) -> list[tuple[tuple[ResidualSite, ...], list[StepRecord]]]:
-    """Segments: sites, and steps with gaps."""
+def stories(draw: st.DrawFn) -> list[tuple[Columns, list[StepRecord]]]:
+    """Segments: sites and parameter groups, and steps with gaps."""
     step = draw(st.integers(0, 2**40))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     story = []
     for _ in range(draw(st.integers(1, 3))):
-        of = tuple(draw(st.lists(sites, max_size=10)))
+        of = Columns(tuple(draw(st.lists(sites, max_size=10))), tuple(draw(st.lists(names, max_size=3))))
         rows = []
         for _ in range(draw(st.integers(1, 3))):
             step += draw(st.integers(1, 1000))
-            rows.append(any_record(random, len(of), step))
+            rows.append(any_record(random, len(of.sites), len(of.groups), step))
         story.append((of, rows))
     return story
 
 
 @settings(max_examples=100, deadline=None)
 @given(stories())
-def test_steps_come_back_to_the_last_bit(story: list[tuple[tuple[ResidualSite, ...], list[StepRecord]]]) -> None:
+def test_steps_come_back_to_the_last_bit(story: list[tuple[Columns, list[StepRecord]]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         folder, writer = begin(Path(directory))
-        now: tuple[ResidualSite, ...] = ()
+        now = Columns()
         expected: list[object] = []
         for of, rows in story:
             if of != now:
                 expected.append(of)
                 now = of
-            writer.sites(of)
+            writer.sites(of.sites, of.groups)
             for row in rows:
                 writer.step(row)
                 expected.append(row)

@@ -13,11 +13,12 @@ import pytest
 import resmon
 from resmon.flight.bins import FACTOR, LEVELS, STEPS
 from resmon.flight.writer import FIRST_STEPS
-from resmon.records import BLOCK_VALUES, ResidualSite, RunEnd, ScalarRecord, StepRecord
+from resmon.records import BLOCK_VALUES, RUN_VALUES, ResidualSite, RunEnd, ScalarRecord, StepRecord
 from tests import synthetic
 from tests.flight.flights import assert_equal, begin, read, steps_of
 
 SITES = synthetic.sites(3)
+SQUARE, RATE = map(RUN_VALUES.index, ("gradient_square", "learning_rate"))
 
 
 class Varied(synthetic.Training):
@@ -36,7 +37,7 @@ class Varied(synthetic.Training):
 
 def record(folder_of: Path, steps: int, budget: int, end: bool = True) -> tuple[Path, list[StepRecord]]:
     folder, writer = begin(folder_of, budget=budget)
-    training = Varied(SITES)
+    training = Varied(SITES, drops=True)
     writer.sites(SITES)
     written = []
     for _ in range(steps):
@@ -54,7 +55,8 @@ def values(records: Sequence[StepRecord], name: str, site: int) -> np.ndarray:
     """The finite values of a quantity over steps, by the plain definition."""
     if name == "branch_skip_ratio":
         with np.errstate(all="ignore"):
-            pairs = [(r.blocks[1, site], r.blocks[0, site]) for r in records if r.blocks_present[:2, site].all()]
+            kept = BLOCK_VALUES.index("kept_square")
+            pairs = [(r.blocks[1, site], r.blocks[kept, site]) for r in records if r.blocks_present[:2, site].all()]
             found = [math.sqrt(branch / skip) if skip > 0 else math.nan for branch, skip in pairs]
     else:
         i = BLOCK_VALUES.index(name)
@@ -135,10 +137,10 @@ def test_the_runs_values_and_what_was_logged_are_binned_too(tmp_path: Path) -> N
     logged = loaded.scalars()
     assert len(logged) < 2 * steps, "nothing was thinned, so nothing is tested"
     run = loaded.bins("run")
-    squares = [row.run[2] for row in written if math.isfinite(row.run[2])]
+    squares = [row.run[SQUARE] for row in written if math.isfinite(row.run[SQUARE])]
     assert run["gradient_square_sum"].sum() == pytest.approx(math.fsum(squares), rel=1e-12)
     assert run["gradient_square_count"].sum() == len(squares)
-    assert run["learning_rate_min"].min() == written[-1].run[1]
+    assert run["learning_rate_min"].min() == written[-1].run[RATE]
     scalars = loaded.bins("scalars").set_index("name")
     loss = scalars.loc["loss"]
     assert loss["value_sum"].sum() == sum(1.0 + step % 13 for step in range(steps))

@@ -1,0 +1,191 @@
+"""Where settings come from: resmon.toml, RESMON_* environment variables, a call's arguments.
+
+For each place there is a function that gives what stands there, key by key with its origin, and a nit for whatever has the wrong
+form: a key that is no setting, one key under two spellings, a file that is no TOML. Which values are right is for settings.py to
+say. Nothing here raises.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+FILE = "resmon.toml"
+PREFIX = "RESMON_"
+
+# Variables with the prefix that are no settings, and what each is for.
+VARIABLES: Mapping[str, str] = {
+    "RESMON_RUNTIME_DIR": "folder where this user's agent is found: on a local disk, writable by you alone"
+}
+
+# What the parser raises, also of numbers and nested lists that are too long for Python.
+NO_TOML = (ValueError, RecursionError)
+
+# What Kubernetes puts into every container beside a Service that is called resmon or resmon-something. RESMON_PORT is such a one
+# only if it holds an address. https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+KUBERNETES = re.compile(
+    r"RESMON(_\w+)?_(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT(_\d+_(TCP|UDP|SCTP))?=\w+://.*|PORT_\d+_\w+=.*)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The place that a value comes from; `name` is the key as it is spelt there."""
+
+    kind: Literal["argument", "environment", "file", "default"]
+    name: str = ""
+    path: str | None = None
+    line: int | None = None
+
+    @property
+    def place(self) -> str:
+        """The same in short, where the key and the folder are known."""
+        if self.kind == "environment":
+            return printable(self.name)
+        return f"{FILE}, line {self.line}" if self.kind == "file" else self.kind
+
+    def __str__(self) -> str:
+        name = printable(self.name)
+        if self.kind == "file":
+            return ", ".join(filter(None, (self.path, f"line {self.line}" if self.line else "", name)))
+        return f"argument {name}" if self.kind == "argument" else self.place
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value that stands somewhere for a setting. Whether it is a right one is not known yet."""
+
+    setting: str
+    value: Any
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Nit:
+    """Something that is wrong, and where it stands."""
+
+    origin: Origin
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.message}"
+
+
+def printable(text: str) -> str:
+    """A text as it is, or escaped where it would steer the terminal that it is shown in."""
+    return text if text.isprintable() else ascii(text)
+
+
+def in_arguments(arguments: Mapping[str, Any], settings: Collection[str]) -> Iterator[Given | Nit]:
+    """What a call was given. An argument that is None counts as not given."""
+    for name, value in arguments.items():
+        origin = Origin("argument", name)
+        if name not in settings:
+            yield Nit(origin, _no_setting(name, settings))
+        elif value is not None:
+            yield Given(name, value, origin)
+
+
+def in_environment(settings: Collection[str]) -> Iterator[Given | Nit]:
+    """What the environment holds; resmon_run is RESMON_RUN."""
+    names = [*settings, *(variable.removeprefix(PREFIX).lower() for variable in VARIABLES)]
+    before: dict[str, str] = {}
+    for name, value in sorted(os.environ.items()):
+        if not name.lower().startswith(PREFIX.lower()) or name in VARIABLES or KUBERNETES.fullmatch(f"{name}={value}"):
+            continue
+        setting, origin = name[len(PREFIX) :].lower(), Origin("environment", name)
+        if setting not in settings:
+            yield Nit(origin, _no_setting(setting, names, lambda near: PREFIX + near.upper()))
+        elif setting in before:
+            yield Nit(origin, f"{before[setting]} sets the same; unset one of the two")
+        else:
+            before[setting] = name
+            yield Given(setting, value, origin)
+
+
+def in_file(settings: Collection[str]) -> Iterator[Given | Nit]:
+    """What stands in the current folder's resmon.toml, if there is one."""
+    try:
+        path = Path(FILE).absolute()
+        text = path.read_bytes().decode()
+        keys = tomllib.loads(text)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        yield Nit(Origin("file", path=error.filename or FILE), f"this cannot be read ({error.strerror}); mend or remove it")
+        return
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        yield Nit(Origin("file", path=str(path), line=line), "this is not UTF-8, so no TOML; save the file as UTF-8")
+        return
+    except NO_TOML as error:
+        origin = Origin("file", path=str(path), line=_broken_line(text))
+        yield Nit(origin, f"this is no TOML: {error}. Each key stands there once, and text in quotes.")
+        return
+    lines = _lines(text)
+    for key, value in keys.items():
+        origin = Origin("file", key, str(path), lines[key])
+        if isinstance(value, dict):
+            yield Nit(origin, "this is a table; settings stand at the top of the file, outside of tables")
+        elif key not in settings:
+            yield Nit(origin, _no_setting(key, settings))
+        else:
+            yield Given(key, value, origin)
+
+
+def _no_setting(name: str, names: Collection[str], spelt: Callable[[str], str] = str) -> str:
+    nearest = get_close_matches(name.lower(), names, n=1)
+    return "there is no such setting" + "".join(f"; the nearest is {spelt(near)}" for near in nearest)
+
+
+def _lines(text: str) -> dict[str, int]:
+    """The line on which each key of the outermost table first stands, in a text that is TOML."""
+    lines: dict[str, int] = {}
+    in_table = False
+    for line, statement, keys in _statements(text):
+        is_header = statement.lstrip().startswith("[")
+        if is_header or not in_table:
+            for key in keys:
+                lines.setdefault(key, line)
+        in_table = in_table or is_header
+    return lines
+
+
+def _broken_line(text: str) -> int:
+    """The first line of the statement with which a text ceases to be TOML."""
+    statements = list(_statements(text))
+
+    def is_broken(count: int) -> bool:
+        return _parsed("".join(statement for _, statement, _ in statements[:count])) is None
+
+    return statements[bisect_left(range(1, len(statements)), True, key=is_broken)][0]
+
+
+def _statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """First line, text and keys of every statement; the last one, without keys, is what makes none.
+
+    The parser tells no lines. But a statement is TOML by itself and the beginning of one is not, so lines are added until they are.
+    """
+    statement, first = "", 1
+    for number, line in enumerate(text.split("\n"), 1):
+        statement += f"{line}\n"
+        keys = _parsed(statement)
+        if keys is not None:
+            yield first, statement, keys
+            statement, first = "", number + 1
+    if statement:
+        yield first, statement, {}
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(text)
+    except NO_TOML:
+        return None

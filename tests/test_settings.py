@@ -1,0 +1,339 @@
+"""Settings come from four places and are looked at as a whole: each from the strongest place, everything wrong at once."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import random
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import resmon
+from resmon.errors import ConfigurationError
+from resmon.origins import KUBERNETES, VARIABLES, Origin
+from resmon.settings import Resolved, Settings, resolve
+
+PACKAGE = Path(resmon.__file__).parent
+
+WORD = st.from_regex(r"[A-Za-z0-9_.*-][A-Za-z0-9_.* '\"\\-]{0,8}[A-Za-z0-9_.*-]", fullmatch=True)
+LIST = st.lists(WORD, max_size=3).map(tuple)
+# Right values of every setting.
+RIGHT: dict[str, st.SearchStrategy[Any]] = {
+    "run": WORD,
+    "model_name": WORD,
+    "directory": WORD,
+    "listen": st.builds("{}:{}".format, st.sampled_from(["127.0.0.1", "[::1]", "host"]), st.integers(0, 65535)),
+    "agent": st.sampled_from(["auto", "off"]),
+    "start_step": st.integers(0, 1 << 53),
+    "include": LIST,
+    "exclude": LIST,
+    "budget": st.integers(1 << 20, 1 << 60),
+    "other_ranks": st.sampled_from(["same", "own"]),
+    "sample": st.integers(16, 8192),
+    "max_series": st.integers(100, 1 << 40),
+    "targets": st.lists(
+        st.builds("{}{}{}".format, st.sampled_from(["accuracy", "val/loss 2"]), st.sampled_from([">=", " <= "]), st.floats(-9, 9)),
+        max_size=3,
+    ).map(tuple),
+}
+# A wrong value, as text, of every setting for which a text can be wrong.
+WRONG = {
+    "run": "",
+    "listen": "localhost",
+    "agent": "of",
+    "start_step": "-1",
+    "budget": "512 MiB",
+    "other_ranks": "both",
+    "sample": "15",
+    "max_series": "99",
+    "targets": "accuracy",
+}
+# From the weakest to the strongest.
+PLACES = ("file", "environment", "argument")
+
+Written = dict[str, dict[str, Any]]  # place -> setting -> value
+
+
+def written(values: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[Written]:
+    return st.fixed_dictionaries(dict.fromkeys(PLACES, values))
+
+
+@contextlib.contextmanager
+def folder(toml: str | bytes | None = None, **environment: str) -> Iterator[Path]:
+    """In a folder of one's own, with that resmon.toml and none but these RESMON_* variables."""
+    others = {name: value for name, value in os.environ.items() if not name.upper().startswith("RESMON_")}
+    with (
+        tempfile.TemporaryDirectory() as path,
+        contextlib.chdir(path),
+        mock.patch.dict(os.environ, others | environment, clear=True),
+    ):
+        if toml is not None:
+            Path("resmon.toml").write_bytes(toml if isinstance(toml, bytes) else toml.encode())
+        yield Path.cwd()
+
+
+def as_toml(values: Mapping[str, Any]) -> str:
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())  # of these JSON is TOML
+
+
+def as_environment(values: Mapping[str, Any]) -> dict[str, str]:
+    return {f"RESMON_{name.upper()}": ", ".join(v) if isinstance(v, tuple) else str(v) for name, v in values.items()}
+
+
+def resolved(given: Written) -> Resolved:
+    with folder(as_toml(given["file"]), **as_environment(given["environment"])):
+        return resolve(given["argument"])
+
+
+def messages(toml: str | bytes | None = None, arguments: Mapping[str, Any] | None = None, **environment: str) -> list[str]:
+    """What is wrong, with paths as in that folder. That the settings are refused for it, with every word, is seen here."""
+    with folder(toml, **environment) as path:
+        nits = [str(nit) for nit in resolve(arguments or {}).nits]
+        if nits:
+            with pytest.raises(ConfigurationError) as refused:
+                Settings.of(**(arguments or {}))
+            assert all(f"  {nit}\n" in str(refused.value) for nit in nits)
+        else:
+            Settings.of(**(arguments or {}))
+        return [nit.replace(f"{path}{os.sep}", "") for nit in nits]
+
+
+def test_every_setting_is_tried_here() -> None:
+    assert set(RIGHT) == set(Settings.model_fields)
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+@given(written(st.fixed_dictionaries({}, optional=RIGHT)))
+def test_each_setting_comes_from_the_strongest_place_that_has_it(given: Written) -> None:
+    found = resolved(given)
+    assert found.nits == ()
+    with folder():
+        default = Settings()
+    for name in RIGHT:
+        places = [place for place in PLACES if name in given[place]]
+        assert found.origins[name].kind == (places[-1] if places else "default")
+        value = given[places[-1]][name] if places else getattr(default, name)
+        assert getattr(found.settings, name) == (Path(value) if name == "directory" else value)
+
+
+@given(
+    written(st.fixed_dictionaries({}, optional=RIGHT)),
+    written(st.fixed_dictionaries({}, optional={name: st.just(value) for name, value in WRONG.items()})),
+)
+def test_every_wrong_value_is_named_where_it_stands_and_nothing_else_is(given: Written, wrong: Written) -> None:
+    """Also one that a stronger place overrides. What is right keeps its order of places."""
+    found = resolved({place: given[place] | wrong[place] for place in PLACES})
+    spelt = {(place, name.upper() if place == "environment" else name) for place in PLACES for name in wrong[place]}
+    assert sorted((nit.origin.kind, nit.origin.name.removeprefix("RESMON_")) for nit in found.nits) == sorted(spelt)
+    right = resolved({place: {n: v for n, v in given[place].items() if n not in wrong[place]} for place in PLACES})
+    assert found.settings == right.settings
+    assert {n: o.kind for n, o in found.origins.items()} == {n: o.kind for n, o in right.origins.items()}
+
+
+STATEMENTS = st.one_of(
+    st.sampled_from([("", None), ("# run = 1", None), ("  ", None), ("\t# [table]", None)]),
+    st.sampled_from(
+        [
+            ("run = '''a\nsample = 3\n[table]\n'''", "run"),
+            ('model_name = """\n\\"""\n"""  # a comment', "model_name"),
+            ("include = [\n  'a', # ]\n\n  '''b\n]''',\n]", "include"),
+            ("'sample' = 20", "sample"),
+            ('"max\\u005fseries" = 1_000', "max_series"),
+            ("budget = 0x100000", "budget"),
+        ]
+    ),
+)
+
+
+@given(st.lists(STATEMENTS, unique=True), st.sampled_from(["\n", "\r\n"]))
+def test_a_key_of_the_file_is_told_with_its_line(statements: list[tuple[str, str | None]], newline: str) -> None:
+    line, expected = 1, {}
+    for text, key in statements:
+        if key is not None:
+            expected[key] = line
+        line += text.count("\n") + 1
+    toml = "\n".join([*(text for text, _ in statements), "[table]", "run = 1", "[table.sample]", "budget = 3"])
+    with folder(toml.replace("\n", newline)) as path:
+        found = resolve({})
+    assert {name: origin.line for name, origin in found.origins.items() if origin.kind == "file"} == expected
+    assert [nit.origin for nit in found.nits] == [Origin("file", "table", str(path / "resmon.toml"), line)]
+
+
+@pytest.mark.parametrize(
+    ("toml", "arguments", "environment", "expected"),
+    [
+        ("# c\n\nbugdet = 3", {}, {}, ["resmon.toml, line 3, bugdet: there is no such setting; the nearest is budget"]),
+        ("max-series = 300", {}, {}, ["resmon.toml, line 1, max-series: there is no such setting; the nearest is max_series"]),
+        ("Run = 'a'\nrun = 'b'", {}, {}, ["resmon.toml, line 1, Run: there is no such setting; the nearest is run"]),
+        (None, {"bugdet": 3}, {}, ["argument bugdet: there is no such setting; the nearest is budget"]),
+        (None, {"zzz": None}, {}, ["argument zzz: there is no such setting"]),
+        (None, {}, {"RESMON_BUGDET": "3"}, ["RESMON_BUGDET: there is no such setting; the nearest is RESMON_BUDGET"]),
+        (None, {}, {"resmon_bugdet": ""}, ["resmon_bugdet: there is no such setting; the nearest is RESMON_BUDGET"]),
+        (None, {}, {"RESMON_ZZZ": "3"}, ["RESMON_ZZZ: there is no such setting"]),
+        (None, {}, {"RESMON_": "3"}, ["RESMON_: there is no such setting"]),
+        (None, {}, {"RESMON_RUNTIME": "a"}, ["RESMON_RUNTIME: there is no such setting; the nearest is RESMON_RUNTIME_DIR"]),
+        (None, {}, {"RESMON_RUN": "a", "Resmon_Run": "a"}, ["Resmon_Run: RESMON_RUN sets the same; unset one of the two"]),
+        ("[agent]\nlisten = 1", {}, {}, ["resmon.toml, line 1, agent: this is a table; settings stand at the top of the file"]),
+        ("a.b = 1", {}, {}, ["resmon.toml, line 1, a: this is a table"]),
+        ("[[run]]", {}, {}, ["resmon.toml, line 1, run: should be a valid string (got [{}])"]),
+        ("run = 3", {}, {}, ["resmon.toml, line 1, run: should be a valid string (got 3)"]),
+        ("include = ['a', 3]", {}, {}, ["resmon.toml, line 1, include: item 2 should be a valid string (got 3)"]),
+        ("run = digits", {}, {}, ["resmon.toml, line 1: this is no TOML: Invalid value (at line 1, column 7)"]),
+        ("# c\nrun = '''\n'''\n\nsample = 20\ninclude = [\nbudget = 3", {}, {}, ["resmon.toml, line 6: this is no TOML: "]),
+        ("a.b = 1\na.c = 2\n[x]\nb = 1\n[y]\nb = 1\n[x]\n", {}, {}, ["resmon.toml, line 7: this is no TOML: "]),
+        ("include = [", {}, {}, ["resmon.toml, line 1: this is no TOML: "]),
+        (f"budget = {'1' * 5000}", {}, {}, ["resmon.toml, line 1: this is no TOML: Exceeds the limit"]),
+        (f"include = {'[' * 5000}", {}, {}, ["resmon.toml, line 1: this is no TOML: "]),
+        (b"run = 'a'\nmodel_name = '\xff'", {}, {}, ["resmon.toml, line 2: this is not UTF-8"]),
+        ('"\\u001b[31m" = 1', {}, {}, ["resmon.toml, line 1, '\\x1b[31m': there is no such setting"]),
+        (None, {"run": "\x1b" * 90}, {}, []),
+        (None, {"listen": "\x1b" * 90}, {}, ["argument listen: must be HOST:PORT, such as 127.0.0.1:9699 (got '\\x1b\\x1b"]),
+        (None, {"listen": "host:65536"}, {}, ["argument listen: must be HOST:PORT"]),
+        (None, {}, {"RESMON_AGENT": ""}, ["RESMON_AGENT: should be 'auto' or 'off' (got '')"]),
+        ("directory = 'a'\ndirectory = 'b'", {}, {}, ["resmon.toml, line 2: this is no TOML: Cannot overwrite a value (at "]),
+        ('directory = "a\\u0000b"', {}, {}, ["resmon.toml, line 1, directory: must be a path, which holds no null character"]),
+        (None, {"start_step": 1 << 60}, {}, ["argument start_step: should be less than or equal to 9007199254740992"]),
+        (
+            "run = x",
+            {"sample": 1},
+            {"RESMON_X": ""},
+            ["resmon.toml, line 1: this is no TOML", "RESMON_X: there is", "argument sample: sho"],
+        ),
+    ],
+)
+def test_what_is_wrong_is_told(
+    toml: str | bytes | None, arguments: dict[str, Any], environment: dict[str, str], expected: list[str]
+) -> None:
+    found = messages(toml, arguments, **environment)
+    assert len(found) == len(expected)
+    assert all(one.startswith(start) for one, start in zip(found, expected, strict=True)), found
+    assert all(len(one) < 250 for one in found)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["accuracy", "accuracy > 0.9", "accuracy >= ", ">= 0.9", " >= 1", "accuracy >= high", "a >= 1e999", "a <= nan", "a = 1"],
+)
+def test_a_target_is_a_name_and_a_number(target: str) -> None:
+    (nit,) = messages(arguments={"targets": ["loss <= 0.1", target]})
+    assert f"{target!r} must be NAME >= NUMBER or NAME <= NUMBER, such as accuracy >= 0.95" in nit
+
+
+def test_several_in_one_string_are_separated_by_commas() -> None:
+    with folder("include = 'a, b.*'\nexclude = ''", RESMON_TARGETS="accuracy >= 0.95,val/loss<=1e-2,"):
+        settings = Settings.of(exclude=None)
+    assert settings.include == ("a", "b.*")
+    assert settings.exclude == ()
+    assert settings.targets == ("accuracy >= 0.95", "val/loss<=1e-2")
+
+
+def test_a_file_that_cannot_be_read_is_told() -> None:
+    with folder() as path:
+        Path("resmon.toml").mkdir()
+        (nit,) = resolve({}).nits
+        assert str(nit) == f"{path / 'resmon.toml'}: this cannot be read (Is a directory); mend or remove it"
+        Path("resmon.toml").rmdir()
+        Path("resmon.toml").symlink_to("resmon.toml")
+        assert "this cannot be read (Too many levels of symbolic links)" in str(resolve({}).nits[0])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_told() -> None:
+    with folder("run = 'a'"):
+        Path("resmon.toml").chmod(0)
+        assert "this cannot be read (Permission denied)" in str(resolve({}).nits[0])
+
+
+def test_a_folder_that_is_gone_has_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert Settings.of(run="a").run == "a"
+
+
+# A pod beside a Service "resmon" with the port 9699 and a Service "resmon-agent" with the named port "metrics".
+POD = {
+    "RESMON_SERVICE_HOST": "10.0.0.11",
+    "RESMON_SERVICE_PORT": "9699",
+    "RESMON_PORT": "tcp://10.0.0.11:9699",
+    "RESMON_PORT_9699_TCP": "tcp://10.0.0.11:9699",
+    "RESMON_PORT_9699_TCP_PROTO": "tcp",
+    "RESMON_PORT_9699_TCP_PORT": "9699",
+    "RESMON_PORT_9699_TCP_ADDR": "10.0.0.11",
+    "RESMON_AGENT_SERVICE_HOST": "10.0.0.12",
+    "RESMON_AGENT_SERVICE_PORT": "9699",
+    "RESMON_AGENT_SERVICE_PORT_METRICS": "9699",
+    "RESMON_AGENT_PORT": "tcp://10.0.0.12:9699",
+    "RESMON_AGENT_PORT_9699_TCP_ADDR": "10.0.0.12",
+}
+
+
+def test_what_kubernetes_sets_is_no_setting_and_no_error() -> None:
+    assert messages(**POD, RESMON_RUNTIME_DIR="somewhere") == []
+    assert messages(RESMON_PORT="9699") == ["RESMON_PORT: there is no such setting"]
+    names = as_environment(dict.fromkeys(Settings.model_fields, "tcp://a"))
+    assert not [name for name, value in names.items() if KUBERNETES.fullmatch(f"{name}={value}")]
+
+
+def test_every_variable_that_the_code_names_is_known() -> None:
+    """So that none is read or recommended that would be refused."""
+    texts = {
+        node.value
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and path.name != "origins.py"
+    }
+    named = set(re.findall(r"RESMON_[A-Z_]+", " ".join(texts)))
+    assert "RESMON_RUNTIME_DIR" in named
+    assert named <= {*VARIABLES, *as_environment(Settings.model_fields)}
+
+
+def test_bad_settings_touch_nothing_of_a_training() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + torch.relu(self.linear(x))
+
+    model = Block()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+
+    def state() -> tuple[object, ...]:
+        hooks = [getattr(m, name) for m in model.modules() for name in vars(m) if name.endswith("_hooks")]
+        files = sorted((path, path.stat().st_size) for path in Path.cwd().rglob("*"))
+        randoms = torch.get_rng_state().tolist(), random.getstate()
+        return [len(each) for each in hooks], len(optimizer._optimizer_step_pre_hooks), files, dict(os.environ), randoms
+
+    with folder("sampel = 3"):
+        before = state()
+        with pytest.raises(ConfigurationError, match="sampel"):
+            resmon.watch(model, optimizer, run="bad", agent="off")
+        assert state() == before
+        Path("resmon.toml").unlink()
+        with resmon.watch(model, optimizer, run="good", agent="off"):
+            step()
+            with pytest.raises(ConfigurationError, match="argument sampel"):
+                resmon.watch(model, optimizer, run="bad", agent="off", sampel=3)
+            step()  # the monitor from before goes on
+        assert len(resmon.load("runs/good").steps()) == 2
+        assert [path.name for path in Path("runs").iterdir()] == ["good"]
