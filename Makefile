@@ -33,6 +33,7 @@ demo: setup ## train on real digits with the live view, then let it blow up
 bench: setup ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.house
+	$(BIN)/python -m benchmarks.reads
 
 bench-gpu: setup ## likewise on an NVIDIA GPU, and how often the host waits for it
 	$(BIN)/python -m benchmarks.run --device cuda
