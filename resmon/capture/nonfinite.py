@@ -75,7 +75,7 @@ class Owner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Traced:
     """What one pass, done again, says."""
 
     origin: str  # "" where it was finite
@@ -237,15 +237,12 @@ class NonFinite:
 
     def logged(self, step: int, loss: float) -> None:
         """The loop has logged this loss of a step."""
-        if math.isfinite(loss):
-            return
         episode = self._episode
-        if episode is not None:
-            if episode.incident.step == step and "loss" not in episode.incident.evidence:
-                episode.incident = replace(episode.incident, evidence={**episode.incident.evidence, "loss": str(loss)})
-                self._owner.incident(episode.incident, b"")
-            return
-        if self._searching or self._skips or self._bad:
+        if episode is not None and episode.incident.step == step and "loss" not in episode.incident.evidence:
+            told = loss if math.isfinite(loss) else str(loss)
+            episode.incident = replace(episode.incident, evidence={**episode.incident.evidence, "loss": told})
+            self._owner.incident(episode.incident, b"")
+        if episode is not None or math.isfinite(loss) or self._searching or self._skips or self._bad:
             return
         summary = (
             f"The loss logged at step {step} is {_number(loss)}, while every gradient of that step was finite: it was born in the "
@@ -308,7 +305,7 @@ class NonFinite:
         step = self._owner.step_under_way
         evidence = self._seen(scale)
         why = "the optimizer had stepped already, for it computes its gradients itself (closure)" if updated else ""
-        found: tuple[Watched, Pass, Finding] | None = None
+        found: tuple[Watched, Pass, Traced] | None = None
         if not why:
             why, found = self._replayed()
         if found is None:
@@ -317,8 +314,8 @@ class NonFinite:
         evidence.pop("first_model", None)
         watch, made, finding = found
         evidence |= finding.evidence
-        if made.number or any(each.key == made.key and each.number for each in self._references.passes):
-            evidence["pass"] = made.number
+        if (passes := self._references.count(made.key)) > 1:
+            evidence |= {"pass": made.number, "passes": passes}
         incident = self._incident(step, watch, finding, evidence)
         return incident, self._capsule(incident, watch, made, finding)
 
@@ -345,10 +342,10 @@ class NonFinite:
                     }
         return evidence | {"first_block": "", "direction": "parameters", **_scale(scale)}
 
-    def _replayed(self) -> tuple[str, tuple[Watched, Pass, Finding] | None]:
+    def _replayed(self) -> tuple[str, tuple[Watched, Pass, Traced] | None]:
         """Do passes of this step again. Returns why that told nothing, or what did."""
         why = "no forward pass of this step was kept"
-        found: list[tuple[Watched, Pass, Finding]] = []
+        found: list[tuple[Watched, Pass, Traced]] = []
         for watch in self._watches:
             mine = [made for made in self._references.passes if made.key == watch.key]
             if refused := refusal(watch.model):
@@ -356,9 +353,9 @@ class NonFinite:
                 continue
             if watch.inlined:
                 why = "the model runs inside a function that was compiled as a whole"
-            if any(made.gone for made in mine):
+            if watch.key in self._references.lost:
                 why = "the inputs of the step's first passes were let go, for they took too much memory"
-            for made in sorted((made for made in mine if not made.gone), key=_suspicion)[:REPLAYS]:
+            for made in sorted(mine, key=_suspicion)[:REPLAYS]:
                 finding, why_not = self._again(watch, made)
                 why = why_not or why
                 if finding is not None and finding.origin:
@@ -370,7 +367,7 @@ class NonFinite:
         # not finite got them from another one that was done again, if that one tells more.
         order = {id(made): i for i, made in enumerate(self._references.passes)}
 
-        def rank(each: tuple[Watched, Pass, Finding]) -> tuple[int, int]:
+        def rank(each: tuple[Watched, Pass, Traced]) -> tuple[int, int]:
             _, made, finding = each
             group = ("forward", "parameters", "optimizer", "backward", "data", "loss").index(finding.origin)
             place = order[id(made)]
@@ -378,7 +375,7 @@ class NonFinite:
 
         return "", min(found, key=rank)
 
-    def _again(self, watch: Watched, made: Pass) -> tuple[Finding | None, str]:
+    def _again(self, watch: Watched, made: Pass) -> tuple[Traced | None, str]:
         watch.pausing = True
         try:
             with repeated(made, watch.holders()) as again:
@@ -390,7 +387,7 @@ class NonFinite:
         finally:
             watch.pausing = False
 
-    def _compared(self, watch: Watched, made: Pass, again: Repeated) -> tuple[Finding | None, str]:
+    def _compared(self, watch: Watched, made: Pass, again: Repeated) -> tuple[Traced | None, str]:
         confidence = self._confidence(watch, made, again)
         if confidence == "not reproduced":
             if again.gradients is not None and not any(map(kinds, again.gradients.values())):
@@ -422,7 +419,7 @@ class NonFinite:
             stepped = {name for name, each in mine.items() if each.grad is not None and kinds(local(each.grad)[0])}
             if not {plain(name) for name in bad} & stepped:
                 return "not reproduced"
-            alone = sum(each.key == made.key for each in self._references.passes) == 1 and rank_and_world()[1] == 1
+            alone = self._references.count(made.key) == 1 and rank_and_world()[1] == 1
             owned = {name: mine[plain(name)].grad for name in again.gradients}
             if alone and all(
                 gradient is not None and same(gradient, again.gradients[name]) for name, gradient in owned.items() if name in bad
@@ -432,7 +429,7 @@ class NonFinite:
             return "not reproduced"
         return "bit-exact" if exact and compared and not made.compiled else "consistent"
 
-    def _found(self, watch: Watched, made: Pass, again: Repeated, confidence: Confidence) -> Finding:
+    def _found(self, watch: Watched, made: Pass, again: Repeated, confidence: Confidence) -> Traced:
         """The origin, in a pass that has come out as it did."""
         trace = again.trace
         outputs = {i: tensor for i, tensor in again.outputs.items() if kinds(tensor)}
@@ -458,7 +455,7 @@ class NonFinite:
             number, gradient = min(bad.items())
             rows = _rows(gradient)
             told |= {"output": number, **_listed(rows, gradient)}
-            return Finding("loss", None, confidence, f"output {number}", rows, told)
+            return Traced("loss", None, confidence, f"output {number}", rows, told)
         if (found := trace.backward_source()) is not None:
             event, summed = found
             if summed:
@@ -468,23 +465,23 @@ class NonFinite:
                 return self._of(behind, watch, made, confidence, told, ())
             if sources(list(outputs)) is event:  # a loss that the model computes itself: the gradient that came to it is 1
                 return self._of(event, watch, made, confidence, told, ())
-            return Finding("backward", event, confidence, "", (), told)
+            return Traced("backward", event, confidence, "", (), told)
         if (event := sources(list(outputs))) is not None:
             return self._of(event, watch, made, confidence, told, _rows(again.outputs[next(iter(outputs))]))
-        return Finding("", None, confidence, "", (), told)
+        return Traced("", None, confidence, "", (), told)
 
     def _of(
         self, event: Event, watch: Watched, made: Pass, confidence: Confidence, told: dict[str, Any], rows: Sequence[int]
-    ) -> Finding:
+    ) -> Traced:
         """A forward pass's origin: an operation, or what was there before it."""
         told = told | (_listed(rows, None) if rows else {})
         if event.kind in ("operation", "constant"):
             made_kinds = event.kinds or next((what for _, what in event.read), 0)
-            return Finding("forward", event, confidence, _words(made_kinds), rows, told)
+            return Traced("forward", event, confidence, _words(made_kinds), rows, told)
         if event.kind == "input":
             tensor = next((held.tensor for name, held in _inputs(made) if name == event.name), None)
             rows = _rows(tensor) if tensor is not None else ()
-            return Finding("data", event, confidence, event.name, rows, told | _listed(rows, tensor))
+            return Traced("data", event, confidence, event.name, rows, told | _listed(rows, tensor))
         tensors = {plain(name): each for name, each in (*made.model.named_parameters(), *made.model.named_buffers())}
         broken = [name for name, each in tensors.items() if kinds(each)]
         told |= {"tensors_nonfinite": broken[:NAMES], "tensors_nonfinite_count": len(broken)}
@@ -492,9 +489,9 @@ class NonFinite:
             told |= _counted(tensors[event.name])
         stepped = self._updated is not None and self._updated == (self._owner.step_under_way - 1, self._versions())
         origin = "optimizer" if stepped and event.kind == "parameter" else "parameters"
-        return Finding(origin, event, confidence, event.name, (), told)
+        return Traced(origin, event, confidence, event.name, (), told)
 
-    def _incident(self, step: int, watch: Watched, finding: Finding, evidence: dict[str, Any]) -> Incident:
+    def _incident(self, step: int, watch: Watched, finding: Traced, evidence: dict[str, Any]) -> Incident:
         event = finding.event
         block = event.block if event else ""
         if event is not None and not block and finding.origin in ("parameters", "optimizer"):
@@ -520,7 +517,7 @@ class NonFinite:
             evidence=evidence,
         )
 
-    def _capsule(self, incident: Incident, watch: Watched, made: Pass, finding: Finding) -> bytes:
+    def _capsule(self, incident: Incident, watch: Watched, made: Pass, finding: Traced) -> bytes:
         """What repeats the failure elsewhere; nothing where the loss is at fault, which is not the model's."""
         event = finding.event
         if event is None or self._capsules >= CAPSULES:
@@ -564,7 +561,7 @@ ADVICE: Mapping[str, str] = {
 }
 
 
-def _summary(step: int, finding: Finding, event: Event | None, block: str, evidence: Mapping[str, Any]) -> str:
+def _summary(step: int, finding: Traced, event: Event | None, block: str, evidence: Mapping[str, Any]) -> str:
     made = finding.where
     rows = _rows_said(evidence)
     if finding.origin == "loss":

@@ -2,8 +2,8 @@
 
 References only: arguments (detached, so that they hold no graph), the random states and autocasting at the start, the outputs, and
 the gradients that arrived at them. Nothing is computed, and all is let go when the step is over. The newest pass is always kept;
-those before it, where gradients accumulate over several, as long as they take no more than RETAINED bytes together. What was
-changed in place since then shows by its version and is not used.
+of those before it, where gradients accumulate over several, as many as take no more than RETAINED bytes together. What was changed
+in place since then shows by its version and is not used.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from resmon.capture.stack import is_the_users
 from resmon.capture.taps import Hook, hang
 
 RETAINED = 64 << 20  # bytes of tensors of all but the newest pass
+MOST = 64  # passes that are kept
 LARGEST_OUTPUT = 16 << 20  # bytes of an output that is kept to be compared with
 
 
@@ -111,16 +113,16 @@ class Pass:
     called_at: tuple[str, int]  # file and line
     outputs: dict[int, Held] = field(default_factory=dict)  # by the output's number
     gradients: dict[int, Held] = field(default_factory=dict)  # that arrived, likewise
-    gone: bool = False  # let go, for there were too many
+    gone: bool = False
     bytes: int = 0
     compiled: bool = False
 
     def let_go(self) -> None:
+        """Keep nothing of it, also where its outputs live on."""
         self.gone = True
         self.arguments = None
         self.outputs.clear()
         self.gradients.clear()
-        self.bytes = 0
 
     def changed(self) -> bool:
         """Whether an argument is no more what it was."""
@@ -132,6 +134,8 @@ class References:
 
     def __init__(self) -> None:
         self.passes: list[Pass] = []
+        self.lost: set[str] = set()  # models of which passes of this step were let go, for they were too many or too large
+        self._counts: Counter[str] = Counter()
         self._process = os.getpid()
 
     def begin(self, key: str, model: nn.Module, args: Any, kwargs: Any, *, compiled: bool) -> None:
@@ -139,7 +143,7 @@ class References:
         made = Pass(
             key,
             model,
-            sum(each.key == key for each in self.passes),
+            self._counts[key],
             keep((args, kwargs)),
             Randomness.now(),
             Autocasting.now(),
@@ -148,11 +152,13 @@ class References:
             compiled=compiled,
         )
         made.bytes = sum(_size(held.tensor) for held in _held(made.arguments))
-        retained = 0
-        for before in reversed(self.passes):
-            retained += before.bytes
-            if retained > RETAINED and not before.gone:
-                before.let_go()
+        self._counts[key] += 1
+        retained = sum(each.bytes for each in self.passes)
+        while self.passes and (retained > RETAINED or len(self.passes) >= MOST):
+            oldest = self.passes.pop(0)
+            retained -= oldest.bytes
+            self.lost.add(oldest.key)
+            oldest.let_go()
         self.passes.append(made)
 
     def end(self, key: str, output: Any) -> None:
@@ -177,11 +183,17 @@ class References:
                 made.bytes += _size(gradient)
             made.gradients[output] = Held(gradient)
 
+    def count(self, key: str) -> int:
+        """How many passes of that model the step has had."""
+        return self._counts[key]
+
     def clear(self) -> None:
         """The step is over."""
         for made in self.passes:
             made.let_go()
         self.passes.clear()
+        self.lost.clear()
+        self._counts.clear()
 
 
 class _Arrival(Hook):

@@ -8,13 +8,16 @@ afterwards, also after an exception. A model that asks other ranks for anything 
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSet, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSet, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
@@ -131,6 +134,7 @@ class _State:
     def __init__(self, model: nn.Module, others: Sequence[Tensor]) -> None:
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._contents: list[tuple[Any, Any]] = []  # of lists, mappings and sets
+        self._drawn: list[Callable[[], None]] = []  # put generators of the model's own back
         self._seen: set[int] = set()
         for tensor in (*model.parameters(), *model.buffers(), *others):
             self._take_tensor(tensor)
@@ -150,6 +154,9 @@ class _State:
     def _take(self, value: Any, depth: int) -> None:
         if isinstance(value, Tensor):
             self._take_tensor(value)
+            return
+        if (put_back := _drawn(value)) is not None:
+            self._drawn.append(put_back)
             return
         if id(value) in self._seen or len(self._seen) >= OBJECTS:
             return
@@ -177,6 +184,8 @@ class _State:
                     self._take(each, depth - 1)
 
     def restore(self) -> None:
+        for put_back in self._drawn:
+            put_back()
         for value, before in self._contents:
             if isinstance(value, MutableMapping):
                 if len(value) != len(before) or any(key not in value or value[key] is not each for key, each in before.items()):
@@ -195,6 +204,23 @@ class _State:
             for tensor, copy in self._copies.values():
                 if not same(tensor, copy):
                     tensor.copy_(copy)
+
+
+def _drawn(value: Any) -> Callable[[], None] | None:
+    """What puts a source of random numbers back to where it is now; None for what is none."""
+    if isinstance(value, torch.Generator):
+        return partial(_set_state, value, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return None
+
+
+def _set_state(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
