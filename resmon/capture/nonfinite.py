@@ -118,7 +118,9 @@ class NonFinite:
         if not self._keeps(watch):
             return
         with suppress(Exception):  # a pass of which nothing could be kept is not done again, and that is all
-            self._references.begin(watch.key, watch.model, args, kwargs, compiled=watch.compiled)
+            self._references.begin(
+                watch.key, watch.model, args, kwargs, compiled=watch.compiled, spoilt=lambda: self._first_sign() is not None
+            )
 
     def pass_ended(self, watch: Watched, output: Any) -> None:
         with suppress(Exception):
@@ -326,21 +328,26 @@ class NonFinite:
             "parameters_nonfinite_count": len(self._bad),
             "parameters": len(self._gradients.everything.parameters),
         }
+        if isinstance(scale, float):
+            evidence["loss_scale"] = scale
+        if (sign := self._first_sign()) is None:
+            return evidence | {"first_block": "", "direction": "parameters"}
+        channel, direction = sign
+        return evidence | {
+            "first_block": channel.site.name,
+            "first_model": channel.site.model,
+            "direction": direction,
+            "nonfinite_forward": int(channel.in_all[FORWARD_NONFINITE]),
+            "nonfinite_backward": int(channel.in_all[BACKWARD_NONFINITE]),
+        }
+
+    def _first_sign(self) -> tuple[Channel, str] | None:
+        """The first block that was not finite in this step, as far as the probes have seen it, and in which direction."""
         for first, direction in ((_first_forward, "forward"), (_first_backward, "backward")):
             for watch in self._watches:
-                if channel := first(watch.channels):
-                    counts = {
-                        "nonfinite_forward": int(channel.in_all[FORWARD_NONFINITE]),
-                        "nonfinite_backward": int(channel.in_all[BACKWARD_NONFINITE]),
-                    }
-                    return evidence | {
-                        "first_block": channel.site.name,
-                        "first_model": watch.key,
-                        "direction": direction,
-                        **counts,
-                        **_scale(scale),
-                    }
-        return evidence | {"first_block": "", "direction": "parameters", **_scale(scale)}
+                if (channel := first(watch.channels)) is not None:
+                    return channel, direction
+        return None
 
     def _replayed(self) -> tuple[str, tuple[Watched, Pass, Traced] | None]:
         """Do passes of this step again. Returns why that told nothing, or what did."""
@@ -353,14 +360,15 @@ class NonFinite:
                 continue
             if watch.inlined:
                 why = "the model runs inside a function that was compiled as a whole"
-            if watch.key in self._references.lost:
-                why = "the inputs of the step's first passes were let go, for they took too much memory"
             for made in sorted(mine, key=_suspicion)[:REPLAYS]:
                 finding, why_not = self._again(watch, made)
                 why = why_not or why
                 if finding is not None and finding.origin:
                     found.append((watch, made, finding))
                     break
+            else:
+                if watch.key in self._references.lost:
+                    why = "passes of this step were let go, for they were too many or too large, and those kept were finite"
         if not found:
             return why, None
         # Forward the first model in the order of the passes, backward the last; a model whose inputs or output gradients were
@@ -667,10 +675,6 @@ def _finite(tensors: Any) -> str:
 def _words(found: int) -> str:
     names = [name for bit, name in ((1, "NaN"), (2, "Inf"), (4, "-Inf")) if found & bit]
     return " and ".join(names) or "NaN or Inf"
-
-
-def _scale(scale: float | Tensor | None) -> dict[str, Any]:
-    return {"loss_scale": scale} if isinstance(scale, float) else {}
 
 
 def _number(value: float) -> str:

@@ -12,7 +12,7 @@ import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,10 +136,14 @@ class References:
         self.passes: list[Pass] = []
         self.lost: set[str] = set()  # models of which passes of this step were let go, for they were too many or too large
         self._counts: Counter[str] = Counter()
+        self._current: Pass | None = None  # that is under way
         self._process = os.getpid()
 
-    def begin(self, key: str, model: nn.Module, args: Any, kwargs: Any, *, compiled: bool) -> None:
-        """A pass begins, before anything of it has run."""
+    def begin(
+        self, key: str, model: nn.Module, args: Any, kwargs: Any, *, compiled: bool = False, spoilt: Callable[[], bool] = bool
+    ) -> None:
+        """A pass begins, before anything of it has run. `spoilt` says whether one of this step was not finite: it is not let go."""
+        self._current = None
         made = Pass(
             key,
             model,
@@ -154,17 +158,21 @@ class References:
         made.bytes = sum(_size(held.tensor) for held in _held(made.arguments))
         self._counts[key] += 1
         retained = sum(each.bytes for each in self.passes)
+        if (retained > RETAINED or len(self.passes) >= MOST) and spoilt():
+            self.lost.add(key)
+            return
         while self.passes and (retained > RETAINED or len(self.passes) >= MOST):
             oldest = self.passes.pop(0)
             retained -= oldest.bytes
             self.lost.add(oldest.key)
             oldest.let_go()
         self.passes.append(made)
+        self._current = made
 
     def end(self, key: str, output: Any) -> None:
         """The pass that was begun last has ended."""
-        made = self.passes[-1] if self.passes else None
-        if made is None or made.key != key or made.gone:
+        made, self._current = self._current, None
+        if made is None or made.key != key:
             return
         for i, (_, tensor) in enumerate(leaves(output)):
             if type(tensor) is not Tensor:
@@ -173,7 +181,7 @@ class References:
             if size <= LARGEST_OUTPUT:
                 made.outputs[i] = Held(tensor)
                 made.bytes += size
-            if tensor.requires_grad:
+            if tensor.requires_grad and tensor.grad_fn is not None:  # a hook on a parameter would stay there
                 hang(tensor, _Arrival(self, made, i))
 
     def arrived(self, made: Pass, output: int, gradient: Tensor) -> None:
