@@ -441,7 +441,7 @@ class NonFinite:
         """The origin, in a pass that has come out as it did."""
         trace = again.trace
         outputs = {i: tensor for i, tensor in again.outputs.items() if kinds(tensor)}
-        arrived = {i: held.tensor for i, held in made.gradients.items() if held.is_as_it_was}
+        arrived = {i: held.tensor for i, held in made.gradients.items() if i in again.ends}
         bad = {i: gradient for i, gradient in arrived.items() if kinds(gradient)}
         told: dict[str, Any] = {
             "inputs": _finite(held.tensor for _, held in _inputs(made)),

@@ -32,7 +32,9 @@ from resmon.capture.process import rank_and_world
 from resmon.capture.references import Pass, Randomness, given
 
 OBJECTS = 100_000  # that are looked at for what a forward pass may change
-DEPTH = 4  # how far they are followed from a module
+DEPTH = 8  # how far they are followed from a module
+# Objects that are not followed: ours, and those that a forward pass does not change but that hold much.
+_APART = ("resmon.", "torch._", "torch.optim", "torch.utils.data", "torch.distributed")
 
 
 class ReplayError(Exception):
@@ -45,6 +47,7 @@ class Repeated:
 
     trace: Trace
     outputs: Mapping[int, Tensor]  # by their number
+    ends: frozenset[int]  # those that the backward pass began at
     gradients: Mapping[str, Tensor] | None  # of parameters; None where no gradient of an output was kept
 
 
@@ -83,11 +86,13 @@ def repeated(made: Pass, holders: Sequence[Holder], watcher: Watcher | None = No
         with made.autocasting.entered():
             output = trace.forward(args, kwargs)
         outputs = {i: tensor for i, (_, tensor) in enumerate(leaves(output))}
-        given_to = [
-            (outputs[i], held.tensor.clone())
+        usable = {
+            i: held.tensor.clone()
             for i, held in made.gradients.items()
             if held.is_as_it_was and i in outputs and outputs[i].requires_grad and outputs[i].shape == held.tensor.shape
-        ]
+        }
+        ends = _ends({i: outputs[i] for i in usable})
+        given_to = [(outputs[i], usable[i]) for i in sorted(ends)]
         gradients = None
         if given_to:
             named = {name: each for name, each in made.model.named_parameters() if each.requires_grad}
@@ -103,7 +108,20 @@ def repeated(made: Pass, holders: Sequence[Holder], watcher: Watcher | None = No
                 accumulate_grad=False,
             )
             gradients = {name: each for name, each in zip(named, found, strict=False) if each is not None}
-        yield Repeated(trace, outputs, gradients)
+        yield Repeated(trace, outputs, ends, gradients)
+
+
+def _ends(outputs: Mapping[int, Tensor]) -> frozenset[int]:
+    """Those that no other one is computed from: what comes to logits beside their loss, comes from that."""
+    behind: set[Any] = set()
+    for tensor in outputs.values():
+        stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
+        while stack:
+            for node, _ in stack.pop().next_functions:
+                if node is not None and node not in behind:
+                    behind.add(node)
+                    stack.append(node)
+    return frozenset(i for i, tensor in outputs.items() if tensor.grad_fn not in behind)
 
 
 class _Silence(TorchDispatchMode):
@@ -175,7 +193,7 @@ class _State:
                     self._contents.append((each, dict(each)))
         elif isinstance(value, tuple):
             inside = value
-        elif not isinstance(value, (type, ModuleType)) and not type(value).__module__.startswith(("resmon.", "torch._")):
+        elif not isinstance(value, (type, ModuleType)) and not type(value).__module__.startswith(_APART):
             inside = (getattr(value, "__dict__", None),)
         self._seen.add(id(value))
         if depth:
@@ -191,7 +209,8 @@ class _State:
                 if len(value) != len(before) or any(key not in value or value[key] is not each for key, each in before.items()):
                     for key in [key for key in value if key not in before]:
                         del value[key]
-                    value.update(before)
+                    for key, each in before.items():  # update() of a Counter adds
+                        value[key] = each
             elif isinstance(value, MutableSet):
                 if value != before:
                     value.clear()
