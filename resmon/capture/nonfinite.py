@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -108,7 +109,9 @@ class NonFinite:
         self._looked = False
         self._skips = 0  # of a scaler, in a row
         self._searching = False
-        self._updated: tuple[int, int] | None = None  # the last step with finite gradients, and the parameters' versions after it
+        self._finite_step: int | None = None  # the last step with finite gradients
+        self._versions: dict[int, int] = {}  # of the parameters, by their ids, as they were first
+        self._generation = 0  # of the gradients' selections, for which they were taken
         self._capsules = 0
         self.lasts = False  # the newest step that is over was not finite
 
@@ -209,7 +212,10 @@ class NonFinite:
             self._skips = 0 if self._scaled else self._skips + 1
         if complete and self._looked:
             self._count(step, bad)
-            self._updated = None if self._bad else (step, self._versions())
+            self._finite_step = None if self._bad else step
+            if self._generation != self._gradients.generation:
+                self._generation = self._gradients.generation
+                self._versions = {id(each): each._version for each in self._gradients.everything.parameters}
         self._bad.clear()
         self._scaled, self._looked, self._searching = None, False, False
 
@@ -225,8 +231,15 @@ class NonFinite:
             over = {"nonfinite_steps": episode.steps, "finite_again_from": step - CALM + 1}
             self._owner.incident(replace(episode.incident, evidence={**episode.incident.evidence, **over}), b"")
 
-    def _versions(self) -> int:
-        return sum([parameter._version for parameter in self._gradients.everything.parameters])
+    def _only_optimizer_wrote(self, parameter: Tensor, model: nn.Module) -> bool:
+        """Whether a parameter was written as often as most of its model's: whoever else writes one, writes it once more."""
+        written = Counter(
+            each._version - first
+            for each in model.parameters()
+            if each.grad is not None and (first := self._versions.get(id(each))) is not None
+        )
+        first = self._versions.get(id(parameter))
+        return first is not None and bool(written) and written.most_common(1)[0][0] == parameter._version - first
 
     def ended(self) -> None:
         """The run is over: an incident that lasts says how long it did."""
@@ -495,8 +508,9 @@ class NonFinite:
         told |= {"tensors_nonfinite": broken[:NAMES], "tensors_nonfinite_count": len(broken)}
         if event.name in tensors:
             told |= _counted(tensors[event.name])
-        stepped = self._updated is not None and self._updated == (self._owner.step_under_way - 1, self._versions())
-        origin = "optimizer" if stepped and event.kind == "parameter" else "parameters"
+        origin = "parameters"
+        if event.kind == "parameter" and self._finite_step == self._owner.step_under_way - 1:
+            origin = "optimizer" if self._only_optimizer_wrote(tensors[event.name], made.model) else origin
         return Traced(origin, event, confidence, event.name, (), told)
 
     def _incident(self, step: int, watch: Watched, finding: Traced, evidence: dict[str, Any]) -> Incident:

@@ -8,6 +8,7 @@ in place since then shows by its version and is not used.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import sys
@@ -44,7 +45,7 @@ class Randomness:
         devices = {}
         if torch.cuda.is_initialized():
             devices = {i: torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
-        return cls(torch.get_rng_state(), devices, random.getstate(), np.random.get_state())
+        return cls(torch.get_rng_state(), devices, random.getstate(), _numpy.state())
 
     def restore(self) -> None:
         torch.set_rng_state(self.torch)
@@ -52,6 +53,30 @@ class Randomness:
             torch.cuda.set_rng_state(state, device)
         random.setstate(self.python)
         np.random.set_state(self.numpy)
+
+
+class _Numpy:
+    """The state of numpy's own generator, asked for again only when its numbers have been drawn from: it takes numpy long to say.
+
+    A normal number that it has in reserve may have been taken unseen; then a pass that draws some comes out differently.
+    """
+
+    def __init__(self) -> None:
+        self._seen = b""
+        self._state: Any = None
+
+    def state(self) -> Any:
+        generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        if type(generator) is not np.random.MT19937:
+            return np.random.get_state()
+        seen = ctypes.string_at(generator.ctypes.state_address, _MT19937)
+        if seen != self._seen:
+            self._seen, self._state = seen, np.random.get_state()
+        return self._state
+
+
+_MT19937 = 625 * 4  # bytes: 624 words and the place in them
+_numpy = _Numpy()
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,7 @@ class _Silence(TorchDispatchMode):
 def untouched(model: nn.Module, others: Sequence[Tensor] = ()) -> Iterator[None]:
     """What runs in here leaves random states, the model and `others` as they are now."""
     randomness = Randomness.now()
+    numpy = np.random.get_state()
     state = _State(model, others)
     with _unsafe_preserve_version_counter(state.tensors):
         try:
@@ -144,6 +145,7 @@ def untouched(model: nn.Module, others: Sequence[Tensor] = ()) -> Iterator[None]
         finally:
             state.restore()
             randomness.restore()
+            np.random.set_state(numpy)
 
 
 class _State:
