@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import CodeType
 from typing import Any, Literal, Protocol
 
 import torch
@@ -51,7 +52,7 @@ Kind = Literal["operation", "parameter", "buffer", "input", "constant"]
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A residual add: the `ordinal`-th candidate in that call of the module at `path`."""
+    """A residual add: the `ordinal`-th candidate in that call of the module at `path`. They come in order of execution."""
 
     path: str
     call: int
@@ -136,9 +137,9 @@ class Trace(TorchFunctionMode):
         self._model = model
         self._called_at = called_at
         self._watcher = watcher
-        self._holders: dict[str, list[Holder]] = {}
-        for holder in holders:
-            self._holders.setdefault(holder.path, []).append(holder)
+        self._holders = tuple(holders)
+        self._adds = {(holder.path, holder.call, holder.ordinal): holder for holder in holders}
+        self._added: set[Holder] = set()  # that have been made
         self._paths = {module: plain(path) for path, module in model.named_modules()}
         self._calls: dict[str, int] = {}
         self._frames = [_Frame("", 0)]
@@ -221,6 +222,9 @@ class Trace(TorchFunctionMode):
             return func(*args, **kwargs)
         result = self._call(name, func, args, kwargs)
         if func in ADDS and is_candidate(*operands(args, kwargs)):
+            innermost = self._frames[-1]
+            if made := self._adds.get((innermost.path, innermost.call, innermost.adds)):
+                self._added.add(made)
             for frame in self._frames:
                 frame.adds += 1
         return result
@@ -260,26 +264,38 @@ class Trace(TorchFunctionMode):
         self._order += 1
         frame = self._frames[-1]
         caller = sys._getframe(2)
-        while not is_the_users(caller.f_code.co_filename) and caller.f_code is not _FORWARD and caller.f_back is not None:
+        while not (inside := _is_a_line(caller.f_code)) and caller.f_code is not _FORWARD and caller.f_back is not None:
             caller = caller.f_back
-        inside = is_the_users(caller.f_code.co_filename)
         file, number = (caller.f_code.co_filename, caller.f_lineno) if inside else self._called_at
         return Event(
             self._order, _SPELLINGS.get(operation, operation), "operation", "", frame.path, frame.call, self._block(), file, number
         )
 
     def _block(self) -> str:
-        """The residual block that what runs now belongs to: that of the next add of the innermost call that holds any."""
+        """The residual block that what runs now belongs to.
+
+        That on whose branch or projection its module lies; else that of the next add in the innermost call that makes any; else
+        that of the next add of those whose branches begin nearest. Outside of blocks none.
+        """
         path = self._frames[-1].path
+        if found := self._next(holder for holder in self._holders if any(_is_in(path, part) for part in holder.inside if part)):
+            return found
         for frame in reversed(self._frames):
-            mine = self._holders.get(frame.path)
-            if not mine:
-                continue
-            mine = sorted([h for h in mine if h.call == frame.call] or mine, key=lambda holder: holder.ordinal)
-            if not frame.path and path and not any(_is_in(path, part) for holder in mine for part in holder.inside):
-                return ""  # the model itself makes the adds, and this module is on none of their ways
-            return next((holder for holder in mine if holder.ordinal >= frame.adds), mine[-1]).block
+            if frame.path or not path:
+                mine = [holder for holder in self._holders if holder.path == frame.path]
+                mine = sorted([h for h in mine if h.call == frame.call] or mine, key=lambda holder: holder.ordinal)
+                if mine:
+                    return next((holder for holder in mine if holder.ordinal >= frame.adds), mine[-1]).block
+        while "." in path:
+            path = path.rpartition(".")[0]
+            if found := self._next(holder for holder in self._holders if any(_is_in(part, path) for part in holder.inside)):
+                return found
         return ""
+
+    def _next(self, holders: Iterable[Holder]) -> str:
+        """The block of the first of these whose add is still to come, or of the last."""
+        found = list(holders)
+        return next((h.block for h in found if h not in self._added), found[-1].block if found else "")
 
     def _writer(self, tensor: Tensor, reader: Event) -> Event:
         """Who wrote what is not finite in it."""
@@ -432,6 +448,11 @@ def _storage(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # sparse tensors, and what only looks like one
         return id(tensor)
+
+
+def _is_a_line(code: CodeType) -> bool:
+    """Whether it may hold the line that called a torch function; a mode of the user's only passes calls on."""
+    return is_the_users(code.co_filename) and code.co_name not in ("__torch_function__", "__torch_dispatch__")
 
 
 def _fills(tensor: Tensor) -> bool:

@@ -195,10 +195,12 @@ class ModelWatch:
         return self._traces > 0
 
     def holders(self) -> list[Holder]:
-        """Where the sites' adds are made."""
+        """Where the sites' adds are made, in order of execution."""
+        sites = [channel.site for channel in self.channels if channel.site.name in self._plans]
+        plans = [self._plans[site.name] for site in sites]
         return [
-            Holder(compiler.plain(p.holder[0]), p.holder[1], p.ordinal, name, (*p.channel.site.branch, *p.channel.site.skip))
-            for name, p in self._plans.items()
+            Holder(compiler.plain(p.holder[0]), p.holder[1], p.ordinal, site.name, (*site.branch, *site.skip))
+            for site, p in zip(sites, plans, strict=True)
         ]
 
     def trace_again(self) -> None:

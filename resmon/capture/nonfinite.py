@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -75,7 +76,7 @@ class Owner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Traced:
     """What one pass, done again, says."""
 
     origin: str  # "" where it was finite
@@ -108,7 +109,9 @@ class NonFinite:
         self._looked = False
         self._skips = 0  # of a scaler, in a row
         self._searching = False
-        self._updated: tuple[int, int] | None = None  # the last step with finite gradients, and the parameters' versions after it
+        self._finite_step: int | None = None  # the last step with finite gradients
+        self._versions: dict[int, int] = {}  # of the parameters, by their ids, as they were first
+        self._generation = 0  # of the gradients' selections, for which they were taken
         self._capsules = 0
         self.lasts = False  # the newest step that is over was not finite
 
@@ -118,7 +121,9 @@ class NonFinite:
         if not self._keeps(watch):
             return
         with suppress(Exception):  # a pass of which nothing could be kept is not done again, and that is all
-            self._references.begin(watch.key, watch.model, args, kwargs, compiled=watch.compiled)
+            self._references.begin(
+                watch.key, watch.model, args, kwargs, compiled=watch.compiled, spoilt=lambda: self._first_sign() is not None
+            )
 
     def pass_ended(self, watch: Watched, output: Any) -> None:
         with suppress(Exception):
@@ -207,7 +212,10 @@ class NonFinite:
             self._skips = 0 if self._scaled else self._skips + 1
         if complete and self._looked:
             self._count(step, bad)
-            self._updated = None if self._bad else (step, self._versions())
+            self._finite_step = None if self._bad else step
+            if self._generation != self._gradients.generation:
+                self._generation = self._gradients.generation
+                self._versions = {id(each): each._version for each in self._gradients.everything.parameters}
         self._bad.clear()
         self._scaled, self._looked, self._searching = None, False, False
 
@@ -223,8 +231,15 @@ class NonFinite:
             over = {"nonfinite_steps": episode.steps, "finite_again_from": step - CALM + 1}
             self._owner.incident(replace(episode.incident, evidence={**episode.incident.evidence, **over}), b"")
 
-    def _versions(self) -> int:
-        return sum([parameter._version for parameter in self._gradients.everything.parameters])
+    def _only_optimizer_wrote(self, parameter: Tensor, model: nn.Module) -> bool:
+        """Whether a parameter was written as often as most of its model's: whoever else writes one, writes it once more."""
+        written = Counter(
+            each._version - first
+            for each in model.parameters()
+            if each.grad is not None and (first := self._versions.get(id(each))) is not None
+        )
+        first = self._versions.get(id(parameter))
+        return first is not None and bool(written) and written.most_common(1)[0][0] == parameter._version - first
 
     def ended(self) -> None:
         """The run is over: an incident that lasts says how long it did."""
@@ -237,15 +252,12 @@ class NonFinite:
 
     def logged(self, step: int, loss: float) -> None:
         """The loop has logged this loss of a step."""
-        if math.isfinite(loss):
-            return
         episode = self._episode
-        if episode is not None:
-            if episode.incident.step == step and "loss" not in episode.incident.evidence:
-                episode.incident = replace(episode.incident, evidence={**episode.incident.evidence, "loss": str(loss)})
-                self._owner.incident(episode.incident, b"")
-            return
-        if self._searching or self._skips or self._bad:
+        if episode is not None and episode.incident.step == step and "loss" not in episode.incident.evidence:
+            told = loss if math.isfinite(loss) else str(loss)
+            episode.incident = replace(episode.incident, evidence={**episode.incident.evidence, "loss": told})
+            self._owner.incident(episode.incident, b"")
+        if episode is not None or math.isfinite(loss) or self._searching or self._skips or self._bad:
             return
         summary = (
             f"The loss logged at step {step} is {_number(loss)}, while every gradient of that step was finite: it was born in the "
@@ -308,7 +320,7 @@ class NonFinite:
         step = self._owner.step_under_way
         evidence = self._seen(scale)
         why = "the optimizer had stepped already, for it computes its gradients itself (closure)" if updated else ""
-        found: tuple[Watched, Pass, Finding] | None = None
+        found: tuple[Watched, Pass, Traced] | None = None
         if not why:
             why, found = self._replayed()
         if found is None:
@@ -317,8 +329,8 @@ class NonFinite:
         evidence.pop("first_model", None)
         watch, made, finding = found
         evidence |= finding.evidence
-        if made.number or any(each.key == made.key and each.number for each in self._references.passes):
-            evidence["pass"] = made.number
+        if (passes := self._references.count(made.key)) > 1:
+            evidence |= {"pass": made.number, "passes": passes}
         incident = self._incident(step, watch, finding, evidence)
         return incident, self._capsule(incident, watch, made, finding)
 
@@ -329,26 +341,31 @@ class NonFinite:
             "parameters_nonfinite_count": len(self._bad),
             "parameters": len(self._gradients.everything.parameters),
         }
+        if isinstance(scale, float):
+            evidence["loss_scale"] = scale
+        if (sign := self._first_sign()) is None:
+            return evidence | {"first_block": "", "direction": "parameters"}
+        channel, direction = sign
+        return evidence | {
+            "first_block": channel.site.name,
+            "first_model": channel.site.model,
+            "direction": direction,
+            "nonfinite_forward": int(channel.in_all[FORWARD_NONFINITE]),
+            "nonfinite_backward": int(channel.in_all[BACKWARD_NONFINITE]),
+        }
+
+    def _first_sign(self) -> tuple[Channel, str] | None:
+        """The first block that was not finite in this step, as far as the probes have seen it, and in which direction."""
         for first, direction in ((_first_forward, "forward"), (_first_backward, "backward")):
             for watch in self._watches:
-                if channel := first(watch.channels):
-                    counts = {
-                        "nonfinite_forward": int(channel.in_all[FORWARD_NONFINITE]),
-                        "nonfinite_backward": int(channel.in_all[BACKWARD_NONFINITE]),
-                    }
-                    return evidence | {
-                        "first_block": channel.site.name,
-                        "first_model": watch.key,
-                        "direction": direction,
-                        **counts,
-                        **_scale(scale),
-                    }
-        return evidence | {"first_block": "", "direction": "parameters", **_scale(scale)}
+                if (channel := first(watch.channels)) is not None:
+                    return channel, direction
+        return None
 
-    def _replayed(self) -> tuple[str, tuple[Watched, Pass, Finding] | None]:
+    def _replayed(self) -> tuple[str, tuple[Watched, Pass, Traced] | None]:
         """Do passes of this step again. Returns why that told nothing, or what did."""
         why = "no forward pass of this step was kept"
-        found: list[tuple[Watched, Pass, Finding]] = []
+        found: list[tuple[Watched, Pass, Traced]] = []
         for watch in self._watches:
             mine = [made for made in self._references.passes if made.key == watch.key]
             if refused := refusal(watch.model):
@@ -356,21 +373,22 @@ class NonFinite:
                 continue
             if watch.inlined:
                 why = "the model runs inside a function that was compiled as a whole"
-            if any(made.gone for made in mine):
-                why = "the inputs of the step's first passes were let go, for they took too much memory"
-            for made in sorted((made for made in mine if not made.gone), key=_suspicion)[:REPLAYS]:
+            for made in sorted(mine, key=_suspicion)[:REPLAYS]:
                 finding, why_not = self._again(watch, made)
                 why = why_not or why
                 if finding is not None and finding.origin:
                     found.append((watch, made, finding))
                     break
+            else:
+                if watch.key in self._references.lost:
+                    why = "passes of this step were let go, for they were too many or too large, and those kept were finite"
         if not found:
             return why, None
         # Forward the first model in the order of the passes, backward the last; a model whose inputs or output gradients were
         # not finite got them from another one that was done again, if that one tells more.
         order = {id(made): i for i, made in enumerate(self._references.passes)}
 
-        def rank(each: tuple[Watched, Pass, Finding]) -> tuple[int, int]:
+        def rank(each: tuple[Watched, Pass, Traced]) -> tuple[int, int]:
             _, made, finding = each
             group = ("forward", "parameters", "optimizer", "backward", "data", "loss").index(finding.origin)
             place = order[id(made)]
@@ -378,7 +396,7 @@ class NonFinite:
 
         return "", min(found, key=rank)
 
-    def _again(self, watch: Watched, made: Pass) -> tuple[Finding | None, str]:
+    def _again(self, watch: Watched, made: Pass) -> tuple[Traced | None, str]:
         watch.pausing = True
         try:
             with repeated(made, watch.holders()) as again:
@@ -390,7 +408,7 @@ class NonFinite:
         finally:
             watch.pausing = False
 
-    def _compared(self, watch: Watched, made: Pass, again: Repeated) -> tuple[Finding | None, str]:
+    def _compared(self, watch: Watched, made: Pass, again: Repeated) -> tuple[Traced | None, str]:
         confidence = self._confidence(watch, made, again)
         if confidence == "not reproduced":
             if again.gradients is not None and not any(map(kinds, again.gradients.values())):
@@ -422,7 +440,7 @@ class NonFinite:
             stepped = {name for name, each in mine.items() if each.grad is not None and kinds(local(each.grad)[0])}
             if not {plain(name) for name in bad} & stepped:
                 return "not reproduced"
-            alone = sum(each.key == made.key for each in self._references.passes) == 1 and rank_and_world()[1] == 1
+            alone = self._references.count(made.key) == 1 and rank_and_world()[1] == 1
             owned = {name: mine[plain(name)].grad for name in again.gradients}
             if alone and all(
                 gradient is not None and same(gradient, again.gradients[name]) for name, gradient in owned.items() if name in bad
@@ -432,11 +450,11 @@ class NonFinite:
             return "not reproduced"
         return "bit-exact" if exact and compared and not made.compiled else "consistent"
 
-    def _found(self, watch: Watched, made: Pass, again: Repeated, confidence: Confidence) -> Finding:
+    def _found(self, watch: Watched, made: Pass, again: Repeated, confidence: Confidence) -> Traced:
         """The origin, in a pass that has come out as it did."""
         trace = again.trace
         outputs = {i: tensor for i, tensor in again.outputs.items() if kinds(tensor)}
-        arrived = {i: held.tensor for i, held in made.gradients.items() if held.is_as_it_was}
+        arrived = {i: held.tensor for i, held in made.gradients.items() if i in again.ends}
         bad = {i: gradient for i, gradient in arrived.items() if kinds(gradient)}
         told: dict[str, Any] = {
             "inputs": _finite(held.tensor for _, held in _inputs(made)),
@@ -458,7 +476,7 @@ class NonFinite:
             number, gradient = min(bad.items())
             rows = _rows(gradient)
             told |= {"output": number, **_listed(rows, gradient)}
-            return Finding("loss", None, confidence, f"output {number}", rows, told)
+            return Traced("loss", None, confidence, f"output {number}", rows, told)
         if (found := trace.backward_source()) is not None:
             event, summed = found
             if summed:
@@ -468,33 +486,34 @@ class NonFinite:
                 return self._of(behind, watch, made, confidence, told, ())
             if sources(list(outputs)) is event:  # a loss that the model computes itself: the gradient that came to it is 1
                 return self._of(event, watch, made, confidence, told, ())
-            return Finding("backward", event, confidence, "", (), told)
+            return Traced("backward", event, confidence, "", (), told)
         if (event := sources(list(outputs))) is not None:
             return self._of(event, watch, made, confidence, told, _rows(again.outputs[next(iter(outputs))]))
-        return Finding("", None, confidence, "", (), told)
+        return Traced("", None, confidence, "", (), told)
 
     def _of(
         self, event: Event, watch: Watched, made: Pass, confidence: Confidence, told: dict[str, Any], rows: Sequence[int]
-    ) -> Finding:
+    ) -> Traced:
         """A forward pass's origin: an operation, or what was there before it."""
         told = told | (_listed(rows, None) if rows else {})
         if event.kind in ("operation", "constant"):
             made_kinds = event.kinds or next((what for _, what in event.read), 0)
-            return Finding("forward", event, confidence, _words(made_kinds), rows, told)
+            return Traced("forward", event, confidence, _words(made_kinds), rows, told)
         if event.kind == "input":
             tensor = next((held.tensor for name, held in _inputs(made) if name == event.name), None)
             rows = _rows(tensor) if tensor is not None else ()
-            return Finding("data", event, confidence, event.name, rows, told | _listed(rows, tensor))
+            return Traced("data", event, confidence, event.name, rows, told | _listed(rows, tensor))
         tensors = {plain(name): each for name, each in (*made.model.named_parameters(), *made.model.named_buffers())}
         broken = [name for name, each in tensors.items() if kinds(each)]
         told |= {"tensors_nonfinite": broken[:NAMES], "tensors_nonfinite_count": len(broken)}
         if event.name in tensors:
             told |= _counted(tensors[event.name])
-        stepped = self._updated is not None and self._updated == (self._owner.step_under_way - 1, self._versions())
-        origin = "optimizer" if stepped and event.kind == "parameter" else "parameters"
-        return Finding(origin, event, confidence, event.name, (), told)
+        origin = "parameters"
+        if event.kind == "parameter" and self._finite_step == self._owner.step_under_way - 1:
+            origin = "optimizer" if self._only_optimizer_wrote(tensors[event.name], made.model) else origin
+        return Traced(origin, event, confidence, event.name, (), told)
 
-    def _incident(self, step: int, watch: Watched, finding: Finding, evidence: dict[str, Any]) -> Incident:
+    def _incident(self, step: int, watch: Watched, finding: Traced, evidence: dict[str, Any]) -> Incident:
         event = finding.event
         block = event.block if event else ""
         if event is not None and not block and finding.origin in ("parameters", "optimizer"):
@@ -520,7 +539,7 @@ class NonFinite:
             evidence=evidence,
         )
 
-    def _capsule(self, incident: Incident, watch: Watched, made: Pass, finding: Finding) -> bytes:
+    def _capsule(self, incident: Incident, watch: Watched, made: Pass, finding: Traced) -> bytes:
         """What repeats the failure elsewhere; nothing where the loss is at fault, which is not the model's."""
         event = finding.event
         if event is None or self._capsules >= CAPSULES:
@@ -564,7 +583,7 @@ ADVICE: Mapping[str, str] = {
 }
 
 
-def _summary(step: int, finding: Finding, event: Event | None, block: str, evidence: Mapping[str, Any]) -> str:
+def _summary(step: int, finding: Traced, event: Event | None, block: str, evidence: Mapping[str, Any]) -> str:
     made = finding.where
     rows = _rows_said(evidence)
     if finding.origin == "loss":
@@ -670,10 +689,6 @@ def _finite(tensors: Any) -> str:
 def _words(found: int) -> str:
     names = [name for bit, name in ((1, "NaN"), (2, "Inf"), (4, "-Inf")) if found & bit]
     return " and ".join(names) or "NaN or Inf"
-
-
-def _scale(scale: float | Tensor | None) -> dict[str, Any]:
-    return {"loss_scale": scale} if isinstance(scale, float) else {}
 
 
 def _number(value: float) -> str:

@@ -2,16 +2,18 @@
 
 References only: arguments (detached, so that they hold no graph), the random states and autocasting at the start, the outputs, and
 the gradients that arrived at them. Nothing is computed, and all is let go when the step is over. The newest pass is always kept;
-those before it, where gradients accumulate over several, as long as they take no more than RETAINED bytes together. What was
-changed in place since then shows by its version and is not used.
+of those before it, where gradients accumulate over several, as many as take no more than RETAINED bytes together. What was changed
+in place since then shows by its version and is not used.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +27,7 @@ from resmon.capture.stack import is_the_users
 from resmon.capture.taps import Hook, hang
 
 RETAINED = 64 << 20  # bytes of tensors of all but the newest pass
+MOST = 64  # passes that are kept
 LARGEST_OUTPUT = 16 << 20  # bytes of an output that is kept to be compared with
 
 
@@ -42,7 +45,7 @@ class Randomness:
         devices = {}
         if torch.cuda.is_initialized():
             devices = {i: torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
-        return cls(torch.get_rng_state(), devices, random.getstate(), np.random.get_state())
+        return cls(torch.get_rng_state(), devices, random.getstate(), _numpy.state())
 
     def restore(self) -> None:
         torch.set_rng_state(self.torch)
@@ -50,6 +53,30 @@ class Randomness:
             torch.cuda.set_rng_state(state, device)
         random.setstate(self.python)
         np.random.set_state(self.numpy)
+
+
+class _Numpy:
+    """The state of numpy's own generator, asked for again only when its numbers have been drawn from: it takes numpy long to say.
+
+    A normal number that it has in reserve may have been taken unseen; then a pass that draws some comes out differently.
+    """
+
+    def __init__(self) -> None:
+        self._seen = b""
+        self._state: Any = None
+
+    def state(self) -> Any:
+        generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        if type(generator) is not np.random.MT19937:
+            return np.random.get_state()
+        seen = ctypes.string_at(generator.ctypes.state_address, _MT19937)
+        if seen != self._seen:
+            self._seen, self._state = seen, np.random.get_state()
+        return self._state
+
+
+_MT19937 = 625 * 4  # bytes: 624 words and the place in them
+_numpy = _Numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,16 +138,16 @@ class Pass:
     called_at: tuple[str, int]  # file and line
     outputs: dict[int, Held] = field(default_factory=dict)  # by the output's number
     gradients: dict[int, Held] = field(default_factory=dict)  # that arrived, likewise
-    gone: bool = False  # let go, for there were too many
+    gone: bool = False
     bytes: int = 0
     compiled: bool = False
 
     def let_go(self) -> None:
+        """Keep nothing of it, also where its outputs live on."""
         self.gone = True
         self.arguments = None
         self.outputs.clear()
         self.gradients.clear()
-        self.bytes = 0
 
     def changed(self) -> bool:
         """Whether an argument is no more what it was."""
@@ -132,14 +159,20 @@ class References:
 
     def __init__(self) -> None:
         self.passes: list[Pass] = []
+        self.lost: set[str] = set()  # models of which passes of this step were let go, for they were too many or too large
+        self._counts: Counter[str] = Counter()
+        self._current: Pass | None = None  # that is under way
         self._process = os.getpid()
 
-    def begin(self, key: str, model: nn.Module, args: Any, kwargs: Any, *, compiled: bool) -> None:
-        """A pass begins, before anything of it has run."""
+    def begin(
+        self, key: str, model: nn.Module, args: Any, kwargs: Any, *, compiled: bool = False, spoilt: Callable[[], bool] = bool
+    ) -> None:
+        """A pass begins, before anything of it has run. `spoilt` says whether one of this step was not finite: it is not let go."""
+        self._current = None
         made = Pass(
             key,
             model,
-            sum(each.key == key for each in self.passes),
+            self._counts[key],
             keep((args, kwargs)),
             Randomness.now(),
             Autocasting.now(),
@@ -148,17 +181,23 @@ class References:
             compiled=compiled,
         )
         made.bytes = sum(_size(held.tensor) for held in _held(made.arguments))
-        retained = 0
-        for before in reversed(self.passes):
-            retained += before.bytes
-            if retained > RETAINED and not before.gone:
-                before.let_go()
+        self._counts[key] += 1
+        retained = sum(each.bytes for each in self.passes)
+        if (retained > RETAINED or len(self.passes) >= MOST) and spoilt():
+            self.lost.add(key)
+            return
+        while self.passes and (retained > RETAINED or len(self.passes) >= MOST):
+            oldest = self.passes.pop(0)
+            retained -= oldest.bytes
+            self.lost.add(oldest.key)
+            oldest.let_go()
         self.passes.append(made)
+        self._current = made
 
     def end(self, key: str, output: Any) -> None:
         """The pass that was begun last has ended."""
-        made = self.passes[-1] if self.passes else None
-        if made is None or made.key != key or made.gone:
+        made, self._current = self._current, None
+        if made is None or made.key != key:
             return
         for i, (_, tensor) in enumerate(leaves(output)):
             if type(tensor) is not Tensor:
@@ -167,7 +206,7 @@ class References:
             if size <= LARGEST_OUTPUT:
                 made.outputs[i] = Held(tensor)
                 made.bytes += size
-            if tensor.requires_grad:
+            if tensor.requires_grad and tensor.grad_fn is not None:  # a hook on a parameter would stay there
                 hang(tensor, _Arrival(self, made, i))
 
     def arrived(self, made: Pass, output: int, gradient: Tensor) -> None:
@@ -177,11 +216,17 @@ class References:
                 made.bytes += _size(gradient)
             made.gradients[output] = Held(gradient)
 
+    def count(self, key: str) -> int:
+        """How many passes of that model the step has had."""
+        return self._counts[key]
+
     def clear(self) -> None:
         """The step is over."""
         for made in self.passes:
             made.let_go()
         self.passes.clear()
+        self.lost.clear()
+        self._counts.clear()
 
 
 class _Arrival(Hook):

@@ -8,13 +8,16 @@ afterwards, also after an exception. A model that asks other ranks for anything 
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping, MutableSet, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSet, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
@@ -29,7 +32,9 @@ from resmon.capture.process import rank_and_world
 from resmon.capture.references import Pass, Randomness, given
 
 OBJECTS = 100_000  # that are looked at for what a forward pass may change
-DEPTH = 4  # how far they are followed from a module
+DEPTH = 8  # how far they are followed from a module
+# Objects that are not followed: ours, and those that a forward pass does not change but that hold much.
+_APART = ("resmon.", "torch._", "torch.optim", "torch.utils.data", "torch.distributed")
 
 
 class ReplayError(Exception):
@@ -42,6 +47,7 @@ class Repeated:
 
     trace: Trace
     outputs: Mapping[int, Tensor]  # by their number
+    ends: frozenset[int]  # those that the backward pass began at
     gradients: Mapping[str, Tensor] | None  # of parameters; None where no gradient of an output was kept
 
 
@@ -80,11 +86,13 @@ def repeated(made: Pass, holders: Sequence[Holder], watcher: Watcher | None = No
         with made.autocasting.entered():
             output = trace.forward(args, kwargs)
         outputs = {i: tensor for i, (_, tensor) in enumerate(leaves(output))}
-        given_to = [
-            (outputs[i], held.tensor.clone())
+        usable = {
+            i: held.tensor.clone()
             for i, held in made.gradients.items()
             if held.is_as_it_was and i in outputs and outputs[i].requires_grad and outputs[i].shape == held.tensor.shape
-        ]
+        }
+        ends = _ends({i: outputs[i] for i in usable})
+        given_to = [(outputs[i], usable[i]) for i in sorted(ends)]
         gradients = None
         if given_to:
             named = {name: each for name, each in made.model.named_parameters() if each.requires_grad}
@@ -100,7 +108,20 @@ def repeated(made: Pass, holders: Sequence[Holder], watcher: Watcher | None = No
                 accumulate_grad=False,
             )
             gradients = {name: each for name, each in zip(named, found, strict=False) if each is not None}
-        yield Repeated(trace, outputs, gradients)
+        yield Repeated(trace, outputs, ends, gradients)
+
+
+def _ends(outputs: Mapping[int, Tensor]) -> frozenset[int]:
+    """Those that no other one is computed from: what comes to logits beside their loss, comes from that."""
+    behind: set[Any] = set()
+    for tensor in outputs.values():
+        stack = [tensor.grad_fn] if tensor.grad_fn is not None else []
+        while stack:
+            for node, _ in stack.pop().next_functions:
+                if node is not None and node not in behind:
+                    behind.add(node)
+                    stack.append(node)
+    return frozenset(i for i, tensor in outputs.items() if tensor.grad_fn not in behind)
 
 
 class _Silence(TorchDispatchMode):
@@ -116,6 +137,7 @@ class _Silence(TorchDispatchMode):
 def untouched(model: nn.Module, others: Sequence[Tensor] = ()) -> Iterator[None]:
     """What runs in here leaves random states, the model and `others` as they are now."""
     randomness = Randomness.now()
+    numpy = np.random.get_state()
     state = _State(model, others)
     with _unsafe_preserve_version_counter(state.tensors):
         try:
@@ -123,6 +145,7 @@ def untouched(model: nn.Module, others: Sequence[Tensor] = ()) -> Iterator[None]
         finally:
             state.restore()
             randomness.restore()
+            np.random.set_state(numpy)
 
 
 class _State:
@@ -131,6 +154,7 @@ class _State:
     def __init__(self, model: nn.Module, others: Sequence[Tensor]) -> None:
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         self._contents: list[tuple[Any, Any]] = []  # of lists, mappings and sets
+        self._drawn: list[Callable[[], None]] = []  # put generators of the model's own back
         self._seen: set[int] = set()
         for tensor in (*model.parameters(), *model.buffers(), *others):
             self._take_tensor(tensor)
@@ -151,6 +175,9 @@ class _State:
         if isinstance(value, Tensor):
             self._take_tensor(value)
             return
+        if (put_back := _drawn(value)) is not None:
+            self._drawn.append(put_back)
+            return
         if id(value) in self._seen or len(self._seen) >= OBJECTS:
             return
         inside: Any = ()
@@ -168,7 +195,7 @@ class _State:
                     self._contents.append((each, dict(each)))
         elif isinstance(value, tuple):
             inside = value
-        elif not isinstance(value, (type, ModuleType)) and not type(value).__module__.startswith(("resmon.", "torch._")):
+        elif not isinstance(value, (type, ModuleType)) and not type(value).__module__.startswith(_APART):
             inside = (getattr(value, "__dict__", None),)
         self._seen.add(id(value))
         if depth:
@@ -177,12 +204,15 @@ class _State:
                     self._take(each, depth - 1)
 
     def restore(self) -> None:
+        for put_back in self._drawn:
+            put_back()
         for value, before in self._contents:
             if isinstance(value, MutableMapping):
                 if len(value) != len(before) or any(key not in value or value[key] is not each for key, each in before.items()):
                     for key in [key for key in value if key not in before]:
                         del value[key]
-                    value.update(before)
+                    for key, each in before.items():  # update() of a Counter adds
+                        value[key] = each
             elif isinstance(value, MutableSet):
                 if value != before:
                     value.clear()
@@ -195,6 +225,23 @@ class _State:
             for tensor, copy in self._copies.values():
                 if not same(tensor, copy):
                     tensor.copy_(copy)
+
+
+def _drawn(value: Any) -> Callable[[], None] | None:
+    """What puts a source of random numbers back to where it is now; None for what is none."""
+    if isinstance(value, torch.Generator):
+        return partial(_set_state, value, value.get_state())
+    if isinstance(value, random.Random):
+        return partial(value.setstate, value.getstate())
+    if isinstance(value, np.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return None
+
+
+def _set_state(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)
 
 
 def same(a: Tensor, b: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Faults at a chosen module, operation and direction, switched on and off by the loop so that a pass done again has them too.
 
-A fault is a TorchFunctionMode that hooks of the module enter and leave. Forward, what the operation returns is broken in memory, by
+A fault is a TorchFunctionMode around the forward of the module. Forward, what the operation returns is broken in memory, by
 numpy, which no torch call shows; backward, the gradient that comes to what it returned is.
 """
 
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
+from torch.overrides import TorchFunctionMode
 
 from resmon.capture.dataflow import leaves
 
@@ -44,21 +43,20 @@ class Fault(TorchFunctionMode):
 
     def install(self, model: nn.Module) -> None:
         module = model.get_submodule(self.place.module)
-        module.register_forward_pre_hook(self._enter, prepend=True)
-        module.register_forward_hook(self._leave, always_call=True)
+        forward = module.forward
+
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            if not self.on:
+                return forward(*args, **kwargs)
+            self._count = self._inside = 0
+            with self:
+                return forward(*args, **kwargs)
+
+        module.forward = broken  # type: ignore[method-assign]
         for child in module.modules():
             if child is not module:
                 child.register_forward_pre_hook(self._deeper, prepend=True)
                 child.register_forward_hook(self._back, always_call=True)
-
-    def _enter(self, *_: Any) -> None:
-        if self.on:
-            self._count = self._inside = 0
-            self.__enter__()  # type: ignore[no-untyped-call]
-
-    def _leave(self, *_: Any) -> None:
-        if _get_current_function_mode() is self:
-            self.__exit__(None, None, None)
 
     def _deeper(self, *_: Any) -> None:
         self._inside += 1
@@ -142,12 +140,3 @@ def places(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> lis
     for handle in handles:
         handle.remove()
     return [place for place in mode.found if calls[place.module] <= 1]
-
-
-@contextmanager
-def switched_on(fault: Fault) -> Iterator[None]:
-    fault.on = True
-    try:
-        yield
-    finally:
-        fault.on = False

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from resmon.capture import references
+from resmon.capture.nonfinite import NonFinite
+from resmon.capture.replay import refusal
 from resmon.capture.session import Session
 from resmon.errors import NonFiniteError
 from resmon.records import CALM, SEARCH, Incident
@@ -513,6 +518,122 @@ def test_a_pass_that_cannot_come_again_names_no_origin() -> None:
     found = only(sink)
     assert (found.origin, found.operation, found.confidence) == ("", "", "not reproduced")
     assert "done again" in found.summary
+
+
+def test_a_models_own_generators_are_put_back() -> None:
+    class Draws(Breakable):
+        def __init__(self) -> None:
+            super().__init__()
+            self.torch, self.numpy, self.python = torch.Generator(), np.random.default_rng(3), random.Random(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            noise = torch.randn(x.shape, generator=self.torch) + self.numpy.normal() + self.python.random()
+            y: Tensor = super().forward(x + 0.01 * noise)
+            return y
+
+    def run(watched: bool) -> list[str]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(WIDTH, WIDTH), Draws(), nn.Linear(WIDTH, 4))
+        before = breaking(model, "1", "sqrt", bad=1)
+        _, sink, losses = train(
+            model, before=before, watched=watched, steps=2, optimizer=torch.optim.SGD(model.parameters(), lr=0.0)
+        )
+        assert not watched or only(sink).operation == "sqrt"
+        return [str(p.grad.tolist()) if p.grad is not None else "" for p in model.parameters()] + list(map(str, losses))
+
+    assert run(True) == run(False)
+
+
+def test_the_guilty_pass_of_many_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(references, "MOST", 4)
+    torch.manual_seed(0)
+    model = busy("plain")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    _, sink = loops.watch(model, optimizer)
+    for part in range(12):
+        model(batch(part), fault="yes" if part == 5 else "").square().mean().backward()
+    optimizer.step()
+    found = only(sink)
+    assert (found.origin, found.operation, found.evidence["pass"], found.evidence["passes"]) == ("forward", "div", 5, 12)
+
+
+def test_passes_that_were_let_go_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(references, "MOST", 2)
+
+    def no_sign(self: NonFinite) -> None:
+        return None
+
+    monkeypatch.setattr(NonFinite, "_first_sign", no_sign)
+    torch.manual_seed(0)
+    model = busy("plain")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    _, sink = loops.watch(model, optimizer)
+    for part in range(6):
+        model(batch(part), fault="yes" if part == 1 else "").square().mean().backward()
+    optimizer.step()
+    assert only(sink).confidence == "not reproduced" and "were let go" in only(sink).summary
+
+
+class WithLoss(nn.Module):
+    """As the models of transformers: they are given labels, and return a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network()
+
+    def forward(self, x: Tensor, labels: Tensor, scale: float = 1.0) -> dict[str, Tensor]:
+        logits = self.body(x)
+        probabilities = logits.softmax(-1) * (scale > 0)
+        loss = -torch.log(probabilities[torch.arange(len(x)), labels]).mean()  # the model's own loss
+        return {"loss": loss, "logits": logits}
+
+
+@pytest.mark.parametrize("where", ["loss", "body"])
+def test_a_loss_that_the_model_computes_itself(where: str) -> None:
+    torch.manual_seed(0)
+    model = WithLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    _, sink = loops.watch(model, optimizer)
+    for step in range(3):
+        bad = step == 1
+        model.body[2].fault = "log" if bad and where == "body" else ""
+        optimizer.zero_grad()
+        model(batch(step), torch.zeros(6, dtype=torch.long), scale=float(not (bad and where == "loss")))["loss"].backward()
+        optimizer.step()
+        if bad:
+            break
+    found = only(sink)
+    assert found.origin == "forward" and found.operation == "log"
+    assert found.line == line_of("the model's own loss" if where == "loss" else "log of zero")
+
+
+def test_a_compiled_model_is_done_again_uncompiled() -> None:
+    torch.manual_seed(0)
+    inner = busy("plain")
+    model = torch.compile(inner, backend="eager")
+    optimizer = torch.optim.SGD(inner.parameters(), lr=0.0)
+    _, sink = loops.watch(inner, optimizer)
+    for step in range(4):
+        optimizer.zero_grad()
+        model(batch(step), fault="yes" if step == 3 else "").square().mean().backward()
+        optimizer.step()
+    found = only(sink)
+    assert (found.step, found.origin, found.block, found.operation) == (3, "forward", "1", "div")
+    assert found.confidence == "consistent" and "eager approximation" in found.evidence["replay"]
+
+
+def test_what_would_ask_other_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not refusal(network())
+    monkeypatch.setattr("resmon.capture.replay.rank_and_world", lambda: (0, 2))
+    model = nn.Sequential(*network(), nn.SyncBatchNorm(4))
+    assert "synchronised" in refusal(model)
+    monkeypatch.setattr("resmon.capture.nonfinite.refusal", refusal)
+    model = nn.Sequential(*network())
+    monkeypatch.setattr("resmon.capture.nonfinite.refusal", lambda model: "its parameters are sharded")
+    _, sink, _ = train(model, before=breaking(model, "2", "log"))
+    found = only(sink)
+    assert (found.origin, found.block, found.evidence["direction"]) == ("", "2", "forward")
+    assert "sharded" in found.summary
 
 
 # -- scalers ---------------------------------------------------------------------------------------------------------------
