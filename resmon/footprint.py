@@ -123,6 +123,8 @@ class Footprint:
     batch: float = 0.0  # its size
     parameters: int = 0  # bytes of those that are trained
     backward: str = ""  # the block whose backward pass was under way
+    unknown: str = ""  # why not all blocks are there
+    reached: float = 1.0  # share of the modules that had run in the first pass, where that came to no end
 
     def capacity(self, where: Where) -> float | None:
         """What there is in all."""
@@ -139,6 +141,10 @@ class Line:
     by: str
     points: tuple[tuple[float, float], ...]
     reserve: float
+
+    def likely(self, size: float) -> float:
+        """The peak at a batch of that size, as far as can be told."""
+        return self.constant + self.slope * size
 
     def most(self, size: float) -> float:
         """The peak at a batch of that size, with 95 % confidence where there are enough sizes to tell."""
@@ -167,7 +173,9 @@ def line(footprint: Footprint, where: Where) -> Line | None:
         return None
     if peaks:
         size, peak = max(peaks.items())
-        return _fit({0.0: between, size: peak}, "peak memory at one size of batch, and what is in use between steps", RESERVE)
+        fitted = _fit({0.0: between, size: peak}, "peak memory at one size of batch, and what is in use between steps", RESERVE)
+        if fitted is not None:
+            return fitted
     if footprint.outside is None or not footprint.size:
         return None
     kept = sum(held.bytes for held in footprint.blocks) + footprint.outside
@@ -184,21 +192,24 @@ def _fit(points: Mapping[float, float], by: str, reserve: float) -> Line | None:
 
 
 def fitting(footprint: Footprint, where: Where, asked: float | None = None) -> dict[str, Any]:
-    """What of the batch would have fitted: `samples` that there were, those that `fits`, and what that is known `by`.
+    """What of the batch would have fitted: `samples` that there were, those that `fits` (at best), and what that is known `by`.
 
-    None where it cannot be told. Where no pass came to its end, not more than `at_most` can fit: by what it had taken by then, and
-    what it asked for.
+    None where it cannot be told. Where no pass came to its end, hardly more than `at_most` can fit: by what it had taken by then
+    and what it asked for, if the modules that had not run yet take as much as those that had.
     """
     samples, batch, capacity = footprint.samples, footprint.batch, footprint.capacity(where)
     found: dict[str, Any] = {"samples": samples or None, "fits": None, "by": ""}
     if not samples or not batch or capacity is None:
         return found | {"by": "unknown: no batch and no free memory to compare it with"}
     relation = line(footprint, where)
+    if relation is None and footprint.outside is not None:
+        return found | {"by": "unknown: memory has not grown with the batch"}
     if relation is None:
         begin = footprint.trail.between(where)
         if begin is not None and asked:
             taken = max(0.0, (footprint.now.get(f"{where}memory") or 0.0) - begin) + asked
-            found["at_most"] = min(samples - 1, int(samples * (capacity - begin) / taken))
+            found["at_most"] = min(samples - 1, int(samples * (capacity - begin) / taken * footprint.reached))
+            found["reached"] = footprint.reached
         return found | {"by": "unknown: no pass came to its end"}
     if relation.most(batch) <= capacity:
         return found | {"by": f"{relation.by}: by that this batch fits, so it is something else that took the memory"}
@@ -207,7 +218,8 @@ def fitting(footprint: Footprint, where: Where, asked: float | None = None) -> d
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if relation.most(middle * one) <= capacity else (low, middle)
-    return found | {"fits": low, "by": relation.by}
+    best = int((capacity - relation.constant) / (relation.slope * one) + 1e-6)
+    return found | {"fits": low, "fits_at_best": max(low, min(samples - 1, best)), "by": relation.by}
 
 
 def checkpoints(blocks: Sequence[Held], lacking: float) -> tuple[list[Held], bool]:
@@ -231,7 +243,7 @@ def evidence(footprint: Footprint, where: Where, asked: float | None = None, fre
     # What failed is but the first allocation that did not fit: those behind it need room too.
     lacking = max(
         asked - free if asked is not None and free is not None else 0.0,
-        relation.most(footprint.batch) - capacity if relation and capacity else 0.0,
+        relation.likely(footprint.batch) - capacity if relation and capacity else 0.0,
     )
     chosen, enough = checkpoints(blocks, lacking)
     growth = footprint.trail.growth(where, capacity or inf)
@@ -245,13 +257,16 @@ def evidence(footprint: Footprint, where: Where, asked: float | None = None, fre
             for held in ranked[:BLOCKS]
         ],
         "blocks_left_out": max(0, len(ranked) - BLOCKS),
+        "blocks_unknown": footprint.unknown,
         "outside_blocks_bytes": None if footprint.outside is None else round(footprint.outside * scale),
         "checkpoint": {
             "blocks": [held.block for held in chosen][:BLOCKS],
             "count": len(chosen),
             "saves_bytes": sum(held.saves for held in chosen),
             "lacking_bytes": round(lacking) if lacking > 0 else None,
+            # For what failed, at least; where no pass came to its end there is more that is not known.
             "enough": bool(chosen) and enough,
+            "of_all": relation is not None,
         },
         "batch": fitting(footprint, where, asked),
         "memory": footprint.trail.memory(where),
@@ -268,21 +283,25 @@ def advice(found: Mapping[str, Any], of_training: bool = True) -> str:
             "something keeps what belongs to a step, such as a list of losses that are not detached, and no smaller batch helps "
             "against that."
         )
-    if not of_training:
+    if growth or not of_training:
         return " ".join(said)
     batch, checkpoint = found["batch"], found["checkpoint"]
     if batch["fits"]:
-        said.append(f"A batch of {batch['fits']} samples (of {batch['samples']}) would have fitted, by {batch['by']}.")
+        best = f", at best {batch['fits_at_best']}" if batch["fits_at_best"] > batch["fits"] else ""
+        said.append(f"A batch of {batch['fits']} samples (of {batch['samples']}) would have fitted{best}, by {batch['by']}.")
     elif batch["fits"] == 0:
         said.append(f"Not even a single sample would have fitted, by {batch['by']}.")
     elif batch.get("at_most"):
         said.append(
-            f"No pass came to its end, so it is not known which batch fits: at most {batch['at_most']} samples "
-            f"(of {batch['samples']}), by what it had taken until then; try half of that."
+            f"No pass came to its end, so it is not known which batch fits: hardly more than {batch['at_most']} samples (of "
+            f"{batch['samples']}), by what it had taken when {batch['reached']:.0%} of the modules had run; try half of that."
         )
     if chosen := checkpoint["blocks"]:
         names = ", ".join(chosen[:5]) + (f" and {checkpoint['count'] - 5} more" if checkpoint["count"] > 5 else "")
-        whether = "which is enough" if checkpoint["enough"] else f"of {size(checkpoint['lacking_bytes'])} that are lacking"
+        enough = (
+            "which is enough" if checkpoint["of_all"] else "which is enough for what failed, if not for what would have followed"
+        )
+        whether = enough if checkpoint["enough"] else f"which is not enough: {size(checkpoint['lacking_bytes'])} are lacking"
         said.append(f"Checkpointing {names} (torch.utils.checkpoint) saves {size(checkpoint['saves_bytes'])}, {whether}.")
     inside, outside = sum(held["activation_bytes"] for held in found["blocks"]), found["outside_blocks_bytes"]
     if outside and outside > inside:

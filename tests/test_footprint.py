@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,7 +56,14 @@ def test_the_batch_that_fits_is_where_the_line_meets_what_there_is() -> None:
     trail = followed((samples * 10.0, need(samples)) for samples in (8, 16, 16, 32, 8, 64))
     found = fitting(footprint(trail, 400), "")
     # need(170) is all there is; a twentieth of what grows with the batch is kept in reserve.
-    assert found == {"samples": 400, "fits": int(850 / 5 / 1.05), "by": "least squares of peak memory over 4 sizes of batch"}
+    assert found == {
+        "samples": 400,
+        "fits": int(850 / 5 / 1.05),
+        "fits_at_best": 170,
+        "by": "least squares of peak memory over 4 sizes of batch",
+    }
+    said = advice(evidence(footprint(trail, 400), ""))
+    assert said.startswith("A batch of 161 samples (of 400) would have fitted, at best 170, by least squares")
 
 
 def test_scatter_makes_it_less() -> None:
@@ -83,13 +91,17 @@ def test_before_the_first_step_is_over_what_autograd_keeps_tells() -> None:
     # 50 MiB at ten samples, and half as much again for what has not been seen.
     assert fitting(known, "")["fits"] == int((900 - 50) / (5 * 1.5))
     partial = footprint(Trail({"memory": 100 * MIB}), 400, blocks=blocks, size=100.0)
-    assert fitting(partial, "", 1800 * MIB) == {
+    assert fitting(partial, "", 1800 * MIB)["at_most"] == 200
+    half = replace(partial, reached=0.5)
+    assert fitting(half, "", 1800 * MIB) == {
         "samples": 400,
         "fits": None,
         "by": "unknown: no pass came to its end",
-        "at_most": 200,
+        "at_most": 100,
+        "reached": 0.5,
     }
-    assert "at most 200 samples (of 400)" in advice(evidence(partial, "", 1800 * MIB))
+    said = advice(evidence(half, "", 1800 * MIB))
+    assert "hardly more than 100 samples (of 400), by what it had taken when 50% of the modules had run; try half" in said
     assert "at_most" not in fitting(partial, "")
 
 
@@ -182,7 +194,7 @@ def test_the_evidence_is_json_and_ranked_and_of_the_batch_that_failed() -> None:
         "checkpoint_saves_bytes": 298 * MIB,
     }
     assert found["checkpoint"]["enough"] and found["checkpoint"]["blocks"][0] == "h.149"
-    assert found["checkpoint"]["lacking_bytes"] == pytest.approx((150 + 400 * 5 * 1.05 - 1000) * MIB, rel=0.01)
+    assert found["checkpoint"]["lacking_bytes"] == pytest.approx((150 + 400 * 5 - 1000) * MIB, rel=0.01)
     assert "Checkpointing h.149, " in advice(found)
     assert found["free_bytes"] == 900 * MIB and found["in_use_bytes"] == 100 * MIB
 

@@ -112,6 +112,7 @@ class ModelWatch:
         self.batch = torch.Size()  # the shape of what the newest pass was given
         self.looked_at = torch.Size()  # that of the pass whose activations were looked at last
         self.kept_outside: int | None = None  # bytes that autograd kept of that pass, besides those of the blocks
+        self.reached = 1.0  # share of the modules with parameters that ran in the newest traced pass
         self._looked = -activations.EVERY  # when that was, in observed passes
         self.left_out = 0  # residual adds that the patterns do not let in
 
@@ -374,6 +375,8 @@ class ModelWatch:
         position = 0
         modules = {compiler.plain(path): module for path, module in self.model.named_modules()}
         ran = {compiler.plain(path): count for path, count in trace.calls.items()}
+        own = [path for path, module in modules.items() if module._parameters]
+        self.reached = sum(path in ran for path in own) / len(own) if own else 1.0
         for site, (sighting, stand_in, tap) in zip(sites, stand_ins, strict=True):
             if not is_watched(site, self._include, self._exclude):
                 self.left_out += 1

@@ -62,7 +62,7 @@ def out_of_memory(error: BaseException, scene: Scene, where: Whereabouts) -> Inc
     asked, device = _amount(_ASKED, message), _DEVICE.search(str(cause)) is not None or isinstance(cause, torch.OutOfMemoryError)
     of_training = phase in ("forward pass", "backward pass")
     found: dict[str, Any] = {"exception": said(cause), "phase": phase, "asked_bytes": asked}
-    told, block, since = _other_advice(phase, message, asked), where.block, None
+    told, block, since, before = _other_advice(phase, message, asked), where.block, None, False
     try:
         if scene.footprint is not None:
             known = scene.footprint()
@@ -73,9 +73,11 @@ def out_of_memory(error: BaseException, scene: Scene, where: Whereabouts) -> Inc
             since = found["growth"]["since"] if found["growth"] else None
             if phase == "backward pass" and not block:
                 block = known.backward
+                before = not block and bool(known.blocks)
     except (MemoryError, RuntimeError) as again:
         found["unknown"] = f"what is known of memory could not be gathered: {said(again)}"
     at = place(where) if where.block or not block else f" in that of block {block}"
+    at = " before it came to any block, in that of the head or the loss" if before else at
     amounts = [
         f"{footprint.size(found[name])} {verb}"
         for name, verb in (("asked_bytes", "were asked for"), ("free_bytes", "were free"), ("in_use_bytes", "in use"))

@@ -160,6 +160,8 @@ class Session:
             batch=float(largest.batch.numel()) if largest.batch else 0.0,
             parameters=sum(each.numel() * each.element_size() for each in parameters),
             backward=under_way,
+            reached=largest.reached,
+            unknown=_COMPILED if any(watch.compiled for watch in self._watches) else "",
         )
 
     def _devices(self) -> set[torch.device]:
@@ -474,6 +476,8 @@ def _hand_incident(incident: Incident, sink: Sink) -> None:
 
 
 _NOBODY: Bools = np.zeros(0, np.bool_)
+
+_COMPILED = "what the graphs of a compiled model keep is not known"
 
 _CAPTURING = (
     "a CUDA graph is being captured around the training step: what is captured is repeated without any Python, so neither its "
