@@ -262,7 +262,8 @@ def _overfitting(on: Scales) -> None:
         if len(steps) < 3 or "loss" not in score:
             continue
         best = int(np.nanargmin(validation))
-        risen = validation[-1] / validation[best] - 1 if validation[best] > 0 else 0.0
+        newest = float(np.median(validation[-3:]))  # one validation alone may be a bad draw
+        risen = newest / validation[best] - 1 if validation[best] > 0 else 0.0
         learned = training[-1] < training[best]
         said = (
             f"Validation {score} was best at step {steps[best]:,} ({number(float(validation[best]))}) and is "
