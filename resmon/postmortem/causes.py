@@ -17,7 +17,7 @@ import numpy as np
 
 from resmon.postmortem.case import Case
 from resmon.postmortem.departures import Departure, leading_up
-from resmon.postmortem.quantities import count, duration, listed, number, size
+from resmon.postmortem.quantities import became, count, duration, listed, number, size
 from resmon.records import Floats
 
 PROVEN, STRONG, FAIR, WEAK = 3.0, 2.0, 1.0, 0.5
@@ -96,7 +96,7 @@ class Scales:
         return {each.kind for each in self.case.incidents} | {self.case.outcome}
 
     def nonfinite(self) -> bool:
-        return "nonfinite" in self.kinds() or any(finding.kind == "nonfinite" for finding in self.case.findings)
+        return "nonfinite" in self.kinds() or any(finding.kind.startswith("nonfinite") for finding in self.case.findings)
 
     def of_run(self, name: str) -> tuple[float, float] | None:
         """What was usual of a value, the median of the window's first half, and the largest of its newest; None if unknown."""
@@ -135,7 +135,7 @@ def _usual_and_recent(values: Floats | None) -> tuple[float, float] | None:
 def _shape_mismatch(on: Scales) -> None:
     named = [each for each in on.case.incidents if each.kind == "shape_mismatch"]
     for each in named[:1]:
-        on.add(PROVEN, f"The exception was about shapes: {each.summary}.")
+        on.add(PROVEN, f"The exception was about shapes: {each.summary.rstrip('.')}.")
     if not named:
         ended = "ended without any exception" if on.case.outcome != "failed" else "ended with an exception that is not about shapes"
         on.add(-STRONG, f"The run {ended}.")
@@ -159,7 +159,7 @@ def _explosion(on: Scales) -> None:
     else:
         usual, recent = gradient
         grown = recent / usual if usual else math.inf
-        said = f"The gradient norm came to be {number(recent)} in the last steps; {number(usual)} was usual before."
+        said = f"The gradient norm {became(recent)} in the last steps; {number(usual)} was usual before."
         on.add(STRONG if grown >= EXPLODED else FAIR if grown >= GREW else -FAIR if grown <= CALM else 0.0, said)
     outputs = on.departed("output_rms", "branch_skip_ratio")
     rising = [sign for sign in outputs if sign.factor > 1]
@@ -183,7 +183,7 @@ def _explosion(on: Scales) -> None:
     if loss is not None:
         usual, recent = loss
         if recent > max(GREW * usual, usual + 1e-12):
-            on.add(FAIR, f"The loss came to be {number(recent)}; {number(usual)} was usual before.")
+            on.add(FAIR, f"The loss {became(recent)}; {number(usual)} was usual before.")
         elif recent <= CALM * usual:
             on.add(-FAIR, f"The loss was no higher than usual ({number(recent)}; {number(usual)} before).")
 
@@ -228,7 +228,7 @@ def _vanishing(on: Scales) -> None:
 def _out_of_memory(on: Scales) -> None:
     named = [each for each in on.case.incidents if each.kind == "out_of_memory"]
     for each in named[:1]:
-        on.add(PROVEN, f"It was said so: {each.summary}.")
+        on.add(PROVEN, f"It was said so: {each.summary.rstrip('.')}.")
     if named:
         return
     if on.case.outcome == "out_of_memory":
@@ -262,7 +262,8 @@ def _overfitting(on: Scales) -> None:
         if len(steps) < 3 or "loss" not in score:
             continue
         best = int(np.nanargmin(validation))
-        risen = validation[-1] / validation[best] - 1 if validation[best] > 0 else 0.0
+        newest = float(np.median(validation[-3:]))  # one validation alone may be a bad draw
+        risen = newest / validation[best] - 1 if validation[best] > 0 else 0.0
         learned = training[-1] < training[best]
         said = (
             f"Validation {score} was best at step {steps[best]:,} ({number(float(validation[best]))}) and is "
@@ -366,7 +367,7 @@ def _bad_data(on: Scales) -> None:
     named = [each for each in on.case.incidents if each.kind == "nonfinite" and each.origin]
     for each in named[:1]:
         if each.origin == "data":
-            on.add(PROVEN, f"The replay found non-finite inputs: {each.summary}.")
+            on.add(PROVEN, f"The replay found non-finite inputs: {each.summary.rstrip('.')}.")
         else:
             on.add(-STRONG, f"The replay found the origin elsewhere: {each.origin}.")
     if named:
@@ -410,7 +411,7 @@ def _stalled(on: Scales) -> None:
 def _exception(on: Scales) -> None:
     named = [each for each in on.case.incidents if each.kind == "failed"]
     for each in named[:1]:
-        on.add(PROVEN, f"{each.summary}{f', at {each.line}' if each.line else ''}.")
+        on.add(PROVEN, f"{each.summary.rstrip('.')}{f', at {each.line}' if each.line else ''}.")
     if not named and on.case.outcome == "failed":
         on.add(STRONG, f"The run ended with an exception: {_reason(on.case) or 'which one was not recorded'}.")
     elif not named:
@@ -431,6 +432,7 @@ class Cause:
     weigh: Callable[[Scales], None]
     runbook: str
     actions: tuple[str, ...]
+    findings: tuple[str, ...] = ()  # kinds that say that it is this
 
 
 CAUSES = (
@@ -441,6 +443,7 @@ CAUSES = (
         _explosion,
         "nonfinite",
         ("Go on from the last checkpoint before the trouble with a lower learning rate", "Clip gradients, or clip them harder"),
+        ("loss_divergence",),
     ),
     Cause(
         "precision",
@@ -463,7 +466,7 @@ CAUSES = (
         "Out of memory",
         "A step needed more memory than there was.",
         _out_of_memory,
-        "out_of_memory",
+        "out-of-memory",
         ("Checkpoint the blocks that hold most, or take a smaller batch", "Find out whether memory grows from step to step"),
     ),
     Cause(
@@ -471,7 +474,7 @@ CAUSES = (
         "Shape mismatch",
         "The two operands of an addition, or what a module was given, do not fit.",
         _shape_mismatch,
-        "shape_mismatch",
+        "shape-mismatch",
         ("Add the projection that the incident names", "Run `resmon check` on the model in CI"),
     ),
     Cause(
@@ -514,8 +517,9 @@ CAUSES = (
         "Overfitting",
         "The model goes on getting better on what it is trained on and worse on what it is not.",
         _overfitting,
-        "",
+        "overfitting",
         ("Go back to the checkpoint of the best validation score", "Regularise, augment, or stop earlier"),
+        ("overfitting",),
     ),
     Cause(
         "stochastic_depth",
@@ -542,6 +546,8 @@ def weigh(case: Case, signs: Sequence[Departure]) -> tuple[Suspect, ...]:
     for cause in CAUSES:
         on = Scales(case, signs)
         cause.weigh(on)
+        for finding in [finding for finding in case.findings if finding.kind in cause.findings][:1]:
+            on.add(STRONG, f"The detector {finding.kind} found it at step {finding.opened_step:,}: {finding.summary.rstrip('.')}.")
         evidence = tuple(sorted(on.evidence, key=lambda each: -abs(each.weight)))
         suspects.append(Suspect(cause.key, cause.title, cause.meaning, evidence, tuple(on.unknown), cause.runbook, cause.actions))
     return tuple(sorted(suspects, key=lambda suspect: -math.inf if suspect.score is None else suspect.score, reverse=True))

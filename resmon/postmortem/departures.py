@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from resmon.postmortem.case import Window
+from resmon.postmortem.quantities import in_units
 from resmon.records import Floats
 
 BASE = 48  # steps that make what is usual
@@ -56,6 +57,10 @@ class Departure:
     @property
     def factor(self) -> float:
         return self.seen / self.usual if self.usual else math.inf
+
+    @property
+    def moved(self) -> str:
+        return f"from {in_units(self.statistic, self.usual)} to {in_units(self.statistic, self.seen)}"
 
     @property
     def what(self) -> str:

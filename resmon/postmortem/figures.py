@@ -18,9 +18,9 @@ import numpy as np
 
 from resmon.diff.directions import direction
 from resmon.postmortem.case import LARGE, Case, Curve, Grid
-from resmon.postmortem.quantities import count, duration, listed, number, size
+from resmon.postmortem.quantities import count, duration, listed, number, power, size
 from resmon.postmortem.report import Report
-from resmon.records import MAGNITUDE_EDGES, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, PHASES, Floats
+from resmon.records import MAGNITUDE_EDGES, MAGNITUDE_HIGH, MAGNITUDE_LARGER, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, PHASES, Floats
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -34,6 +34,7 @@ LONGEST_NAME = 28  # characters of them
 SCORES = 6  # that are drawn besides the loss
 RUNS = 6  # that are drawn beside the broken one
 DIGITS = 4
+SEEN = 0.001  # share of a bucket from which on the axis reaches to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +162,12 @@ def _rounded(values: Floats) -> list[float | None]:
     return [float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
-def _is_logarithmic(curves: Iterable[Curve], least: float = 10.0) -> bool:
-    """Whether all is positive and ranges over a decade at least."""
+def _scale(curves: Iterable[Curve]) -> dict[str, Any]:
+    """The axis of these curves: logarithmic where all is positive and ranges over two decades at least."""
     low = min((float(np.nanmin(c.low)) for c in curves if np.isfinite(c.low).any()), default=0.0)
     high = max((float(np.nanmax(c.high)) for c in curves if np.isfinite(c.high).any()), default=0.0)
-    return low > 0 and high / low >= least
+    decades = math.log10(high / low) if low > 0 and high < math.inf else 0.0
+    return {"type": "log", "dtick": max(1, math.ceil(decades / 5))} if decades >= 2 else {"type": "linear"}
 
 
 # -- timeline -------------------------------------------------------------------------------------------------------------
@@ -311,9 +313,14 @@ def _heat_map(case: Case, key: str, title: str, grids: tuple[Grid, Grid], scale:
         tickfont={"size": 11, "color": FAINT},
     )
     figure.update_xaxes(title_text="step", tickformat=",d")
-    decades = np.arange(math.floor(low), math.ceil(high) + 1)
-    ticks = decades if len(decades) > 3 else np.log10(np.array([m * 10.0**d for d in decades for m in (1, 2, 5)]))
-    ticks = [float(tick) for tick in ticks if low - 0.01 <= tick <= high + 0.01]
+    decades = list(range(math.ceil(low), math.floor(high) + 1))
+    if len(decades) > 2:
+        shown = decades[:: math.ceil(len(decades) / 6)]
+        ticks, labels = [float(decade) for decade in shown], [power(10, decade) for decade in shown]
+    else:
+        steps_between = [m * 10.0**d for d in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
+        ticks = [math.log10(value) for value in steps_between if low <= math.log10(value) <= high]
+        labels = [number(10**tick) for tick in ticks]
     figure.update_layout(
         coloraxis={
             "colorscale": scale,
@@ -322,7 +329,7 @@ def _heat_map(case: Case, key: str, title: str, grids: tuple[Grid, Grid], scale:
             "colorbar": {
                 "title": {"text": quantity, "side": "right", "font": {"color": FAINT}},
                 "tickvals": ticks,
-                "ticktext": [number(10**tick) for tick in ticks],
+                "ticktext": labels,
                 "tickfont": {"color": FAINT},
                 "thickness": 12,
                 "outlinewidth": 0,
@@ -354,10 +361,11 @@ def _activations(case: Case) -> Figure | None:
         subplot_titles=[_short(each.block) for each in case.magnitudes],
         horizontal_spacing=0.03,
     )
-    edges = np.log2(MAGNITUDE_EDGES)
-    shown = [edges[np.flatnonzero(part[: len(edges)] > 0)] for each in case.magnitudes for part in (each.before, each.after)]
-    every = np.concatenate([part for part in shown if len(part)]) if any(len(part) for part in shown) else np.array([-3.0, 3.0])
-    low, high = float(every.min()) - 1.5, float(every.max()) + 0.5
+    # The last bucket is everything above the largest edge.
+    edges = np.r_[np.log2(MAGNITUDE_EDGES), MAGNITUDE_HIGH + 1]
+    parts = [part[: len(edges)] for each in case.magnitudes for part in (each.before, each.after)]
+    seen = np.flatnonzero((np.nan_to_num(np.stack(parts)) > SEEN).any(axis=0))
+    low, high = (float(edges[seen[0]]) - 1.5, float(edges[seen[-1]]) + 0.5) if len(seen) else (-3.0, 3.0)
     spacing = max(1, round((high - low) / 4))
     ticks = list(range(math.ceil(low), math.floor(high) + 1, spacing))
     lost = []
@@ -381,7 +389,7 @@ def _activations(case: Case) -> Figure | None:
         share = each.after[MAGNITUDE_NONFINITE]
         if share > 0:
             lost.append(f"{100 * share:.3g} % of {each.block}'s")
-    figure.update_xaxes(range=[low, high], tickvals=ticks, ticktext=[number(2.0**tick) for tick in ticks], tickangle=0)
+    figure.update_xaxes(range=[low, high], tickvals=ticks, ticktext=[power(2, tick) for tick in ticks], tickangle=0)
     figure.update_yaxes(title_text="% of elements", row=1, col=1)
     figure.update_layout(showlegend=True, margin={"t": 56}, legend={"y": 1.12})
     one = case.magnitudes[0]
@@ -392,6 +400,8 @@ def _activations(case: Case) -> Figure | None:
     )
     zeros = [each.block for each in case.magnitudes if each.after[MAGNITUDE_ZERO] > 0.5]
     caption += f" More than half are exactly 0 in {listed(zeros)}." if zeros else ""
+    large = [each.block for each in case.magnitudes if each.after[MAGNITUDE_LARGER] > SEEN]
+    caption += f" Of {listed(large)} there are values above 2²⁰, a million, which are drawn as one bucket." if large else ""
     caption += f" Of the values after, {listed(lost)} are NaN or infinite and not drawn." if lost else ""
     return Figure("activations", "Activations before and after", caption, _plot(figure), 250, 210 * len(case.magnitudes))
 
@@ -415,7 +425,7 @@ def _curves(
         for curve, (name, called) in zip(curves, names, strict=True):
             for trace in _line(curve, called, next(colours), rises=name == "learning_rate"):
                 figure.add_trace(trace, row=row, col=1)
-        figure.update_yaxes(title_text=heading, type="log" if _is_logarithmic(curves) else "linear", row=row, col=1)
+        figure.update_yaxes(title_text=heading, **_scale(curves), row=row, col=1)
         _mark(figure, case, row=row, col=1)
     figure.update_xaxes(title_text="step", tickformat=",d", row=len(there), col=1)
     if any(len(names) > 1 for _, names in there):
@@ -457,12 +467,8 @@ def _training(case: Case) -> Figure | None:
 def _memory(case: Case) -> Figure | None:
     panels = []
     for prefix, where in (("", "process"), ("device_", "device")):
-        names = [
-            (f"{prefix}memory", f"{where}, in use"),
-            (f"{prefix}memory_peak", f"{where}, peak"),
-            (f"{prefix}memory_free", f"{where}, could still be had"),
-        ]
-        panels.append((f"{where}, GB", names))
+        panels.append((f"{where}, GB", [(f"{prefix}memory", f"{where}, in use"), (f"{prefix}memory_peak", f"{where}, peak")]))
+        panels.append(("left, GB", [(f"{prefix}memory_free", f"what the {where} could still have had")]))
     last = {name: case.curves[name].mean[-1] for name in ("memory", "memory_free") if name in case.curves}
     caption = "Memory of the training process."
     if len(last) == 2:
@@ -566,7 +572,7 @@ def _beside(report: Report) -> Figure | None:
             *_, trace = _line(case.curves[name], case.name, BAD if broken and not case.healthy else SERIES[i % len(SERIES)])
             trace.update(legendgroup=str(i), showlegend=row == 1, line_width=2.4 if broken else 1.2)
             figure.add_trace(trace, row=row, col=1)
-        figure.update_yaxes(title_text=name.replace("_", " "), type="log" if _is_logarithmic(curves) else "linear", row=row, col=1)
+        figure.update_yaxes(title_text=name.replace("_", " "), **_scale(curves), row=row, col=1)
         _mark(figure, report.case, row=row, col=1)
     figure.update_xaxes(title_text="step", tickformat=",d", row=2, col=1)
     figure.update_layout(showlegend=True)

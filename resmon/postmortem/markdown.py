@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from resmon.postmortem.causes import Suspect
 from resmon.postmortem.page import card, compared, environment_of, events, facts, side_by_side
-from resmon.postmortem.quantities import number
+from resmon.postmortem.quantities import in_units
 from resmon.postmortem.report import Report
 
 SIGNS = 20
@@ -54,7 +54,10 @@ def _lines(report: Report) -> Iterator[str]:
     yield "## What was first, and what followed"
     yield ""
     if report.signs:
-        rows = [(f"{s.step:,}", s.quantity, s.block or "–", number(s.usual), number(s.seen)) for s in report.signs[:SIGNS]]
+        rows = [
+            (f"{s.step:,}", s.quantity, s.block or "–", in_units(s.statistic, s.usual), in_units(s.statistic, s.seen))
+            for s in report.signs[:SIGNS]
+        ]
         yield from _table(("step", "quantity", "block", "usual", "from there on"), rows)
         if len(report.signs) > SIGNS:
             yield f"{len(report.signs) - SIGNS:,} more followed."

@@ -18,7 +18,7 @@ from resmon.diff.report import divergence_sentence, sentence, structure_sentence
 from resmon.flight.layout import safe_name
 from resmon.postmortem.case import Case
 from resmon.postmortem.figures import figures
-from resmon.postmortem.quantities import count, duration, listed, moment, number
+from resmon.postmortem.quantities import count, duration, in_units, listed, moment, number, size
 from resmon.postmortem.report import Report
 from resmon.records import Incident
 
@@ -75,7 +75,7 @@ def render(report: Report) -> str:
         events=list(events(report)),
         signs=report.signs[:SIGNS],
         more_signs=f"{len(report.signs) - SIGNS:,}" if len(report.signs) > SIGNS else "",
-        number=number,
+        in_units=in_units,
         indicated=indicated,
         unlikely=[suspect for suspect in report.suspects if suspect not in indicated],
         findings=case.findings,
@@ -135,9 +135,14 @@ def card(incident: Incident, case: Case) -> Card:
         ("next", incident.advice),
         ("capsule", f"resmon explain {incident.capsule}" if incident.capsule else ""),
     ]
-    for name, value in incident.evidence.items():
+    flat: dict[str, Any] = {}
+    for name, value in incident.evidence.items():  # one level deep; what lies deeper or is a list, is in the JSON
+        flat |= {f"{name} {inner}": each for inner, each in value.items()} if isinstance(value, dict) else {name: value}
+    for name, value in flat.items():
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            rows.append((name.replace("_", " "), value if isinstance(value, str) else number(value)))
+            as_size = name.endswith("bytes") and not isinstance(value, str)
+            said = value if isinstance(value, str) else size(value) if as_size else number(value)
+            rows.append((name.removesuffix("_bytes").replace("_", " "), said))
     return Card(incident.summary, tuple((name, value[:LONGEST]) for name, value in rows if value))
 
 

@@ -18,13 +18,6 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.2e}"
 
 
-def times(factor: float) -> str:
-    """A factor in words."""
-    if not math.isfinite(factor) or factor <= 0:
-        return "beyond any factor"
-    return f"{number(factor)} times" if factor >= 1 else f"1/{number(1 / factor)} of"
-
-
 def size(count: float) -> str:
     """Bytes."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -47,6 +40,30 @@ def duration(seconds: float) -> str:
         if whole >= length:
             return f"{whole // length} {unit} {whole % length // lower} {lower_unit}"
     return f"{whole} s"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power(base: int, exponent: int) -> str:
+    """10⁻¹²; and what can be read as easily, as it is."""
+    return (
+        number(float(base) ** exponent) if 1e-3 <= float(base) ** exponent <= 1e4 else f"{base}{str(exponent).translate(_RAISED)}"
+    )
+
+
+def in_units(statistic: str, value: float) -> str:
+    """A value of what is measured by that name, with its unit."""
+    if not math.isfinite(value):
+        return number(value)
+    if statistic == "duration" or statistic.endswith("_seconds"):
+        return duration(value)
+    return size(value) if "memory" in statistic else number(value)
+
+
+def became(value: float) -> str:
+    """What a quantity did: "became infinite", "reached 12"."""
+    return f"reached {number(value)}" if math.isfinite(value) else f"became {number(value)}"
 
 
 def moment(unix: float) -> str:

@@ -15,7 +15,7 @@ from resmon.errors import FlightError, FlightVersionError
 from resmon.postmortem.case import Case, Progress, read
 from resmon.postmortem.causes import Suspect, weigh
 from resmon.postmortem.departures import Departure, departures, leading_up
-from resmon.postmortem.quantities import count, duration, number
+from resmon.postmortem.quantities import count, duration
 from resmon.postmortem.timeline import Event, last_good_checkpoint, timeline
 
 FORMAT = 1  # of the JSON: it rises when a key goes away or changes its meaning
@@ -34,6 +34,10 @@ _DID = {
     "finished": "finished",
     "running": "is under way",
 }
+
+
+# What a run did of which a finding says so.
+FOUND = {"nonfinite": "went non-finite", "nonfinite_loss": "had a loss that is not finite", "loss_divergence": "diverged"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +92,11 @@ def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
     case = next((each for each in cases if not each.healthy), cases[0])
     others = tuple(each for each in cases if each is not case)
     say(f"{case.name}: looking for what came first")
-    signs = tuple(departures(case.window, case.blocks))
-    suspects = weigh(case, signs)
-    leading = (
-        leading_up(signs, {case.outcome, *(each.kind for each in case.incidents)}) if case.trouble is not None else list(signs)
-    )
-    since = leading[0].step if leading and case.trouble is not None else case.trouble
-    checkpoint = last_good_checkpoint(case, since)
+    changes = departures(case.window, case.blocks)
+    suspects = weigh(case, changes)
+    kinds = {case.outcome, *(each.kind for each in case.incidents)}
+    signs = tuple(leading_up(changes, kinds) if case.trouble is not None else changes)
+    checkpoint = last_good_checkpoint(case, signs)
     incident = case.broken
     indicated = [suspect for suspect in suspects if suspect.is_indicated]
     runbook = incident.runbook if incident and incident.runbook else next((each.runbook for each in indicated if each.runbook), "")
@@ -102,7 +104,7 @@ def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
     return Report(
         case=case,
         others=others,
-        summary=(_what(case), _since(case, leading), _why(case, indicated, checkpoint)),
+        summary=(_what(case), _since(case, signs), _why(case, indicated, checkpoint)),
         timeline=timeline(case, signs),
         signs=signs,
         suspects=suspects,
@@ -135,7 +137,7 @@ def _what(case: Case) -> str:
     did = _DID.get(kind, "ended")
     if kind == "finished" and case.trouble is not None:
         finding = next(each for each in case.findings if each.severity == "page")
-        did = f"finished, but {_DID.get(finding.kind, f'raised the finding {finding.kind}')}"
+        did = f"finished, but {FOUND.get(finding.kind, f'raised the finding {finding.kind}')}"
         place = f" in block {finding.block}" if finding.block else ""
     else:
         place = f" in block {incident.block}" if incident and incident.block and kind != "interrupted" else ""
@@ -149,6 +151,9 @@ def _what(case: Case) -> str:
 def _since(case: Case, signs: Sequence[Departure]) -> str:
     if not len(case.run.steps):
         return "No step was recorded, so nothing can be said of what came before."
+    coming = min((each.since for each in case.incidents if each.since is not None), default=None)
+    if coming is not None and case.trouble is not None and coming < min([case.trouble, *(sign.step for sign in signs)]):
+        return f"It had been coming since step {coming:,}, {count(case.trouble - coming, 'step')} before, as the incident tells."
     if not signs:
         return (
             "Nothing that was measured had left its usual range before: it came from one step to the next."
@@ -157,7 +162,6 @@ def _since(case: Case, signs: Sequence[Departure]) -> str:
         )
     first = signs[0]
     blocks = list(dict.fromkeys(sign.block for sign in signs if sign.block and sign.step >= first.step))
-    moved = f"from {number(first.usual)} to {number(first.seen)}"
     before = (
         f", {count(case.trouble - first.step, 'step')} before" if case.trouble is not None and case.trouble > first.step else ""
     )
@@ -168,7 +172,7 @@ def _since(case: Case, signs: Sequence[Departure]) -> str:
     elif blocks:
         at = next(sign.step for sign in signs if sign.block)
         follow = f"; the first block to follow was {blocks[0]}, at step {at:,}"
-    return f"The first sign was at step {first.step:,}{before}: the {first.what} went {moved}{follow}."
+    return f"The first sign was at step {first.step:,}{before}: the {first.what} went {first.moved}{follow}."
 
 
 def _why(case: Case, indicated: Sequence[Suspect], checkpoint: str) -> str:

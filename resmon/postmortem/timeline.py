@@ -9,7 +9,7 @@ from typing import Literal
 
 from resmon.postmortem.case import Case
 from resmon.postmortem.departures import Departure
-from resmon.postmortem.quantities import count, listed, number
+from resmon.postmortem.quantities import count, listed
 
 Kind = Literal["run", "checkpoint", "sign", "finding", "incident"]
 
@@ -32,7 +32,7 @@ def timeline(case: Case, signs: Sequence[Departure]) -> tuple[Event, ...]:
     started = case.info.get("started")
     first = int(case.run.steps[0]) if len(case.run.steps) else None
     events.append(Event(first, started, "run", f"The run began on {listed(list(case.info['hosts'])) or 'an unknown machine'}."))
-    events += _checkpoints(case)
+    events += _checkpoints(case, last_good_checkpoint(case, signs))
     events += _signs(case, signs)
     for finding in case.findings:
         state = "" if finding.state == "closed" else ", still open at the end"
@@ -63,29 +63,31 @@ def _place(event: Event, order: dict[Kind, int]) -> tuple[float, int, float]:
     return step, order[event.kind], event.time or 0.0
 
 
-def last_good_checkpoint(case: Case, since: int | None) -> str:
-    """The path of the newest checkpoint from before the trouble; empty where there is none."""
-    for incident in case.incidents:
-        if incident.checkpoint and incident.kind != "interrupted":
-            return incident.checkpoint
-    bound = since if since is not None else case.trouble
+def last_good_checkpoint(case: Case, signs: Sequence[Departure]) -> str:
+    """The path of the newest checkpoint from before the first sign of the trouble; empty where there is none."""
+    if case.healthy:
+        return ""
+    since = [case.trouble, *(sign.step for sign in signs[:1]), *(each.since for each in case.incidents)]
+    bound = min((step for step in since if step is not None), default=None)
     before = [each for each in case.checkpoints if bound is None or each.step is None or each.step < bound]
     return before[-1].path if before else ""
 
 
-def _checkpoints(case: Case) -> list[Event]:
-    chosen = [case.checkpoints[-1]] if case.checkpoints else []
-    before = [each for each in case.checkpoints if case.trouble is None or each.step is None or each.step < case.trouble]
-    if before and before[-1] not in chosen:
-        chosen.insert(0, before[-1])
-    events = []
-    for each in chosen:
-        which = (
-            "The last checkpoint before the trouble" if each in before[-1:] and case.trouble is not None else "The last checkpoint"
+def _checkpoints(case: Case, good: str) -> list[Event]:
+    """The last one before the first sign, and the very last."""
+    last = case.checkpoints[-1:]
+    chosen = [each for each in case.checkpoints if good and each.path == good][-1:]
+    chosen += [each for each in last if each not in chosen]
+    of_all = f", one of {len(case.checkpoints):,}" if len(case.checkpoints) > 1 else ""
+    return [
+        Event(
+            each.step,
+            each.time,
+            "checkpoint",
+            f"The last checkpoint{' before the trouble' if good and each.path == good else ''}{of_all}: {each.path}",
         )
-        of_all = f", one of {len(case.checkpoints):,}" if len(case.checkpoints) > 1 else ""
-        events.append(Event(each.step, each.time, "checkpoint", f"{which}{of_all}: {each.path}"))
-    return events
+        for each in chosen
+    ]
 
 
 def _signs(case: Case, signs: Sequence[Departure]) -> list[Event]:
@@ -93,15 +95,14 @@ def _signs(case: Case, signs: Sequence[Departure]) -> list[Event]:
     groups = [(key, list(group)) for key, group in groupby(sorted(signs, key=_group), key=_group)]
     for (step, _, _), group in groups[:GROUPS]:
         first = group[0]
-        moved = f"from {number(first.usual)} to {number(first.seen)}"
         blocks = [sign.block for sign in group if sign.block]
         if not blocks:
-            text = f"The {first.quantity} left its usual range for good: {moved}."
+            text = f"The {first.quantity} left its usual range for good: {first.moved}."
         elif len(blocks) == 1:
-            text = f"The {first.quantity} of {first.block} left its usual range for good: {moved}."
+            text = f"The {first.quantity} of {first.block} left its usual range for good: {first.moved}."
         else:
             text = f"The {first.quantity} of {count(len(blocks), 'block')} left its usual range for good: {listed(blocks)}."
-            text = f"{text[:-1]} ({moved} in {blocks[0]})."
+            text = f"{text[:-1]} ({first.moved} in {blocks[0]})."
         events.append(Event(step, case.time_of(step), "sign", text))
     if len(groups) > GROUPS:
         rest = sum(len(group) for _, group in groups[GROUPS:])

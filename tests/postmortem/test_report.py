@@ -244,6 +244,15 @@ def test_a_thinned_flight_is_whole_and_bounded(tmp_path: Path) -> None:
     assert np.all(np.diff(loss.step) >= 0) and loss.step[0] < 64
 
 
+def test_ten_million_steps_are_told_like_a_thousand(tmp_path: Path) -> None:
+    """A flight is as large as its budget, so what such a run leaves is a thousand rows here and there over its steps."""
+    folder = record(tmp_path, steps=1200, stride=10_000, blocks=2, outcome="failed", checkpoints=0)
+    report = make([folder])
+    assert report.case.last_step == 11_990_000
+    assert "at step 11,990,000" in report.summary[0]
+    assert report.case.ratio[0].width <= 180
+
+
 def whole_values(case: Any) -> Any:
     return case.ratio[0].values
 

@@ -16,7 +16,7 @@
     const style = getComputedStyle(root);
     for (const place of drawn()) {
       const plot = resolve(JSON.parse(document.getElementById(place.dataset.figure).textContent), style);
-      Plotly.react(place, plot.data, plot.layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
+      Plotly.react(place, plot.data, plot.layout, { responsive: true, displayModeBar: false });
     }
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
