@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from resmon.capture.compiler import plain
-from resmon.capture.dataflow import _contents
+from resmon.capture.dataflow import contents
 from resmon.capture.fakes import DEPENDS_ON_NUMBERS, Fakes
 from resmon.capture.fixes import best_fixes
 from resmon.capture.initialisation import Weight, suspicious
@@ -353,7 +353,7 @@ class _Check:
     def _gradients(self, ground: Ground, outcome: Outcome) -> None:
         parameters = {plain(name): parameter for name, parameter in ground.model.named_parameters()}
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-        outputs = [t for t in _contents(outcome.output) if t.requires_grad and (t.is_floating_point() or t.is_complex())]
+        outputs = [t for t in contents(outcome.output) if t.requires_grad and (t.is_floating_point() or t.is_complex())]
         if not outputs:
             if trained:
                 says = "nothing that the model gives depends on a parameter by a gradient"
