@@ -68,7 +68,7 @@ def test_the_form(name: str) -> None:
 
 def test_no_page_names_one_that_is_not_there() -> None:
     for name in NAMES:
-        for other in re.findall(r"runbook ([a-z-]+)", runbook.runbook(name).text):
+        for other in re.findall(r"the runbook ([a-z-]+)", runbook.runbook(name).text):
             assert other in NAMES, f"{name} sends to {other}"
 
 
