@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -173,15 +173,15 @@ class _Check:
                     target = make(fakes)
                     if not _has_scripts(target[0]):
                         self.made = how
-                        return _ground(target, fakes)
+                        return Ground(*target, fakes)
         self.real = self._with_inputs(made(self.target, self.found))
         if not _has_scripts(self.real[0]):
             with suppress(Exception):  # whatever the model's parts raise on being copied
                 target = fakes.copies(*self.real)
                 self.made = COPIED
-                return _ground(target, fakes)
+                return Ground(*target, fakes)
         self.made = REAL
-        return _ground(self.real)
+        return Ground(*self.real)
 
     def _make_fake(self, fakes: Fakes) -> Target:
         with fakes:
@@ -200,7 +200,7 @@ class _Check:
 
     def _ground_with_numbers(self, fake: nn.Module) -> Ground | None:
         real = self._really(fake)
-        return None if real is None else _ground(real)
+        return None if real is None else Ground(*real)
 
     def _really(self, fake: nn.Module) -> Target | None:
         """The model with real weights, where that fits into memory."""
@@ -402,11 +402,6 @@ class _Check:
         order = [plain(path) for path in outcome.trace.calls] if outcome is not None else ()
         for weight in suspicious(real[0], sites, order):
             self.faults.append(_of_weight(weight))
-
-
-def _ground(target: Target, fakes: Fakes | None = None) -> Ground:
-    model, args, kwargs = target
-    return Ground(model, args, kwargs, (lambda: fakes) if fakes else nullcontext)
 
 
 def _has_scripts(model: nn.Module) -> bool:

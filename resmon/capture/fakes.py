@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ DEPENDS_ON_NUMBERS = (
 )
 
 
-class Fakes:
+class Fakes(AbstractContextManager[None]):
     """Makes stand-ins, and is what they are used in: `with fakes: model(*args)`."""
 
     def __init__(self) -> None:

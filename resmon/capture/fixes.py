@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from resmon.capture import rule
 from resmon.capture.compiler import plain
 from resmon.capture.dataflow import Node
-from resmon.capture.mends import Shape
+from resmon.capture.mends import Shape, aligned
 from resmon.capture.rehearsal import Ground, Mismatch, Outcome
 from resmon.capture.survey import _owners
 
@@ -186,7 +186,7 @@ def _candidates(mismatch: Mismatch, modules: dict[str, nn.Module]) -> Iterator[F
         return
     fixes = [
         list(_chain_fixes(_producers(operand.node), operand.shape, wanted, modules))
-        for operand, wanted in ((x, second), (other, first))
+        for operand, wanted in ((x, aligned(first, second)), (other, aligned(second, first)))
     ]
     yield from fixes[1] + fixes[0] if mismatch.wrong == 1 else fixes[0] + fixes[1]
 
@@ -219,6 +219,8 @@ def _producers(node: Node) -> tuple[str, ...]:
     while True:
         names[:0] = sorted(name for parent in node.parents if not parent.live for name in parent.parameters)
         live = [parent for parent in node.parents if parent.live]
+        if len(live) > 1:  # what is as large is scaled by the others, as in a norm that is written out
+            live = [parent for parent in live if parent.numel == node.numel]
         if node.carries is not None or len(live) != 1:
             break
         node = live[0]

@@ -85,7 +85,7 @@ def _elementwise(call: _Call) -> Mend:
     tensors = [tensor for _, tensor in leaves((call.args, call.kwargs))]
     for i, first in enumerate(tensors):
         for second in tensors[i + 1 :]:
-            one, two = _aligned(tuple(first.shape), tuple(second.shape)), _aligned(tuple(second.shape), tuple(first.shape))
+            one, two = aligned(tuple(first.shape), tuple(second.shape)), aligned(tuple(second.shape), tuple(first.shape))
             if one != tuple(first.shape) or two != tuple(second.shape):
                 return [first, second], [call.way(1, (second, two)), call.way(0, (first, one))]
     if len(tensors) >= 2 and call.name.startswith(("__i", *ADDING)):  # in place, where the first cannot be spread
@@ -94,7 +94,7 @@ def _elementwise(call: _Call) -> Mend:
     return [], []
 
 
-def _aligned(shape: Shape, other: Shape) -> Shape:
+def aligned(shape: Shape, other: Shape) -> Shape:
     """`shape` with the sizes of `other` where both have one that is not 1 and they differ."""
     made = list(shape)
     for i in range(1, min(len(shape), len(other)) + 1):

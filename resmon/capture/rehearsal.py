@@ -8,8 +8,8 @@ the rest of the model fits best.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from resmon.capture import rule
 from resmon.capture.compiler import PAUSE, plain
 from resmon.capture.dataflow import ADDS, Add, Frame, Node, Trace, _name, leaves, operands
-from resmon.capture.fakes import DEPENDS_ON_NUMBERS
+from resmon.capture.fakes import DEPENDS_ON_NUMBERS, Fakes
 from resmon.capture.mends import Shape, Way, blank, swapped, ways_on
 from resmon.capture.stack import Whereabouts, current_line, whereabouts
 from resmon.capture.survey import Names, Survey
@@ -232,18 +232,21 @@ class Rehearsal(Trace):
 
 
 class Ground:
-    """A model and its arguments on which passes are rehearsed: `model` must be a copy, or nobody else's."""
+    """A model and its arguments on which passes are rehearsed. The model must be nobody else's; `fakes` made both, if any did."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        inside: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ) -> None:
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fakes: Fakes | None = None) -> None:
         self.model = model
         self.args, self.kwargs = args, kwargs
-        self.inside = inside
+        self._fakes = fakes
+
+    @property
+    def is_fake(self) -> bool:
+        """Whether a pass takes neither memory nor time worth speaking of."""
+        return self._fakes is not None
+
+    def inside(self) -> AbstractContextManager[None]:
+        """What passes run in, and what is made for them is made in: with real tensors, random states are as before afterwards."""
+        return self._fakes or _random_state_kept()
 
     def rehearse(
         self,
@@ -293,6 +296,12 @@ class Ground:
                     best = tried
             i += 1
         return best
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        yield
 
 
 def _is_of_types(error: Exception) -> bool:

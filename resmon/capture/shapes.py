@@ -10,13 +10,11 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from resmon.capture.compiler import plain
@@ -122,7 +120,7 @@ def _ground(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         copied, args, kwargs = fakes.copies(model, args, kwargs)
     except Exception:  # whatever the model's parts raise on being copied
         return None
-    return Ground(copied, args, kwargs, lambda: fakes)
+    return Ground(copied, args, kwargs, fakes)
 
 
 def _with_numbers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ground | None:
@@ -130,15 +128,9 @@ def _with_numbers(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if size > SMALL or any(each.device.type != "cpu" for each in model.parameters()):
         return None
     try:
-        return Ground(*copy.deepcopy((model, args, kwargs)), _random_state_kept)
+        return Ground(*copy.deepcopy((model, args, kwargs)))
     except Exception:  # as above
         return None
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        yield
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------
@@ -286,27 +278,30 @@ def _operand(role: str, operand: Operand, outcome: Outcome) -> dict[str, Any]:
 
 def origin(node: Node, blocks: set[str]) -> tuple[str, str]:
     """The module whose output a value is, or was computed from, and the same in words."""
-    operations: list[str] = []
-    for _ in range(64):
+    module, ops, end = _nearest(node, blocks)
+    by = f" after {', '.join(reversed(ops[:4]))}" if ops else ""
+    if module is not None:
+        return module, f"the output of {module or 'the model'}{by}"
+    if not end.live:
+        return "", ", ".join(sorted(end.parameters)[:2])
+    if not end.op:
+        return "", f"the model's input{by}"
+    makers = [maker for parent in end.parents if parent.live and (maker := _nearest(parent, blocks)[0])]
+    return "", operation(end.op) + (f" of {' and '.join(makers[:2])}" if makers else "") + by
+
+
+def _nearest(node: Node, blocks: set[str]) -> tuple[str | None, list[str], Node]:
+    """Back along the only tensor that each operation read: the first module whose output it was, the operations since, the end."""
+    ops: list[str] = []
+    while True:
         outs = [plain(place.path) for place in node.places if place.side == "out"]
         if outs:
-            path = next((path for path in outs if path in blocks), outs[0])
-            by = f" after {', '.join(reversed(operations))}" if operations else ""
-            return path, f"the output of {path or 'the model'}{by}"
-        if not node.live:
-            names = ", ".join(sorted(node.parameters)[:2])
-            return "", names
-        if not node.op:
-            by = f" after {', '.join(reversed(operations))}" if operations else ""
-            return "", f"the model's input{by}"
+            return next((path for path in outs if path in blocks), outs[0]), ops, node
         parents = [parent for parent in node.parents if parent.live]
-        if len(parents) != 1:
-            names = " and ".join(filter(None, (origin(parent, blocks)[0] for parent in parents[:2])))
-            return "", f"{operation(node.op)}" + (f" of {names}" if names else "")
-        if len(operations) < 4:
-            operations.append(operation(node.op))
+        if not node.live or len(parents) != 1:
+            return None, ops, node
+        ops.append(operation(node.op))
         node = parents[0]
-    return "", ""
 
 
 def block_of_mismatch(outcome: Outcome, mismatch: Mismatch, known: Sequence[ResidualSite] = ()) -> str:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from resmon.capture.dataflow import leaves
 from resmon.capture.rehearsal import Ground, Outcome
 
+MOST_SECONDS = 20.0  # of all trials
+MOST_ELEMENTS = 4  # times those of the arguments, where a trial takes real memory
 LARGEST_BATCH = 4096
 IMAGE_SIZES = (28, 32, 64, 96, 128, 224, 256, 384, 8, 16, 512)
 
@@ -45,7 +48,12 @@ def cause_of(ground: Ground, outcome: Outcome, usual: int | None = None) -> Caus
     if outcome.fits:
         return None
     trials = (_batches(ground, outcome, usual), _axes(ground), _lengths(ground, outcome), _images(ground, outcome))
+    started = perf_counter()
     for cause, given in chain.from_iterable(trials):
+        if perf_counter() - started > MOST_SECONDS:
+            break
+        if not ground.is_fake and _elements(given) > MOST_ELEMENTS * _elements((ground.args, ground.kwargs)):
+            continue
         # Arguments that the model was never meant for may raise anything.
         with suppress(Exception):
             if ground.rehearse(None, given).error is None:
@@ -68,6 +76,10 @@ def with_batch(ground: Ground, size: int) -> Given:
         return tensor.detach()[:1].expand(size, *tensor.shape[1:]).clone()
 
     return _changed(ground, resized)
+
+
+def _elements(given: Given) -> int:
+    return sum(tensor.numel() for _, tensor in leaves(given))
 
 
 def _tensors(ground: Ground) -> list[Tensor]:
