@@ -57,9 +57,9 @@ class Divergence:
 
     *Meaning.* `loss_divergence` (page): three levels in a row are above the limit, the last is not on its way back, and a tenth
     of everything that had been gained since the beginning is lost. Or, at once: 8 losses in a row are above a limit with log 10 and
-    10 noises in place of log 1.5 and 6, or above ten times the beginning. Closed once a level is half the way back. NaN and infinite
-    losses are nonfinite's to judge and passed over here. Of several names for the training loss (`loss`, `train_loss`) the first
-    that comes is followed.
+    10 noises in place of log 1.5 and 6, or above ten times the beginning. Closed once a level is half the way back. NaN and
+    infinite losses are nonfinite's to judge and passed over here. Of several names for the training loss (`loss`, `train_loss`) the
+    first that comes is followed.
 
     *Delay.* 33 to 64 logged losses, 8 where it is sudden.
 
