@@ -17,7 +17,9 @@ from resmon.catalogue import CATALOGUE
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "resmon"
 
-GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets", "gaps", "footprint", "kills", "errors"}
+GROUND = {
+    *("records", "catalogue", "statistics", "settings", "origins", "targets", "gaps", "directions", "footprint", "kills", "errors"),
+}
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
 HOUSE = {"agent", "diff", "postmortem", "assets", "alertmanager"}
 # What each part may import; what is not named here stands on top and may import all of it.

@@ -21,9 +21,9 @@ from torch import nn
 import resmon
 from resmon.cli import main
 from resmon.diff.comparison import GROUPS, Comparison, Row, compare
-from resmon.diff.directions import HIGHER, LOWER, NEITHER, direction
 from resmon.diff.effects import benjamini_hochberg, effect, holm, noise
 from resmon.diff.report import as_json, render
+from resmon.directions import HIGHER, LOWER, NEITHER, direction
 from resmon.errors import FlightError, ResmonError
 from resmon.flight.layout import claim
 from resmon.flight.writer import FlightWriter

@@ -23,11 +23,11 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from resmon.diff.directions import Direction, direction
 from resmon.diff.divergence import Divergence, diverge, steps_to_look_at
 from resmon.diff.effects import SIGNIFICANCE, Effect, benjamini_hochberg, effect, holm, noise
 from resmon.diff.runs import Run, Series, read_blocks, read_run
 from resmon.diff.structure import Structure, compare_structure
+from resmon.directions import Direction, direction
 from resmon.errors import FlightError
 from resmon.records import PHASES, Floats, Ints
 from resmon.statistics import STATISTICS

@@ -27,9 +27,7 @@ def append(rank_folder: Path, incident: Incident) -> Incident:
     """
     rank = layout.rank_number(rank_folder)
     whole = replace(incident, rank=rank or 0)
-    if not whole.checkpoint and (
-        last := last_checkpoint(rank_folder.parent, whole.since if whole.since is not None else whole.step)
-    ):
+    if not whole.checkpoint and (last := last_checkpoint(rank_folder.parent, _first_in_doubt(whole))):
         whole = replace(whole, checkpoint=last.path, checkpoint_step=last.step)
     journal.append(rank_folder / layout.INCIDENTS, asdict(whole))
     return whole
@@ -50,6 +48,14 @@ def newest(events: Iterable[Incident]) -> list[Incident]:
     """Every incident in its newest state, in the order in which they happened."""
     found = {(event.rank, event.id): event for event in events}
     return sorted(found.values(), key=lambda incident: (incident.time, incident.rank, incident.id))
+
+
+def _first_in_doubt(incident: Incident) -> int | None:
+    """The first step whose weights may not be sound."""
+    if incident.since is not None or incident.step is None:
+        return incident.since
+    # Weights that NaN came into are noted as those of that step. Of any other failure it was not over, or did them no harm.
+    return incident.step if incident.kind == "nonfinite" else incident.step + 1
 
 
 def last_checkpoint(attempt_folder: Path, step: int | None) -> Checkpoint | None:

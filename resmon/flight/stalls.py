@@ -50,7 +50,7 @@ def stall(info: RunInfo, newest: StepRecord | None, seconds: float, now: float) 
         summary=f"No step for {spoken(seconds)} {since}"
         + (f", where half of the steps take less than {spoken(median)}" if median is not None else "")
         + "; the process lives.",
-        since=step,
+        since=None if step is None else step + 1,
         advice=f"See where it hangs: `py-spy dump --pid {info.pid}` on {info.host} prints every thread's stack. Usual causes are a "
         "collective that another rank never joins, data that does not come, and a long evaluation (then raise stall_after).",
         runbook="stalled",

@@ -56,8 +56,10 @@ def test_the_last_checkpoint_from_before_the_trouble_is_named(tmp_path: Path) ->
     checkpoint(folders[0], 7, "seven.pt")
     for step, since, expected in ((7, None, "six.pt"), (9, 5, "four.pt"), (3, None, "init.pt"), (None, None, "seven.pt")):
         assert incidents.append(folders[0], incident(step, since=since)).checkpoint == expected
+    # The weights after the newest step are sound where that step is only the last before a failure of another kind.
+    assert incidents.append(folders[0], incident(7, kind="failed")).checkpoint == "seven.pt"
     found, skips = incidents.read(folders[0])
-    assert [each.checkpoint_step for each in found] == [None, 6, 4, None, 7]
+    assert [each.checkpoint_step for each in found] == [None, 6, 4, None, 7, 7]
     assert skips == []
 
 

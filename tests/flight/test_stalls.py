@@ -47,7 +47,7 @@ def test_who_wants_none_has_none() -> None:
 def test_a_stall_from_its_beginning_to_its_end() -> None:
     record = after([0.2] * 9)
     stall = stalls.stall(INFO, record, 312.4, 5000.0)
-    assert (stall.id, stall.kind, stall.step, stall.since, stall.time) == ("stalled-0", "stalled", 0, 0, 5000.0)
+    assert (stall.id, stall.kind, stall.step, stall.since, stall.time) == ("stalled-0", "stalled", 0, 1, 5000.0)
     assert stall.summary == "No step for 5 min 12 s after step 0, where half of the steps take less than 0.25 s; the process lives."
     assert "py-spy dump --pid 4711` on node7" in stall.advice
     assert stalls.is_open(stall) and stalls.open_stall([stall]) == stall
