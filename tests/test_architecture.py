@@ -17,8 +17,9 @@ from resmon.catalogue import CATALOGUE
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "resmon"
 
-GROUND = {
-    *("records", "catalogue", "statistics", "settings", "origins", "targets", "gaps", "directions", "footprint", "kills", "errors"),
+GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets", "gaps", "directions", "errors"} | {
+    "footprint",
+    "kills",
 }
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
 HOUSE = {"agent", "diff", "postmortem", "assets", "alertmanager"}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resmon.diff.directions import direction
+from resmon.directions import direction
 from resmon.postmortem.case import LARGE, Case, Curve, Grid
 from resmon.postmortem.quantities import count, duration, listed, number, power, size
 from resmon.postmortem.report import Report
