@@ -351,65 +351,15 @@ def explain(
     """Repeat a failure from its capsule. Without --module no code is run: what the tensors hold is shown."""
     from resmon.capture import capsule as capsules
     from resmon.capture.target import load_target
+    from resmon.explanation import as_json as jsonable
+    from resmon.explanation import render
 
     read = capsules.read(capsule)
     verdict = capsules.run(read, load_target(module)[0]) if module else None
-    seen = read.seen()
     if as_json:
-        told: dict[str, Any] | None = (
-            {"event": None, "direction": verdict.direction, "nonfinite": verdict.nonfinite} if verdict else None
-        )
-        if told and verdict and verdict.event:
-            told["event"] = {"operation": verdict.event.operation, "module": verdict.event.path, "line": verdict.event.line}
-        known = {name: read.text(name) for name in ("class", "module", "block", "operation", "line", "origin", "summary", "torch")}
-        print(
-            json.dumps(known | {"tensors": [asdict(each) for each in seen], "left_out": read.left_out, "verdict": told}, indent=2)
-        )
-        return
-    console = Console()
-    console.print(Text(read.text("summary") or "The capsule does not say what failed."), highlight=False)
-    console.print(
-        Text(f"module {read.text('module') or 'the model itself'}, a {read.text('class')}; torch {read.text('torch')}", style="dim")
-    )
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("tensor", "shape", "dtype", "NaN", "Inf", "from", "to", "first at"):
-        table.add_column(name, justify="left" if name in ("tensor", "dtype", "first at") else "right", overflow="fold")
-    for each in seen:
-        table.add_row(
-            Text(each.name, style="red" if each.nan or each.infinite else ""),
-            "×".join(map(str, each.shape)),
-            each.dtype,
-            f"{each.nan:,}",
-            f"{each.infinite:,}",
-            "–" if each.smallest is None else f"{each.smallest:.4g}",
-            "–" if each.largest is None else f"{each.largest:.4g}",
-            "" if each.first is None else ", ".join(map(str, each.first)),
-        )
-    console.print(table)
-    for name in read.left_out:
-        console.print(Text(f"left out, it was too large: {name}", style="yellow"))
-    if verdict is None:
-        console.print(
-            Text(f"To repeat it: resmon explain {capsule} --module PACKAGE.MODULE:NAME, which makes that module or its model."),
-            style="dim",
-        )
-    elif verdict.event is None:
-        console.print(Text("Run with what the capsule holds, the module stayed finite.", style="green"))
+        print(json.dumps(jsonable(read, verdict), indent=2))
     else:
-        event = verdict.event
-        where = f" in module {event.path}" if event.path else ""
-        what = (
-            f"the backward of {event.operation}"
-            if verdict.direction == "backward"
-            else event.operation or f"{event.kind} {event.name}"
-        )
-        console.print(
-            Text(
-                f"It happened again, in the {verdict.direction} pass: {what}{where}" + (f", at {event.line}" if event.line else ""),
-                style="red",
-            )
-        )
-        console.print(Text(f"Not finite: {', '.join(verdict.nonfinite)}", style="dim"))
+        Console().print(render(capsule, read, verdict))
 
 
 def postmortem(
