@@ -94,6 +94,7 @@ def test_the_failing_step_is_written(tmp_path: Path) -> None:
     assert failing["gradient_norm"].isna().all()
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_at_most_the_step_under_way_is_missing(tmp_path: Path) -> None:
     """The child says each step that is over; whatever it said must be on file, however it dies."""
     script = LOOP + textwrap.dedent("""

@@ -131,6 +131,7 @@ def test_a_run_that_is_killed_and_one_with_nan_and_hostile_names(house: House, p
     assert prometheus.query("up") == {"": 1.0}
 
 
+@pytest.mark.slow
 def test_a_thousand_blocks_within_the_budget(house: House, prometheus: Server, port: int) -> None:
     house.agent(port)
     trainer = house.trainer("deep", sites=1000, pace=0.2, last=100_000, how="outlier")

@@ -59,6 +59,7 @@ def assert_true(folder: Path, written: list[StepRecord], least: int = 0) -> tupl
     return steps, len(loaded.skipped)
 
 
+@pytest.mark.slow
 def test_cut_at_every_offset(tmp_path: Path) -> None:
     folder, writer = begin(tmp_path / "runs")
     written = write(writer, synthetic.Training(synthetic.sites(1)), 2)
@@ -99,6 +100,7 @@ def flips(data: bytes, seed: int) -> Iterator[tuple[int, bytes]]:
         yield at, data[:at] + bytes([data[at] ^ chance.randrange(1, 256)]) + data[at + 1 :]
 
 
+@pytest.mark.slow
 def test_thousands_of_flipped_bytes(flight: tuple[Path, list[StepRecord]]) -> None:
     folder, written = flight
     path = folder / f"steps-{ROWS:012d}.arrow"

@@ -90,6 +90,7 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert resmon.load(tmp_path / "digits").info["attempts"] == tuple(range(1, tries + 1))
 
 
+@pytest.mark.slow
 def test_killed_while_thinning(tmp_path: Path) -> None:
     """Every step but the one under way is there, in full or in a bin."""
     chance = random.Random(12)
