@@ -121,6 +121,8 @@ class Activations:
 
 
 def _storage(tensor: Tensor) -> int:
+    if torch.nn.parameter.is_lazy(tensor):  # a lazy module's parameter before its first pass
+        return 0
     try:
         found: int = local(tensor)[0].untyped_storage()._cdata
         return found

@@ -1,7 +1,4 @@
-"""What an exception that ends a run means: which failure it is, in which block, and what to do next.
-
-Diagnoses are asked in order; the first that knows the exception answers, and what none knows is a plain failure.
-"""
+"""What is known when an exception ends a run, how it is put into words, and what of it is a plain failure."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from resmon.capture.stack import Whereabouts, whereabouts
+from resmon.capture.stack import Whereabouts
 from resmon.footprint import Footprint
 from resmon.records import Incident, Outcome, ResidualSite, incident_id
 
@@ -32,16 +29,6 @@ class Scene:
 Diagnosis = Callable[[BaseException, Scene, Whereabouts], Incident | None]
 
 
-def diagnose(error: BaseException, scene: Scene, diagnoses: Sequence[Diagnosis] = ()) -> Incident:
-    """The incident that an exception is."""
-    where = whereabouts(error, scene.models, scene.sites)
-    for diagnosis in diagnoses:
-        incident = diagnosis(error, scene, where)
-        if incident is not None:
-            return incident
-    return _other(error, scene, where)
-
-
 def said(error: BaseException) -> str:
     """An exception as one line of text, cut where it is long."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST].removesuffix(":")
@@ -55,7 +42,8 @@ def place(where: Whereabouts) -> str:
     return f" in {inside}" + (f" (block {where.block})" if where.block else "")
 
 
-def _other(error: BaseException, scene: Scene, where: Whereabouts) -> Incident:
+def plain_failure(error: BaseException, scene: Scene, where: Whereabouts) -> Incident:
+    """What no diagnosis knows."""
     kind: Outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     summary = f"{signal.Signals.SIGINT.name} ended the run" if kind == "interrupted" else f"{said(error)},{place(where)}"
     return Incident(

@@ -32,27 +32,24 @@ from resmon.capture.channel import IN_ALL, Channel, begin_step, board
 from resmon.capture.clock import FORWARD, Clock
 from resmon.capture.columns import ARRIVED
 from resmon.capture.compiler import Compiler
+from resmon.capture.diagnoses import diagnose
 from resmon.capture.drafts import Draft, Part, Totals, parts
-from resmon.capture.failures import Diagnosis, Scene, diagnose
+from resmon.capture.failures import Scene
 from resmon.capture.fetch import Fetch, held, is_capturing, number
 from resmon.capture.gradients import Gradients, Selection
 from resmon.capture.memory import Memory, device_memory, main_memory
 from resmon.capture.model import ModelWatch
 from resmon.capture.nonfinite import NonFinite, Policy
 from resmon.capture.optimizers import Optimizers
-from resmon.capture.out_of_memory import out_of_memory, ran_out
+from resmon.capture.out_of_memory import ran_out
 from resmon.capture.outbox import PATIENCE, Outbox, Sink
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
 from resmon.capture.positions import Sampling
-from resmon.capture.shapes import diagnose_shapes
 from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError
 from resmon.footprint import Footprint, Held, Trail
 from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord
 
 log = logging.getLogger("resmon")
-
-# What exceptions that end a run are, by who knows them.
-DIAGNOSES: tuple[Diagnosis, ...] = (out_of_memory, diagnose_shapes)
 
 
 class Session:
@@ -134,7 +131,7 @@ class Session:
         # Where memory has run out there may be none to look around with; then the exception itself must do.
         for scene in (Scene(models, self.sites, step, self._footprint), Scene({}, (), step)):
             try:
-                incident = diagnose(error, scene, DIAGNOSES)
+                incident = diagnose(error, scene)
             except Exception as own:
                 self.fault(own)
                 continue

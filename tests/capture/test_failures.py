@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resmon.capture.failures import LONGEST, Scene, diagnose
+from resmon.capture.diagnoses import diagnose
+from resmon.capture.failures import LONGEST, Scene
 from resmon.capture.stack import whereabouts
 from resmon.records import Incident, ResidualSite
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resmon.capture.failures import Scene, diagnose
+from resmon.capture.diagnoses import diagnose
+from resmon.capture.failures import Scene
 from resmon.capture.out_of_memory import out_of_memory, ran_out
 from resmon.flight import incidents, layout
 from resmon.flight.reader import read_end
