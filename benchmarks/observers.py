@@ -9,6 +9,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,20 @@ def sites(training: Training) -> list[resmon.ResidualSite]:
     arguments, _ = training.batches[0]
     with training.forward():
         return resmon.discover(training.model, **arguments)
+
+
+def trained(training: Training, steps: int, hook: Callable[..., None]) -> Iterator[None]:
+    """Train, with a forward hook on every module that holds a residual add; comes back after each step."""
+    modules = dict.fromkeys(training.model.get_submodule(site.module) for site in sites(training))
+    handles = [module.register_forward_hook(hook) for module in modules]
+    for step in range(steps):
+        arguments, labels = training.batches[step % len(training.batches)]
+        training.optimizer.zero_grad()
+        training.loss(training.model(**arguments), labels).backward()
+        training.optimizer.step()
+        yield
+    for handle in handles:
+        handle.remove()
 
 
 def _agent_that_is_ready() -> runtime.Serving:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.observers import sites
+from benchmarks.observers import trained
 from benchmarks.workloads import WORKLOADS, Training
 from resmon.capture.dataflow import leaves
 from resmon.capture.sample import flat
@@ -33,17 +33,9 @@ def outputs(training: Training) -> Iterator[Tensor]:
     def keep(_: nn.Module, __: object, output: object) -> None:
         seen.extend(tensor.detach().clone() for _, tensor in list(leaves(output))[:1])
 
-    modules = dict.fromkeys(training.model.get_submodule(site.module) for site in sites(training))
-    handles = [module.register_forward_hook(keep) for module in modules]
-    for step in range(STEPS):
-        arguments, labels = training.batches[step % len(training.batches)]
-        training.optimizer.zero_grad()
-        training.loss(training.model(**arguments), labels).backward()
-        training.optimizer.step()
+    for _ in trained(training, STEPS, keep):
         yield from seen
         seen.clear()
-    for handle in handles:
-        handle.remove()
 
 
 def errors(tensor: Tensor) -> list[float]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.observers import sites
+from benchmarks.observers import trained
 from benchmarks.workloads import WORKLOADS, Training
 from resmon.capture.dataflow import leaves
 from resmon.capture.keeping import kept_square
@@ -58,15 +58,8 @@ def measure(training: Training) -> dict[tuple[str, int], float]:
             read()
             seconds[what].append(perf_counter() - started)
 
-    modules = dict.fromkeys(training.model.get_submodule(site.module) for site in sites(training))
-    handles = [module.register_forward_hook(look) for module in modules]
-    for step in range(STEPS):
-        arguments, labels = training.batches[step % len(training.batches)]
-        training.optimizer.zero_grad()
-        training.loss(training.model(**arguments), labels).backward()
-        training.optimizer.step()
-    for handle in handles:
-        handle.remove()
+    for _ in trained(training, STEPS, look):
+        pass
     return {what: median(found) for what, found in seconds.items()}
 
 
