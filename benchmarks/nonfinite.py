@@ -78,7 +78,7 @@ def seconds_a_step(blocks: int, steps: int) -> tuple[int, list[float]]:
     for step in range(WARM + steps):
         clock.seconds = 0.0
         optimizer.zero_grad()
-        model(torch.randn(8, WIDTH)).square().mean().backward()
+        model(torch.randn(64, WIDTH)).square().mean().backward()
         optimizer.step()
         if step >= WARM:
             found.append(clock.seconds)

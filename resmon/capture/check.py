@@ -7,13 +7,11 @@ wrong is a `Fault`; what could not be looked at is said, with the reason.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +21,7 @@ from resmon.capture.fakes import DEPENDS_ON_NUMBERS, Fakes
 from resmon.capture.fixes import best_fixes
 from resmon.capture.initialisation import Weight, suspicious
 from resmon.capture.memory import main_memory
+from resmon.capture.randomness import kept
 from resmon.capture.rehearsal import Ground, Outcome
 from resmon.capture.requisites import Requisites, of_pass
 from resmon.capture.shapes import advice, block_of_mismatch, sentence
@@ -86,7 +85,7 @@ def check(target: str, inputs: Sequence[str] = (), batches: Sequence[int] = BATC
     """
     if any(size < 1 for size in batches):
         raise ConfigurationError(f"a batch of {min(batches)} cannot be; batch sizes begin at 1.")
-    with _random_states_kept():
+    with kept():
         return _Check(target, inputs, batches).report()
 
 
@@ -416,18 +415,6 @@ def _of_weight(weight: Weight) -> Fault:
 
 def _block(outcome: Outcome, i: int) -> str:
     return block_of_mismatch(outcome, outcome.mismatches[i])
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _off_meta(tree: Any) -> Any:

@@ -131,15 +131,13 @@ class Gradients:
         """Those of whose gradients the norm just read is not finite, by name; of an accelerator's only if one may `wait` for it."""
         if not selection.parameters:
             return {}
-        finite = self._now.finite(selection.places)
-        if not finite.all():
-            chosen = np.flatnonzero(~finite).tolist()
-        elif wait and not fetch.is_here(selection.parameters[0]):
+        chosen = [] if self._now.all_finite else np.flatnonzero(~self._now.finite(selection.places)).tolist()
+        if not chosen and wait and not fetch.is_here(selection.parameters[0]):
             there = [i for i, parameter in enumerate(selection.parameters) if parameter.grad is not None]
             gradients = [local(selection.parameters[i].grad)[0] for i in there]  # type: ignore[arg-type]
             kept = torch.stack([norm.float() for norm in norms(gradients)]).isfinite().tolist() if gradients else []
             chosen = [i for i, good in zip(there, kept, strict=True) if not good]
-        else:
+        if not chosen:
             return {}
         names = {place: f"{key}.{name}" if key else name for (key, name), place in reversed(self._index.items())}
         return {names[int(selection.places[i])]: selection.parameters[i] for i in chosen}

@@ -6,6 +6,7 @@ order then, and done when they are there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,12 @@ class Measured:
 
     # -- what is known of it already -----------------------------------------------------------------------------------
 
+    @property
+    def all_finite(self) -> bool:
+        """Whether all squares are finite: none is negative, so their sum tells, unless it overflows."""
+        with np.errstate(over="ignore"):
+            return math.isfinite(self._squares.sum())
+
     def finite(self, places: Places) -> Bools:
         """Which of these squares are finite, as far as they are there."""
         found: Bools = np.isfinite(self._squares[places])
@@ -93,6 +100,7 @@ class Measured:
             what(self, *arguments)
         self._noted.clear()
 
+    @np.errstate(over="ignore", invalid="ignore")
     def total(self) -> tuple[float | None, float | None]:
         """The squared norm of all gradients, and, where clipping was seen, of what it left of them.
 
@@ -106,9 +114,9 @@ class Measured:
         if not self.clipped[counts].any():
             return total, None
         factors = self._factors[counts]
-        with np.errstate(invalid="ignore"):
-            return total, total if (factors == 1).all() else float((squares * factors**2).sum())
+        return total, total if (factors == 1).all() else float((squares * factors**2).sum())
 
+    @np.errstate(over="ignore")
     def of(self, groups: Groups) -> tuple[Floats, Bools]:
         """The squared norm of each group's gradients, and which groups have one that can be known."""
         if not groups.starts:

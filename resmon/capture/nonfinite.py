@@ -118,7 +118,7 @@ class NonFinite:
     # -- what the models do --------------------------------------------------------------------------------------------
 
     def pass_begun(self, watch: Watched, args: Any, kwargs: Any) -> None:
-        if not self._keeps(watch):
+        if not self._is_looked_at:  # on an accelerator doing it again would make the loop wait
             return
         with suppress(Exception):  # a pass of which nothing could be kept is not done again, and that is all
             self._references.begin(
@@ -128,11 +128,6 @@ class NonFinite:
     def pass_ended(self, watch: Watched, output: Any) -> None:
         with suppress(Exception):
             self._references.end(watch.key, output)
-
-    def _keeps(self, watch: Watched) -> bool:
-        """Whether passes of this model may be done again. On a GPU that would make the loop wait, which "record" never does."""
-        first = next(watch.model.parameters(), None)
-        return first is not None and (fetch.is_here(first) or self._policy != "record")
 
     # -- what the optimizers do ----------------------------------------------------------------------------------------
 

@@ -8,9 +8,7 @@ in place since then shows by its version and is not used.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -18,65 +16,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from resmon.capture.dataflow import leaves
+from resmon.capture.randomness import Randomness
 from resmon.capture.stack import is_the_users
 from resmon.capture.taps import Hook, hang
 
 RETAINED = 64 << 20  # bytes of tensors of all but the newest pass
 MOST = 64  # passes that are kept
 LARGEST_OUTPUT = 16 << 20  # bytes of an output that is kept to be compared with
-
-
-@dataclass(frozen=True, slots=True)
-class Randomness:
-    """The states that random numbers are drawn from, of torch on the CPU and the devices in use, Python and numpy."""
-
-    torch: Tensor
-    devices: Mapping[int, Tensor]
-    python: Any
-    numpy: Any
-
-    @classmethod
-    def now(cls) -> Randomness:
-        devices = {}
-        if torch.cuda.is_initialized():
-            devices = {i: torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
-        return cls(torch.get_rng_state(), devices, random.getstate(), _numpy.state())
-
-    def restore(self) -> None:
-        torch.set_rng_state(self.torch)
-        for device, state in self.devices.items():
-            torch.cuda.set_rng_state(state, device)
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-
-
-class _Numpy:
-    """The state of numpy's own generator, asked for again only when its numbers have been drawn from: it takes numpy long to say.
-
-    A normal number that it has in reserve may have been taken unseen; then a pass that draws some comes out differently.
-    """
-
-    def __init__(self) -> None:
-        self._seen = b""
-        self._state: Any = None
-
-    def state(self) -> Any:
-        generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
-        if type(generator) is not np.random.MT19937:
-            return np.random.get_state()
-        seen = ctypes.string_at(generator.ctypes.state_address, _MT19937)
-        if seen != self._seen:
-            self._seen, self._state = seen, np.random.get_state()
-        return self._state
-
-
-_MT19937 = 625 * 4  # bytes: 624 words and the place in them
-_numpy = _Numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +38,8 @@ class Autocasting:
 
     @classmethod
     def now(cls) -> Autocasting:
+        if not torch._C._is_any_autocast_enabled():
+            return _NO_AUTOCASTING
         dtypes = {device: torch.get_autocast_dtype(device) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)}
         return cls(dtypes, torch.is_autocast_cache_enabled())
 
@@ -99,6 +51,9 @@ class Autocasting:
                 if on or torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, self.dtypes.get(device), on, self.cache))
             yield
+
+
+_NO_AUTOCASTING = Autocasting({}, True)
 
 
 class Held:

@@ -29,7 +29,8 @@ from resmon.capture.birth import Holder, Trace, Watcher
 from resmon.capture.dataflow import leaves
 from resmon.capture.placement import is_distributed
 from resmon.capture.process import rank_and_world
-from resmon.capture.references import Pass, Randomness, given
+from resmon.capture.randomness import kept
+from resmon.capture.references import Pass, given
 
 OBJECTS = 100_000  # that are looked at for what a forward pass may change
 DEPTH = 8  # how far they are followed from a module
@@ -136,16 +137,12 @@ class _Silence(TorchDispatchMode):
 @contextmanager
 def untouched(model: nn.Module, others: Sequence[Tensor] = ()) -> Iterator[None]:
     """What runs in here leaves random states, the model and `others` as they are now."""
-    randomness = Randomness.now()
-    numpy = np.random.get_state()
     state = _State(model, others)
-    with _unsafe_preserve_version_counter(state.tensors):
+    with kept(), _unsafe_preserve_version_counter(state.tensors):
         try:
             yield
         finally:
             state.restore()
-            randomness.restore()
-            np.random.set_state(numpy)
 
 
 class _State:
