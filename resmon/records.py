@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -254,7 +254,52 @@ class Finding:
     seen: str
     confidence: float  # 0 to 1
     runbook: str  # name of the runbook, runbooks/<name>.md
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)  # "first" is the sentence that it began with
+
+    @classmethod
+    def opened(
+        cls,
+        kind: str,
+        severity: Severity,
+        step: int,
+        time: float,
+        first: str,
+        more: str = "",
+        *,
+        expected: str,
+        seen: str,
+        confidence: float,
+        runbook: str,
+        evidence: Mapping[str, Any],
+        model: str = "",
+        block: str = "",
+        subject: str = "",
+    ) -> Finding:
+        """A new one. `first` and `more` make its summary; `subject` tells it from others of its kind at the same step and place."""
+        return cls(
+            id=finding_id(f"{kind} {subject}".strip(), model, block, step),
+            state="opened",
+            kind=kind,
+            severity=severity,
+            model=model,
+            block=block,
+            opened_step=step,
+            opened_time=time,
+            step=step,
+            time=time,
+            summary=f"{first}{more}.",
+            expected=expected,
+            seen=seen,
+            confidence=confidence,
+            runbook=runbook,
+            evidence={"first": first, **evidence},
+        )
+
+    def closed(self, step: int, time: float, why: str, **evidence: Any) -> Finding:
+        """It is over, because of `why`; `evidence` is what more is known by then."""
+        evidence = self.evidence | evidence
+        summary = f"{evidence['first']}; closed because {why}."
+        return replace(self, state="closed", step=step, time=time, summary=summary, evidence=evidence)
 
 
 def finding_id(kind: str, model: str, block: str, opened_step: int) -> str:

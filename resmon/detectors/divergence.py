@@ -11,7 +11,7 @@ from statistics import median
 
 from resmon.detectors.noise import deviation
 from resmon.gaps import role
-from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord, finding_id
+from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
 WINDOW = 16  # logged losses that make a level: their median, which spikes do not move
 BEGIN = 5  # losses whose median is where the run began
@@ -104,7 +104,7 @@ class Divergence:
 
     def end(self, step: int, time: float) -> Iterable[Finding]:
         finding, self._finding = self._finding, None
-        return [] if finding is None else [_closed(finding, step, time, "the run ended with it")]
+        return [] if finding is None else [finding.closed(step, time, "the run ended with it")]
 
     def _take(self, step: int, time: float, loss: float) -> Iterator[Finding]:
         if loss <= 0 and not self._linear:
@@ -133,7 +133,7 @@ class Divergence:
         self._count += 1
         if self._finding is not None:
             if level.value < self._limit:
-                yield _closed(self._finding, step, time, "the loss came back")
+                yield self._finding.closed(step, time, "the loss came back")
                 self._finding = None
         elif self._best is not None and self._count > LASTS:
             rise = self._rise(FACTOR, NOISES, WANDERING)
@@ -180,29 +180,23 @@ class Divergence:
         self._limit = (self._best.value + limit) / 2
         best, now = self._loss(self._best.value), self._loss(value)
         then, rate = self._best.rate, self._rate
-        raised = "."
+        raised = ""
         if then is not None and rate is not None and rate > RATE * then:
-            raised = f", after the learning rate had risen from {then:.3g} to {rate:.3g}."
+            raised = f", after the learning rate had risen from {then:.3g} to {rate:.3g}"
         level = f"{best:.4g} (from step {self._best.step} on)"
         said = f"The loss left its level of {level} at about step {since} and was {now:.4g} at step {step}"
-        self._finding = Finding(
-            id=finding_id("loss_divergence", "", "", step),
-            state="opened",
-            kind="loss_divergence",
-            severity="page",
-            model="",
-            block="",
-            opened_step=step,
-            opened_time=time,
-            step=step,
-            time=time,
-            summary=said + raised,
+        self._finding = Finding.opened(
+            "loss_divergence",
+            "page",
+            step,
+            time,
+            said,
+            raised,
             expected=f"a loss near {best:.4g}",
             seen=f"{now:.4g}",
             confidence=0.8,
             runbook="loss-divergence",
             evidence={
-                "first": said,
                 "best": best,
                 "best_step": self._best.step,
                 "level": now,
@@ -213,8 +207,3 @@ class Divergence:
             },
         )
         return self._finding
-
-
-def _closed(finding: Finding, step: int, time: float, why: str) -> Finding:
-    said = finding.evidence["first"]
-    return replace(finding, state="closed", step=step, time=time, summary=f"{said}; closed because {why}.")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 
 from resmon.detectors.noise import spread
 from resmon.directions import direction
 from resmon.gaps import Gap, Gaps, role
-from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord, finding_id
+from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
 LEAST = 8  # validations before anything is said
 WORSE = 4  # of the newest validations, all worse than the best by the rise
@@ -91,7 +91,7 @@ class Overfitting:
         return events
 
     def end(self, step: int, time: float) -> Iterable[Finding]:
-        events = [_closed(score, step, time, "the run ended with it") for score in self._scores.values() if score.finding]
+        events = [each.finding.closed(step, time, "the run ended with it") for each in self._scores.values() if each.finding]
         self._scores.clear()
         return events
 
@@ -121,7 +121,7 @@ class Overfitting:
         step = score.steps[-1]
         if score.finding is not None:
             if level < score.limit:
-                yield _closed(score, step, time, "validation came back")
+                yield score.finding.closed(step, time, "validation came back")
                 score.finding = None
             return
         noise, training_noise = spread(score.validations), spread(score.trainings)
@@ -149,24 +149,19 @@ def _opened(score: _Score, name: str, time: float, level: float, training: float
         f"Validation {name} has gone from {best:.4g} at step {score.best_step} to {now:.4g} at step {step}, over {since} "
         f"validations, while training went on from {then:.4g} to {trained:.4g}"
     )
-    return Finding(
-        id=finding_id(f"overfitting {name}", "", "", step),
-        state="opened",
-        kind="overfitting",
-        severity="ticket",
-        model="",
-        block="",
-        opened_step=step,
-        opened_time=time,
-        step=step,
-        time=time,
-        summary=f"{said}: the model learns what it has seen by heart.",
+    return Finding.opened(
+        "overfitting",
+        "ticket",
+        step,
+        time,
+        said,
+        ": the model learns what it has seen by heart",
+        subject=name,
         expected=f"validation near its best, {best:.4g}",
         seen=f"{now:.4g}" + (f", {abs(level - score.best) / noise:.3g} times its noise away" if noise > 0 else ""),
         confidence=0.9,
         runbook="overfitting",
         evidence={
-            "first": said,
             "score": name,
             "best": best,
             "best_step": score.best_step,
@@ -177,9 +172,3 @@ def _opened(score: _Score, name: str, time: float, level: float, training: float
             "validations_since_best": since,
         },
     )
-
-
-def _closed(score: _Score, step: int, time: float, why: str) -> Finding:
-    assert score.finding is not None  # noqa: S101, its callers asked
-    said = score.finding.evidence["first"]
-    return replace(score.finding, state="closed", step=step, time=time, summary=f"{said}; closed because {why}.")
