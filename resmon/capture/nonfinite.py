@@ -331,11 +331,10 @@ class NonFinite:
 
     def _seen(self, scale: float | Tensor | None) -> dict[str, Any]:
         """What the probes have seen of this step."""
-        evidence: dict[str, Any] = {
-            "parameters_nonfinite": list(self._bad)[:NAMES],
-            "parameters_nonfinite_count": len(self._bad),
-            "parameters": len(self._gradients.everything.parameters),
-        }
+        every = len(self._gradients.everything.parameters)
+        evidence: dict[str, Any] = {"parameters_nonfinite_count": len(self._bad), "parameters": every}
+        if len(self._bad) < every:  # where all are, their names tell nothing
+            evidence["parameters_nonfinite"] = list(self._bad)[:NAMES]
         if isinstance(scale, float):
             evidence["loss_scale"] = scale
         if (sign := self._first_sign()) is None:
