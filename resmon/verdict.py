@@ -147,8 +147,8 @@ def _summary(report: Report, kinds: Sequence[str]) -> Text:
     batches = f"; batches of {', '.join(map(str, report.batches))}" if report.batches else ""
     said = Text(f"{sites:,} residual {'addition' if sites == 1 else 'additions'}{batches}", style="dim")
     skipped = dict(report.skipped)
-    failed = {fault.kind for fault in report.faults if fault.level == "error"}
-    passed = [kind for kind in kinds if kind not in failed and kind not in skipped]
+    found = {fault.kind for fault in report.faults if fault.level != "note"}
+    passed = [kind for kind in kinds if kind not in found and kind not in skipped]
     if passed:
         said.append(f"\npassed: {', '.join(passed)}", style="green")
     for kind, reason in skipped.items():

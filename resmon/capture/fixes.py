@@ -51,6 +51,12 @@ class Layer:
         arguments += [f"{name}={_literal(value)}" for name, value in self.options]
         return f"{prefix}{self.kind.__name__}({', '.join(arguments)})"
 
+    @property
+    def manner(self) -> tuple[Any, ...]:
+        """What it does whatever its sizes are."""
+        kept = tuple(each for each in self.sizes if each[0] not in (self.inputs, self.outputs))
+        return self.kind, kept, self.options
+
     def make(self, device: torch.device | str = "cpu") -> nn.Module:
         with torch.device(device):
             return self.kind(*(value for _, value in self.sizes), **dict(self.options))
@@ -90,7 +96,7 @@ def best_fixes(ground: Ground, outcome: Outcome, number: int) -> list[Fix]:
     for preference, fix in enumerate(candidates):
         left = _left(ground, outcome, number, fix)
         works = left is not None and left < outcome.misfits
-        unlike = not any(_is_like_siblings(path, layer, modules) for path, layer in fix.layers)
+        unlike = min(_unlikeness(path, layer, modules) for path, layer in fix.layers)
         ranked.append((left if works and left is not None else outcome.misfits, unlike, preference, replace(fix, works=works)))
     return [fix for *_, fix in sorted(ranked, key=lambda entry: entry[:3])]
 
@@ -400,13 +406,18 @@ def _channel_axis(layer: Layer, dims: int) -> int:
     return 1 - dims if issubclass(layer.kind, (_BatchNorm, nn.GroupNorm)) else -1
 
 
-def _is_like_siblings(path: str, layer: Layer, modules: dict[str, nn.Module]) -> bool:
-    """Whether the layers at the same place in other blocks are like `layer`, and the one that is there is like none of them."""
-    if not path:
-        return False
+def _unlikeness(path: str, layer: Layer, modules: dict[str, nn.Module]) -> int:
+    """0 where a layer at the same place in another block is like `layer`, 1 where one is but for its sizes (as its stride is),
+    and 2 where none is, or where the one that is there now is as much like them."""
+    present = _known(modules, path)
+    if present is None:
+        return 2
     pattern = re.compile(r"\d+".join(map(re.escape, re.split(r"\d+", path))))
-    siblings = [_known(modules, each) for each in modules if each != path and pattern.fullmatch(each)]
-    return layer in siblings and _known(modules, path) not in siblings
+    siblings = [known for each in modules if each != path and pattern.fullmatch(each) and (known := _known(modules, each))]
+    if layer in siblings and present not in siblings:
+        return 0
+    manners = [each.manner for each in siblings]
+    return 1 if layer.manner in manners and present.manner not in manners else 2
 
 
 def _defaults(kind: type[nn.Module]) -> dict[str, Any]:

@@ -77,6 +77,33 @@ def test_every_misfit_is_found_in_one_go(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not report.healthy
 
 
+class Shrinking(nn.Module):
+    """A block whose projection may forget the stride that its branch has."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, forgets: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.last = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        same = inputs == outputs and stride == 1
+        self.projection = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, 1 if forgets else stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.projection(x) + self.last(self.first(x).relu())
+        return y
+
+
+def test_of_two_changes_that_fit_the_one_in_the_manner_of_the_other_blocks_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(Shrinking(8, 8, 1), Shrinking(8, 16, 2, forgets=True), Shrinking(16, 16, 1), Shrinking(16, 32, 2))
+
+    report = checked(monkeypatch, make, "2,8,16,16")
+    first, second = report.faults[0].fixes[:2]
+    assert first == "1.projection = nn.Conv2d(8, 16, 1, stride=2, bias=False)"
+    assert second == "1.first = nn.Conv2d(8, 16, 3, padding=1, bias=False)"
+    assert [fault.kind for fault in report.faults] == ["shapes"]
+    assert "gradients" in dict(report.skipped)
+
+
 class FixedBatch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
