@@ -28,7 +28,16 @@ def _separated(value: Any) -> Any:
 
 
 def _words(value: Any) -> Any:
-    return tuple(shlex.split(value)) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if meant := set(shlex.shlex(value, posix=False, punctuation_chars=True)) & set(_OPERATORS):
+        raise ValueError(
+            f"{min(meant)} is the shell's, and there is none around the command: write sh -c '...', or a list of words"
+        )
+    return tuple(shlex.split(value))
+
+
+_OPERATORS = ("|", "||", "&", "&&", ";", "<", ">", ">>", ">&", "&>")
 
 
 # Several in one string, separated by commas, or a list.

@@ -350,3 +350,23 @@ def test_bad_settings_touch_nothing_of_a_training() -> None:
             step()  # the monitor from before goes on
         assert len(resmon.load("runs/good").steps()) == 2
         assert [path.name for path in Path("runs").iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize("command", ["cat >> said.json", "page | tee log", "a; b", "a && b", "page 2>&1", "sleep 1 &"])
+def test_a_command_that_is_meant_for_a_shell_is_refused_with_what_to_write(command: str) -> None:
+    with folder(), pytest.raises(ConfigurationError, match=r"there is none around the command: write sh -c"):
+        Settings.of(on_incident=command)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("sh -c 'cat >> said.json; page'", ("sh", "-c", "cat >> said.json; page")),
+        ("curl 'http://pager/?run=1&now=2'", ("curl", "http://pager/?run=1&now=2")),
+        ("grep '|'", ("grep", "|")),
+        (["grep", "|"], ("grep", "|")),
+    ],
+)
+def test_what_is_quoted_or_a_list_is_no_shells(command: str | list[str], words: tuple[str, ...]) -> None:
+    with folder():
+        assert Settings.of(on_incident=command).on_incident == words
