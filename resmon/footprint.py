@@ -33,6 +33,7 @@ _T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
 
 # Memory that grows from step to step: nearly always upwards, and to a share of all that there is.
 STEADY, MUCH = 0.8, 0.02
+LITTLE = 0.1  # of what is lacking, that a whole pass keeps: then it was not the pass
 
 Figures = Mapping[str, float | None]  # bytes, by the names of records.RUN_VALUES
 Where = Literal["", "device_"]  # main memory or that of devices, as these names begin
@@ -296,14 +297,21 @@ def advice(found: Mapping[str, Any], of_training: bool = True) -> str:
             f"No pass came to its end, so it is not known which batch fits: hardly more than {batch['at_most']} samples (of "
             f"{batch['samples']}), by what it had taken when {batch['reached']:.0%} of the modules had run; try half of that."
         )
+    inside, outside = sum(held["activation_bytes"] for held in found["blocks"]), found["outside_blocks_bytes"]
+    lacking = checkpoint["lacking_bytes"]
+    if lacking and found["blocks"] and inside + (outside or 0) < LITTLE * lacking:
+        said.append(
+            f"Neither checkpoints nor a smaller batch will help much: autograd keeps {size(inside)} of all blocks together, and "
+            f"{size(lacking)} are lacking. Look at what the line asks for first."
+        )
+        return " ".join(said)
     if chosen := checkpoint["blocks"]:
         names = ", ".join(chosen[:5]) + (f" and {checkpoint['count'] - 5} more" if checkpoint["count"] > 5 else "")
         enough = (
             "which is enough" if checkpoint["of_all"] else "which is enough for what failed, if not for what would have followed"
         )
-        whether = enough if checkpoint["enough"] else f"which is not enough: {size(checkpoint['lacking_bytes'])} are lacking"
+        whether = enough if checkpoint["enough"] else f"which is not enough: {size(lacking)} are lacking"
         said.append(f"Checkpointing {names} (torch.utils.checkpoint) saves {size(checkpoint['saves_bytes'])}, {whether}.")
-    inside, outside = sum(held["activation_bytes"] for held in found["blocks"]), found["outside_blocks_bytes"]
     if outside and outside > inside:
         said.append(f"Most of what autograd keeps, {size(outside)}, lies outside of the blocks, in the embedding, head or loss.")
     return " ".join(said)
