@@ -218,7 +218,7 @@ def test_sizes(count: float, text: str) -> None:
 def test_where_a_whole_pass_is_little_beside_what_is_lacking_the_line_is_to_blame() -> None:
     trail = Trail({"memory": 1e9, "memory_peak": 1e9})
     for step, samples in enumerate((10.0, 20.0, 30.0)):
-        trail.add(step, samples, {"memory": 1e9, "memory_peak": 1e9 + 1e5 * size, "memory_free": 4e9})
+        trail.add(step, samples, {"memory": 1e9, "memory_peak": 1e9 + 1e5 * samples, "memory_free": 4e9})
     known = Footprint(
         trail, {"memory": 1e9, "memory_free": 4e9}, [Held("", "h.0", 1 << 20, 1 << 19)], outside=0, size=30.0, samples=3, batch=30.0
     )

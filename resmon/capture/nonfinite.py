@@ -406,10 +406,11 @@ class NonFinite:
         confidence = self._confidence(watch, made, again)
         if confidence == "not reproduced":
             if again.gradients is not None and not any(map(kinds, again.gradients.values())):
+                if rank_and_world()[1] > 1 and self._first_sign() is None:
+                    return None, "done again, this rank's pass was finite: with another rank's gradients it came"
                 return None, (
-                    "done again, the pass was finite"
-                    + ("; another rank's gradients may not be" if rank_and_world()[1] > 1 else "")
-                    + ": it depends on what changed since, or on a random state that is not torch's, Python's or numpy's"
+                    "done again, the pass was finite: it depends on what changed since, or on a random state that is not torch's, "
+                    "Python's or numpy's"
                 )
             return None, "done again, the pass came out differently"
         finding = self._found(watch, made, again, confidence)
@@ -574,6 +575,7 @@ ADVICE: Mapping[str, str] = {
     "at the optimizer's eps and state. Go back to the last checkpoint.",
     "data": "The batch itself holds NaN or Inf: look at the rows named, and at the normalisation that they went through.",
     "": "Look at the first block named and at what feeds it.",
+    "elsewhere": "Look at the other ranks' incidents of this step: the one in which it was born names a block.",
 }
 
 
@@ -615,7 +617,7 @@ def _unexplained(step: int, model: str, probes: Mapping[str, Any], why: str, mor
         block=block,
         confidence="not reproduced",
         since=step,
-        advice=ADVICE[""],
+        advice=ADVICE["" if block or rank_and_world()[1] == 1 else "elsewhere"],
         runbook="nonfinite",
         evidence={**probes, **more, "replay": why},
     )

@@ -45,9 +45,16 @@ def of_attempt(attempt_folder: Path) -> list[Incident]:
 
 
 def newest(events: Iterable[Incident]) -> list[Incident]:
-    """Every incident in its newest state, in the order in which they happened."""
+    """Every incident in its newest state, in their order; of one in several ranks first those that say where."""
     found = {(event.rank, event.id): event for event in events}
-    return sorted(found.values(), key=lambda incident: (incident.time, incident.rank, incident.id))
+    began: dict[str, float] = {}
+    for event in found.values():
+        began[event.id] = min(event.time, began.get(event.id, event.time))
+
+    def order(incident: Incident) -> tuple[float, str, bool, int]:
+        return began[incident.id], incident.id, not (incident.origin or incident.block), incident.rank
+
+    return sorted(found.values(), key=order)
 
 
 def _first_in_doubt(incident: Incident) -> int | None:

@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import resmon
 from resmon.capture import references
 from resmon.capture.nonfinite import NonFinite
 from resmon.capture.replay import refusal
 from resmon.capture.session import Session
 from resmon.errors import NonFiniteError
 from resmon.records import CALM, SEARCH, Incident
-from tests.capture import faults, loops, models
+from tests.capture import faults, loops, models, spoilt
+from tests.ranks import run_ranks
 
 WIDTH = 8
 
@@ -124,7 +126,7 @@ def train(
         loss.backward()
         between(optimizer)
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return session, sink, losses
 
 
@@ -634,6 +636,21 @@ def test_what_would_ask_other_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) 
     found = only(sink)
     assert (found.origin, found.block, found.evidence["direction"]) == ("", "2", "forward")
     assert "sharded" in found.summary
+
+
+@pytest.mark.parametrize(
+    ("way", "born", "block", "elsewhere"),
+    [("ddp", "data", "", "another rank's gradients"), ("fsdp", "", "1", "communicates with the other ranks")],
+)
+def test_the_rank_in_which_it_was_born_is_told_first(tmp_path: Path, way: str, born: str, block: str, elsewhere: str) -> None:
+    """FSDP's ranks cannot do a pass again alone: what the probes saw stands."""
+    run_ranks(2, "tests.capture.spoilt", str(tmp_path), way)
+    mine, other = resmon.load(tmp_path / way).incidents().itertuples()
+    assert (mine.rank, mine.step, mine.origin, mine.block) == (1, spoilt.STEP, born, block)
+    if born:
+        assert mine.confidence == "bit-exact" and json.loads(mine.evidence)["rows"] == [spoilt.ROW]
+    assert (other.rank, other.step, other.origin, other.block) == (0, spoilt.STEP, "", "")
+    assert elsewhere in other.summary and "other ranks" in other.advice
 
 
 # -- scalers ---------------------------------------------------------------------------------------------------------------
