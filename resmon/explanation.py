@@ -66,7 +66,8 @@ def _verdict(path: Path, verdict: Verdict | None) -> list[Text]:
         return [Text(how, style="dim")]
     event = verdict.event
     if event is None:
-        return [Text("Run with what the capsule holds, the module stayed finite.", style="green")]
+        why = "what it depends on is in no tensor of its: other code, an attribute that was set later, another version of torch."
+        return [Text(f"Run with what the capsule holds, the module stayed finite: {why}", style="yellow")]
     what = event.operation or f"{event.kind} {event.name}"
     what = f"the backward of {event.operation}" if verdict.direction == "backward" else what
     where = (f" in module {event.path}" if event.path else "") + (f", at {event.line}" if event.line else "")
