@@ -190,7 +190,7 @@ def incidents(
     directory: Directory = None,
 ) -> None:
     """Show what broke in a run: what failed, where, since when, how sure that is, and what to do."""
-    from resmon.flight.incidents import of_attempt
+    from resmon.flight.endings import of_attempt
     from resmon.incidents import panel
 
     found = of_attempt(_run_folder(run, directory))
@@ -235,12 +235,13 @@ def runbook(
             print(each)
         return
     flight = load(_run_folder(run, directory))
-    chosen = name or books.of_run(flight)
+    trouble = books.Trouble.of(flight)
+    chosen = name or trouble.runbook
     if chosen is None:
         console.print(Text(f"nothing is wrong with {flight.info['run']} as far as resmon saw: it is {flight.outcome}"))
         return
     more = {"CHECKPOINT": checkpoint, "MODEL": model}
-    for part in books.page(books.runbook(chosen), flight, {key: value for key, value in more.items() if value}):
+    for part in books.page(books.runbook(chosen), trouble, {key: value for key, value in more.items() if value}):
         show(part)
 
 

@@ -1,8 +1,9 @@
 """Runbooks: pages for the person on call, and the same pages with a run's own values and what their commands print for it.
 
 A runbook (runbooks/<name>.md) reads well by itself: Meaning, Impact, Diagnosis, Mitigation. Its commands stand in ```sh blocks and
-can be pasted. Words in capitals (VALUES) stand for values of the run; filled in, they are escaped for where they stand, since the
-names in a run are anybody's.
+can be pasted; a ```text block below one is an example of what it prints, in whose place a run's page has what it printed. Words in
+capitals (VALUES) stand for values of the run; filled in, they are escaped for where they stand, since the names in a run are
+anybody's.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from pathlib import Path
 
 from resmon.errors import ConfigurationError
 from resmon.flight import layout
+from resmon.flight.endings import of_attempt
 from resmon.flight.frames import Flight
-from resmon.flight.incidents import of_attempt
-from resmon.records import Incident
+from resmon.flight.incidents import last_checkpoint
+from resmon.records import Finding, Incident
+from resmon.tail import Tail
 
 VALUES = {
     "RUN": "path of the run's folder",
+    "RUNS": "path of the folder that holds it",
     "CHECKPOINT": "the last checkpoint that was named from before the trouble",
     "CAPSULE": "file with what the failing module was given",
     "MODEL": "package.module:name of a function that makes the model",
@@ -30,7 +34,7 @@ VALUES = {
 LONGEST = 20_000  # characters of a command's output that a page takes
 PATIENCE = 300.0  # seconds that a command may take
 
-_BLOCK = re.compile(r"^```sh\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```sh\n(?P<command>.*?)^```\n(?:\n```text\n(?P<prints>.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 _VALUE = re.compile(rf"\b({'|'.join(VALUES)})\b")
 _MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~-])")
 
@@ -43,9 +47,9 @@ class Runbook:
     text: str
 
     @property
-    def commands(self) -> list[str]:
-        """Every command of the page, as it stands there."""
-        return [line for block in _BLOCK.findall(self.text) for line in block.splitlines() if line]
+    def commands(self) -> dict[str, str]:
+        """Every command of the page, as it stands there, and the example of what it prints, empty where there is none."""
+        return {block["command"].strip(): block["prints"] or "" for block in _BLOCK.finditer(self.text)}
 
 
 def folder() -> Path:
@@ -65,36 +69,59 @@ def runbook(name: str) -> Runbook:
     return Runbook(name, (folder() / f"{name}.md").read_text(encoding="utf-8"))
 
 
-def of_run(flight: Flight) -> str | None:
-    """The runbook that a run asks for: its newest incident's, else its newest finding's; None where nothing is wrong."""
-    asked_for = [*flight.findings()["runbook"].tolist(), *(incident.runbook for incident in of_attempt(flight.folder))]
-    return next((name for name in reversed(asked_for) if name in names()), None)
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What is wrong with a run, in the order in which it came; of incidents and findings the newest events."""
+
+    flight: Flight
+    incidents: tuple[Incident, ...]
+    findings: tuple[Finding, ...]
+
+    @classmethod
+    def of(cls, flight: Flight) -> Trouble:
+        """Raises FlightVersionError where a newer resmon wrote the flight."""
+        return cls(flight, tuple(of_attempt(flight.folder)), tuple(Tail(flight.folder).poll().findings.values()))
+
+    @property
+    def runbook(self) -> str | None:
+        """The one that the run asks for: its newest incident's, else its newest finding's; None where nothing is wrong."""
+        asked_for = [each.runbook for each in (*self.findings, *self.incidents)]
+        return next((name for name in reversed(asked_for) if name in names()), None)
+
+    def incident(self, name: str) -> Incident | None:
+        """The newest that has this runbook."""
+        return next((each for each in reversed(self.incidents) if each.runbook == name), None)
+
+    def finding(self, name: str) -> Finding | None:
+        return next((each for each in reversed(self.findings) if each.runbook == name), None)
+
+    def values(self, name: str) -> dict[str, str]:
+        """What the run knows of VALUES, for this runbook."""
+        folder = self.flight.folder.absolute()  # a command is pasted anywhere, and a name may look like an option
+        found = {"RUN": str(folder), "RUNS": str(folder.parent.parent)}
+        if (incident := self.incident(name)) is not None:
+            found |= {"CHECKPOINT": incident.checkpoint} if incident.checkpoint else {}
+            found |= {"CAPSULE": str(layout.ranks(folder)[incident.rank] / incident.capsule)} if incident.capsule else {}
+        elif (finding := self.finding(name)) is not None:
+            best = finding.evidence.get("best_step")
+            sound = best + 1 if isinstance(best, int) else finding.opened_step  # later ones are worse than the best one
+            checkpoint = last_checkpoint(folder, sound)
+            found |= {"CHECKPOINT": checkpoint.path} if checkpoint is not None else {}
+        return found
 
 
-def values(flight: Flight, name: str) -> dict[str, str]:
-    """What the run knows of VALUES: by its newest incident that has this runbook."""
-    found = {"RUN": str(flight.folder)}
-    if (incident := _incident(flight, name)) is not None:
-        if incident.checkpoint:
-            found["CHECKPOINT"] = incident.checkpoint
-        if incident.capsule:
-            found["CAPSULE"] = str(layout.ranks(flight.folder)[incident.rank] / incident.capsule)
-    return found
-
-
-def page(book: Runbook, flight: Flight, more: Mapping[str, str] | None = None) -> Iterator[str]:
+def page(book: Runbook, trouble: Trouble, more: Mapping[str, str] | None = None) -> Iterator[str]:
     """The page for one run, part by part as they come: its values filled in, and below each command what it prints.
 
     A command that needs a value which the run does not have stands as it is, with what is missing said.
     """
-    known = values(flight, book.name) | dict(more or {})
+    known = trouble.values(book.name) | dict(more or {})
     title, rest = book.text.split("\n", 1)
-    yield f"{title}\n\n{_this_run(flight, book.name)}"
+    yield f"{title}\n\n{_this_run(trouble, book.name)}"
     position = 0
     for block in _BLOCK.finditer(rest):
         yield _fill(rest[position : block.start()], known)
-        for command in filter(None, block[1].splitlines()):
-            yield _answered(command, known)
+        yield _answered(block["command"].strip(), known)
         position = block.end()
     yield _fill(rest[position:], known)
 
@@ -134,22 +161,16 @@ def _answered(command: str, known: Mapping[str, str]) -> str:
     return f"```sh\n{shown}\n```\n\n{_fenced(kept)}{ended}"
 
 
-def _this_run(flight: Flight, name: str) -> str:
+def _this_run(trouble: Trouble, name: str) -> str:
     """What the run itself says about the trouble."""
-    run = escaped(str(flight.info["run"]))
-    incident = _incident(flight, name)
-    if incident is not None:
+    run = escaped(str(trouble.flight.info["run"]))
+    if (incident := trouble.incident(name)) is not None:
         step = "" if incident.step is None else f" at step {incident.step:,}"
         lines = [f"Run {run}, rank {incident.rank}{step}: {escaped(incident.summary)}", escaped(incident.advice)]
         return "\n\n".join(["## This run", *filter(None, lines)]) + "\n"
-    findings = [row for row in flight.findings().to_dict("records") if row["runbook"] == name]
-    if findings:
-        return f"## This run\n\nRun {run}: {escaped(findings[-1]['summary'])}\n"
-    return f"## This run\n\nRun {run} is {flight.outcome} and has no incident that this page is about.\n"
-
-
-def _incident(flight: Flight, name: str) -> Incident | None:
-    return next((each for each in reversed(of_attempt(flight.folder)) if each.runbook == name), None)
+    if (finding := trouble.finding(name)) is not None:
+        return f"## This run\n\nRun {run}: {escaped(finding.summary)}\n"
+    return f"## This run\n\nRun {run} is {trouble.flight.outcome} and has no incident that this page is about.\n"
 
 
 def _fill(text: str, known: Mapping[str, str]) -> str:

@@ -39,11 +39,6 @@ def read(rank_folder: Path, ended: bool = True) -> tuple[list[Incident], list[Sk
     return lines.poll(ended), lines.skips
 
 
-def of_attempt(attempt_folder: Path) -> list[Incident]:
-    """Every incident of every rank in its newest state, in the order in which they happened."""
-    return newest(event for folder in layout.ranks(attempt_folder).values() for event in read(folder, ended=False)[0])
-
-
 def newest(events: Iterable[Incident]) -> list[Incident]:
     """Every incident in its newest state, in the order in which they happened."""
     found = {(event.rank, event.id): event for event in events}

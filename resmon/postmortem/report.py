@@ -136,7 +136,7 @@ def _what(case: Case) -> str:
     kind = incident.kind if incident and incident.kind != "interrupted" else case.outcome
     did = _DID.get(kind, "ended")
     if kind == "finished" and case.trouble is not None:
-        finding = next(each for each in case.findings if each.severity == "page")
+        finding = min((f for f in case.findings if f.opened_step == case.trouble), key=lambda f: f.kind != "nonfinite")
         did = f"finished, but {FOUND.get(finding.kind, f'raised the finding {finding.kind}')}"
         place = f" in block {finding.block}" if finding.block else ""
     else:
