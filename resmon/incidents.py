@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from rich.box import ROUNDED
 from rich.console import Group, RenderableType
@@ -10,11 +14,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from resmon.flight import layout
+from resmon.footprint import size
 from resmon.origins import printable
 from resmon.records import Incident
 
 LONGEST = 300  # characters of a piece of evidence
-FIELDS = ("advice", "model", "block", "module", "operation", "line", "origin", "confidence", "since", "checkpoint", "capsule")
+MOST = 8  # lines of a list
+FIELDS = ("advice", "model", "block", "module", "operation", "line", "origin", "confidence", "since", "checkpoint")
+BYTES = "_bytes"  # what the names of sizes end with
 
 
 def panel(incident: Incident) -> RenderableType:
@@ -26,11 +34,66 @@ def panel(incident: Incident) -> RenderableType:
         value = getattr(incident, name)
         if value not in ("", None):
             table.add_row(name, Text(printable(str(value))))
-    if incident.runbook:
-        table.add_row("runbook", Text(f"resmon runbook {printable(incident.runbook)}"))
     for name, value in incident.evidence.items():
-        said = printable(json.dumps(value, ensure_ascii=False))
-        table.add_row(Text(printable(name)), Text(said if len(said) <= LONGEST else f"{said[:LONGEST]}…", style="dim"))
+        for i, line in enumerate(_lines(name, value)):
+            said = line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+            table.add_row(
+                Text(printable("" if i else name.removesuffix(BYTES).replace("_", " "))), Text(printable(said), style="dim")
+            )
     step = "" if incident.step is None else f" at step {incident.step:,}"
     title = Text(f"{incident.kind}{step}, rank {incident.rank}", style="bold red")
     return Panel(Group(Text(printable(incident.summary)), Text(), table), title=title, title_align="left", box=ROUNDED)
+
+
+def next_commands(incident: Incident, attempt: Path) -> Iterator[str]:
+    """What to run next for an incident of that attempt, as it can be pasted."""
+    if incident.capsule:
+        yield shlex.join(["resmon", "explain", str(layout.ranks(attempt)[incident.rank] / incident.capsule)])
+    if incident.runbook:
+        yield shlex.join(["resmon", "runbook", incident.runbook, "--run", str(attempt)])
+
+
+def _lines(name: str, value: Any) -> Iterator[str]:
+    """A piece of evidence; none where it says nothing."""
+    if not _says(value):
+        return
+    if name == "memory" and isinstance(value, list):
+        yield from _memory(value)
+    elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        for each in value[:MOST]:
+            yield _said(name, each)
+        if len(value) > MOST:
+            yield f"and {len(value) - MOST:,} more"
+    else:
+        yield _said(name, value)
+
+
+def _spoken(name: str) -> str:
+    return name.removesuffix(BYTES).replace("_", " ")
+
+
+def _says(value: Any) -> bool:
+    return value is not None and value is not False and value not in ("", [], {})
+
+
+def _said(name: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        parts = [(str(inner), each) for inner, each in value.items() if _says(each)]
+        return ", ".join(_spoken(inner) if each is True else f"{_spoken(inner)} {_said(inner, each)}" for inner, each in parts)
+    if name.endswith(BYTES) and isinstance(value, (int, float)):
+        return size(value)
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return ", ".join(value)
+    return f"{value:,.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
+
+
+def _memory(rows: list[Any]) -> Iterator[str]:
+    """What was in use and what was free in the last steps: where it changed, so that a slope and a jump are told apart."""
+    known = [row for row in rows if isinstance(row, list) and len(row) == 3 and isinstance(row[1], (int, float))]
+    changed = [row for i, row in enumerate(known) if not i or size(row[1]) != size(known[i - 1][1])]
+    if len(changed) > MOST:
+        changed = [changed[0], *changed[1 - MOST :]]
+    for step, used, free in [*changed, *known[-1:]] if known[-1:] != changed[-1:] else changed:
+        yield f"step {step}: {size(used)} in use" + (f", {size(free)} free" if isinstance(free, (int, float)) else "")

@@ -36,7 +36,9 @@ PATIENCE = 300.0  # seconds that a command may take
 
 _BLOCK = re.compile(r"^```sh\n(?P<command>.*?)^```\n(?:\n```text\n(?P<prints>.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 _VALUE = re.compile(rf"\b({'|'.join(VALUES)})\b")
-_MARKS = re.compile(r"([\\`*_{}\[\]<>()#+!|~-])")
+# What CommonMark reads as a mark anywhere in a line, and what it does at its beginning; _ inside a word is none.
+_MARKS = re.compile(r"([\\`*\[\]<&~]|(?<![^\W_])_|_(?![^\W_]))")
+_BEGINNINGS = re.compile(r"^(?:(?=[-+=#>])|(\d+)(?=[.)]))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class Trouble:
     @property
     def runbook(self) -> str | None:
         """The one that the run asks for: its newest incident's, else its newest finding's; None where nothing is wrong."""
-        asked_for = [each.runbook for each in (*self.findings, *self.incidents)]
+        asked_for = [*(finding.runbook for finding in self.findings), *(incident.runbook for incident in self.incidents)]
         return next((name for name in reversed(asked_for) if name in names()), None)
 
     def incident(self, name: str) -> Incident | None:
@@ -103,9 +105,9 @@ class Trouble:
             found |= {"CHECKPOINT": incident.checkpoint} if incident.checkpoint else {}
             found |= {"CAPSULE": str(layout.ranks(folder)[incident.rank] / incident.capsule)} if incident.capsule else {}
         elif (finding := self.finding(name)) is not None:
-            best = finding.evidence.get("best_step")
-            sound = best + 1 if isinstance(best, int) else finding.opened_step  # later ones are worse than the best one
-            checkpoint = last_checkpoint(folder, sound)
+            since, best = finding.evidence.get("since"), finding.evidence.get("best_step")
+            first = since if type(since) is int else best + 1 if type(best) is int else finding.opened_step
+            checkpoint = last_checkpoint(folder, first)
             found |= {"CHECKPOINT": checkpoint.path} if checkpoint is not None else {}
         return found
 
@@ -179,7 +181,9 @@ def _fill(text: str, known: Mapping[str, str]) -> str:
 
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is, in one line."""
-    return _MARKS.sub(r"\\\1", " ".join(text.split()))
+    plain = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    marked = _MARKS.sub(r"\\\1", plain)
+    return _BEGINNINGS.sub(r"\1\\", marked)
 
 
 def _fenced(text: str) -> str:

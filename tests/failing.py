@@ -60,7 +60,9 @@ def network(wide: int = 2) -> nn.Sequential:
 
 def unfit() -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The model of the shape mismatch, as `resmon check` is given it."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Narrowing(8), nn.Flatten(), nn.LazyLinear(CLASSES))
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), Narrowing(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)
+    )
     return model, (torch.randn(4, 3, 8, 8),)
 
 
@@ -93,8 +95,11 @@ class Training:
     def train(self, steps: int = 40) -> None:
         for _ in range(steps):
             self.step(*self.batch())
-        torch.save(self.model.state_dict(), self.saved)
-        self.monitor.checkpoint(self.saved)
+        self.save(self.saved)
+
+    def save(self, path: Path) -> None:
+        torch.save(self.model.state_dict(), path)
+        self.monitor.checkpoint(path)
 
 
 def nonfinite(folder: str) -> None:
@@ -158,7 +163,7 @@ def overfitting(folder: str) -> None:
             training.step(x, labels)
         with torch.no_grad():
             training.monitor.log(val_loss=F.cross_entropy(training.model(others[0]), others[1]))
-        training.monitor.checkpoint(training.saved.with_stem(f"overfitting-{evaluation}"))
+        training.save(training.saved.with_stem(f"overfitting-{evaluation}"))
     training.monitor.close()
 
 

@@ -206,7 +206,8 @@ class _Check:
         """The model with real weights, where that fits into memory."""
         if self.real is None:
             free = main_memory()["memory_free"]
-            size = sum(t.numel() * t.element_size() for t in (*fake.parameters(), *fake.buffers()))
+            tensors = [t for t in (*fake.parameters(), *fake.buffers()) if not torch.nn.parameter.is_lazy(t)]
+            size = sum(t.numel() * t.element_size() for t in tensors)
             if free is not None and size > SHARE_OF_MEMORY * free:
                 return None
             self.real = self._with_inputs(made(self.target, self.found))

@@ -27,7 +27,7 @@ def append(rank_folder: Path, incident: Incident) -> Incident:
     """
     rank = layout.rank_number(rank_folder)
     whole = replace(incident, rank=rank or 0)
-    if not whole.checkpoint and (last := last_checkpoint(rank_folder.parent, _first_in_doubt(whole))):
+    if not whole.checkpoint and (last := last_checkpoint(rank_folder.parent, first_in_doubt(whole))):
         whole = replace(whole, checkpoint=last.path, checkpoint_step=last.step)
     journal.append(rank_folder / layout.INCIDENTS, asdict(whole))
     return whole
@@ -45,7 +45,7 @@ def newest(events: Iterable[Incident]) -> list[Incident]:
     return sorted(found.values(), key=lambda incident: (incident.time, incident.rank, incident.id))
 
 
-def _first_in_doubt(incident: Incident) -> int | None:
+def first_in_doubt(incident: Incident) -> int | None:
     """The first step whose weights may not be sound."""
     if incident.since is not None or incident.step is None:
         return incident.since
