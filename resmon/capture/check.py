@@ -380,7 +380,9 @@ class _Check:
             elif lost and len(lost) == sum(name in trained for name in own):
                 says = f"no gradient reaches the block: none of its {len(lost)} parameters, such as {lost[0]}, has any"
                 do = "The way to the output is cut behind it: detach, no_grad, .data, argmax, or an output that is not used."
-                self.faults.append(Fault("gradients", "error", site.name, site.module, says, do))
+                # In place of a sum that cannot be made stands one that may leave the branch out.
+                if all(mismatch.module != site.module for mismatch in outcome.mismatches):
+                    self.faults.append(Fault("gradients", "error", site.name, site.module, says, do))
                 told.update(lost)
         rest = sorted(without - told)
         if rest:

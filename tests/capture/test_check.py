@@ -81,9 +81,9 @@ def test_a_misfit_before_a_lazy_module_is_found(monkeypatch: pytest.MonkeyPatch)
     """Whose parameters have no size before the first pass."""
     parts = lambda: (Block(nn.Conv2d(4, 8, 3, stride=2, padding=1)), nn.Flatten(), nn.LazyLinear(3))  # noqa: E731
     report = checked(monkeypatch, lambda: nn.Sequential(*parts()), "2,4,8,8", batches=())
-    assert ("shapes", "0", "nn.Conv2d(4, 8, 1, stride=2, bias=False)") in [
-        (fault.kind, fault.block, fix) for fault in errors(report) for fix in fault.fixes
-    ]
+    (fault,) = errors(report)
+    assert (fault.kind, fault.block) == ("shapes", "0")
+    assert "nn.Conv2d(4, 8, 1, stride=2, bias=False)" in fault.fixes
 
 
 class FixedBatch(nn.Module):
