@@ -65,7 +65,7 @@ def list_runs(
     now = time.time()
     for row in rows:
         table.add_row(
-            row.name,
+            Text(printable(row.name)),
             str(row.attempt),
             Text(row.outcome, style={"running": "green", "finished": ""}.get(row.outcome, "red")),
             f"{row.steps:,}",

@@ -20,6 +20,7 @@ from resmon.origins import printable
 from resmon.records import Incident
 
 LONGEST = 300  # characters of a piece of evidence
+WIDEST = 32  # characters of its name
 MOST = 8  # lines of a list
 FIELDS = ("advice", "model", "block", "module", "operation", "line", "origin", "confidence", "since", "checkpoint")
 BYTES = "_bytes"  # what the names of sizes end with
@@ -37,9 +38,7 @@ def panel(incident: Incident) -> RenderableType:
     for name, value in incident.evidence.items():
         for i, line in enumerate(_lines(name, value)):
             said = line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
-            table.add_row(
-                Text(printable("" if i else name.removesuffix(BYTES).replace("_", " "))), Text(printable(said), style="dim")
-            )
+            table.add_row(Text(printable("" if i else _spoken(name))), Text(printable(said), style="dim"))
     step = "" if incident.step is None else f" at step {incident.step:,}"
     title = Text(f"{incident.kind}{step}, rank {incident.rank}", style="bold red")
     return Panel(Group(Text(printable(incident.summary)), Text(), table), title=title, title_align="left", box=ROUNDED)
@@ -69,7 +68,8 @@ def _lines(name: str, value: Any) -> Iterator[str]:
 
 
 def _spoken(name: str) -> str:
-    return name.removesuffix(BYTES).replace("_", " ")
+    said = name.removesuffix(BYTES).replace("_", " ")
+    return said if len(said) <= WIDEST else f"{said[:WIDEST]}…"
 
 
 def _says(value: Any) -> bool:

@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resmon.errors import ConfigurationError
@@ -82,7 +82,12 @@ class Trouble:
     @classmethod
     def of(cls, flight: Flight) -> Trouble:
         """Raises FlightVersionError where a newer resmon wrote the flight."""
-        return cls(flight, tuple(of_attempt(flight.folder)), tuple(Tail(flight.folder).poll().findings.values()))
+        known = names()
+        of_kinds = (  # a newer resmon's, or nobody's, may name a page that is not there; each kind has one
+            each if each.runbook in known else replace(each, runbook=each.kind.replace("_", "-"))
+            for each in of_attempt(flight.folder)
+        )
+        return cls(flight, tuple(of_kinds), tuple(Tail(flight.folder).poll().findings.values()))
 
     @property
     def runbook(self) -> str | None:

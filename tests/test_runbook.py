@@ -156,13 +156,68 @@ def test_a_run_without_trouble_has_no_runbook(tmp_path: Path) -> None:
     assert "has no incident that this page is about" in resmon("runbook", "killed", "--run", "digits", cwd=tmp_path).stdout
 
 
+def test_an_incident_whose_page_is_not_there_has_its_kinds(tmp_path: Path) -> None:
+    """A newer resmon's, say; a name that leads elsewhere is none."""
+    for i, page in enumerate(("../../etc/passwd", "of-tomorrow", "")):
+        trouble = runbook.Trouble.of(load(broken(tmp_path / str(i), page)))
+        assert trouble.runbook == "failed"
+        assert "the summary of it" in next(runbook.page(runbook.runbook("failed"), trouble))
+
+
 def test_incidents_are_shown_with_all_that_is_known(tmp_path: Path) -> None:
     folder = broken(tmp_path / "runs", "failed", block="stages.1.0", line="model.py:3: x + y", evidence={"\x1b[31mred": "\x1b[31m"})
     shown = resmon("incidents", "digits", cwd=tmp_path).stdout
-    for text in ("the summary of it", "stages.1.0", "model.py:3: x + y", "last.pt", "resmon runbook failed"):
+    for text in ("the summary of it", "stages.1.0", "model.py:3: x + y", "last.pt"):
         assert text in shown
+    assert shown.splitlines()[-1] == "resmon runbook failed --run runs/digits/attempt-0001"
     assert "\x1b" not in shown
     append(next(folder.glob("attempt-*/rank-*")), Incident("killed", "killed", 10.0, None, "gone"))
     import json
 
     assert [row["kind"] for row in json.loads(resmon("incidents", "digits", "--json", cwd=tmp_path).stdout)] == ["failed", "killed"]
+
+
+ODD = {
+    "asked_bytes": 131072000.0,
+    "blocks": [{"block": f"h.{i}", "activation_bytes": 2048 * i, "checkpoint_saves_bytes": None} for i in range(12)],
+    "batch": {"samples": 16, "fits": 0, "tried": True, "added": False, "by": ""},
+    "shape": [2, 16, 4, 4],
+    "parameters": ["a.weight", "b.bias"],
+    "growth": None,
+    "loss": float("nan"),
+    "memory": [[0, 2e9, 5e9], [1, 2e9, 5e9], [2, 3e9, None], [3, 3e9, 4e9], "x", [4], [5, None, 1.0]],
+    "n" * 500: "m" * 5000,
+}
+
+
+def test_evidence_is_put_into_words(tmp_path: Path) -> None:
+    broken(tmp_path / "runs", "failed", evidence=ODD)
+    shown = resmon("incidents", "digits", cwd=tmp_path).stdout
+    rows = [re.sub(r"\s+", " ", line.strip("│ ")) for line in shown.splitlines()]
+    for expected in (
+        "asked 125 MiB",
+        "blocks block h.0, activation 0 bytes",
+        "block h.1, activation 2 KiB",
+        "and 4 more",
+        "batch samples 16, fits 0, tried",
+        "shape [2, 16, 4, 4]",
+        "parameters a.weight, b.bias",
+        "loss nan",
+        "memory step 0: 1.86 GiB in use, 4.66 GiB free",
+        "step 2: 2.79 GiB in use",
+        "step 3: 2.79 GiB in use, 3.73 GiB free",
+    ):
+        assert expected in rows, shown
+    assert "growth" not in shown and "step 1:" not in shown and "n" * 60 not in shown
+    assert shown.count("m") < 500
+
+
+def test_evidence_of_any_kind_is_shown(tmp_path: Path) -> None:
+    """What somebody's file holds there: no exception, and nothing that steers the terminal."""
+    bad = "\x1b[31m<b>[x](y)"
+    odd = {"memory": 5, "blocks": "x", "a_bytes": bad, "b_bytes": True, "c": [[], [None, {"d": [{}]}]], bad: {bad: [bad]}}
+    broken(tmp_path / "runs", "failed", evidence=odd)
+    shown = resmon("incidents", "digits", cwd=tmp_path)
+    assert shown.returncode == 0 and "<b>[x](y)" in shown.stdout and "\x1b" not in shown.stdout
+    page = resmon("runbook", "--run", "digits", cwd=tmp_path).stdout
+    assert "\x1b" not in page and "<b>" not in re.sub(r"```text.*?```", "", page, flags=re.DOTALL)
