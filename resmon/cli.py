@@ -247,7 +247,8 @@ def runbook(
         console.print(Text(f"nothing is wrong with {flight.info['run']} as far as resmon saw: it is {flight.outcome}"))
         return
     more = {"CHECKPOINT": checkpoint, "MODEL": model}
-    for part in books.page(books.runbook(chosen), trouble, {key: value for key, value in more.items() if value}):
+    width = console.width - 2 * console.is_terminal  # a block of Markdown has a margin there
+    for part in books.page(books.runbook(chosen), trouble, {key: value for key, value in more.items() if value}, width):
         show(part)
 
 

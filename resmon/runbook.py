@@ -8,6 +8,7 @@ anybody's.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -117,10 +118,11 @@ class Trouble:
         return found
 
 
-def page(book: Runbook, trouble: Trouble, more: Mapping[str, str] | None = None) -> Iterator[str]:
+def page(book: Runbook, trouble: Trouble, more: Mapping[str, str] | None = None, width: int = 80) -> Iterator[str]:
     """The page for one run, part by part as they come: its values filled in, and below each command what it prints.
 
-    A command that needs a value which the run does not have stands as it is, with what is missing said.
+    A command that needs a value which the run does not have stands as it is, with what is missing said. Commands print as in a
+    terminal of so many columns.
     """
     known = trouble.values(book.name) | dict(more or {})
     title, rest = book.text.split("\n", 1)
@@ -128,12 +130,12 @@ def page(book: Runbook, trouble: Trouble, more: Mapping[str, str] | None = None)
     position = 0
     for block in _BLOCK.finditer(rest):
         yield _fill(rest[position : block.start()], known)
-        yield _answered(block["command"].strip(), known)
+        yield _answered(block["command"].strip(), known, width)
         position = block.end()
     yield _fill(rest[position:], known)
 
 
-def run(command: str, known: Mapping[str, str]) -> tuple[str, str, int]:
+def run(command: str, known: Mapping[str, str], width: int = 80) -> tuple[str, str, int]:
     """Run one of a runbook's commands with the values filled in: the command as it was run, what it printed, its exit status.
 
     Raises KeyError for a value that is not known.
@@ -144,6 +146,7 @@ def run(command: str, known: Mapping[str, str]) -> tuple[str, str, int]:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "resmon", *words[1:]],
+            env=os.environ | {"COLUMNS": str(width)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -157,12 +160,12 @@ def run(command: str, known: Mapping[str, str]) -> tuple[str, str, int]:
     return shlex.join(words), done.stdout, done.returncode
 
 
-def _answered(command: str, known: Mapping[str, str]) -> str:
+def _answered(command: str, known: Mapping[str, str], width: int) -> str:
     missing = [value for value in _VALUE.findall(command) if value not in known]
     if missing:
         lacking = "; ".join(f"{value}: {VALUES[value]}" for value in dict.fromkeys(missing))
         return f"```sh\n{command}\n```\n\n(not run, for this run does not say {lacking})\n"
-    shown, output, status = run(command, known)
+    shown, output, status = run(command, known, width)
     kept = output if len(output) <= LONGEST else f"{output[:LONGEST]}\n... and {len(output) - LONGEST:,} characters more\n"
     ended = f"\n(exit status {status})\n" if status else ""
     return f"```sh\n{shown}\n```\n\n{_fenced(kept)}{ended}"

@@ -101,6 +101,15 @@ def test_only_commands_of_resmon_are_run() -> None:
         runbook.run("rm -rf RUN", {"RUN": "x"})
 
 
+def test_commands_print_as_wide_as_the_page_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    folder = broken(tmp_path, "failed")
+    for width in (70, 110):
+        _, printed, status = runbook.run("resmon incidents RUN", {"RUN": str(folder)}, width)
+        assert status == 0
+        assert {len(line) for line in printed.splitlines() if line[0] in "╭│╰"} == {width}
+
+
 HOSTILE = "a'; touch owned #\n</code> `x` **b** $(touch owned) --help"
 
 

@@ -86,7 +86,6 @@ def answers(runs: Path) -> dict[str, dict[str, Answer]]:
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
         patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("COLUMNS", "80")
         return dict(zip(NAMES, pool.map(made, NAMES), strict=True))
 
 
