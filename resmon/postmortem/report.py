@@ -99,7 +99,11 @@ def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
     checkpoint = last_good_checkpoint(case, signs)
     incident = case.broken
     indicated = [suspect for suspect in suspects if suspect.is_indicated]
-    runbook = incident.runbook if incident and incident.runbook else next((each.runbook for each in indicated if each.runbook), "")
+    asked_for = [
+        incident.runbook if incident else "",
+        *(each.runbook for each in case.findings if each.opened_step == case.trouble),
+    ]
+    runbook = next(filter(None, [*asked_for, *(each.runbook for each in indicated)]), "")
     comparison, note = _compared(case, others, say)
     return Report(
         case=case,
