@@ -177,12 +177,10 @@ def read(folder: Path, say: Progress = lambda _: None) -> Case:
 
 
 def _trouble(run: Run, outcome: str, incidents: tuple[Incident, ...], found: tuple[Finding, ...]) -> int | None:
-    said = (
-        [each.step for each in incidents if each.kind != "interrupted" and each.step is not None],
-        [finding.opened_step for finding in found if finding.kind == "nonfinite"],
-        [finding.opened_step for finding in found if finding.severity == "page"],  # a loss that diverged before is a sign of it
-    )
-    if broken := next(filter(None, said), None):
+    broken = [each.step for each in incidents if each.kind != "interrupted" and each.step is not None]
+    broken += [finding.opened_step for finding in found if finding.kind == "nonfinite"]
+    # A loss that diverged before is a sign of that.
+    if broken := broken or [finding.opened_step for finding in found if finding.severity == "page"]:
         return min(broken)
     return int(run.steps[-1]) if len(run.steps) and outcome not in ("finished", "running", "interrupted") else None
 
