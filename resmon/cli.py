@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -59,11 +59,13 @@ def list_runs(
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("run", "attempt", "outcome", "steps", "loss", "blocks", "size", "age"):
-        table.add_column(name, justify="left" if name in ("run", "outcome") else "right", overflow="ellipsis", no_wrap=True)
+        justify: Literal["left", "right"] = "left" if name in ("run", "outcome") else "right"
+        # In a narrow terminal it is the name that is cut.
+        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=name != "run", min_width=8 if name == "run" else None)
     now = time.time()
     for row in rows:
         table.add_row(
-            row.name,
+            Text(printable(row.name)),
             str(row.attempt),
             Text(row.outcome, style={"running": "green", "finished": ""}.get(row.outcome, "red")),
             f"{row.steps:,}",
@@ -190,16 +192,20 @@ def incidents(
     directory: Directory = None,
 ) -> None:
     """Show what broke in a run: what failed, where, since when, how sure that is, and what to do."""
-    from resmon.flight.incidents import of_attempt
-    from resmon.incidents import panel
+    from resmon.flight.endings import of_attempt
+    from resmon.incidents import next_commands, panel
+    from resmon.origins import printable
 
-    found = of_attempt(_run_folder(run, directory))
+    attempt = _run_folder(run, directory)
+    found = of_attempt(attempt)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
         return
     console = Console()
     for each in found:
         console.print(panel(each))
+        for command in next_commands(each, attempt):
+            console.print(Text(printable(command)), soft_wrap=True)
     if not found:
         console.print(Text(f"nothing that resmon saw broke in {run}"))
 
@@ -225,7 +231,7 @@ def runbook(
         if console.is_terminal:
             console.print(Markdown(text))
         else:  # to be pasted into a ticket
-            print(text, flush=True)
+            print(text.strip("\n"), end="\n\n", flush=True)
 
     if run is None:
         if name is not None:
@@ -235,12 +241,14 @@ def runbook(
             print(each)
         return
     flight = load(_run_folder(run, directory))
-    chosen = name or books.of_run(flight)
+    trouble = books.Trouble.of(flight)
+    chosen = name or trouble.runbook
     if chosen is None:
         console.print(Text(f"nothing is wrong with {flight.info['run']} as far as resmon saw: it is {flight.outcome}"))
         return
     more = {"CHECKPOINT": checkpoint, "MODEL": model}
-    for part in books.page(books.runbook(chosen), flight, {key: value for key, value in more.items() if value}):
+    width = console.width - 2 * console.is_terminal  # a block of Markdown has a margin there
+    for part in books.page(books.runbook(chosen), trouble, {key: value for key, value in more.items() if value}, width):
         show(part)
 
 
@@ -359,7 +367,7 @@ def explain(
     if as_json:
         print(json.dumps(jsonable(read, verdict), indent=2))
     else:
-        Console().print(render(capsule, read, verdict))
+        Console().print(render(capsule, read, verdict), soft_wrap=True)
 
 
 def postmortem(

@@ -179,7 +179,7 @@ def find_run(run: str, directory: Path) -> Path:
     path = Path(run)
     if layout.attempt_number(path) is not None and layout.ranks(path):
         return path
-    for folder in (directory / layout.safe_name(run), path):
+    for folder in (directory / layout.safe_name(run), directory / run, path):
         attempts = layout.attempts(folder)
         if attempts:
             return attempts[max(attempts)]

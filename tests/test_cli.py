@@ -242,6 +242,17 @@ def test_ls_lists_runs_newest_last(tmp_path: Path) -> None:
     assert [line.split()[0] for line in named.stdout.splitlines()] == ["run", "one", "two", "✖"]
 
 
+def test_a_name_is_shown_as_it_is_and_is_taken_as_a_name_or_as_its_folder(tmp_path: Path) -> None:
+    name = "[red]a[/red] [x](http://e) <b>\x1b[31m"
+    record(tmp_path, name, 5, RunEnd("finished", time.time(), 4))
+    listed = resmon("ls", str(tmp_path), cwd=tmp_path).stdout
+    assert "[red]a[/red]" in listed and "\x1b" not in listed
+    (folder,) = (path.name for path in tmp_path.iterdir())
+    for said in (name, folder):
+        found = resmon("tail", said, "-d", str(tmp_path), cwd=tmp_path)
+        assert found.returncode == 0 and "step 4" in found.stdout, found.stderr
+
+
 def test_ls_and_tail_tell_running_from_killed(tmp_path: Path, doomed: subprocess.Popen[str]) -> None:
     assert summaries(tmp_path)[0].outcome == "running"
     assert "● running" in resmon("tail", "doomed", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout

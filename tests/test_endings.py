@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 BEGIN = """
 import json, os, signal, sys, threading, time
 import torch, resmon
+import torch._dynamo  # which the first optimizer would import, in each child anew
 from torch import nn
 from tests.capture import models
 

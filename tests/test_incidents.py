@@ -21,11 +21,11 @@ def shown(**evidence: Any) -> str:
 
 def test_memory_is_a_picture() -> None:
     blocks = [{"block": f"layers.{i}", "activation_bytes": (12 - i) << 20} for i in range(12)]
-    told = shown(blocks=blocks, memory=[[5, 1 << 30, 3.0], [6, 2 << 30, None], [7, 4 << 30, 1.0]], asked_bytes=float(3 << 30))
+    told = shown(blocks=blocks, memory=[[i, (i + 1) << 30, 3.0] for i in range(12)], asked_bytes=float(3 << 30))
     bars = {line.split()[-2]: line.count("█") for line in told.splitlines() if "layers." in line}
     assert bars == {f"layers.{i}": round((12 - i) / 12 * 20) for i in range(8)}
     assert "12 MiB  layers.0" in told and "and 4 more" in told
-    assert "1 GiB in use at step 5, 4 GiB at step 7" in told and "▁" in told
+    assert "step 0: 1 GiB in use" in told and "step 11: 12 GiB in use" in told and "▁▁▂▃▃▄▅▆▆▇██" in told
     assert "asked" in told and "3 GiB" in told
 
 
@@ -39,8 +39,8 @@ def test_numbers_are_said_as_people_say_them() -> None:
         empty=[],
         of_all=True,
     )
-    assert "x 32×64" in told and "role skip; shape 2×3 | role branch; shape 2×4" in told
-    assert "5.395" in told and "1970-01-02 00:00:00 UTC" in told and "of all" in told and "yes" in told
+    assert "x 32×64" in told and "role skip, shape 2×3" in told and "role branch, shape 2×4" in told
+    assert "5.395" in told and "1970-01-02 00:00:00 UTC" in told and "of all" in told
     assert "nothing" not in told and "empty" not in told
 
 

@@ -207,7 +207,8 @@ class _Check:
         """The model with real weights, where that fits into memory."""
         if self.real is None:
             free = main_memory()["memory_free"]
-            size = sum(t.numel() * t.element_size() for t in (*fake.parameters(), *fake.buffers()))
+            tensors = [t for t in (*fake.parameters(), *fake.buffers()) if not torch.nn.parameter.is_lazy(t)]
+            size = sum(t.numel() * t.element_size() for t in tensors)
             if free is not None and size > SHARE_OF_MEMORY * free:
                 return None
             self.real = self._with_inputs(made(self.target, self.found))
@@ -380,7 +381,9 @@ class _Check:
             elif lost and len(lost) == sum(name in trained for name in own):
                 says = f"no gradient reaches the block: none of its {len(lost)} parameters, such as {lost[0]}, has any"
                 do = "The way to the output is cut behind it: detach, no_grad, .data, argmax, or an output that is not used."
-                self.faults.append(Fault("gradients", "error", site.name, site.module, says, do))
+                # In place of a sum that cannot be made stands one that may leave the branch out.
+                if all(mismatch.module != site.module for mismatch in outcome.mismatches):
+                    self.faults.append(Fault("gradients", "error", site.name, site.module, says, do))
                 told.update(lost)
         rest = sorted(without - told)
         if rest:

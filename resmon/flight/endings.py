@@ -13,12 +13,14 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from resmon.errors import FlightError, FlightVersionError
 from resmon.flight import incidents, layout, stalls
-from resmon.records import Incident, Outcome, RunEnd, RunInfo, StepRecord, incident_id
+from resmon.flight.reader import Follower, Item
+from resmon.records import Columns, Incident, Outcome, RunEnd, RunInfo, StepRecord, incident_id
 
 REMOVED = "the run's folder was removed"
 NO_END_MARK = (
@@ -101,11 +103,49 @@ def conclude(remains: Remains, conclusions: Sequence[Conclusion] | None = None) 
     end, incident = next(filter(None, (conclusion(remains) for conclusion in asked)), None) or _killed(remains)
     if incident is None or any(_tells(each, end) for each in remains.incidents):
         return end, None
-    checkpoint = None if incident.checkpoint else incidents.last_checkpoint(remains.folder.parent, _under_way(remains))
-    if checkpoint is not None:
-        incident = replace(incident, checkpoint=checkpoint.path, checkpoint_step=checkpoint.step)
-    rank = layout.rank_number(remains.folder)
-    return end, replace(incident, rank=rank or 0)
+    incident = replace(incident, rank=layout.rank_number(remains.folder) or 0)
+    return end, _with_checkpoint(incident, remains.folder.parent, _under_way(remains))
+
+
+def of_attempt(attempt_folder: Path) -> list[Incident]:
+    """Every incident of every rank in its newest state, in the order in which they happened; only the newest rows are read.
+
+    Those that nobody has written down are among them: how a process ended that could not say so, and the stall that one is in.
+    Raises FlightVersionError where a newer resmon wrote the flight; of a rank that cannot be read what is on file stands.
+    """
+    found: list[Incident] = []
+    for folder in layout.ranks(attempt_folder).values():
+        on_file = incidents.newest(incidents.read(folder, ended=False)[0])
+        found += on_file
+        try:
+            follower = Follower(folder, newest=True)
+        except FlightVersionError:
+            raise
+        except FlightError:
+            continue
+        alive = follower.alive()  # asked first: what a process wrote until it died is on file by then
+        items = [item for item in _all(follower) if not isinstance(item, Columns)]
+        newest = next((item for item in reversed(items) if isinstance(item, StepRecord)), None)
+        if alive:
+            quiet = time.time() - max((item.time for item in items), default=follower.info.started)
+            if quiet > stalls.patience(follower.info, newest) and stalls.open_stall(on_file) is None:
+                stall = replace(stalls.stall(follower.info, newest, quiet, time.time()), rank=layout.rank_number(folder) or 0)
+                found.append(_with_checkpoint(stall, attempt_folder, incidents.first_in_doubt(stall)))
+        else:
+            concluded = conclude(Remains(folder, follower.info, follower.end, newest, on_file))[1]
+            found += [] if concluded is None else [concluded]
+        follower.close()
+    return incidents.newest(found)
+
+
+def _with_checkpoint(incident: Incident, attempt_folder: Path, first_in_doubt: int | None) -> Incident:
+    found = None if incident.checkpoint else incidents.last_checkpoint(attempt_folder, first_in_doubt)
+    return incident if found is None else replace(incident, checkpoint=found.path, checkpoint_step=found.step)
+
+
+def _all(follower: Follower) -> Iterator[Item]:
+    while items := follower.poll():
+        yield from items
 
 
 def _tells(incident: Incident, end: RunEnd) -> bool:
@@ -173,8 +213,9 @@ CONCLUSIONS: tuple[Conclusion, ...] = (_removed, _stalled, told, _elsewhere)
 
 def _incident(remains: Remains, kind: Outcome, summary: str, advice: str, **evidence: object) -> Incident:
     when = remains.end.time if remains.end else remains.now
+    name = kind.replace("_", "-")
     return Incident(
-        incident_id(kind, remains.step), kind, when, remains.step, summary, advice=advice, runbook=kind, evidence=evidence
+        incident_id(kind, remains.step), kind, when, remains.step, summary, advice=advice, runbook=name, evidence=evidence
     )
 
 

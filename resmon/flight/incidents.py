@@ -27,7 +27,7 @@ def append(rank_folder: Path, incident: Incident) -> Incident:
     """
     rank = layout.rank_number(rank_folder)
     whole = replace(incident, rank=rank or 0)
-    if not whole.checkpoint and (last := last_checkpoint(rank_folder.parent, _first_in_doubt(whole))):
+    if not whole.checkpoint and (last := last_checkpoint(rank_folder.parent, first_in_doubt(whole))):
         whole = replace(whole, checkpoint=last.path, checkpoint_step=last.step)
     journal.append(rank_folder / layout.INCIDENTS, asdict(whole))
     return whole
@@ -37,11 +37,6 @@ def read(rank_folder: Path, ended: bool = True) -> tuple[list[Incident], list[Sk
     """Every event in order, and the lines that are none. `ended` says that nobody writes any more."""
     lines = Lines(rank_folder / layout.INCIDENTS, partial(of_json, rank=layout.rank_number(rank_folder) or 0), "an incident")
     return lines.poll(ended), lines.skips
-
-
-def of_attempt(attempt_folder: Path) -> list[Incident]:
-    """Every incident of every rank in its newest state, in the order in which they happened."""
-    return newest(event for folder in layout.ranks(attempt_folder).values() for event in read(folder, ended=False)[0])
 
 
 def newest(events: Iterable[Incident]) -> list[Incident]:
@@ -57,7 +52,7 @@ def newest(events: Iterable[Incident]) -> list[Incident]:
     return sorted(found.values(), key=order)
 
 
-def _first_in_doubt(incident: Incident) -> int | None:
+def first_in_doubt(incident: Incident) -> int | None:
     """The first step whose weights may not be sound."""
     if incident.since is not None or incident.step is None:
         return incident.since

@@ -20,8 +20,8 @@ from resmon.detectors import DETECTORS
 from resmon.diff.runs import Run, Series, blocks_of, run_of
 from resmon.errors import FlightError
 from resmon.flight import findings as findings_file
-from resmon.flight import incidents as incidents_file
 from resmon.flight import layout
+from resmon.flight.endings import of_attempt
 from resmon.flight.frames import MAGNITUDE_NAMES, Flight, load
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower, typed
@@ -137,7 +137,7 @@ def read(folder: Path, say: Progress = lambda _: None) -> Case:
     run = run_of(flight)
     info = flight.info
     ranks = {rank: path for rank, path in layout.ranks(flight.folder).items() if rank in info["ranks"]}
-    incidents = tuple(incidents_file.newest(event for path in ranks.values() for event in incidents_file.read(path)[0]))
+    incidents = tuple(each for each in of_attempt(flight.folder) if each.rank in ranks)
     notes = [f"{len(run.damage):,} damaged places were skipped, the first: {run.damage[0]}"] if run.damage else []
     found, note = _findings(flight.folder, ranks, say)
     notes += note
@@ -178,8 +178,9 @@ def read(folder: Path, say: Progress = lambda _: None) -> Case:
 
 def _trouble(run: Run, outcome: str, incidents: tuple[Incident, ...], found: tuple[Finding, ...]) -> int | None:
     broken = [each.step for each in incidents if each.kind != "interrupted" and each.step is not None]
-    broken += [finding.opened_step for finding in found if finding.severity == "page"]
-    if broken:
+    broken += [finding.opened_step for finding in found if finding.kind == "nonfinite"]
+    # A loss that diverged before is a sign of that.
+    if broken := broken or [finding.opened_step for finding in found if finding.severity == "page"]:
         return min(broken)
     return int(run.steps[-1]) if len(run.steps) and outcome not in ("finished", "running", "interrupted") else None
 

@@ -99,7 +99,11 @@ def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
     checkpoint = last_good_checkpoint(case, signs)
     incident = case.broken
     indicated = [suspect for suspect in suspects if suspect.is_indicated]
-    runbook = incident.runbook if incident and incident.runbook else next((each.runbook for each in indicated if each.runbook), "")
+    asked_for = [
+        incident.runbook if incident else "",
+        *(each.runbook for each in case.findings if each.opened_step == case.trouble),
+    ]
+    runbook = next(filter(None, [*asked_for, *(each.runbook for each in indicated)]), "")
     comparison, note = _compared(case, others, say)
     return Report(
         case=case,
@@ -136,7 +140,7 @@ def _what(case: Case) -> str:
     kind = incident.kind if incident and incident.kind != "interrupted" else case.outcome
     did = _DID.get(kind, "ended")
     if kind == "finished" and case.trouble is not None:
-        finding = next(each for each in case.findings if each.severity == "page")
+        finding = min((f for f in case.findings if f.opened_step == case.trouble), key=lambda f: f.kind != "nonfinite")
         did = f"finished, but {FOUND.get(finding.kind, f'raised the finding {finding.kind}')}"
         place = f" in block {finding.block}" if finding.block else ""
     else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from resmon.flight.incidents import first_in_doubt
 from resmon.postmortem.case import Case
 from resmon.postmortem.departures import Departure
 from resmon.postmortem.quantities import count, listed
@@ -67,7 +68,9 @@ def last_good_checkpoint(case: Case, signs: Sequence[Departure]) -> str:
     """The path of the newest checkpoint from before the first sign of the trouble; empty where there is none."""
     if case.healthy:
         return ""
-    since = [case.trouble, *(sign.step for sign in signs[:1]), *(each.since for each in case.incidents)]
+    since = [*(sign.step for sign in signs[:1]), *map(first_in_doubt, case.incidents)]
+    if all(each.step != case.trouble for each in case.incidents):
+        since.append(case.trouble)
     bound = min((step for step in since if step is not None), default=None)
     before = [each for each in case.checkpoints if bound is None or each.step is None or each.step < bound]
     return before[-1].path if before else ""

@@ -104,6 +104,15 @@ def test_of_two_changes_that_fit_the_one_in_the_manner_of_the_other_blocks_comes
     assert "gradients" in dict(report.skipped)
 
 
+def test_a_misfit_before_a_lazy_module_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose parameters have no size before the first pass."""
+    parts = lambda: (Block(nn.Conv2d(4, 8, 3, stride=2, padding=1)), nn.Flatten(), nn.LazyLinear(3))  # noqa: E731
+    report = checked(monkeypatch, lambda: nn.Sequential(*parts()), "2,4,8,8", batches=())
+    (fault,) = errors(report)
+    assert (fault.kind, fault.block) == ("shapes", "0")
+    assert "nn.Conv2d(4, 8, 1, stride=2, bias=False)" in fault.fixes
+
+
 class FixedBatch(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -21,6 +21,8 @@ import ctypes, importlib.machinery, importlib.util, os, signal, sys, threading, 
 loader = importlib.machinery.ExtensionFileLoader("_native", {NATIVE!r})
 native = importlib.util.module_from_spec(importlib.util.spec_from_loader("_native", loader))
 loader.exec_module(native)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests in the background or under nohup has these ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 folder = sys.argv[1]
 
 def begin(name="end"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resmon.capture.diagnoses import diagnose
 from resmon.capture.failures import Scene
-from resmon.capture.out_of_memory import out_of_memory, ran_out
+from resmon.capture.out_of_memory import ran_out
 from resmon.flight import incidents, layout
 from resmon.flight.reader import read_end
 from resmon.footprint import Footprint, Trail
@@ -122,7 +122,7 @@ def raised(error: BaseException) -> Incident:
     try:
         raise error
     except BaseException as caught:  # noqa: BLE001, whichever it is
-        return diagnose(caught, scene(nn.Linear(1, 1)), (out_of_memory,))
+        return diagnose(caught, scene(nn.Linear(1, 1)))
 
 
 def test_what_a_device_says_is_understood() -> None:
@@ -132,7 +132,7 @@ def test_what_a_device_says_is_understood() -> None:
     try:
         raise torch.OutOfMemoryError(CUDA)
     except torch.OutOfMemoryError as error:
-        found = diagnose(error, scene(model, Footprint(Trail(), figures)), (out_of_memory,))
+        found = diagnose(error, scene(model, Footprint(Trail(), figures)))
     assert found.kind == "out_of_memory"
     assert found.evidence["asked_bytes"] == 1.5 * gib
     assert found.evidence["free_bytes"] == pytest.approx(14.94 * MIB)
@@ -164,7 +164,8 @@ def test_errors_that_say_so(error: BaseException) -> None:
     "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(28, "No space left"), KeyError("x")]
 )
 def test_errors_that_do_not(error: BaseException) -> None:
-    assert raised(error).kind == "failed"
+    assert not ran_out(error)
+    assert raised(error).kind != "out_of_memory"
 
 
 def test_an_error_that_was_raised_from_one() -> None:
@@ -174,7 +175,7 @@ def test_an_error_that_was_raised_from_one() -> None:
         except MemoryError as error:
             raise RuntimeError("the step failed") from error
     except RuntimeError as error:
-        found = diagnose(error, scene(nn.Linear(1, 1)), (out_of_memory,))
+        found = diagnose(error, scene(nn.Linear(1, 1)))
     assert found.kind == "out_of_memory"
     assert found.line.endswith("[0] * (1 << 62)")
 
@@ -189,7 +190,7 @@ def recovers() -> None:
 def test_one_that_was_handled_is_not_the_cause() -> None:
     with pytest.raises(KeyError) as caught:
         recovers()
-    assert diagnose(caught.value, scene(nn.Linear(1, 1)), (out_of_memory,)).kind == "failed"
+    assert diagnose(caught.value, scene(nn.Linear(1, 1))).kind == "failed"
 
 
 def test_what_cannot_be_gathered_is_left_out() -> None:
@@ -199,7 +200,7 @@ def test_what_cannot_be_gathered_is_left_out() -> None:
     try:
         [0] * (1 << 62)
     except MemoryError as error:
-        found = diagnose(error, Scene({"": nn.Linear(1, 1)}, (), 7, gather), (out_of_memory,))
+        found = diagnose(error, Scene({"": nn.Linear(1, 1)}, (), 7, gather))
     assert found.kind == "out_of_memory"
     assert found.evidence["unknown"] == "what is known of memory could not be gathered: MemoryError"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from dataclasses import asdict, replace
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 
 import resmon
+from resmon import runbook
+from resmon.errors import FlightVersionError
 from resmon.flight import endings, incidents, journal, layout, stalls
 from resmon.flight.endings import Remains, conclude
 from resmon.records import Checkpoint, Incident, RunEnd, StepRecord
 from tests import synthetic
+from tests.flight.flights import begin, write
 
 HERE = {"host": socket.gethostname(), "boot_id": layout.boot_id()}
 
@@ -170,3 +174,40 @@ def test_readers_conclude_what_nobody_has_written_down(tmp_path: Path) -> None:
     assert not (folder / layout.INCIDENTS).exists()  # who only reads writes nothing
     incidents.append(folder, Incident("killed-2", "killed", time.time(), 2, "told by the agent"))
     assert resmon.load(tmp_path / "digits").incidents()["summary"].tolist() == ["told by the agent"]
+
+
+def test_all_of_an_attempt_is_told_whoever_asks_first(tmp_path: Path) -> None:
+    """Rank 0 is under way, 1 said what broke, 2 was killed, 3 stalls, 4 cannot be read, 5 ended well."""
+    flights = [begin(tmp_path, rank=rank, world_size=6, stall_after=1.0, **HERE) for rank in range(6)]
+    attempt = flights[0][0].parent
+    for rank, (_, writer) in enumerate(flights):
+        quiet = 3700.0 if rank == 3 else 0.0
+        write(writer, synthetic.Training(synthetic.sites(1), start=time.time() - quiet - 0.1), 3)
+    journal.append(flights[3][0] / layout.CHECKPOINTS, asdict(Checkpoint(2, 5.0, "two.pt")))
+    flights[1][1].incident(Incident("failed-2", "failed", 5.0, 2, "ValueError: no"))
+    flights[1][1].end(RunEnd("failed", 6.0, 2, "ValueError: no"))
+    layout.release(flights[2][1]._lock)
+    (flights[4][0] / layout.INFO).write_text("{")
+    flights[5][1].end(RunEnd("finished", 6.0, 2))
+    found = {incident.rank: incident for incident in endings.of_attempt(attempt)}
+    assert {rank: incident.kind for rank, incident in found.items()} == {1: "failed", 2: "killed", 3: "stalled"}
+    assert (found[2].step, found[2].checkpoint) == (2, "two.pt")
+    assert (found[3].step, found[3].since, found[3].checkpoint) == (2, 3, "two.pt")
+    assert found[3].summary.startswith("No step for 1 h 1 min after step 2")
+    assert not list(attempt.rglob(layout.INCIDENTS))[1:], "who only asks writes nothing"
+
+
+def test_a_newer_version_is_refused_and_no_incident_is_made_up(tmp_path: Path) -> None:
+    folder, writer = begin(tmp_path, **HERE)
+    write(writer, synthetic.Training(synthetic.sites(1)), 3)
+    layout.release(writer._lock)
+    path = folder / layout.INFO
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    with pytest.raises(FlightVersionError, match="newer"):
+        endings.of_attempt(folder.parent)
+
+
+@pytest.mark.parametrize("kind", ["out_of_memory", "shape_mismatch", "nonfinite", "failed"])
+def test_what_only_the_end_mark_tells_has_its_runbook(kind: str, tmp_path: Path) -> None:
+    _, incident = conclude(remains(tmp_path, end=RunEnd(kind, 6.0, 7, "no word of it")))  # type: ignore[arg-type]
+    assert incident is not None and incident.runbook in runbook.names()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def test_each_cause_is_found_where_it_is_one(cause: str, story: Story, outcome: 
     [("out_of_memory", "out_of_memory"), ("shape_mismatch", "shape_mismatch"), ("stalled", "stalled"), ("failed", "exception")],
 )
 def test_an_incident_that_says_what_it_is_is_believed(kind: Any, cause: str, tmp_path: Path) -> None:
-    report = make([record(tmp_path, outcome=kind, incidents=(incident(kind, 199, advice="do this", runbook=kind),))])
+    told = incident(kind, 199, advice="do this", runbook=kind, evidence={"ended": "the process was killed"})
+    report = make([record(tmp_path, outcome=kind, incidents=(told,))])
     assert (top(report), report.suspects[0].verdict) == (cause, "very likely")
     assert report.runbook == kind
     assert report.actions[0].what == "do this"
@@ -218,7 +220,7 @@ def test_a_run_under_way(tmp_path: Path) -> None:
 
     _, writer = begin(tmp_path, boot_id="x")
     assert isinstance(writer, writing.FlightWriter)
-    write(writer, synthetic.Training(synthetic.sites(2)), 20)
+    write(writer, synthetic.Training(synthetic.sites(2), start=time.time() - 5), 20)
     report = make([tmp_path / "digits" / "attempt-0001"])
     assert report.case.outcome == "running"
     assert report.case.healthy
