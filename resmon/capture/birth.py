@@ -76,6 +76,8 @@ class Event:
     number: int = 0
     kinds: int = 0  # that it wrote
     placed: bool = False  # infinities that were written down as such
+    dtype: str = ""  # of what it wrote
+    largest: float | None = None  # absolute value that it read, where it made what is not finite of finite ones
     read: list[tuple[Event, int]] = field(default_factory=list)  # what was not finite: written by whom, and of which kinds
 
     @property
@@ -102,6 +104,12 @@ def kinds(tensor: Tensor) -> int:
     found = NAN if bool(tensor.isnan().any()) else 0
     found |= ABOVE if bool((tensor == math.inf).any()) else 0
     return found | (BELOW if bool((tensor == -math.inf).any()) else 0)
+
+
+def _largest(tensors: Iterable[Tensor]) -> float | None:
+    """The largest absolute value in finite tensors."""
+    strided = [t.detach() for t in tensors if t.is_floating_point() and t.layout is torch.strided and t.device.type != "meta"]
+    return max((float(tensor.abs().max()) for tensor in strided if tensor.numel() and tensor.element_size() > 1), default=None)
 
 
 class Watcher(Protocol):
@@ -249,6 +257,7 @@ class Trace(TorchFunctionMode):
             for tensor in written:
                 found = 0 if name in _EMPTY else kinds(tensor)
                 event.kinds |= found
+                event.dtype = event.dtype or str(tensor.dtype).removeprefix("torch.")
                 place = _storage(tensor)
                 known = self._writers.get(place)
                 inside = known is not None and known.order > event.order  # a custom function's own calls
@@ -258,6 +267,8 @@ class Trace(TorchFunctionMode):
                     self._tag(tensor._base, event)
             for tensor in made:
                 self._tag(tensor, event)
+            if event.kinds and not event.read:
+                event.largest = _largest(tensor for tensor, version in before if _version(tensor) == version)
         return result
 
     def _event(self, operation: str) -> Event:

@@ -481,7 +481,7 @@ class NonFinite:
                 return self._of(behind, watch, made, confidence, told, ())
             if sources(list(outputs)) is event:  # a loss that the model computes itself: the gradient that came to it is 1
                 return self._of(event, watch, made, confidence, told, ())
-            return Traced("backward", event, confidence, "", (), told)
+            return Traced("backward", event, confidence, "", (), told | _in_numbers(event))
         if (event := sources(list(outputs))) is not None:
             return self._of(event, watch, made, confidence, told, _rows(again.outputs[next(iter(outputs))]))
         return Traced("", None, confidence, "", (), told)
@@ -493,6 +493,7 @@ class NonFinite:
         told = told | (_listed(rows, None) if rows else {})
         if event.kind in ("operation", "constant"):
             made_kinds = event.kinds or next((what for _, what in event.read), 0)
+            told |= {"made": _words(made_kinds)} | _in_numbers(event)
             return Traced("forward", event, confidence, _words(made_kinds), rows, told)
         if event.kind == "input":
             tensor = next((held.tensor for name, held in _inputs(made) if name == event.name), None)
@@ -577,6 +578,12 @@ ADVICE: Mapping[str, str] = {
     "": "Look at the first block named and at what feeds it.",
     "elsewhere": "Look at the other ranks' incidents of this step: the one in which it was born names a block.",
 }
+
+
+def _in_numbers(event: Event) -> dict[str, Any]:
+    """In which numbers it computed, and how large those were that it read."""
+    told: dict[str, Any] = {"dtype": event.dtype} if event.dtype else {}
+    return told if event.largest is None else told | {"largest_read": event.largest}
 
 
 def _summary(step: int, finding: Traced, event: Event | None, block: str, evidence: Mapping[str, Any]) -> str:

@@ -177,11 +177,13 @@ def read(folder: Path, say: Progress = lambda _: None) -> Case:
 
 
 def _trouble(run: Run, outcome: str, incidents: tuple[Incident, ...], found: tuple[Finding, ...]) -> int | None:
+    """Of what broke the first; of what was coming to that the first only if it had been there for a long time."""
+    pages = [finding for finding in found if finding.severity == "page"]
     broken = [each.step for each in incidents if each.kind != "interrupted" and each.step is not None]
-    broken += [finding.opened_step for finding in found if finding.kind == "nonfinite"]
-    # A loss that diverged before is a sign of that.
-    if broken := broken or [finding.opened_step for finding in found if finding.severity == "page"]:
-        return min(broken)
+    broken += [finding.opened_step for finding in pages if finding.kind.startswith("nonfinite")]
+    coming = [finding.opened_step for finding in pages if not broken or finding.opened_step < min(broken) - DENSE // 2]
+    if broken or coming:
+        return min(broken + coming)
     return int(run.steps[-1]) if len(run.steps) and outcome not in ("finished", "running", "interrupted") else None
 
 

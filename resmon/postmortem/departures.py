@@ -53,6 +53,7 @@ class Departure:
     block: str  # "" where it is the run's own
     usual: float
     seen: float  # its median from there to the trouble
+    settled: bool = False  # it has long stood still again
 
     @property
     def factor(self) -> float:
@@ -67,12 +68,25 @@ class Departure:
         return f"{self.quantity} of {self.block}" if self.block else self.quantity
 
 
-def leading_up(signs: Sequence[Departure], kinds: Collection[str]) -> list[Departure]:
-    """Those that can have led up to incidents of these kinds: memory and pace say nothing of numbers, nor pace of memory."""
-    if "stalled" in kinds:
-        return list(signs)
-    left_out = {*PACE} if {"out_of_memory", "killed"} & set(kinds) else {*PACE, *MEMORY}
-    return [sign for sign in signs if sign.block or sign.statistic not in left_out]
+def leading_up(signs: Sequence[Departure], kinds: Collection[str], trouble: int | None) -> list[Departure]:
+    """Those that can have led up to incidents of these kinds at that step.
+
+    Memory and pace say nothing of numbers, nor pace of memory. What had settled at its new level, with nothing following for BASE
+    steps, had become usual itself.
+    """
+    left_out: set[str] = set()
+    if "stalled" not in kinds:
+        left_out = {*PACE} if {"out_of_memory", "killed"} & set(kinds) else {*PACE, *MEMORY}
+    kept = [sign for sign in signs if sign.block or sign.statistic not in left_out]
+    if trouble is None:
+        return kept
+    chain: list[Departure] = []
+    follows = trouble
+    for sign in reversed(kept):
+        if not sign.settled or follows - sign.step <= BASE:
+            chain.append(sign)
+            follows = sign.step
+    return chain[::-1]
 
 
 def departures(window: Window, blocks: tuple[str, ...]) -> list[Departure]:
@@ -80,17 +94,17 @@ def departures(window: Window, blocks: tuple[str, ...]) -> list[Departure]:
     found: list[tuple[tuple[int, int, int], Departure]] = []
     for rank, (name, quantity) in enumerate(OF_RUN.items()):
         if name in window.run:
-            for step, _, usual, seen in _departed(window, window.run[name][:, None]):
-                found.append(((step, -1, rank), Departure(step, quantity, name, "", usual, seen)))
+            for step, _, usual, seen, settled in _departed(window, window.run[name][:, None]):
+                found.append(((step, -1, rank), Departure(step, quantity, name, "", usual, seen, settled)))
     for rank, (name, quantity) in enumerate(OF_BLOCKS.items()):
         if name in window.blocks:
-            for step, i, usual, seen in _departed(window, window.blocks[name]):
-                found.append(((step, i, rank), Departure(step, quantity, name, blocks[i], usual, seen)))
+            for step, i, usual, seen, settled in _departed(window, window.blocks[name]):
+                found.append(((step, i, rank), Departure(step, quantity, name, blocks[i], usual, seen, settled)))
     return [departure for _, departure in sorted(found, key=lambda item: item[0])]
 
 
-def _departed(window: Window, values: Floats) -> list[tuple[int, int, float, float]]:
-    """Step, column, what was usual and what was seen, of each column of [steps, columns] that departs."""
+def _departed(window: Window, values: Floats) -> list[tuple[int, int, float, float, bool]]:
+    """Step, column, what was usual, what was seen and whether it settled there, of each column of [steps, columns] that departs."""
     count = len(values)
     if count < LEAST_BASE + AT_LEAST:
         return []
@@ -111,8 +125,14 @@ def _departed(window: Window, values: Floats) -> list[tuple[int, int, float, flo
         at = int(np.argmax(away[:, i]))
         rest = values[at:, i]
         rest = rest[~np.isnan(rest)]
-        found.append((int(window.steps[at]), int(i), float(2.0 ** base[at, i]), float(np.median(rest))))
+        found.append((int(window.steps[at]), int(i), float(2.0 ** base[at, i]), float(np.median(rest)), _settled(levels[at:, i])))
     return found
+
+
+def _settled(levels: Floats) -> bool:
+    """Whether a level has been about the same for more than BASE steps."""
+    levels = levels[np.isfinite(levels)]
+    return len(levels) > BASE and abs(float(np.median(levels[-BASE // 4 :]) - np.median(levels[:BASE]))) < math.log2(LEAST)
 
 
 def _median(values: Floats) -> Floats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from resmon.postmortem.causes import Suspect
+from resmon.postmortem.evidence import Suspect
 from resmon.postmortem.page import card, compared, environment_of, events, facts, side_by_side
 from resmon.postmortem.quantities import in_units
 from resmon.postmortem.report import Report

@@ -13,8 +13,9 @@ from resmon.diff.comparison import Comparison, compare
 from resmon.diff.report import as_json as comparison_as_json
 from resmon.errors import FlightError, FlightVersionError
 from resmon.postmortem.case import Case, Progress, read
-from resmon.postmortem.causes import Suspect, weigh
+from resmon.postmortem.causes import weigh
 from resmon.postmortem.departures import Departure, departures, leading_up
+from resmon.postmortem.evidence import Suspect
 from resmon.postmortem.quantities import count, duration
 from resmon.postmortem.timeline import Event, last_good_checkpoint, timeline
 
@@ -95,10 +96,12 @@ def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
     changes = departures(case.window, case.blocks)
     suspects = weigh(case, changes)
     kinds = {case.outcome, *(each.kind for each in case.incidents)}
-    signs = tuple(leading_up(changes, kinds) if case.trouble is not None else changes)
+    indicated = [suspect for suspect in suspects if suspect.is_indicated]
+    # Where nothing is wrong, what is told is how the network changed, not the machine's pace.
+    plain = case.trouble is None and bool(indicated)
+    signs = tuple(changes) if plain else tuple(leading_up(changes, kinds, case.trouble))
     checkpoint = last_good_checkpoint(case, signs)
     incident = case.broken
-    indicated = [suspect for suspect in suspects if suspect.is_indicated]
     asked_for = [
         incident.runbook if incident else "",
         *(each.runbook for each in case.findings if each.opened_step == case.trouble),
@@ -108,7 +111,7 @@ def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
     return Report(
         case=case,
         others=others,
-        summary=(_what(case), _since(case, signs), _why(case, indicated, checkpoint)),
+        summary=(_what(case), _since(case, signs, bool(indicated)), _why(case, indicated, checkpoint)),
         timeline=timeline(case, signs),
         signs=signs,
         suspects=suspects,
@@ -140,19 +143,22 @@ def _what(case: Case) -> str:
     kind = incident.kind if incident and incident.kind != "interrupted" else case.outcome
     did = _DID.get(kind, "ended")
     if kind == "finished" and case.trouble is not None:
-        finding = min((f for f in case.findings if f.opened_step == case.trouble), key=lambda f: f.kind != "nonfinite")
+        pages = [each for each in case.findings if each.severity == "page"]
+        finding = min(pages, key=lambda each: each.opened_step != case.trouble)
         did = f"finished, but {FOUND.get(finding.kind, f'raised the finding {finding.kind}')}"
         place = f" in block {finding.block}" if finding.block else ""
     else:
         place = f" in block {incident.block}" if incident and incident.block and kind != "interrupted" else ""
     step = case.trouble if case.trouble is not None else last
+    if incident is not None and kind == incident.kind and incident.step is not None:
+        step = incident.step
     at = f" at step {step:,}" if step is not None else " before its first step was over"
     when = case.time_of(step) if step is not None else None
     after = f", {duration(when - began)} after it began" if when is not None and isinstance(began, float) and when > began else ""
     return f"{case.name} ({model}, {blocks}) {did}{at}{place}{after}."
 
 
-def _since(case: Case, signs: Sequence[Departure]) -> str:
+def _since(case: Case, signs: Sequence[Departure], concern: bool) -> str:
     if not len(case.run.steps):
         return "No step was recorded, so nothing can be said of what came before."
     coming = min((each.since for each in case.incidents if each.since is not None), default=None)
@@ -165,6 +171,12 @@ def _since(case: Case, signs: Sequence[Departure]) -> str:
             else "Nothing that was measured has left its usual range for good."
         )
     first = signs[0]
+    if case.healthy and not concern:
+        what = count(len(signs), "quantity", "quantities")
+        return (
+            f"{what} left the usual range for good on the way, as happens while a network learns; the first was the "
+            f"{first.what}, at step {first.step:,}, {first.moved}."
+        )
     blocks = list(dict.fromkeys(sign.block for sign in signs if sign.block and sign.step >= first.step))
     before = (
         f", {count(case.trouble - first.step, 'step')} before" if case.trouble is not None and case.trouble > first.step else ""
@@ -187,10 +199,16 @@ def _why(case: Case, indicated: Sequence[Suspect], checkpoint: str) -> str:
         return f"No cause is needed{resume}." if case.healthy else f"What was recorded points to no cause{resume}."
     first = indicated[0]
     reason = next((each.text for each in first.pointing(towards=True)), "")
-    others = f" before {indicated[1].title.lower()} ({indicated[1].verdict})" if len(indicated) > 1 else ""
-    concern = "The likeliest cause is" if not case.healthy else "What deserves a look is"
-    why = f": {reason[:1].lower()}{reason[1:].rstrip('.')}" if reason else ""
-    return f"{concern} {first.title.lower()} ({first.verdict}){others}{why}{resume}."
+    because = f", because {_within(reason.rstrip('.'))}" if reason else ""
+    also = f"; also {_within(indicated[1].title)} ({indicated[1].verdict})" if len(indicated) > 1 else ""
+    concern = "Likeliest cause" if not case.healthy or case.outcome == "interrupted" else "What deserves a look"
+    return f"{concern}: {_within(first.title)} ({first.verdict}){because}{also}{resume}."
+
+
+def _within(sentence: str) -> str:
+    """A sentence inside of another one: names keep their capitals."""
+    word = sentence.partition(" ")[0].rstrip(":,.;")
+    return sentence[:1].lower() + sentence[1:] if word[1:].islower() or len(word) == 1 else sentence
 
 
 def _actions(case: Case, indicated: Sequence[Suspect]) -> tuple[Action, ...]:
