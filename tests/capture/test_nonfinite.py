@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks.faults import injection
 from resmon.capture import references
 from resmon.capture.nonfinite import NonFinite
 from resmon.capture.replay import refusal
 from resmon.capture.session import Session
 from resmon.errors import NonFiniteError
 from resmon.records import CALM, SEARCH, Incident
-from tests.capture import faults, loops, models
+from tests.capture import loops, models
 
 WIDTH = 8
 
@@ -764,18 +765,17 @@ def mixed() -> nn.Module:
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_every_place_of_a_mixed_model(direction: faults.Direction) -> None:
+def test_every_place_of_a_mixed_model(direction: injection.Direction) -> None:
     """The module and the operation are named wherever it is put."""
     model = mixed()
     missed, told = [], 0
-    chosen = faults.places(model, (models.images(),), {})
+    chosen = injection.places(model, (models.images(),), {})
     models.kept(model)
     for place in chosen:
         model = mixed()
-        fault = faults.Fault(place, direction)
-        fault.install(model)
+        fault = injection.Fault(model, place, direction)
 
-        def before(step: int, fault: faults.Fault = fault) -> None:
+        def before(step: int, fault: injection.Fault = fault) -> None:
             fault.on = step == 1
 
         _, sink, _ = train(
