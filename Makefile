@@ -9,7 +9,7 @@ PYTHON ?= python3
 TORCH := torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help setup test test-slow lint demo bench bench-gpu clean
+.PHONY: help setup test test-slow lint demo bench bench-gpu faults clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ bench: setup ## step time with and without resmon and its alternatives
 
 bench-gpu: setup ## likewise on an NVIDIA GPU, and how often the host waits for it
 	$(BIN)/python -m benchmarks.run --device cuda
+
+faults: setup ## put faults into trainings: what resmon finds, what it names, and what it says of healthy ones
+	$(BIN)/python -m benchmarks.faults
 
 clean: ## remove what the set-up and the tools made; runs/ stays
 	rm -rf .venv resmon/capture/_native.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

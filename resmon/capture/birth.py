@@ -286,10 +286,10 @@ class Trace(TorchFunctionMode):
         """The residual block that what runs now belongs to.
 
         That on whose branch or projection its module lies; else that of the next add in the innermost call that makes any; else
-        that of the next add of those whose branches begin nearest. Outside of blocks none.
+        that of which the smallest module around it holds parts, if it holds parts of no other. Outside of blocks none.
         """
         path = self._frames[-1].path
-        if found := self._next(holder for holder in self._holders if any(_is_in(path, part) for part in holder.inside if part)):
+        if found := self._next(holder for holder in self._holders if any(is_in(path, part) for part in holder.inside if part)):
             return found
         for frame in reversed(self._frames):
             if frame.path or not path:
@@ -299,8 +299,9 @@ class Trace(TorchFunctionMode):
                     return next((holder for holder in mine if holder.ordinal >= frame.adds), mine[-1]).block
         while "." in path:
             path = path.rpartition(".")[0]
-            if found := self._next(holder for holder in self._holders if any(_is_in(part, path) for part in holder.inside)):
-                return found
+            around = [holder for holder in self._holders if any(is_in(part, path) for part in holder.inside)]
+            if around:
+                return self._next(around) if len({holder.path for holder in around}) == 1 else ""
         return ""
 
     def _next(self, holders: Iterable[Holder]) -> str:
@@ -485,7 +486,8 @@ def position_name(position: Iterable[Any]) -> str:
     return head + "".join(f"[{key!r}]" for key in rest)
 
 
-def _is_in(path: str, holder: str) -> bool:
+def is_in(path: str, holder: str) -> bool:
+    """Whether a module is another one or below it."""
     return path == holder or path.startswith(f"{holder}.")
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from resmon.capture import capsule, fetch
-from resmon.capture.birth import Event, Holder, kinds, position_name
+from resmon.capture.birth import Event, Holder, is_in, kinds, position_name
 from resmon.capture.channel import Channel
 from resmon.capture.columns import BACKWARD_NONFINITE, FORWARD_NONFINITE, SKIP
 from resmon.capture.compiler import plain
@@ -652,8 +652,13 @@ def _inputs(made: Pass) -> Iterator[tuple[str, Held]]:
 
 
 def _block_of(holders: Sequence[Holder], path: str) -> str:
-    inside = [holder for holder in holders if any(path == part or path.startswith(f"{part}.") for part in holder.inside)]
-    return inside[0].block if inside else ""
+    """The block that a module is part of: whose branch or projection it lies on, else the one whose add is made around it."""
+    inside = [holder for holder in holders if any(is_in(path, part) for part in holder.inside)]
+    if inside:
+        return inside[0].block
+    around = [holder for holder in holders if holder.path and is_in(path, holder.path)]
+    innermost = {holder.block for holder in around if holder.path == max((each.path for each in around), key=len)}
+    return innermost.pop() if len(innermost) == 1 else ""
 
 
 def _pattern(a: Tensor, b: Tensor) -> bool:

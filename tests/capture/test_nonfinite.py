@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import resmon
+from benchmarks.faults import injection
 from resmon.capture import references
 from resmon.capture.nonfinite import NonFinite
 from resmon.capture.replay import refusal
 from resmon.capture.session import Session
 from resmon.errors import NonFiniteError
 from resmon.records import CALM, SEARCH, Incident
-from tests.capture import faults, loops, models, spoilt
+from tests.capture import loops, models, spoilt
 from tests.ranks import run_ranks
 
 WIDTH = 8
@@ -781,18 +782,17 @@ def mixed() -> nn.Module:
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_every_place_of_a_mixed_model(direction: faults.Direction) -> None:
+def test_every_place_of_a_mixed_model(direction: injection.Direction) -> None:
     """The module and the operation are named wherever it is put."""
     model = mixed()
     missed, told = [], 0
-    chosen = faults.places(model, (models.images(),), {})
+    chosen = injection.places(model, (models.images(),), {})
     models.kept(model)
     for place in chosen:
         model = mixed()
-        fault = faults.Fault(place, direction)
-        fault.install(model)
+        fault = injection.Fault(model, place, direction)
 
-        def before(step: int, fault: faults.Fault = fault) -> None:
+        def before(step: int, fault: injection.Fault = fault) -> None:
             fault.on = step == 1
 
         _, sink, _ = train(
