@@ -204,6 +204,7 @@ FAILURES: dict[str, Callable[[str], None]] = {
 
 def main(folder: str) -> None:
     torch.set_num_threads(1)
+    assert callable(resmon.watch), "imported here and not in each child anew"
     statuses = {}
     for name, fail in FAILURES.items():
         child = os.fork()

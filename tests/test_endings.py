@@ -27,6 +27,7 @@ import json, os, signal, sys, threading, time
 import torch, resmon
 import torch._dynamo  # which the first optimizer would import, in each child anew
 from torch import nn
+from resmon import watch as _  # likewise what `watch` is made of
 from tests.capture import models
 
 cases, folder = json.loads(sys.argv[1]), sys.argv[2]
@@ -314,7 +315,7 @@ def member(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn"])
+@pytest.mark.parametrize("how", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_an_exception_ends_a_child_of_multiprocessing(how: str, tmp_path: Path) -> None:
     result = member(tmp_path, "member.py", str(tmp_path), how)
     assert "boom of a child" in result.stderr
@@ -323,7 +324,7 @@ def test_an_exception_ends_a_child_of_multiprocessing(how: str, tmp_path: Path) 
     assert "boom of a child" in flight.incidents()["summary"][0]
 
 
-@pytest.mark.parametrize(("how", "outcome"), [("kill", "killed"), ("raise", "failed")])
+@pytest.mark.parametrize(("how", "outcome"), [("kill", "killed"), pytest.param("raise", "failed", marks=pytest.mark.slow)])
 def test_under_torchrun_the_rank_that_broke_tells(how: str, outcome: str, tmp_path: Path) -> None:
     """The launcher ends the other rank by SIGTERM, which must not hide what happened first."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

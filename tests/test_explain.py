@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,19 +43,22 @@ def block():
 def repaired():
     return Block()
 
-if __name__ == "__main__":
+def train(policy, bad):
     torch.manual_seed(0)
     model = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    policy, bad = sys.argv[1], set(map(int, sys.argv[2].split(",")))
-    with resmon.watch(model, optimizer, run="r", directory="runs", agent="off", on_nonfinite=policy) as monitor:
+    with resmon.watch(model, optimizer, run=f"{policy}-{bad}", directory="runs", agent="off", on_nonfinite=policy) as monitor:
         for step in range(4):
-            model[2].floor = 0.0 if step in bad else 1e-6
+            model[2].floor = 0.0 if step == int(bad) else 1e-6
             optimizer.zero_grad()
             loss = model(torch.randn(5, 4)).square().mean()
             loss.backward()
             optimizer.step()
             monitor.log(loss=loss)
+
+if __name__ == "__main__":
+    for way in sys.argv[1:]:
+        train(*way.split("-"))
 """
 
 
@@ -65,56 +69,63 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    (tmp_path / "train.py").write_text(SCRIPT)
-    return tmp_path
+@dataclass(frozen=True)
+class Case:
+    outcome: str
+    steps: int
 
 
-def the_capsule(project: Path, name: str) -> Path:
-    return project / "runs" / "r" / "attempt-0001" / "rank-00000" / name
+CASES = {  # by policy and step
+    "record-1": Case("nonfinite", 4),
+    "record-3": Case("nonfinite", 4),
+    "skip_step-1": Case("finished", 4),
+    "skip_step-3": Case("nonfinite", 4),
+    "raise-2": Case("nonfinite", 3),
+}
 
 
-@pytest.mark.parametrize(
-    ("policy", "bad", "outcome", "code"),
-    [
-        ("record", "1", "nonfinite", 0),
-        ("record", "3", "nonfinite", 0),
-        ("skip_step", "1", "finished", 0),
-        ("skip_step", "3", "nonfinite", 0),
-        ("raise", "2", "nonfinite", 1),
-    ],
-)
-def test_the_incident_and_the_outcome_are_on_file(policy: str, bad: str, outcome: str, code: int, project: Path) -> None:
-    result = run(project, "train.py", policy, bad)
-    assert result.returncode == code, result.stderr
-    assert ("NonFiniteError" in result.stderr) == (policy == "raise")
-    flight = resmon.load(project / "runs" / "r")
-    assert flight.outcome == outcome
-    incidents = flight.incidents()
-    assert len(incidents) == 1
-    found = incidents.iloc[0]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose runs went non-finite in every way, one after the other; the last of them raises."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "train.py").write_text(SCRIPT)
+    result = run(folder, "train.py", *CASES)
+    assert result.returncode == 1 and "NonFiniteError" in result.stderr, result.stderr
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == sorted(CASES), result.stderr
+    return folder
+
+
+def the_capsule(folder: Path, way: str) -> Path:
+    (found,) = (folder / "runs" / way / "attempt-0001" / "rank-00000").glob("capsule-*")
+    return found
+
+
+@pytest.mark.parametrize("way", CASES)
+def test_the_incident_and_the_outcome_are_on_file(way: str, trained: Path) -> None:
+    flight = resmon.load(trained / "runs" / way)
+    assert flight.outcome == CASES[way].outcome
+    (found,) = flight.incidents().to_dict("records")
     assert (found["kind"], found["block"], found["operation"], found["origin"]) == ("nonfinite", "2", "log", "forward")
-    assert (found["step"], found["confidence"]) == (int(bad), "bit-exact")
+    assert (found["step"], found["confidence"]) == (int(way[-1]), "bit-exact")
     assert found["line"].endswith("return x + self.fc(torch.log(h + self.floor))")
-    path = the_capsule(project, found["capsule"])
+    path = the_capsule(trained, way)
+    assert path.name == found["capsule"] == f"capsule-nonfinite-{way[-1]}.safetensors"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert len(flight.steps()) == 4 if policy != "raise" else 3
+    assert len(flight.steps()) == CASES[way].steps
 
 
-def test_explain_repeats_it(project: Path) -> None:
-    run(project, "train.py", "record", "1")
-    capsule = str(the_capsule(project, "capsule-nonfinite-1.safetensors"))
-    shown = run(project, "-m", "resmon", "explain", capsule)
+def test_explain_repeats_it(trained: Path) -> None:
+    capsule = str(the_capsule(trained, "record-1"))
+    shown = run(trained, "-m", "resmon", "explain", capsule)
     assert shown.returncode == 0, shown.stderr
     assert "Step 1: log in module 2 made -Inf" in shown.stdout.replace("\n", " ")
     assert "state/fc.weight" in shown.stdout and "--module" in shown.stdout
     for factory in ("train:block", "train:make"):
-        again = run(project, "-m", "resmon", "explain", capsule, "--module", factory)
+        again = run(trained, "-m", "resmon", "explain", capsule, "--module", factory)
         assert again.returncode == 0, again.stderr
         assert "It happened again, in the forward pass: log" in again.stdout
-    assert "stayed finite" in run(project, "-m", "resmon", "explain", capsule, "-m", "train:repaired").stdout
-    told = json.loads(run(project, "-m", "resmon", "explain", capsule, "-m", "train:block", "--json").stdout)
+    assert "stayed finite" in run(trained, "-m", "resmon", "explain", capsule, "-m", "train:repaired").stdout
+    told = json.loads(run(trained, "-m", "resmon", "explain", capsule, "-m", "train:block", "--json").stdout)
     assert told["verdict"]["event"]["operation"] == "log" and told["module"] == "2" and told["class"] == "__main__.Block"
     assert {each["name"] for each in told["tensors"]} >= {"input/0/0", "state/fc.bias"}
 
@@ -128,9 +139,8 @@ def test_explain_repeats_it(project: Path) -> None:
         (["CAPSULE", "-m", "torch.nn:Identity"], "Block"),
     ],
 )
-def test_explain_says_what_it_cannot_use(arguments: list[str], says: str, project: Path) -> None:
-    run(project, "train.py", "record", "1")
-    capsule = str(the_capsule(project, "capsule-nonfinite-1.safetensors"))
-    result = run(project, "-m", "resmon", "explain", *(capsule if each == "CAPSULE" else each for each in arguments))
+def test_explain_says_what_it_cannot_use(arguments: list[str], says: str, trained: Path) -> None:
+    capsule = str(the_capsule(trained, "record-1"))
+    result = run(trained, "-m", "resmon", "explain", *(capsule if each == "CAPSULE" else each for each in arguments))
     assert result.returncode == 2
     assert says in result.stderr.replace("\n", " ") and "Traceback" not in result.stderr

@@ -8,7 +8,7 @@ import random
 import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -347,7 +347,12 @@ NO_BATCH = {"positions_every_layer", "graph_network"} | {
 }
 
 
-@pytest.mark.parametrize("case", HANDWRITTEN, ids=lambda case: case.name)
+def some_quick(cases: Sequence[Case], every: int) -> list[Any]:
+    """All of them, of which one in so many is no slow test."""
+    return [pytest.param(case, id=case.name, marks=pytest.mark.slow if i % every else ()) for i, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize("case", some_quick(HANDWRITTEN, 4))
 def test_nothing_is_wrong_with_the_zoo(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     options = {"batches": ()} if case.name in NO_BATCH else {}
     report = checked(monkeypatch, lambda: (case.build(), case.inputs(), case.keywords()), **options)
@@ -364,7 +369,7 @@ def hugging_face() -> tuple[Case, ...]:
     return tuple(case for case in hugging.CASES if case.name in wanted)
 
 
-@pytest.mark.parametrize("case", hugging_face(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", some_quick(hugging_face(), 5))
 def test_nothing_is_wrong_with_transformers(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     report = checked(monkeypatch, lambda: (case.build(), case.inputs(), case.keywords()))
     assert errors(report) == []

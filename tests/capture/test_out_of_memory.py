@@ -42,7 +42,12 @@ def told(directory: Path) -> Incident:
 
 
 @pytest.mark.parametrize(
-    ("where", "how", "module"), [("forward", "with", "3.branch.up"), ("forward", "bare", "3.branch.up"), ("backward", "with", "")]
+    ("where", "how", "module"),
+    [
+        ("forward", "with", "3.branch.up"),
+        pytest.param("forward", "bare", "3.branch.up", marks=pytest.mark.slow),
+        pytest.param("backward", "with", "", marks=pytest.mark.slow),
+    ],
 )
 def test_the_block_is_named_and_the_batch_that_is_advised_fits(tmp_path: Path, where: str, how: str, module: str) -> None:
     free, before, much = 300, (500, 1000, 2000, 3000), 20_000
@@ -71,6 +76,7 @@ def test_the_block_is_named_and_the_batch_that_is_advised_fits(tmp_path: Path, w
     assert starve(tmp_path / "twice", where, how, free, *before, 2 * fits).returncode == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_never_came_to_the_end_of_a_step(tmp_path: Path) -> None:
     """In the forward pass only what the first blocks keep is known; in the backward pass what all of them do."""
     assert starve(tmp_path / "a", "forward", "with", 300, 20_000).returncode == 1
@@ -86,6 +92,7 @@ def test_a_run_that_never_came_to_the_end_of_a_step(tmp_path: Path) -> None:
     assert incident.evidence["batch"]["by"].startswith("activation bytes per sample")
 
 
+@pytest.mark.slow
 def test_the_optimizers_first_step(tmp_path: Path) -> None:
     assert starve(tmp_path, "optimizer", "with", 290, 2).returncode == 1
     incident = told(tmp_path)
@@ -94,6 +101,7 @@ def test_the_optimizers_first_step(tmp_path: Path) -> None:
     assert incident.evidence["batch"]["fits"] is None
 
 
+@pytest.mark.slow
 def test_evaluation_and_the_loop_itself(tmp_path: Path) -> None:
     assert starve(tmp_path / "a", "evaluation", "with", 200, 100).returncode == 1
     incident = told(tmp_path / "a")

@@ -521,6 +521,7 @@ HANDWRITTEN_NAMES = (
     "torch_transformer_norm_last"
 )
 TRANSFORMERS_NAMES = "gpt2_with_loss llama bert vit resnet_bottleneck t5 gemma2 whisper convnext"
+QUICK = "resnet_basic nanogpt mlp_mixer gpt2_with_loss".split()
 
 
 def named(names: str, known: tuple[Case, ...]) -> list[Case]:
@@ -536,10 +537,13 @@ def from_transformers() -> list[Case]:
     return named(TRANSFORMERS_NAMES, hugging.CASES)
 
 
-CASES = named(HANDWRITTEN_NAMES, convolutional.CASES + attention.CASES) + from_transformers()
+CASES = [
+    pytest.param(case, id=case.name, marks=() if case.name in QUICK else pytest.mark.slow)
+    for case in named(HANDWRITTEN_NAMES, convolutional.CASES + attention.CASES) + from_transformers()
+]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_the_block_is_named_whichever_it_is(case: Case, fault: Callable[..., bool]) -> None:
     args, kwargs = case.inputs(), case.keywords()

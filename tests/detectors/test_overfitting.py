@@ -141,12 +141,16 @@ def healthy(seed: int, kind: str, count: int = 100) -> tuple[Floats, Floats]:
     return training, plateau + gained * np.exp(-k / random.uniform(2, 20)) + level * noise(random, count, kind)
 
 
+@pytest.mark.parametrize("runs", [80, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "most"), [("white", 0), ("heavy", 0), ("correlated", 1)])
-def test_false_alarms_on_plateaus(kind: str, most: int) -> None:
-    assert sum(bool(said(*healthy(seed, kind))) for seed in range(300)) <= most
+def test_false_alarms_on_plateaus(kind: str, most: int, runs: int) -> None:
+    assert sum(bool(said(*healthy(seed, kind))) for seed in range(runs)) <= most
 
 
-@pytest.mark.parametrize("seed", range(5))
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_real_overfit_is_found(seed: int, tmp_path: Path) -> None:
     """Forty digits learnt by heart."""
     folder = digits.train(tmp_path, seed=seed, optimizer="adam", rate=3e-3, steps=600, examples=40, validate_every=10)
@@ -155,7 +159,7 @@ def test_a_real_overfit_is_found(seed: int, tmp_path: Path) -> None:
     assert events[0].evidence["best_step"] < 200
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adam", 1e-3)])
 def test_a_real_healthy_training_is_silent(optimizer: str, rate: float, seed: int, tmp_path: Path) -> None:
     folder = digits.train(tmp_path, seed=seed, optimizer=optimizer, rate=rate, steps=300, validate_every=10)
