@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import resmon
+from benchmarks.faults.architectures import ARCHITECTURES
 from resmon.diff.comparison import Comparison, compare
 from resmon.diff.divergence import STATISTICS, diverge, steps_to_look_at
 from resmon.diff.report import as_json, divergence_sentence, structure_sentences
@@ -67,6 +68,21 @@ def test_blocks_in_another_order_are_found_from_two_flights_alone(
     assert there.divergence is not None and there.divergence.first is not None
     assert there.divergence.first.step == 0
     assert there.divergence.first.block.startswith("blocks.0")
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+@pytest.mark.parametrize("name", ["pre-activation", "in-place"])
+def test_one_block_in_another_order_is_named_alone(name: str, block: int) -> None:
+    """The one in the middle projects its skip, in a pre-activation network behind the block's first activation."""
+    healthy = ARCHITECTURES[name]
+    assert healthy.reordered is not None
+    images = torch.randn(2, 1, 8, 8)
+    usual, swapped = (resmon.discover(model.train(), images) for model in (healthy.make(), healthy.reordered(block)))
+    for a, b, orders in ((usual, swapped, ("pre", "post")), (swapped, usual, ("post", "pre"))):
+        was, became = orders if name == "pre-activation" else orders[::-1]
+        found = compare_structure(a, b).differences
+        assert [(each.aspect, each.blocks) for each in found if each.aspect == "order"] == [("order", (f"blocks.{block}",))]
+        assert found[0].what == f"went from {was}-activation to {became}-activation order"
 
 
 def test_the_same_model_has_no_difference(tmp_path: Path) -> None:

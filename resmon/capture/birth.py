@@ -429,13 +429,14 @@ def _ends(event: Event) -> Iterator[tuple[Event, int]]:
 
 
 def _kinds_of(event: Event, read: Mapping[Event, int]) -> int:
-    return event.kinds or read.get(event, 0)
+    """What it wrote, and what was read there: behind torch's back memory may have been written since."""
+    return event.kinds | read.get(event, 0)
 
 
 def _is_mask(event: Event, what: int) -> bool:
     """Whether its infinities were written down as such."""
     if event.kind == "operation":
-        return event.placed and not event.kinds & NAN
+        return event.placed and not (event.kinds | what) & NAN
     return what == BELOW and event.kind != "parameter"
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from itertools import takewhile
 from typing import Literal, get_args
 
 from resmon.records import ResidualSite
@@ -57,8 +58,9 @@ def compare_structure(a: Sequence[ResidualSite], b: Sequence[ResidualSite]) -> S
     """What makes B's blocks other than A's; sites in order of execution, those of several models one after the other."""
     pairs, removed, added = _paired(a, b)
     said: dict[tuple[Aspect, str], list[tuple[ResidualSite, ResidualSite]]] = {}
-    for pair in pairs:
-        for aspect, what in _said(*pair, last=pair[0] is a[-1] or pair[1] is b[-1]):
+    for pair in _with_forks(pairs):
+        last = any(_name(site) == _name(sites[-1]) for site, sites in zip(pair, (a, b), strict=True))
+        for aspect, what in _said(*pair, last=last):
             said.setdefault((aspect, what), []).append(pair)
     differences = [
         Difference(aspect, what, tuple(_name(x) for x, _ in alike), tuple(_name(y) for _, y in alike))
@@ -104,6 +106,37 @@ def _paired(
                 pairs[y.model, y.name] = (x, y)
     place = {(site.model, site.name): i for i, site in enumerate(b)}
     return sorted(pairs.values(), key=lambda pair: place[pair[1].model, pair[1].name]), removed, added
+
+
+def _with_forks(pairs: Sequence[tuple[ResidualSite, ResidualSite]]) -> list[tuple[ResidualSite, ResidualSite]]:
+    """The same pairs, where what stands before a projection block's fork is no part of the block before it.
+
+    In a pre-activation network a projection begins behind the block's first normalisation and activation, as the branch does, so
+    that these look like something that follows on the block before. Where the other model has them inside of the block they are
+    the block's; where both have them between the blocks they tell nothing of the block before.
+    """
+    found = list(pairs)
+    for i in range(1, len(found)):
+        before, here = found[i - 1], found[i]
+        if any(site.kind != "projection" for site in here) or any(x.model != y.model for x, y in zip(before, here, strict=True)):
+            continue
+        for side in (0, 1):
+            ahead = [word for word in _surplus_of(before[side].following, before[1 - side].following) if _normalises(word)]
+            inside = {_canonical(word) for word in _surplus(here[1 - side], here[side])}
+            if moved := tuple(word for word in ahead if _canonical(word) in inside):
+                rest = _surplus_of(before[side].following, moved)
+                before = _with(before, side, following=tuple(rest))
+                here = _with(here, side, operations=(*moved, *here[side].operations))
+        ends = zip(*(_names(reversed(site.following)) for site in before), strict=False)
+        shared = sum(1 for _ in takewhile(lambda words: words[0] == words[1], ends))
+        a, b = (replace(site, following=site.following[: len(site.following) - shared]) for site in before)
+        found[i - 1], found[i] = (a, b), here
+    return found
+
+
+def _with(pair: tuple[ResidualSite, ResidualSite], side: int, **changes: tuple[str, ...]) -> tuple[ResidualSite, ResidualSite]:
+    a, b = pair
+    return (replace(a, **changes), b) if side == 0 else (a, replace(b, **changes))  # type: ignore[arg-type] # all are tuples of texts
 
 
 def _made_of(site: ResidualSite) -> str:
@@ -183,9 +216,13 @@ def _widths(a: ResidualSite, b: ResidualSite) -> list[str]:
 
 def _surplus(one: ResidualSite, other: ResidualSite) -> list[str]:
     """The operations that one has more of than the other, wherever they stand."""
-    theirs = [_canonical(word) for word in (*other.operations, *other.following)]
+    return _surplus_of((*one.operations, *one.following), (*other.operations, *other.following))
+
+
+def _surplus_of(one: Iterable[str], other: Iterable[str]) -> list[str]:
+    theirs = _names(other)
     more = []
-    for word in (*one.operations, *one.following):
+    for word in one:
         if _canonical(word) in theirs:
             theirs.remove(_canonical(word))
         else:

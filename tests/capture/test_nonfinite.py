@@ -654,6 +654,59 @@ def test_the_rank_in_which_it_was_born_is_told_first(tmp_path: Path, way: str, b
     assert elsewhere in other.summary and "other ranks" in other.advice
 
 
+class Body(nn.Module):
+    """Blocks between a stem and a norm that are of no block, all inside of one module of the model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList([Breakable(), models.PreActivation(1, 2)])
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks[0](self.stem(x))
+        x = self.blocks[1](x[:, None, None])
+        return self.norm(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("module", "operation", "block"),
+    [
+        ("body.stem", "linear", ""),
+        ("body.norm", "layer_norm", ""),
+        ("body.blocks.0.norm", "layer_norm", "body.blocks.0"),
+        ("body.blocks.1.norm1", "batch_norm", "body.blocks.1"),
+    ],
+)
+def test_what_stands_beside_the_blocks_is_of_none_of_them(module: str, operation: str, block: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.body = Body()
+    fault = injection.Fault(model, injection.Place(module, operation, 0), "forward")
+
+    def before(step: int) -> None:
+        fault.on = step == 1
+
+    _, sink, _ = train(model, steps=2, before=before, optimizer=torch.optim.SGD(model.parameters(), lr=0.0))
+    found = only(sink)
+    assert (found.module, found.operation, found.block) == (module, operation, block)
+
+
+def test_a_parameter_in_front_of_a_blocks_fork_is_of_the_block() -> None:
+    """Its branch and its projection both begin behind it."""
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    model.body = Body()
+
+    def before(step: int) -> None:
+        if step == 2:
+            with torch.no_grad():
+                model.body.blocks[1].norm1.weight[0] = math.nan
+
+    _, sink, _ = train(model, before=before)
+    assert (only(sink).origin, only(sink).module, only(sink).block) == ("parameters", "body.blocks.1.norm1", "body.blocks.1")
+
+
 # -- scalers ---------------------------------------------------------------------------------------------------------------
 
 
