@@ -10,11 +10,14 @@
 - The run's own: `clock` says where a step's time goes, `memory` what is in use and free.
 - Gradients: `gradients` reads them, `measured` is what comes of a step's, `optimizers` says when, `clipping` and `scaler` hear what
   was done to them (`interception` is how), `placement` knows what share of them this rank has.
-- Values that are not finite: `nonfinite` notices them and makes the incident, `references` are what is kept of a step's passes,
-  `replay` does one again and leaves no trace, `birth` finds where in it the first one was made, `capsule` lets that be repeated
-  elsewhere.
+- Values that are not finite: `nonfinite` notices them, `references` are what is kept of a step's passes (`randomness` the states
+  that they draw from), `replay` does one again and leaves no trace, `birth` finds where in it the first one was made, `origin` makes the
+  incident of that (`writes` tells who wrote a parameter), `capsule` lets it be repeated elsewhere.
 - Records: `session` is the loop as it is told here, `drafts` make a step's record of it all, `outbox` hands it on in its turn.
-- How it ends: `failures` says what an exception means (`stack` where it arose), `last_words` mark the end where Python cannot.
+- What does not fit: `rehearsal` goes through a model on stand-ins (`fakes`) past what does not fit (`mends`), `fixes` and `trials` try
+  what would help there. `shapes` tells it of a run, `check` of a model before one, with `requisites` in memory and `initialisation`.
+- How it ends: `failures` says what an exception means (`stack` where it arose), by the table of `diagnoses`: shapes, or memory that
+  was `out_of_memory`, of which `activations` know the blocks' share. `last_words` mark the end where Python cannot.
 - `process` and `target` know this process and what a command names; `requirement` which torch all of this needs.
 """
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import resmon
 from benchmarks.faults import injection
 from resmon.capture import references
-from resmon.capture.nonfinite import NonFinite
+from resmon.capture.origin import Origin
 from resmon.capture.replay import refusal
 from resmon.capture.session import Session
 from resmon.errors import NonFiniteError
@@ -563,10 +563,10 @@ def test_the_guilty_pass_of_many_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_passes_that_were_let_go_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(references, "MOST", 2)
 
-    def no_sign(self: NonFinite) -> None:
+    def no_sign(self: Origin) -> None:
         return None
 
-    monkeypatch.setattr(NonFinite, "_first_sign", no_sign)
+    monkeypatch.setattr(Origin, "first_sign", no_sign)
     torch.manual_seed(0)
     model = busy("plain")
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -630,9 +630,9 @@ def test_what_would_ask_other_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("resmon.capture.replay.rank_and_world", lambda: (0, 2))
     model = nn.Sequential(*network(), nn.SyncBatchNorm(4))
     assert "synchronised" in refusal(model)
-    monkeypatch.setattr("resmon.capture.nonfinite.refusal", refusal)
+    monkeypatch.setattr("resmon.capture.origin.refusal", refusal)
     model = nn.Sequential(*network())
-    monkeypatch.setattr("resmon.capture.nonfinite.refusal", lambda model: "its parameters are sharded")
+    monkeypatch.setattr("resmon.capture.origin.refusal", lambda model: "its parameters are sharded")
     _, sink, _ = train(model, before=breaking(model, "2", "log"))
     found = only(sink)
     assert (found.origin, found.block, found.evidence["direction"]) == ("", "2", "forward")
