@@ -1,7 +1,7 @@
 """Inside the training process, and the only room that imports torch.
 
-- Which adds are residual: `discovery` traces one forward pass (`dataflow`), judges its adds (`rule`), names them (`survey`) and says
-  which `operations` lie on their ways.
+- Which adds are residual: `discovery` traces one forward pass (`dataflow`), judges its adds (`rule`), names them (`survey`) and
+  says which `operations` lie on their ways.
 - Taking their operands in every later pass: `model` decides which passes count, `taps` are the hooks, `marker` the explicit add,
   `sleepers` are the modules that have not run (`registration` hears of new ones), `compiler` and `cells` are for what torch.compile
   makes of all that.
