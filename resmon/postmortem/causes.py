@@ -48,7 +48,7 @@ CAUSES = (
         "nonfinite",
         (
             "Guard the named operation: an epsilon below the root, logarithm or division, or log_softmax for log and softmax",
-            "Repeat it with `resmon explain` on the incident's capsule, and add that input to the tests",
+            "Repeat it with resmon explain on the incident's capsule, and add that input to the tests",
         ),
     ),
     Cause(
@@ -97,7 +97,7 @@ CAUSES = (
         "The two operands of an addition, or what a module was given, do not fit.",
         ending.shape_mismatch,
         "shape-mismatch",
-        ("Add the projection that the incident names", "Run `resmon check` on the model in CI"),
+        ("Add the projection that the incident names", "Run resmon check on the model in CI"),
     ),
     Cause(
         "exception",

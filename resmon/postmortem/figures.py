@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resmon.directions import direction
-from resmon.postmortem.case import LARGE, Case, Curve, Grid
-from resmon.postmortem.quantities import count, duration, listed, number, power, size
+from resmon.postmortem.case import Case
+from resmon.postmortem.curves import Curve
+from resmon.postmortem.grids import LARGE, Grid
+from resmon.postmortem.quantities import count, duration, listed, number, power, raised, size
 from resmon.postmortem.report import Report
 from resmon.records import MAGNITUDE_EDGES, MAGNITUDE_HIGH, MAGNITUDE_LARGER, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, PHASES, Floats
 
@@ -62,6 +64,8 @@ def figures(report: Report) -> dict[str, Figure]:
             RATIO_SCALE,
             "branch/skip ratio",
             "how much each block changes the stream",
+            "In a healthy run a row keeps its colour or drifts slowly, and only blocks that begin with zeros begin at 0; a row "
+            "that turns is a block that changed.",
         ),
         _heat_map(
             case,
@@ -71,6 +75,8 @@ def figures(report: Report) -> dict[str, Figure]:
             GRADIENT_SCALE,
             "gradient norm",
             "how strongly each block is pulled",
+            "In a healthy run the rows stay within two decades or so of each other and pale together as the loss falls; a fade "
+            "towards the first block is a gradient that vanishes, columns that light up from one row to the others an explosion.",
         ),
         _activations(case),
         _loss(case),
@@ -166,6 +172,8 @@ def _scale(curves: Iterable[Curve]) -> dict[str, Any]:
     """The axis of these curves: logarithmic where all is positive and ranges over two decades at least."""
     low = min((float(np.nanmin(c.low)) for c in curves if np.isfinite(c.low).any()), default=0.0)
     high = max((float(np.nanmax(c.high)) for c in curves if np.isfinite(c.high).any()), default=0.0)
+    if low == high != 0:  # what never changed is no noise around itself
+        return {"type": "linear", "range": sorted((0.0, 1.5 * low))}
     decades = math.log10(high / low) if low > 0 and high < math.inf else 0.0
     return {"type": "log", "dtick": max(1, math.ceil(decades / 5))} if decades >= 2 else {"type": "linear"}
 
@@ -250,7 +258,9 @@ def _wrapped(text: str, width: int = 64) -> str:
 # -- heat maps ------------------------------------------------------------------------------------------------------------
 
 
-def _heat_map(case: Case, key: str, title: str, grids: tuple[Grid, Grid], scale: str, quantity: str, meaning: str) -> Figure | None:
+def _heat_map(
+    case: Case, key: str, title: str, grids: tuple[Grid, Grid], scale: str, quantity: str, meaning: str, healthy: str
+) -> Figure | None:
     import plotly.graph_objects as go
 
     whole, close = grids
@@ -320,6 +330,8 @@ def _heat_map(case: Case, key: str, title: str, grids: tuple[Grid, Grid], scale:
     else:
         steps_between = [m * 10.0**d for d in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
         ticks = [math.log10(value) for value in steps_between if low <= math.log10(value) <= high]
+        if len(ticks) < 3:
+            ticks = np.linspace(low, high, 4).tolist()
         labels = [number(10**tick) for tick in ticks]
     figure.update_layout(
         coloraxis={
@@ -338,7 +350,9 @@ def _heat_map(case: Case, key: str, title: str, grids: tuple[Grid, Grid], scale:
     )
     if case.trouble is not None and whole.width:
         _mark(figure, case, row=1, col=1)
-    caption = f"The {quantity} tells {meaning}; blocks in order of depth, the first on top, colours on a logarithmic scale."
+    caption = (
+        f"The {quantity} tells {meaning}; blocks in order of depth, the first on top, colours on a logarithmic scale. {healthy}"
+    )
     thinned = whole.width and int((whole.last - whole.first).max()) > 0
     caption += " Left, a column stands for several steps and shows their mean." if thinned else ""
     caption += " Light blue is exactly 0." if zero else ""
@@ -389,14 +403,14 @@ def _activations(case: Case) -> Figure | None:
         share = each.after[MAGNITUDE_NONFINITE]
         if share > 0:
             lost.append(f"{100 * share:.3g} % of {each.block}'s")
-    figure.update_xaxes(range=[low, high], tickvals=ticks, ticktext=[power(2, tick) for tick in ticks], tickangle=0)
+    figure.update_xaxes(range=[low, high], tickvals=ticks, ticktext=[f"2{raised(tick)}" for tick in ticks], tickangle=0)
     figure.update_yaxes(title_text="% of elements", row=1, col=1)
     figure.update_layout(showlegend=True, margin={"t": 56}, legend={"y": 1.12})
     one = case.magnitudes[0]
     caption = (
         f"How large the absolute values of the blocks' outputs are, sampled: before, in steps {one.before_steps[0]:,} to "
         f"{one.before_steps[1]:,}; after, in steps {one.after_steps[0]:,} to {one.after_steps[1]:,}. Each bucket is twice as wide "
-        "as the one before."
+        "as the one before. In a healthy run both lines are nearly the same, moved by a bucket or two at most."
     )
     zeros = [each.block for each in case.magnitudes if each.after[MAGNITUDE_ZERO] > 0.5]
     caption += f" More than half are exactly 0 in {listed(zeros)}." if zeros else ""
@@ -410,7 +424,13 @@ def _activations(case: Case) -> Figure | None:
 
 
 def _curves(
-    case: Case, key: str, title: str, panels: Sequence[tuple[str, Sequence[tuple[str, str]]]], caption: str, unit: float = 1.0
+    case: Case,
+    key: str,
+    title: str,
+    panels: Sequence[tuple[str, Sequence[tuple[str, str]]]],
+    caption: str,
+    unit: float = 1.0,
+    rangemode: str = "normal",
 ) -> Figure | None:
     """Panels one above the other on the same steps: each has a title and (name of the curve, what to call it)."""
     there = [(heading, [(name, called) for name, called in names if name in case.curves]) for heading, names in panels]
@@ -425,7 +445,7 @@ def _curves(
         for curve, (name, called) in zip(curves, names, strict=True):
             for trace in _line(curve, called, next(colours), rises=name == "learning_rate"):
                 figure.add_trace(trace, row=row, col=1)
-        figure.update_yaxes(title_text=heading, **_scale(curves), row=row, col=1)
+        figure.update_yaxes(title_text=heading, rangemode=rangemode, **_scale(curves), row=row, col=1)
         _mark(figure, case, row=row, col=1)
     figure.update_xaxes(title_text="step", tickformat=",d", row=len(there), col=1)
     if any(len(names) > 1 for _, names in there):
@@ -460,7 +480,10 @@ def _training(case: Case) -> Figure | None:
     panels = [("gradient norm", [("gradient_norm", "gradient norm")]), ("learning rate", [("learning_rate", "learning rate")])]
     if "loss_scale" in case.curves and float(np.nanmax(case.curves["loss_scale"].high)) != 1:
         panels.append(("loss scale", [("loss_scale", "loss scale")]))
-    caption = "The gradient norm of all parameters and the learning rate that met it."
+    caption = (
+        "The gradient norm of all parameters and the learning rate that met it. In a healthy run the norm falls or settles after "
+        "the warm-up; spikes that come back down are usual, a level that stays higher is not."
+    )
     return _curves(case, "training", "Gradient and learning rate", panels, caption)
 
 
@@ -473,7 +496,7 @@ def _memory(case: Case) -> Figure | None:
     caption = "Memory of the training process."
     if len(last) == 2:
         caption += f" At the end {size(last['memory'])} were in use and {size(last['memory_free'])} could still be had."
-    return _curves(case, "memory", "Memory", panels, caption, unit=1e9)
+    return _curves(case, "memory", "Memory", panels, caption, unit=1e9, rangemode="tozero")
 
 
 def _blocks_memory(case: Case) -> Figure | None:

@@ -48,7 +48,7 @@ def _lines(report: Report) -> Iterator[str]:
         shown = card(incident, case)
         yield f"**{escaped(shown.summary)}**"
         yield ""
-        yield from _table(("", ""), shown.details)
+        yield from _table(("", ""), [*shown.details, *shown.measured])
     lines = events(report)
     yield from _table(("step", "after", "what"), [(e["step"], e["after"], f"{e['of']} {e['text']}".strip()) for e in lines])
     yield "## What was first, and what followed"

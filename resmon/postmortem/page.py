@@ -43,6 +43,7 @@ class Card:
 
     summary: str
     details: tuple[tuple[str, str], ...]
+    measured: tuple[tuple[str, str], ...]  # what else was written down of it
 
 
 def render(report: Report) -> str:
@@ -135,6 +136,7 @@ def card(incident: Incident, case: Case) -> Card:
         ("next", incident.advice),
         ("capsule", f"resmon explain {incident.capsule}" if incident.capsule else ""),
     ]
+    measured: list[tuple[str, str]] = []
     flat: dict[str, Any] = {}
     for name, value in incident.evidence.items():  # one level deep; what lies deeper or is a list, is in the JSON
         flat |= {f"{name} {inner}": each for inner, each in value.items()} if isinstance(value, dict) else {name: value}
@@ -142,8 +144,9 @@ def card(incident: Incident, case: Case) -> Card:
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             as_size = name.endswith("bytes") and not isinstance(value, str)
             said = value if isinstance(value, str) else size(value) if as_size else number(value)
-            rows.append((name.removesuffix("_bytes").replace("_", " "), said))
-    return Card(incident.summary, tuple((name, value[:LONGEST]) for name, value in rows if value))
+            measured.append((name.removesuffix("_bytes").replace("_", " "), said))
+    details, more = (tuple((name, value[:LONGEST]) for name, value in part if value) for part in (rows, measured))
+    return Card(incident.summary, details, more)
 
 
 def events(report: Report) -> Sequence[dict[str, str]]:

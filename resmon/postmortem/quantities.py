@@ -45,11 +45,15 @@ def duration(seconds: float) -> str:
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+def raised(exponent: int) -> str:
+    """⁻¹²"""
+    return str(exponent).translate(_RAISED)
+
+
 def power(base: int, exponent: int) -> str:
     """10⁻¹²; and what can be read as easily, as it is."""
-    return (
-        number(float(base) ** exponent) if 1e-3 <= float(base) ** exponent <= 1e4 else f"{base}{str(exponent).translate(_RAISED)}"
-    )
+    value = float(base) ** exponent
+    return number(value) if 1e-3 <= value <= 1e4 else f"{base}{raised(exponent)}"
 
 
 def in_units(statistic: str, value: float) -> str:

@@ -15,7 +15,8 @@ import pytest
 from resmon.errors import FlightError, FlightVersionError
 from resmon.flight import journal, layout
 from resmon.flight.layout import INFO
-from resmon.postmortem.case import DENSE, POINTS, read
+from resmon.postmortem.case import DENSE, read
+from resmon.postmortem.curves import POINTS
 from resmon.postmortem.report import Report, as_json, make
 from resmon.records import MAGNITUDE_COLUMNS, Finding
 from tests.postmortem.runs import Story, calm, explosion, finding, incident, record
