@@ -28,9 +28,9 @@ from resmon.tail import Tail
 VALUES = {
     "RUN": "path of the run's folder",
     "RUNS": "path of the folder that holds it",
-    "CHECKPOINT": "the last checkpoint that was named from before the trouble",
+    "CHECKPOINT": "the last checkpoint that was named from before the trouble (--checkpoint names one)",
     "CAPSULE": "file with what the failing module was given",
-    "MODEL": "package.module:name of a function that makes the model",
+    "MODEL": "package.module:name of a function that makes the model (--model names it)",
 }
 LONGEST = 20_000  # characters of a command's output that a page takes
 PATIENCE = 300.0  # seconds that a command may take

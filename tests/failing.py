@@ -7,6 +7,7 @@ once all but `stalled` have ended: that one hangs until it is killed, and its pr
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -205,6 +206,7 @@ FAILURES: dict[str, Callable[[str], None]] = {
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     assert callable(resmon.watch), "imported here and not in each child anew"
+    gc.freeze()  # nor gone through by each child when it ends
     statuses = {}
     for name, fail in FAILURES.items():
         child = os.fork()

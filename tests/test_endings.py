@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 # In the case's process: `step(i)` trains a step, `monitor` watches.
 BEGIN = """
-import json, os, signal, sys, threading, time
+import gc, json, os, signal, sys, threading, time
 import torch, resmon
 import torch._dynamo  # which the first optimizer would import, in each child anew
 from torch import nn
@@ -32,6 +32,7 @@ from tests.capture import models
 
 cases, folder = json.loads(sys.argv[1]), sys.argv[2]
 statuses = {}
+gc.freeze()  # no child goes through all that again when it ends
 for case, script in cases.items():
     child = os.fork()
     if child == 0:

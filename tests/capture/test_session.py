@@ -32,7 +32,7 @@ from resmon.records import (
     ScalarRecord,
     StepRecord,
 )
-from tests.capture import models
+from tests.capture import loops, models
 from tests.zoo import wiring
 
 SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT = map(
@@ -76,6 +76,7 @@ class Watched:
         self.optimizer = torch.optim.SGD(model.parameters(), lr=lr)
         self.sink = Memory()
         self.session = Session({"": model}, self.optimizer, **options)  # type: ignore[arg-type]
+        loops.watching.append(self.session)
         if watched:
             self.session.attach(self.sink)
 
@@ -742,6 +743,7 @@ def test_steps_without_an_optimizer() -> None:
     model = nn.Sequential(nn.Linear(8, 8), models.Alpha(8))
     sink = Memory()
     session = Session({"": model}, None)
+    loops.watching.append(session)
     session.attach(sink)
     for _ in range(2):
         model(torch.randn(4, 8)).sum().backward()
@@ -755,6 +757,7 @@ def test_an_optimizer_with_a_closure() -> None:
     sink = Memory()
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
     session = Session({"": model}, optimizer)
+    loops.watching.append(session)
     session.attach(sink)
     batch = torch.randn(4, 8)
 
@@ -775,6 +778,7 @@ def test_several_models() -> None:
     sink = Memory()
     optimizer = torch.optim.SGD([*generator.parameters(), *critic.parameters()], lr=0.1)
     session = Session({"g": generator, "c": critic}, optimizer)
+    loops.watching.append(session)
     session.attach(sink)
     for _ in range(3):
         critic(generator(torch.randn(4, 8))).mean().backward()
@@ -872,6 +876,7 @@ def test_functional_dropout_in_a_published_model() -> None:
     sink = Memory()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     session = Session({"": model}, optimizer)
+    loops.watching.append(session)
     session.attach(sink)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "dropout", dropout)
