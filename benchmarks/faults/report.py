@@ -7,12 +7,16 @@ Journal of the American Statistical Association 22: at 95 %, as scipy computes i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 from scipy.stats import binomtest
 
 from benchmarks.faults.architectures import ARCHITECTURES
@@ -25,6 +29,7 @@ from benchmarks.report import Circumstances
 SHOWN = 20  # misses in the page; the JSON has all
 STEPS = 1_000_000  # healthy ones that are aimed at
 RUNS = 20
+_PACKAGE = re.compile(r"(?<!\S)/\S*/(?=(?:benchmarks|transformers)/)")  # the folders that a package lies in
 QUESTIONS = ("block", "operation", "line", "origin")
 HEAD = ("fault", "trials", "detected", "delay in steps", "block", "operation", "source line", "origin", "goal")
 
@@ -125,6 +130,26 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |" for cells in lines)
 
 
+def show(console: Console, outcomes: Sequence[Outcome], quiets: Sequence[Quiet]) -> None:
+    """In the terminal, in short."""
+    found = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("fault", "trials", "detected", "delay", *QUESTIONS):
+        found.add_column(name, justify="left" if name == "fault" else "right")
+    for summary in summaries(outcomes):
+        delays = summary.delays
+        counted = [summary.detected, *(summary.proportion(question) for question in QUESTIONS)]
+        detected, *answers = (f"{each.right}/{each.of}" if each.of else "" for each in counted)
+        found.add_row(summary.name, str(len(summary.outcomes)), detected, f"{median(delays):g}" if delays else "", *answers)
+    console.print(found)
+    for outcome in misses(outcomes):
+        console.print(f"\n{outcome.kind} {outcome.trial}, {outcome.architecture}: {_wrong(outcome)}", style="red", highlight=False)
+        console.print(Padding(f"done: {outcome.expected}\nsaid: {outcome.said}", (0, 2)), highlight=False)
+    if quiets:
+        pages = sum(len(each.incidents) + sum(f["severity"] == "page" for f in each.findings) for each in quiets)
+        steps = sum(each.steps for each in quiets)
+        console.print(f"\n{len(quiets)} healthy runs, {steps:,} steps: {pages} pages", highlight=False)
+
+
 def _faults(outcomes: Sequence[Outcome]) -> str:
     found = summaries(outcomes)
     if not found:
@@ -148,8 +173,9 @@ def _misses(outcomes: Sequence[Outcome]) -> str:
 
 
 def misses(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Of the kinds, not of the other tools."""
-    return [outcome for outcome in outcomes if outcome.kind in KINDS and not outcome.is_right]
+    """Of the kinds, not of the other tools; files are named from their packages on."""
+    missed = [outcome for outcome in outcomes if outcome.kind in KINDS and not outcome.is_right]
+    return [replace(each, expected=_PACKAGE.sub("", each.expected), said=_PACKAGE.sub("", each.said)) for each in missed]
 
 
 def _wrong(outcome: Outcome) -> str:
