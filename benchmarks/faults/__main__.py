@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shlex
 import sys
@@ -20,17 +21,15 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import report as circumstances
 from benchmarks.faults import comparison, healthy, report, tasks
-from benchmarks.faults.comparison import Cost
 from benchmarks.faults.kinds import KINDS
 from benchmarks.faults.notebook import Notebook
 from benchmarks.faults.outcome import Outcome
 from benchmarks.faults.processes import server
 from benchmarks.faults.tasks import Task
+from benchmarks.report import Circumstances, cpu_model, load_average, versions
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "benchmarks" / "FAULTS.md"
@@ -47,34 +46,51 @@ def main(argv: Sequence[str] | None = None) -> None:
         (kind,) = arguments.only
         _repeat(kind, arguments.trial, console)
         return
+    how = _circumstances(sys.argv[1:] if argv is None else argv)
+    part = bool(arguments.quick or arguments.only or arguments.trials)
     with tempfile.TemporaryDirectory() as folder:
-        part = arguments.quick or arguments.only
         notebook = Notebook(Path(folder) if part else NOTEBOOK)
+        anew = arguments.fresh or (notebook.is_whole and not arguments.again)
+        if not arguments.page and notebook.begin(how.machine, anew=anew):
+            console.print(f"Going on with what {notebook.folder} holds; --fresh begins anew.", style="dim", highlight=False)
         for kind in arguments.again:
             notebook.forget(kind)
         failures = [] if arguments.page else _measure(notebook, arguments, console)
-        costs = [] if part else _costs(notebook, console, measure=not arguments.page)
-        how = circumstances.Circumstances(
-            command=shlex.join(["python", "-m", "benchmarks.faults", *(sys.argv[1:] if argv is None else argv)]),
-            date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            cpu=circumstances.cpu_model(),
-            cores=os.cpu_count() or 1,
-            threads=1,
-            versions={k: v for k, v in circumstances.versions().items() if k in ("resmon", "python", "torch", "transformers")},
-            load=circumstances.load_average(),
-        )
-        outcomes, quiets = notebook.outcomes(), notebook.quiets()
-        page = report.markdown(outcomes, quiets, costs, how)
+        if not (part or arguments.page or notebook.costs()):
+            with console.status("what the tools cost") as status:
+                for cost in comparison.costs(lambda what: status.update(f"what the tools cost: {what}")):
+                    notebook.add_cost(cost)
         if part:
-            console.print(Markdown(page))
+            report.show(console, notebook.outcomes(), notebook.quiets())
             console.print("A part of the whole: printed, not written.", style="dim")
         else:
-            path = RESULTS / f"faults-{how.date[:10]}.json"
-            report.write_json(path, outcomes, quiets, costs, how)
-            PAGE.write_text(page, encoding="utf-8")
-            console.print(f"The page is {PAGE}, every trial in {path}.", highlight=False, soft_wrap=True)
+            _publish(notebook, how, console)
+            if not failures and not arguments.page:
+                notebook.finish()
     if failures:
         raise SystemExit("\n".join([f"{len(failures)} parts could not be measured:", *failures]))
+
+
+def _publish(notebook: Notebook, how: Circumstances, console: Console) -> None:
+    outcomes, quiets, costs = notebook.outcomes(), notebook.quiets(), notebook.costs()
+    path = RESULTS / f"faults-{how.date[:10]}.json"
+    report.write_json(path, outcomes, quiets, costs, how)
+    PAGE.write_text(report.markdown(outcomes, quiets, costs, how), encoding="utf-8")
+    report.show(console, outcomes, quiets)
+    console.print(f"The page is {PAGE}, every trial in {path}.", highlight=False, soft_wrap=True)
+
+
+def _circumstances(argv: Sequence[str]) -> Circumstances:
+    used = ("resmon", "python", "torch", "transformers")
+    return Circumstances(
+        command=shlex.join(["python", "-m", "benchmarks.faults", *argv]),
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        cpu=cpu_model(),
+        cores=os.cpu_count() or 1,
+        threads=1,
+        versions={name: number for name, number in versions().items() if name in used},
+        load=load_average(),
+    )
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -84,6 +100,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trial", type=int, metavar="NUMBER", help="this one trial of the kind named by --only")
     parser.add_argument("--trials", type=int, metavar="COUNT", help="so many of each kind, where that is fewer than usual")
     parser.add_argument("--again", action="append", default=[], choices=KINDS, metavar="KIND", help="forget what is known of it")
+    parser.add_argument("--fresh", action="store_true", help="forget all that the notebook holds")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (as many as there are cores)")
     parser.add_argument("--page", action="store_true", help="only write the page, of what the notebook holds so far")
     arguments = parser.parse_args(argv)
@@ -134,9 +151,10 @@ def _measure(notebook: Notebook, arguments: argparse.Namespace, console: Console
                     notebook.add(outcome)
                     wrong[name] = wrong.get(name, 0) + (outcome.kind in KINDS and not outcome.is_right)
                 progress.update(bars[name], advance=size, found=f"{wrong[name]} not right" if wrong.get(name) else "")
-        except KeyboardInterrupt:
-            for future in under_way:
-                future.cancel()
+        except KeyboardInterrupt:  # the notebook has what was done
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
             raise
     return failures
 
@@ -166,19 +184,6 @@ def _missing(notebook: Notebook, arguments: argparse.Namespace) -> Iterator[tupl
     for name in runs:
         steps = QUICK_STEPS if arguments.quick else healthy.HEALTHY[name].steps
         yield "healthy steps", steps, partial(tasks.trained, name, steps, notebook.folder)
-
-
-def _costs(notebook: Notebook, console: Console, *, measure: bool) -> list[Cost]:
-    """What steps cost with each tool; they are measured last, when nothing else runs."""
-    path = notebook.folder / "costs.json"
-    if path.exists():
-        return [Cost(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
-    if not measure:
-        return []
-    with console.status("what the tools cost") as status:
-        costs = list(comparison.costs(lambda what: status.update(f"what the tools cost: {what}")))
-    path.write_text(json.dumps([asdict(cost) for cost in costs]), encoding="utf-8")
-    return costs
 
 
 if __name__ == "__main__":

@@ -131,13 +131,12 @@ class PreActivation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.order == "post":
-            branch = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-            skip = x if self.shortcut is None else self.shortcut(x)
-            return F.relu(skip + branch)
+            out: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+            return F.relu(out + (x if self.shortcut is None else self.shortcut(x)))
         h = F.relu(self.bn1(x))
         skip = x if self.shortcut is None else self.shortcut(h)
-        branch: Tensor = self.conv2(F.relu(self.bn2(self.conv1(h))))
-        return skip + branch
+        out = self.conv2(F.relu(self.bn2(self.conv1(h))))
+        return skip + out
 
 
 class Basic(nn.Module):
@@ -157,13 +156,14 @@ class Basic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         identity: Tensor = x if self.downsample is None else self.downsample(x)
         if self.order == "pre":
-            out = self.conv2(self.relu(self.bn2(self.conv1(self.relu(self.bn1(x))))))
+            out: Tensor = self.conv2(self.relu(self.bn2(self.conv1(self.relu(self.bn1(x))))))
             out += identity
             return out
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         out += identity
-        return self.relu(out)
+        y: Tensor = self.relu(out)
+        return y
 
 
 class Dropping(nn.Module):
@@ -220,9 +220,9 @@ class Scaled(nn.Module):
         nn.init.zeros_(self.fc2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.order == "post":
-            return self.norm(x + self.gamma * self.fc2(F.gelu(self.fc1(x))))
-        return x + self.gamma * self.fc2(F.gelu(self.fc1(self.norm(x))))
+        h = x if self.order == "post" else self.norm(x)
+        y: Tensor = x + self.gamma * self.fc2(F.gelu(self.fc1(h)))
+        return y if self.order == "pre" else self.norm(y)  # type: ignore[no-any-return] # a module's call is Any
 
 
 class Vectors(nn.Module):

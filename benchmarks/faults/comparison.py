@@ -85,7 +85,7 @@ def _anomaly(training: Training, injected: Injected, truth: Truth) -> tuple[bool
 def _debug(training: Training, injected: Injected, truth: Truth) -> tuple[bool, str, bool]:
     from transformers.debug_utils import DebugUnderflowOverflow
 
-    DebugUnderflowOverflow(training.model)
+    DebugUnderflowOverflow(training.model)  # type: ignore[no-untyped-call]
     printed = io.StringIO()
     with redirect_stdout(printed):
         try:
@@ -134,7 +134,7 @@ def _cost(tool: str, name: str, folder: Path, pairs: int) -> Cost:
     else:
         from transformers.debug_utils import DebugUnderflowOverflow
 
-        DebugUnderflowOverflow(watched.model)
+        DebugUnderflowOverflow(watched.model)  # type: ignore[no-untyped-call]
     ratios, steps = [], []
     for i in range(WARM_UP + pairs):
         random = torch.get_rng_state()

@@ -128,6 +128,8 @@ class Plain(nn.Module):
 class Masked(nn.Module):
     """One head of attention over the batch's rows, which a mask of -inf keeps to those before."""
 
+    mask: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(nets.WIDTH)

@@ -92,7 +92,7 @@ class Fault(Calls):
         self.on = False
         self.line = ""  # of the source that made the call: "file:number"
         self._forward = model.forward
-        model.forward = self._broken_forward  # type: ignore[method-assign]
+        model.forward = self._broken_forward
 
     def _broken_forward(self, *args: Any, **kwargs: Any) -> Any:
         if not self.on:

@@ -17,6 +17,7 @@ from benchmarks.faults.trial import Trial
 
 DETECTED, EXACT = 0.99, 0.97  # goals: of all trials, and of those whose kind has a block
 MANY, FEW = 300, 36  # trials
+USUAL = "an incident of that kind in the flight"
 
 ALL = tuple(ARCHITECTURES)
 WITH_NUMBERS = tuple(name for name, each in ARCHITECTURES.items() if each.takes_numbers)
@@ -30,7 +31,7 @@ class Kind:
     title: str
     run: Callable[[Trial], Outcome]
     trials: int
-    detected: str = "an incident"  # what counts as that
+    detected: str = USUAL  # what counts as that
     architectures: tuple[str, ...] = ALL
 
     def trial(self, name: str, number: int) -> Outcome:
@@ -46,18 +47,32 @@ KINDS: dict[str, Kind] = {
     "data": Kind("NaN or Inf in the data", partial(trial_of, nonfinite.BrokenData), MANY, architectures=WITH_NUMBERS),
     "weights": Kind("NaN or Inf written into a parameter", partial(trial_of, nonfinite.BrokenWeight), MANY),
     "optimizer": Kind("NaN or Inf in the optimizer's state", partial(trial_of, nonfinite.BrokenState), MANY),
-    "scaler-overflow": Kind("overflow that no loss scale ends", course.overflow, FEW, "an incident, the search being over"),
-    "scaler-search": Kind("overflow that a loss scale ends", course.search, FEW, "that nothing is said"),
-    "explosion": Kind("learning rate far too large", course.explosion, FEW, "a finding or an incident"),
+    "scaler-overflow": Kind(
+        "overflow that no loss scale ends", course.overflow, FEW, "an incident, once no search for a scale explains it"
+    ),
+    "scaler-search": Kind("overflow that a loss scale ends", course.search, FEW, "that nothing is said of it"),
+    "explosion": Kind(
+        "learning rate far too large",
+        course.explosion,
+        FEW,
+        "a page or an incident; the loss is more than twice what it was at the beginning, or not finite",
+    ),
     "order": Kind(
         "one block in the other order of activation",
         structure.reordered,
         FEW,
-        "`resmon diff` says that the order changed",
+        "`resmon diff` of two flights says that a block's order changed",
         WITH_ORDERS,
     ),
     "projection": Kind("a projection of the wrong width", structure.misfit, FEW),
     "memory": Kind("a block takes more memory than the limit", processes.memory, FEW),
-    "sigkill": Kind("SIGKILL", processes.sigkill, FEW, "a concluded incident"),
-    "hang": Kind("a block that does not return", processes.hang, FEW, "an incident while it hangs"),
+    "sigkill": Kind(
+        "SIGKILL",
+        processes.sigkill,
+        FEW,
+        "an incident that the reader concludes, and the last step that was over; no block is named",
+    ),
+    "hang": Kind(
+        "a block that does not return", processes.hang, FEW, "an incident that the agent writes while it hangs; no block is named"
+    ),
 }

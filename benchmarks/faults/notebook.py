@@ -1,18 +1,20 @@
 """What has been measured so far, so that a bench that was stopped goes on where it was.
 
 Two files of JSON lines that are only ever appended to, by several processes: one line for each trial, and one for each time that a
-healthy training told how far it is, of which the newest counts. A line that was cut short is passed over.
+healthy training told how far it is, of which the newest counts. A line that was cut short is passed over. What stands in it was all
+measured on one machine with the same versions, and once the page was made of the whole the next bench begins with an empty one.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults.comparison import Cost
 from benchmarks.faults.healthy import Quiet
 from benchmarks.faults.outcome import Outcome
 
@@ -24,6 +26,32 @@ class Notebook:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._trials, self._healthy = folder / "trials.jsonl", folder / "healthy.jsonl"
+        self._about, self._costs = folder / "about.json", folder / "costs.json"
+
+    def begin(self, machine: Mapping[str, object], *, anew: bool) -> bool:
+        """Go on with what is known where that was measured on this machine, or begin anew; whether there was something."""
+        about = next(_lines(self._about), {})
+        goes_on = about.get("machine") == machine and not anew
+        if not goes_on:
+            for path in (self._trials, self._healthy, self._costs):
+                path.unlink(missing_ok=True)
+        self._about.write_text(json.dumps({"machine": machine, "whole": goes_on and about["whole"]}), encoding="utf-8")
+        return goes_on and self._trials.exists()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a page was made of all of it."""
+        return bool(next(_lines(self._about), {}).get("whole"))
+
+    def finish(self) -> None:
+        about = next(_lines(self._about), {})
+        self._about.write_text(json.dumps({**about, "whole": True}), encoding="utf-8")
+
+    def costs(self) -> list[Cost]:
+        return [Cost(**values) for values in _lines(self._costs)]
+
+    def add_cost(self, cost: Cost) -> None:
+        _append(self._costs, asdict(cost))
 
     def add(self, outcome: Outcome) -> None:
         _append(self._trials, asdict(outcome))

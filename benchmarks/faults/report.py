@@ -7,24 +7,29 @@ Journal of the American Statistical Association 22: at 95 %, as scipy computes i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 from scipy.stats import binomtest
 
 from benchmarks.faults.architectures import ARCHITECTURES
 from benchmarks.faults.comparison import TITLES, TOOLS, Cost
 from benchmarks.faults.healthy import HEALTHY, Quiet
-from benchmarks.faults.kinds import DETECTED, EXACT, KINDS, Kind
+from benchmarks.faults.kinds import DETECTED, EXACT, KINDS, USUAL, Kind
 from benchmarks.faults.outcome import Outcome
 from benchmarks.report import Circumstances
 
 SHOWN = 20  # misses in the page; the JSON has all
 STEPS = 1_000_000  # healthy ones that are aimed at
 RUNS = 20
+_PACKAGE = re.compile(r"(?<!\S)/\S*/(?=(?:benchmarks|transformers)/)")  # the folders that a package lies in
 QUESTIONS = ("block", "operation", "line", "origin")
 HEAD = ("fault", "trials", "detected", "delay in steps", "block", "operation", "source line", "origin", "goal")
 
@@ -110,14 +115,17 @@ Faults whose kind, step and place are known are put into small trainings that re
 user gets is read: the incidents and findings of the flight, or what `resmon diff` says. `make faults` measures all of this anew and
 writes this page; a trial is repeated alone by `python -m benchmarks.faults --only KIND --trial NUMBER`.
 
-The architectures: {"; ".join(each.title for each in ARCHITECTURES.values())}.
-Which modules make which block is written down by hand in `benchmarks/faults/architectures.py`.
-Operation, module, step and values are drawn from the number of the trial. A fault that reaches neither the loss nor any gradient is
-drawn anew.
+What they are put into:
+
+{chr(10).join(f"- {each.title}" for each in ARCHITECTURES.values())}
+
+Which modules make which block is written down by hand in `benchmarks/faults/architectures.py`. Operation, module, step and values are
+drawn from the number of the trial. A fault that reaches neither the loss nor any gradient is drawn anew.
 
 Right means: the block's name, and none for a fault outside of blocks; the operation and its module; file and number of the source
 line; the origin (forward, backward, loss, data, parameters, optimizer), of loss and data with exactly the rows of the batch. A
-proportion stands with its 95 % interval by Wilson. The goal is {DETECTED:.0%} detected and {EXACT:.0%} with the exact block."""
+proportion stands with its 95 % interval by Wilson. The goal is {100 * DETECTED:.0f} % detected and {100 * EXACT:.0f} % with the
+exact block."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -125,15 +133,33 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |" for cells in lines)
 
 
+def show(console: Console, outcomes: Sequence[Outcome], quiets: Sequence[Quiet]) -> None:
+    """In the terminal, in short."""
+    found = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("fault", "trials", "detected", "delay", *QUESTIONS):
+        found.add_column(name, justify="left" if name == "fault" else "right")
+    for summary in summaries(outcomes):
+        delays = summary.delays
+        counted = [summary.detected, *(summary.proportion(question) for question in QUESTIONS)]
+        detected, *answers = (f"{each.right}/{each.of}" if each.of else "" for each in counted)
+        found.add_row(summary.name, str(len(summary.outcomes)), detected, f"{median(delays):g}" if delays else "", *answers)
+    console.print(found)
+    for outcome in misses(outcomes):
+        console.print(f"\n{outcome.kind} {outcome.trial}, {outcome.architecture}: {_wrong(outcome)}", style="red", highlight=False)
+        console.print(Padding(f"done: {outcome.expected}\nsaid: {outcome.said}", (0, 2)), highlight=False)
+    if quiets:
+        pages = sum(len(each.incidents) + sum(f["severity"] == "page" for f in each.findings) for each in quiets)
+        steps = sum(each.steps for each in quiets)
+        console.print(f"\n{len(quiets)} healthy runs, {steps:,} steps: {pages} pages", highlight=False)
+
+
 def _faults(outcomes: Sequence[Outcome]) -> str:
     found = summaries(outcomes)
     if not found:
         return ""
-    counted = sorted({summary.kind.detected for summary in found})
-    means = [
-        f"- {', '.join(summary.kind.title for summary in found if summary.kind.detected == what)}: {what}." for what in counted
-    ]
-    return "\n\n".join(("## Faults", table(HEAD, (s.row() for s in found)), "What counts as detected:", "\n".join(means)))
+    others = [f"- {s.kind.title}: {s.kind.detected}." for s in found if s.kind.detected != USUAL]
+    means = f"Detected means {USUAL}, but of these:\n\n" + "\n".join(others) if others else f"Detected means {USUAL}."
+    return "\n\n".join(("## Faults", table(HEAD, (s.row() for s in found)), means))
 
 
 def _misses(outcomes: Sequence[Outcome]) -> str:
@@ -148,8 +174,9 @@ def _misses(outcomes: Sequence[Outcome]) -> str:
 
 
 def misses(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Of the kinds, not of the other tools."""
-    return [outcome for outcome in outcomes if outcome.kind in KINDS and not outcome.is_right]
+    """Of the kinds, not of the other tools; files are named from their packages on."""
+    missed = [outcome for outcome in outcomes if outcome.kind in KINDS and not outcome.is_right]
+    return [replace(each, expected=_PACKAGE.sub("", each.expected), said=_PACKAGE.sub("", each.said)) for each in missed]
 
 
 def _wrong(outcome: Outcome) -> str:
@@ -167,6 +194,7 @@ def _healthy(quiets: Sequence[Quiet]) -> str:
     pages, tickets = severities.count("page") + incidents, severities.count("ticket")
     enough = steps >= STEPS and len(quiets) >= RUNS
     verdict = "met" if enough and not pages else "**missed**" if pages else f"no page so far, {STEPS:,} steps are aimed at"
+    places = {name: place for place, name in enumerate(HEALTHY)}
     rows = [
         (
             HEALTHY[quiet.name].title if quiet.name in HEALTHY else quiet.name,
@@ -175,7 +203,7 @@ def _healthy(quiets: Sequence[Quiet]) -> str:
             str(quiet.skipped) if quiet.skipped else "",
             "; ".join([*quiet.incidents, *(f"{each['severity']}: {each['summary']}" for each in quiet.findings)]) or "nothing",
         )
-        for quiet in quiets
+        for quiet in sorted(quiets, key=lambda each: places.get(each.name, len(places)))
     ]
     text = (
         f"{len(quiets)} trainings in which nothing is wrong, {steps:,} steps together, of which the detectors saw {seen:,}. "

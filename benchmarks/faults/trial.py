@@ -13,7 +13,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,8 @@ class Trial:
         found = next((incident for incident in incidents if incident["kind"] == kind), None)
         if found is None:
             others = "; ".join(incident["summary"] for incident in incidents)
-            missed = self.outcome(False, truth.what, others or "nothing")
             asked = {name: False for name in ("block", "operation", "line", "origin") if getattr(truth, name) is not None}
-            return replace(missed, **asked)
+            return self.outcome(False, truth.what, others or "nothing", **asked)
         rows = tuple(found["evidence"].get("rows", ()))
         return self.outcome(
             True,

@@ -436,7 +436,7 @@ def _kinds_of(event: Event, read: Mapping[Event, int]) -> int:
 def _is_mask(event: Event, what: int) -> bool:
     """Whether its infinities were written down as such."""
     if event.kind == "operation":
-        return event.placed and not (event.kinds | what) & NAN
+        return event.operation in _EMPTY or (event.placed and not event.kinds & NAN and not what & ~event.kinds)
     return what == BELOW and event.kind != "parameter"
 
 

@@ -211,8 +211,8 @@ class NonFinite:
         if episode is not None or math.isfinite(loss) or self._searching or self._skips or self._bad:
             return
         summary = (
-            f"The loss logged at step {step} is {_number(loss)}, while every gradient of that step was finite: it was born in the "
-            "loss, behind the model's outputs, where no gradient passes."
+            f"The loss logged at step {step} is {_number(loss)}, while every gradient of that step was finite: it was born "
+            "where no gradient passes, in the loss or in an output that the loss does not differentiate, such as a logit of -Inf."
         )
         self._open(
             Incident(
