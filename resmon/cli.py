@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.errors import ConfigurationError, DiscoveryError, ResmonError
+from resmon.quantities import size
 
 FOLDER = "Folder of the runs; runs/ unless settings say otherwise."
 Directory = Annotated[Path | None, typer.Option("--directory", "-d", help=FOLDER)]
@@ -71,7 +72,7 @@ def list_runs(
             f"{row.steps:,}",
             "–" if row.loss is None else f"{row.loss:.4g}",
             f"{row.blocks:,}",
-            _size(row.size),
+            size(row.size),
             _age(now - row.time),
         )
     console.print(table)
@@ -513,14 +514,6 @@ def _step_range(text: str | None) -> tuple[int | None, int | None]:
 def _paths(paths: tuple[str, ...], module: str) -> str:
     """Module paths, those below the site's own module without it."""
     return ", ".join(path.removeprefix(f"{module}.") for path in paths)
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 999.5:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def _age(seconds: float) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from resmon.quantities import size
 from resmon.records import Incident, incident_id
 
 STEPS = 64  # the newest, of which every one is kept
@@ -334,12 +335,3 @@ def killed(footprint: Footprint, step: int | None, time: float, seen: str, confi
         runbook="out-of-memory",
         evidence=found,
     )
-
-
-def size(count: float) -> str:
-    """Bytes as people say them."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" or abs(count) >= 100 else f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} TiB"

@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.flight import layout
-from resmon.footprint import size
 from resmon.origins import printable
+from resmon.quantities import size
 from resmon.records import Incident
 from resmon.terminal import sparkline
 

@@ -14,6 +14,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from resmon.quantities import size
+
 if TYPE_CHECKING:
     from resmon.capture.check import Fault, Report
     from resmon.capture.requisites import Requisites, Share
@@ -121,7 +123,7 @@ def _memory(requisites: Requisites) -> Table:
 def _row(table: Table, name: str, share: Share, whole: Share, style: str = "") -> None:
     part = f"{share.total / whole.total:.0%}" if whole.total else "–"
     sizes = (share.parameters, share.gradients, share.optimizer, share.activations)
-    table.add_row(name, *map(_readable, sizes), part, style=style)
+    table.add_row(name, *map(size, sizes), part, style=style)
 
 
 def _sum(shares: Sequence[Share]) -> Share:
@@ -161,14 +163,6 @@ def _summary(report: Report, kinds: Sequence[str]) -> Text:
 
 def _bytes(share: dict[str, Any] | None) -> dict[str, int] | None:
     return None if share is None else {name: size for name, size in share.items() if name != "name"}
-
-
-def _readable(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def _printable(text: str) -> str:

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "resmon"
 
 GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets", "gaps", "directions", "errors"} | {
     "footprint",
+    "quantities",
     "kills",
 }
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}

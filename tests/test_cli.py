@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 from resmon import __version__
-from resmon.cli import VERBS, _age, _size, main
+from resmon.cli import VERBS, _age, main
 from resmon.demo import _command
 from resmon.errors import FlightError
 from resmon.flight.layout import boot_id, claim
@@ -175,13 +175,6 @@ def test_an_error_is_one_message_and_no_traceback(tmp_path: Path) -> None:
     assert result.stderr == (
         "resmon: mymodels:wrong gives str; it must give a torch.nn.Module, (module, args) or (module, args, kwargs).\n"
     )
-
-
-@pytest.mark.parametrize(
-    ("size", "shown"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (14e6, "14 MB"), (999.6e6, "1.0 GB"), (5e12, "5000.0 GB")]
-)
-def test_sizes(size: float, shown: str) -> None:
-    assert _size(size) == shown
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(-1, "0 s"), (59, "59 s"), (90, "2 min"), (7200, "2 h"), (200_000, "2 d")])

@@ -24,7 +24,6 @@ from resmon.footprint import (
     fitting,
     killed,
     line,
-    size,
 )
 
 MIB = float(1 << 20)
@@ -205,14 +204,6 @@ def test_a_process_that_the_kernel_killed() -> None:
     assert incident.summary == "The kernel killed the process for want of main memory: the group counts 1 more."
     assert incident.evidence["seen"] == "the group counts 1 more"
     assert ", as it seems, " in killed(footprint(Trail(), 0), None, 5.0, "a hint", False).summary
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (150 * MIB, "150 MiB"), (1010 * MIB, "1010 MiB"), (5 << 40, "5 TiB")],
-)
-def test_sizes(count: float, text: str) -> None:
-    assert size(count) == text
 
 
 def test_where_a_whole_pass_is_little_beside_what_is_lacking_the_line_is_to_blame() -> None:

@@ -18,6 +18,7 @@ import torch
 from resmon import footprint
 from resmon.capture.failures import place, said
 from resmon.capture.stack import Whereabouts, whereabouts
+from resmon.quantities import size
 from resmon.records import Incident, incident_id
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def out_of_memory(error: BaseException, scene: Scene, where: Whereabouts) -> Inc
     at = place(where) if where.block or not block else f" in that of block {block}"
     at = " before it came to any block, in that of the head or the loss" if before else at
     amounts = [
-        f"{footprint.size(found[name])} {verb}"
+        f"{size(found[name])} {verb}"
         for name, verb in (("asked_bytes", "were asked for"), ("free_bytes", "were free"), ("in_use_bytes", "in use"))
         if found.get(name) is not None
     ]
@@ -136,7 +137,7 @@ def _other_advice(phase: Phase, message: str, asked: float | None) -> str:
         return "It was not the model that asked for this memory: look at the line first."
     if asked is not None and split is not None and split >= asked:
         return (
-            f"{footprint.size(split)} lie in the allocator's cache, in pieces that are too small: set "
+            f"{size(split)} lie in the allocator's cache, in pieces that are too small: set "
             "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True."
         )
     return ""

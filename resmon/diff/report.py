@@ -19,6 +19,7 @@ from resmon.diff.divergence import Divergence, Parting
 from resmon.diff.effects import Effect
 from resmon.diff.runs import Run
 from resmon.diff.structure import Difference, Structure
+from resmon.quantities import size
 
 FORMAT = 1  # of the JSON: it rises when a key goes away or changes its meaning
 ROWS = 12  # of a group that are shown, the worst ones
@@ -230,7 +231,7 @@ def _label(row: Row) -> str:
 def _value(row: Row, value: float | None) -> str:
     if value is None:
         return "not finite"
-    return f"{value / 1e6:,.0f} MB" if row.group == "memory" else f"{value:.4g}"
+    return size(value) if row.group == "memory" else f"{value:.4g}"
 
 
 def _shift(row: Row, difference: float | None) -> str:

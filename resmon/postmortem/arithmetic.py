@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from resmon.postmortem.evidence import FAIR, PROVEN, STRONG, WEAK, Scales, said
-from resmon.postmortem.quantities import became, count, number
+from resmon.quantities import became, count, number
 from resmon.records import Incident
 
 # Thresholds of the weights, as ratios or shares unless said otherwise.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from resmon.postmortem.case import Window
-from resmon.postmortem.quantities import in_units
+from resmon.quantities import in_units
 from resmon.records import Floats
 
 BASE = 48  # steps that make what is usual

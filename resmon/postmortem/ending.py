@@ -8,7 +8,7 @@ import numpy as np
 
 from resmon.postmortem.case import Case
 from resmon.postmortem.evidence import FAIR, PROVEN, STRONG, WEAK, Scales, said
-from resmon.postmortem.quantities import count, size
+from resmon.quantities import count, size
 
 FULL, ROOMY = 0.05, 0.25  # free memory as a share of what could be had
 GREW = 1.5  # memory in use, over the run

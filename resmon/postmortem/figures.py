@@ -20,8 +20,8 @@ from resmon.directions import direction
 from resmon.postmortem.case import Case
 from resmon.postmortem.curves import Curve
 from resmon.postmortem.grids import LARGE, Grid
-from resmon.postmortem.quantities import count, duration, listed, number, power, raised, size
 from resmon.postmortem.report import Report
+from resmon.quantities import count, duration, listed, number, power, raised, size
 from resmon.records import MAGNITUDE_EDGES, MAGNITUDE_HIGH, MAGNITUDE_LARGER, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, PHASES, Floats
 
 if TYPE_CHECKING:
@@ -490,13 +490,13 @@ def _training(case: Case) -> Figure | None:
 def _memory(case: Case) -> Figure | None:
     panels = []
     for prefix, where in (("", "process"), ("device_", "device")):
-        panels.append((f"{where}, GB", [(f"{prefix}memory", f"{where}, in use"), (f"{prefix}memory_peak", f"{where}, peak")]))
-        panels.append(("left, GB", [(f"{prefix}memory_free", f"what the {where} could still have had")]))
+        panels.append((f"{where}, GiB", [(f"{prefix}memory", f"{where}, in use"), (f"{prefix}memory_peak", f"{where}, peak")]))
+        panels.append(("left, GiB", [(f"{prefix}memory_free", f"what the {where} could still have had")]))
     last = {name: case.curves[name].mean[-1] for name in ("memory", "memory_free") if name in case.curves}
     caption = "Memory of the training process."
     if len(last) == 2:
         caption += f" At the end {size(last['memory'])} were in use and {size(last['memory_free'])} could still be had."
-    return _curves(case, "memory", "Memory", panels, caption, unit=1e9, rangemode="tozero")
+    return _curves(case, "memory", "Memory", panels, caption, unit=2**30, rangemode="tozero")
 
 
 def _blocks_memory(case: Case) -> Figure | None:
@@ -522,15 +522,15 @@ def _blocks_memory(case: Case) -> Figure | None:
         figure.add_trace(
             go.Bar(
                 y=[_short(row[0]) for row in found],
-                x=[each / 1e9 for each in sizes],
+                x=[each / 2**30 for each in sizes],
                 orientation="h",
                 name=name,
                 marker={"color": colour},
-                hovertemplate="%{y}<br>%{x:.3g} GB<extra>%{fullData.name}</extra>",
+                hovertemplate="%{y}<br>%{x:.3g} GiB<extra>%{fullData.name}</extra>",
             )
         )
     figure.update_layout(barmode="group", bargap=0.25, showlegend=True)
-    figure.update_xaxes(title_text="GB", showgrid=True)
+    figure.update_xaxes(title_text="GiB", showgrid=True)
     figure.update_yaxes(showgrid=False)
     top = found[-1]
     caption = f"Memory that activations take, the largest {count(len(found), 'block')}: {top[0]} holds {size(top[1])}."

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from resmon.postmortem.evidence import Suspect
 from resmon.postmortem.page import card, compared, environment_of, events, facts, side_by_side
-from resmon.postmortem.quantities import in_units
 from resmon.postmortem.report import Report
+from resmon.quantities import in_units
 
 SIGNS = 20
 

@@ -18,8 +18,8 @@ from resmon.diff.report import divergence_sentence, sentence, structure_sentence
 from resmon.flight.layout import safe_name
 from resmon.postmortem.case import Case
 from resmon.postmortem.figures import figures
-from resmon.postmortem.quantities import count, duration, in_units, listed, moment, number, size
 from resmon.postmortem.report import Report
+from resmon.quantities import count, duration, in_units, listed, moment, number, size
 from resmon.records import Incident
 
 TEMPLATES = Path(__file__).parent / "templates"

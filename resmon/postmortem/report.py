@@ -16,8 +16,8 @@ from resmon.postmortem.case import Case, Progress, read
 from resmon.postmortem.causes import weigh
 from resmon.postmortem.departures import Departure, departures, leading_up
 from resmon.postmortem.evidence import Suspect
-from resmon.postmortem.quantities import count, duration
 from resmon.postmortem.timeline import Event, last_good_checkpoint, timeline
+from resmon.quantities import count, duration
 
 FORMAT = 1  # of the JSON: it rises when a key goes away or changes its meaning
 SIGNS = 200  # that the JSON lists

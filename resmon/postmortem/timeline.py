@@ -10,7 +10,7 @@ from typing import Literal
 from resmon.flight.incidents import first_in_doubt
 from resmon.postmortem.case import Case
 from resmon.postmortem.departures import Departure
-from resmon.postmortem.quantities import count, listed
+from resmon.quantities import count, listed
 
 Kind = Literal["run", "checkpoint", "sign", "finding", "incident"]
 

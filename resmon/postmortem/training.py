@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from resmon.postmortem.evidence import FAIR, STRONG, WEAK, Scales
-from resmon.postmortem.quantities import count, duration, listed, number
+from resmon.quantities import count, duration, listed, number
 from resmon.records import PHASES
 
 # Thresholds of the weights, as ratios or shares unless said otherwise.

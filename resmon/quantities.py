@@ -19,12 +19,12 @@ def number(value: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes."""
-    for unit in ("B", "kB", "MB", "GB"):
+    """Bytes, in the units that torch and the kernel report."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 999.5:
             return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+        count /= 1024
+    return f"{count:.3g} TiB"
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from resmon.postmortem.quantities import became, count, duration, in_units, listed, moment, number, power, size
+from resmon.quantities import became, count, duration, in_units, listed, moment, number, power, size
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_units() -> None:
         "2 h 1 min",
         "2 d 7 h",
     ]
-    assert [size(n) for n in (0, 999, 1500, 2.5e9, 7e13)] == ["0 B", "999 B", "1.5 kB", "2.5 GB", "70 TB"]
+    assert [size(n) for n in (0, 999, 1023, 1536, 2.5e9, 1e15)] == ["0 B", "999 B", "0.999 KiB", "1.5 KiB", "2.33 GiB", "909 TiB"]
     assert in_units("data_seconds", 0.5) == "500 ms"
-    assert in_units("memory_free", 2e9) == "2 GB"
+    assert in_units("memory_free", 2**31) == "2 GiB"
     assert in_units("gradient_norm", 0.5) == "0.5"
     assert [power(10, -12), power(10, 2), power(2, 20)] == ["10⁻¹²", "100", "2²⁰"]
 
