@@ -205,7 +205,7 @@ def test_evidence_is_put_into_words(tmp_path: Path) -> None:
     rows = [re.sub(r"\s+", " ", line.strip("│ ")) for line in shown.splitlines()]
     for expected in (
         "asked 125 MiB",
-        "blocks 0 bytes h.0",
+        "blocks 0 B h.0",
         "██ 2 KiB h.1",
         "and 4 more",
         "batch samples 16, fits 0, tried",
