@@ -99,11 +99,8 @@ def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
     checkpoint = last_good_checkpoint(case, signs)
     incident = case.broken
     indicated = [suspect for suspect in suspects if suspect.is_indicated]
-    asked_for = [
-        incident.runbook if incident else "",
-        *(each.runbook for each in case.findings if each.opened_step == case.trouble),
-    ]
-    runbook = next(filter(None, [*asked_for, *(each.runbook for each in indicated)]), "")
+    found = [each for each in case.findings if each.opened_step == case.trouble]
+    runbook = next((each.runbook for each in (incident, *found, *indicated) if each and each.runbook), "")
     comparison, note = _compared(case, others, say)
     return Report(
         case=case,
