@@ -102,11 +102,8 @@ def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
     signs = tuple(changes) if plain else tuple(leading_up(changes, kinds, case.trouble))
     checkpoint = last_good_checkpoint(case, signs)
     incident = case.broken
-    asked_for = [
-        incident.runbook if incident else "",
-        *(each.runbook for each in case.findings if each.opened_step == case.trouble),
-    ]
-    runbook = next(filter(None, [*asked_for, *(each.runbook for each in indicated)]), "")
+    found = [each for each in case.findings if each.opened_step == case.trouble]
+    runbook = next((each.runbook for each in (incident, *found, *indicated) if each and each.runbook), "")
     comparison, note = _compared(case, others, say)
     return Report(
         case=case,
