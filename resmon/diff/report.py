@@ -166,7 +166,8 @@ def _difference_sentence(difference: Difference, pairs: int) -> str:
         names = [f"{b} (A: {a})" for a, b in zip(difference.a, difference.b, strict=True)]
     else:
         names = list(blocks)
-    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED:,} more" if len(names) > NAMED else "")
+    shown = names if len(names) == NAMED + 1 else names[:NAMED]  # "and 1 more" is no shorter than its name
+    listed = ", ".join(shown) + (f" and {len(names) - len(shown):,} more" if len(names) > len(shown) else "")
     of_all = "" if difference.aspect in ("added", "removed") else f" of {pairs:,}"
     return f"{difference.aspect}: {len(blocks):,}{of_all} {_blocks(pairs if of_all else len(blocks))}, {listed}: {difference.what}"
 
@@ -192,7 +193,7 @@ def divergence_sentence(divergence: Divergence) -> str:
 
 def _parting(parting: Parting) -> str:
     size = "" if parting.size is None else f", {_size(parting.size)} standard deviations between runs"
-    change = f"{parting.b:.4g} against {parting.a:.4g}, a factor of {parting.factor:.3g}{size}"
+    change = f"is {parting.b:.4g} in B and {parting.a:.4g} in A, a factor of {parting.factor:.3g}{size}"
     return f"step {parting.step:,} in block {parting.block}: {parting.statistic} {change}"
 
 

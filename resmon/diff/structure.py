@@ -194,7 +194,8 @@ def _operations(a: ResidualSite, b: ResidualSite, reordered: bool, last: bool) -
         more, less = ([word for word in words if _scales(word) == chosen] for words in (gained, lost))
         parts = [f"gained {_list(more)}"] * bool(more) + [f"lost {_list(less)}"] * bool(less)
         if parts:
-            yield ("scaling" if aspect == "scaling" else "operations"), " and ".join(parts)
+            what = ", which scales what the branch adds" if chosen else ""
+            yield ("scaling" if aspect == "scaling" else "operations"), " and ".join(parts) + what
     if not gained and not lost:
         if not reordered and _names(a.operations) != _names(b.operations):
             yield "operations", f"has the operations {_list(b.operations)}, where A has {_list(a.operations)}"

@@ -161,6 +161,18 @@ def test_the_birth_is_named_with_block_module_operation_and_line(fault: str, blo
     )
     assert (found.step, found.since, found.confidence, found.kind) == (2, 2, "bit-exact", "nonfinite")
     assert found.runbook == "nonfinite" and operation in found.summary and found.advice
+    assert found.evidence["dtype"] == "float32"
+
+
+def test_an_operation_tells_how_large_what_it_read_was() -> None:
+    for fault, largest in (("log", 0.0), ("division", None), ("in place", None)):
+        model = network()
+        seen: list[float] = []
+        model.get_submodule("2").fc1.register_forward_hook(lambda _, __, output, seen=seen: seen.append(float(output.abs().max())))
+        _, sink, _ = train(model, before=breaking(model, "2", fault), steps=3)
+        told = only(sink).evidence.get("largest_read")
+        # What is written in place is gone, and nothing is told of it. A pass done again runs the hook once more, with the same.
+        assert told == (largest if fault == "log" else pytest.approx(seen[2]) if fault == "division" else None), (fault, told, seen)
 
 
 def test_where_does_not_stop_nan_on_its_way_back() -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import pty
 import re
-import shutil
 import subprocess
+import sys
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from resmon.cli import main
 from resmon.postmortem import markdown, page
 from resmon.postmortem.figures import figures
 from resmon.postmortem.report import make
+from tests.postmortem.browser import CHROMIUM
+from tests.postmortem.browser import Page as Tab
 from tests.postmortem.runs import explosion, incident, record
 
 HOSTILE = (
@@ -189,9 +194,6 @@ def test_a_thousand_blocks_stay_small(tmp_path: Path) -> None:
     assert len(ratio.plot["layout"]["yaxis"]["tickvals"]) <= 40
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to draw the page")
 def test_a_browser_draws_every_figure_without_a_complaint(hostile: str, tmp_path: Path) -> None:
     file = tmp_path / "page.html"
@@ -212,6 +214,26 @@ def test_a_browser_draws_every_figure_without_a_complaint(hostile: str, tmp_path
     assert sum(attributes.get("class") == "main-svg" for tag, attributes in drawn.elements if tag == "svg") >= places
     complaints = [line for line in result.stderr.splitlines() if ":CONSOLE" in line]
     assert not complaints, complaints
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to draw the page")
+def test_what_was_filled_in_is_saved(hostile: str, tmp_path: Path) -> None:
+    """The button writes a page that holds the text and draws its figures again."""
+    file, saved = tmp_path / "page.html", tmp_path / "saved"
+    saved.mkdir()
+    file.write_text(hostile, encoding="utf-8")
+    drawn = "document.readyState == 'complete' && document.querySelectorAll('[data-figure] .main-svg').length > 5"
+    with Tab(file, saved) as tab:
+        tab.until(drawn)
+        tab.run("document.querySelector('td[data-hint]').textContent = 'Ada <b>'")
+        tab.run("document.getElementById('save').click()")
+        (copy,) = tab.downloaded("*.html")
+    assert copy.stat().st_size < len(hostile) + 10_000, "figures are saved once, as data"
+    again = tmp_path / "again"
+    again.mkdir()
+    with Tab(copy, again) as tab:
+        tab.until(drawn)
+        assert tab.run("document.querySelector('td[data-hint]').textContent") == "Ada <b>"
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,5 +259,24 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert (tmp_path / "note.md").read_text().startswith("# Post-mortem of digits")
     assert run("digits", "--format", "pdf") == 2
     assert "html, markdown, json" in capsys.readouterr().err
+    assert run("digits", "-o", "there/note.html") == 2
+    assert "cannot be written" in capsys.readouterr().err
     assert run("nobody") == 2
     assert "there is no run 'nobody'" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
+    record(tmp_path / "runs", story=explosion(at=180), outcome="nonfinite")
+    master, slave = pty.openpty()
+    arguments = ["digits", "-d", str(tmp_path / "runs"), "-o", str(tmp_path / "x.html")]
+    command, environment = [sys.executable, "-m", "resmon", "postmortem", *arguments], os.environ | {"TERM": "xterm"}
+    with subprocess.Popen(command, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL, env=environment) as running:
+        os.close(slave)
+        shown = b""
+        with suppress(OSError):  # what is read behind the end of a terminal
+            while part := os.read(master, 4096):
+                shown += part
+    os.close(master)
+    assert running.returncode == 0, shown
+    # The line is drawn a dozen times a second; what takes less may be missing.
+    assert b"digits: reading the flight" in shown

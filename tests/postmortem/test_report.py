@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -254,6 +256,32 @@ def test_ten_million_steps_are_told_like_a_thousand(tmp_path: Path) -> None:
     assert report.case.last_step == 11_990_000
     assert "at step 11,990,000" in report.summary[0]
     assert report.case.ratio[0].width <= 180
+
+
+MEASURED = """
+import re, sys
+from pathlib import Path
+from resmon.postmortem import page
+from resmon.postmortem.report import make
+said = []
+page.render(make([Path(sys.argv[1])], said.append))
+assert any("step" in each for each in said), said
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_run(tmp_path: Path) -> None:
+    """A flight that is four times as long, of the same budget, takes no more; progress tells the steps."""
+    peaks = []
+    for steps in (6_000, 24_000):
+        folder = record(
+            tmp_path, f"run-{steps}", story=explosion(at=steps - 20, block=1), steps=steps, blocks=2, budget=3 << 20, checkpoints=0
+        )
+        command = [sys.executable, "-c", MEASURED, str(folder)]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1024)
+    assert peaks[1] < peaks[0] + 16
+    assert peaks[1] < 400, "pandas, scipy and plotly are 150 of them"
 
 
 def whole_values(case: Any) -> Any:
