@@ -21,11 +21,11 @@ EXPLODED = 2.0  # times the level at which the run began
 
 
 class _TooFast(Injected):
-    """A learning rate many times as large; `harder` makes it ten times larger still."""
+    """A learning rate 100 to 3,000 times as large; `harder` makes it ten times larger still, each time."""
 
     def __init__(self, trial: Trial, training: Training, harder: int) -> None:
         self._optimizer = training.optimizer
-        self._factor = 10 ** (harder + trial.random.uniform(math.log10(30), math.log10(300)))
+        self._factor = 10 ** (harder + trial.random.uniform(2.0, 3.5))
         step = trial.random.randint(*QUIET)
         self.truth = Truth(step, f"learning rate times {self._factor:.0f} from step {step}")
         self.losses: list[float] = []

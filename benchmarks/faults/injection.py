@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+import resmon
 from resmon.capture.dataflow import leaves
 
 Direction = Literal["forward", "backward"]
 
-_NOT_THE_USERS = (str(Path(torch.__file__).parent), __file__)
+_NOT_THE_USERS = (*(str(Path(str(package.__file__)).parent) for package in (torch, resmon)), __file__)
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def is_the_users(file: str) -> bool:
 
 
 def _line() -> str:
-    """The innermost line that is running and neither torch's nor this file's."""
+    """The innermost line that is running and neither torch's nor resmon's nor this file's."""
     frame = sys._getframe(1)
     while frame.f_back is not None and not is_the_users(frame.f_code.co_filename):
         frame = frame.f_back

@@ -119,8 +119,8 @@ What they are put into:
 
 {chr(10).join(f"- {each.title}" for each in ARCHITECTURES.values())}
 
-Which modules make which block is written down by hand in `benchmarks/faults/architectures.py`. Operation, module, step and values are
-drawn from the number of the trial. A fault that reaches neither the loss nor any gradient is drawn anew.
+Which modules make which block is written down by hand in `benchmarks/faults/architectures.py`. Operation, module, step and values
+are drawn from the number of the trial. A fault that reaches neither the loss nor any gradient is drawn anew.
 
 Right means: the block's name, and none for a fault outside of blocks; the operation and its module; file and number of the source
 line; the origin (forward, backward, loss, data, parameters, optimizer), of loss and data with exactly the rows of the batch. A
