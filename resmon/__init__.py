@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resmon.capture.discovery import discover
     from resmon.capture.marker import residual_add
     from resmon.flight.frames import Flight, load
-    from resmon.watch import Monitor, watch
+    from resmon.monitor import Monitor, watch
 
 __version__ = "0.1.0"
 
@@ -50,11 +50,11 @@ __all__ = [
 
 _ELSEWHERE = {
     "Flight": "resmon.flight.frames",
-    "Monitor": "resmon.watch",
+    "Monitor": "resmon.monitor",
     "discover": "resmon.capture.discovery",
     "load": "resmon.flight.frames",
     "residual_add": "resmon.capture.marker",
-    "watch": "resmon.watch",
+    "watch": "resmon.monitor",
 }
 
 

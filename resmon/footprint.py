@@ -261,7 +261,7 @@ def evidence(footprint: Footprint, where: Where, asked: float | None = None, fre
         "blocks_left_out": max(0, len(ranked) - BLOCKS),
         "blocks_unknown": footprint.unknown,
         "outside_blocks_bytes": None if footprint.outside is None else round(footprint.outside * scale),
-        "checkpoint": {
+        "checkpointing": {
             "blocks": [held.block for held in chosen][:BLOCKS],
             "count": len(chosen),
             "saves_bytes": sum(held.saves for held in chosen),
@@ -287,7 +287,7 @@ def advice(found: Mapping[str, Any], of_training: bool = True) -> str:
         )
     if growth or not of_training:
         return " ".join(said)
-    batch, checkpoint = found["batch"], found["checkpoint"]
+    batch, checkpoint = found["batch"], found["checkpointing"]
     if batch["fits"]:
         best = f", at best {batch['fits_at_best']}" if batch["fits_at_best"] > batch["fits"] else ""
         said.append(f"A batch of {batch['fits']} samples (of {batch['samples']}) would have fitted{best}, by {batch['by']}.")

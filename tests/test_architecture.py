@@ -191,3 +191,8 @@ def test_every_metric_is_documented_and_no_other() -> None:
         assert f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.help} |\n" in page
     documented = re.findall(r"`(resmon_\w+)[`{]", page + (ROOT / "README.md").read_text())
     assert set(documented) == {metric.name for metric in CATALOGUE}
+
+
+def test_no_module_hides_what_the_package_gives() -> None:
+    """Whoever imports a module of that name would find it in the place of the function."""
+    assert not {path.stem for path in PACKAGE.iterdir()} & set(resmon.__all__)

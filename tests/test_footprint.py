@@ -192,8 +192,8 @@ def test_the_evidence_is_json_and_ranked_and_of_the_batch_that_failed() -> None:
         "activation_bytes": 300 * MIB,
         "checkpoint_saves_bytes": 298 * MIB,
     }
-    assert found["checkpoint"]["enough"] and found["checkpoint"]["blocks"][0] == "h.149"
-    assert found["checkpoint"]["lacking_bytes"] == pytest.approx((150 + 400 * 5 - 1000) * MIB, rel=0.01)
+    assert found["checkpointing"]["enough"] and found["checkpointing"]["blocks"][0] == "h.149"
+    assert found["checkpointing"]["lacking_bytes"] == pytest.approx((150 + 400 * 5 - 1000) * MIB, rel=0.01)
     assert "Checkpointing h.149, " in advice(found)
     assert found["free_bytes"] == 900 * MIB and found["in_use_bytes"] == 100 * MIB
 
