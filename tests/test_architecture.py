@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import resmon
 from resmon.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parent.parent

@@ -216,7 +216,7 @@ def environment_of(case: Case) -> list[tuple[str, str]]:
         ("model", f"{info.get('model') or ''}, {count(len(case.blocks), 'residual block')}"),
         ("began", moment(info["started"]) if info.get("started") else ""),
         ("host", listed(list(info["hosts"]), 8)),
-        ("ranks", f"{listed([str(rank) for rank in ranks], 8)} of {info.get('world_size') or 1:,}"),
+        ("rank" if len(ranks) == 1 else "ranks", f"{listed([str(rank) for rank in ranks], 8)} of {info.get('world_size') or 1:,}"),
         ("process", str(info.get("pid") or "")),
         *((f"{name} version", version or "") for name, version in info["versions"].items()),
         ("targets", ", ".join(info.get("targets") or ())),
