@@ -217,22 +217,21 @@ def _comparison(outcomes: Sequence[Outcome], costs: Sequence[Cost]) -> str:
     theirs = {tool: [each for each in outcomes if each.kind.startswith(f"{tool}:")] for tool in TOOLS}
     if not any(theirs.values()):
         return ""
-    numbers: dict[str, set[int]] = {}
-    for each in (each for mine in theirs.values() for each in mine):
-        numbers.setdefault(each.kind.partition(":")[2], set()).add(each.trial)
     rows = []
-    for kind, tried in numbers.items():
-        for tool in ("resmon", *TOOLS):
+    for kind in KINDS:
+        tried = {each.trial for mine in theirs.values() for each in mine if each.kind.endswith(f":{kind}")}
+        for tool in ("resmon", *TOOLS) if tried else ():
             wanted = kind if tool == "resmon" else f"{tool}:{kind}"
             mine = [each for each in outcomes if each.kind == wanted and each.trial in tried]
             place = str(Proportion.yes(each.operation for each in mine))
-            rows.append((KINDS[kind].title, TITLES[tool], str(Proportion.yes(each.detected for each in mine)), place))
+            detected = str(Proportion.yes(each.detected for each in mine))
+            rows.append((KINDS[kind].title, TITLES[tool], str(len(mine)), detected, place))
     text = (
         "## Beside other tools\n\nThe same faults in the same trainings. Both of the others end the run when they find something. "
         "The place is, for resmon, operation and module; for anomaly mode the source line of the forward call that it prints; for "
         "DebugUnderflowOverflow the module that it names last.\n\n"
     )
-    text += table(("fault", "tool", "detected", "place right"), rows)
+    text += table(("fault", "tool", "trials", "detected", "place right"), rows)
     if costs:
         from benchmarks.workloads import WORKLOADS
 
