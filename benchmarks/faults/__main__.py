@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for kind in arguments.again:
             notebook.forget(kind)
         failures = [] if arguments.page else _measure(notebook, arguments, console)
-        if not (part or arguments.page or notebook.costs()):
+        if not (part or arguments.page):
             with console.status("what the tools cost") as status:
-                for cost in comparison.costs(lambda what: status.update(f"what the tools cost: {what}")):
+                for cost in comparison.costs(notebook.costs(), lambda what: status.update(f"what the tools cost: {what}")):
                     notebook.add_cost(cost)
         if part:
             report.show(console, notebook.outcomes(), notebook.quiets())

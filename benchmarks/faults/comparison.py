@@ -12,7 +12,7 @@ import io
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,10 +112,13 @@ class Cost:
     pairs: int
 
 
-def costs(tell: Callable[[str], None] = lambda _: None, pairs: int = PAIRS) -> Iterator[Cost]:
-    """Each tool on each workload."""
+def costs(known: Sequence[Cost], tell: Callable[[str], None], pairs: int = PAIRS) -> Iterator[Cost]:
+    """Each tool on each workload, but for those that are known."""
+    done = {(cost.workload, cost.tool) for cost in known}
     for name in COSTED:
         for tool in ("resmon", *TOOLS):
+            if (name, tool) in done:
+                continue
             tell(f"{name} {tool}")
             with flight() as folder:
                 yield _cost(tool, name, folder, pairs)
