@@ -99,10 +99,8 @@ def _said(name: str, value: Any) -> str:
         )
     if name.endswith(BYTES) and isinstance(value, (int, float)):
         return size(value)
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return ", ".join(value)
-    if isinstance(value, list) and name in SHAPES:
-        return "×".join(map(str, value))
+    if isinstance(value, list) and all(isinstance(each, (str, int)) for each in value):
+        return ("×" if name in SHAPES else ", ").join(map(str, value))
     if name.endswith("_time") and isinstance(value, float) and 0 <= value < LAST_TIME:
         return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"{value:,.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import resmon
 from resmon.diff.report import divergence_sentence, sentence, structure_sentences
+from resmon.flight import layout
 from resmon.flight.layout import safe_name
 from resmon.postmortem.case import Case
 from resmon.postmortem.figures import figures
@@ -116,6 +118,10 @@ def facts(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
+def _rank_folder(case: Case, incident: Incident) -> Path:
+    return layout.ranks(case.run.folder).get(incident.rank, case.run.folder)
+
+
 def card(incident: Incident, case: Case) -> Card:
     """An incident: what is known of it, in words."""
     when = f"step {incident.step:,}" if incident.step is not None else "before the first step"
@@ -134,7 +140,10 @@ def card(incident: Incident, case: Case) -> Card:
             incident.checkpoint + (f" (step {incident.checkpoint_step:,})" if incident.checkpoint_step is not None else ""),
         ),
         ("next", incident.advice),
-        ("capsule", f"resmon explain {incident.capsule}" if incident.capsule else ""),
+        (
+            "capsule",
+            shlex.join(["resmon", "explain", str(_rank_folder(case, incident) / incident.capsule)]) if incident.capsule else "",
+        ),
     ]
     measured: list[tuple[str, str]] = []
     flat: dict[str, Any] = {}
