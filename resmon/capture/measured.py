@@ -6,7 +6,6 @@ order then, and done when they are there.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,9 +75,8 @@ class Measured:
 
     @property
     def all_finite(self) -> bool:
-        """Whether all squares are finite: none is negative, so their sum tells, unless it overflows."""
-        with np.errstate(over="ignore"):
-            return math.isfinite(self._squares.sum())
+        """Whether all squares are finite, as far as they are there."""
+        return bool(np.logical_and.reduce(np.isfinite(self._squares)))
 
     def finite(self, places: Places) -> Bools:
         """Which of these squares are finite, as far as they are there."""

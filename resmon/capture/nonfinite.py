@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -81,14 +80,20 @@ class NonFinite:
     def pass_begun(self, watch: Watched, args: Any, kwargs: Any) -> None:
         if not self._is_looked_at:  # on an accelerator doing it again would make the loop wait
             return
-        with suppress(Exception):  # a pass of which nothing could be kept is not done again, and that is all
-            self._references.begin(
-                watch.key, watch.model, args, kwargs, compiled=watch.compiled, spoilt=lambda: self._origin.first_sign() is not None
-            )
+        try:  # noqa: SIM105 - suppress costs more
+            self._references.begin(watch.key, watch.model, args, kwargs, compiled=watch.compiled, spoilt=self._is_spoilt)
+        except Exception:  # noqa: S110 - a pass of which nothing could be kept is not done again, and that is all
+            pass
 
     def pass_ended(self, watch: Watched, output: Any) -> None:
-        with suppress(Exception):
+        try:  # noqa: SIM105 - likewise
             self._references.end(watch.key, output)
+        except Exception:  # noqa: S110 - likewise
+            pass
+
+    def _is_spoilt(self) -> bool:
+        """Whether a pass of the step under way was not finite, as far as the probes have seen it."""
+        return self._origin.first_sign() is not None
 
     # -- what the optimizers do ----------------------------------------------------------------------------------------
 

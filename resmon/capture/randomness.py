@@ -65,10 +65,9 @@ class _Twister:
         self._seen: tuple[Any, ...] = ()
         self._state: Any = None
 
-    def state(self, address: int, *more: Any) -> Any:
-        """`address` is that of the words and the place, whichever comes first, and `more` what else the state depends on."""
-        words = _Words.from_address(address)
-        seen = (address, words[0], words[1], words[623], words[624], *more)
+    def state(self, words: Any, more: Any = None) -> Any:
+        """`words` are those and the place, whichever comes first, and `more` what else the state depends on."""
+        seen = (words[0], words[1], words[623], words[624], more)
         if seen != self._seen:
             self._seen, self._state = seen, self._ask()
         return self._state
@@ -83,14 +82,14 @@ class _Python(_Twister):
     def __init__(self) -> None:
         super().__init__(random.getstate)
         self._generator: Any = random.getstate.__self__  # type: ignore[attr-defined]
-        self._address = id(self._generator) + object.__basicsize__
-        self._is_there = False
+        self._words: Any = None
         if type(self._generator).__basicsize__ >= object.__basicsize__ + ctypes.sizeof(_Words):
             *words, place = random.getstate()[1]
-            self._is_there = list(_Words.from_address(self._address)) == [place, *words]
+            there = _Words.from_address(id(self._generator) + object.__basicsize__)
+            self._words = there if list(there) == [place, *words] else None
 
     def now(self) -> Any:
-        return self.state(self._address, self._generator.gauss_next) if self._is_there else random.getstate()
+        return random.getstate() if self._words is None else self.state(self._words, self._generator.gauss_next)
 
 
 class _Numpy(_Twister):
@@ -98,12 +97,16 @@ class _Numpy(_Twister):
 
     def __init__(self) -> None:
         super().__init__(np.random.get_state)
+        self._generator: Any = None
+        self._words: Any = None
 
     def now(self) -> Any:
         generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
-        if type(generator) is not np.random.MT19937:
-            return np.random.get_state()
-        return self.state(generator.ctypes.state_address)
+        if generator is not self._generator:
+            is_one = type(generator) is np.random.MT19937
+            self._generator, self._seen = generator, ()
+            self._words = _Words.from_address(generator.ctypes.state_address) if is_one else None
+        return np.random.get_state() if self._words is None else self.state(self._words)
 
 
 _python = _Python()

@@ -94,7 +94,7 @@ class Pass:
     outputs: dict[int, Held] = field(default_factory=dict)  # by the output's number
     gradients: dict[int, Held] = field(default_factory=dict)  # that arrived, likewise
     gone: bool = False
-    bytes: int = 0
+    bytes: int = 0  # that it keeps, once they were counted
     compiled: bool = False
 
     def let_go(self) -> None:
@@ -103,6 +103,12 @@ class Pass:
         self.arguments = None
         self.outputs.clear()
         self.gradients.clear()
+
+    def count(self) -> int:
+        """How many bytes it keeps; 1 at least."""
+        held = (*_held(self.arguments), *self.outputs.values(), *self.gradients.values())
+        self.bytes = max(1, sum(_size(each.tensor) for each in held))
+        return self.bytes
 
     def changed(self) -> bool:
         """Whether an argument is no more what it was."""
@@ -117,6 +123,7 @@ class References:
         self.lost: set[str] = set()  # models of which passes of this step were let go, for they were too many or too large
         self._counts: Counter[str] = Counter()
         self._current: Pass | None = None  # that is under way
+        self._retained = 0  # bytes of all passes but the newest
         self._process = os.getpid()
 
     def begin(
@@ -124,30 +131,36 @@ class References:
     ) -> None:
         """A pass begins, before anything of it has run. `spoilt` says whether one of this step was not finite: it is not let go."""
         self._current = None
-        made = Pass(
+        number = self._counts[key]
+        self._counts[key] = number + 1
+        if self.passes and not self._has_room(spoilt):
+            self.lost.add(key)
+            return
+        self._current = Pass(
             key,
             model,
-            self._counts[key],
-            keep((args, kwargs)),
+            number,
+            (keep(args), keep(kwargs)),
             Randomness.now(),
             Autocasting.now(),
             model.training,
             _caller(),
             compiled=compiled,
         )
-        made.bytes = sum(_size(held.tensor) for held in _held(made.arguments))
-        self._counts[key] += 1
-        retained = sum(each.bytes for each in self.passes)
-        if (retained > RETAINED or len(self.passes) >= MOST) and spoilt():
-            self.lost.add(key)
-            return
-        while self.passes and (retained > RETAINED or len(self.passes) >= MOST):
+        self.passes.append(self._current)
+
+    def _has_room(self, spoilt: Callable[[], bool]) -> bool:
+        """Make room for another pass behind those that there are; False where one of them must not be let go."""
+        if not self.passes[-1].bytes:  # what it keeps is counted once another follows it
+            self._retained += self.passes[-1].count()
+        if (self._retained > RETAINED or len(self.passes) >= MOST) and spoilt():
+            return False
+        while self.passes and (self._retained > RETAINED or len(self.passes) >= MOST):
             oldest = self.passes.pop(0)
-            retained -= oldest.bytes
+            self._retained -= oldest.bytes
             self.lost.add(oldest.key)
             oldest.let_go()
-        self.passes.append(made)
-        self._current = made
+        return True
 
     def end(self, key: str, output: Any) -> None:
         """The pass that was begun last has ended."""
@@ -157,18 +170,17 @@ class References:
         for i, (_, tensor) in enumerate(leaves(output)):
             if type(tensor) is not Tensor:
                 continue
-            size = _size(tensor)
-            if size <= LARGEST_OUTPUT:
+            if _size(tensor) <= LARGEST_OUTPUT:
                 made.outputs[i] = Held(tensor)
-                made.bytes += size
             if tensor.requires_grad and tensor.grad_fn is not None:  # a hook on a parameter would stay there
                 hang(tensor, _Arrival(self, made, i))
 
     def arrived(self, made: Pass, output: int, gradient: Tensor) -> None:
         """A gradient has arrived at an output: the newest is kept."""
         if os.getpid() == self._process and not made.gone and type(gradient) is Tensor:
-            if output not in made.gradients:
+            if made.bytes and output not in made.gradients:  # it was counted without
                 made.bytes += _size(gradient)
+                self._retained += _size(gradient)
             made.gradients[output] = Held(gradient)
 
     def count(self, key: str) -> int:
@@ -180,6 +192,7 @@ class References:
         for made in self.passes:
             made.let_go()
         self.passes.clear()
+        self._retained = 0
         self.lost.clear()
         self._counts.clear()
 
