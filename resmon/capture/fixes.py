@@ -407,17 +407,35 @@ def _channel_axis(layer: Layer, dims: int) -> int:
 
 
 def _unlikeness(path: str, layer: Layer, modules: dict[str, nn.Module]) -> int:
-    """0 where a layer at the same place in another block is like `layer`, 1 where one is but for its sizes (as its stride is),
-    and 2 where none is, or where the one that is there now is as much like them."""
+    """0 where a layer at the same place in another block is like `layer`, 1 where one is but for its sizes (as its stride is) in
+    a block of the same layers, and 2 where none is, or where the one that is there now is as much like them."""
     present = _known(modules, path)
     if present is None:
         return 2
     pattern = re.compile(r"\d+".join(map(re.escape, re.split(r"\d+", path))))
-    siblings = [known for each in modules if each != path and pattern.fullmatch(each) and (known := _known(modules, each))]
-    if layer in siblings and present not in siblings:
+    siblings = {each: known for each in modules if each != path and pattern.fullmatch(each) and (known := _known(modules, each))}
+    if layer in siblings.values() and present not in siblings.values():
         return 0
-    manners = [each.manner for each in siblings]
+    manners = [each.manner for sibling, each in siblings.items() if _are_alike(*_parting(path, sibling), modules)]
     return 1 if layer.manner in manners and present.manner not in manners else 2
+
+
+def _parting(path: str, other: str) -> tuple[str, str]:
+    """Both as far as they are the same, and the first part in which they differ: the two blocks."""
+    parts = path.split("."), other.split(".")
+    count = next(i for i, (a, b) in enumerate(zip(*parts, strict=True), 1) if a != b)
+    return ".".join(parts[0][:count]), ".".join(parts[1][:count])
+
+
+def _are_alike(block: str, other: str, modules: dict[str, nn.Module]) -> bool:
+    """Whether two blocks have the same kinds of layers at the same places; what is a layer itself is no block."""
+
+    def layers(holder: str) -> dict[str, type[nn.Module]]:
+        inside = (path for path in modules if path.startswith(f"{holder}.") or path == holder)
+        return {path.removeprefix(holder): layer.kind for path in inside if (layer := _known(modules, path))}
+
+    mine = layers(block)
+    return "" not in mine and mine == layers(other)
 
 
 def _defaults(kind: type[nn.Module]) -> dict[str, Any]:
