@@ -20,10 +20,16 @@ Task = Callable[[], list[Outcome]]
 
 def quietly(task: Task) -> list[Outcome]:
     """What resmon and torch tell people of each run would drown what the bench tells them."""
-    logging.getLogger("resmon").setLevel(logging.CRITICAL)
+    logger, threads = logging.getLogger("resmon"), torch.get_num_threads()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     torch.set_num_threads(1)
-    with redirect_stderr(io.StringIO()):
-        return task()
+    try:
+        with redirect_stderr(io.StringIO()):
+            return task()
+    finally:
+        logger.setLevel(level)
+        torch.set_num_threads(threads)
 
 
 def trials(kind: str, numbers: Sequence[int]) -> list[Outcome]:
