@@ -113,6 +113,11 @@ def _moment(when: float) -> float:
     return time.monotonic() - max(0.0, time.time() - when)
 
 
+def key_of(folder: Path, info: RunInfo) -> str:
+    """What tells an attempt from every other, also from one in a folder that was deleted and made again."""
+    return f"{folder}\n{info.launch}\n{info.boot_id}"
+
+
 class Attempt:
     """The ranks of one attempt that run on this machine.
 
@@ -141,8 +146,7 @@ class Attempt:
 
     @property
     def key(self) -> str:
-        """What tells this attempt from every other, also from one in a folder that was deleted and made again."""
-        return f"{self.folder}\n{self.info.launch}\n{self.info.boot_id}"
+        return key_of(self.folder, self.info)
 
     @property
     def outcome(self) -> Outcome | None:

@@ -68,9 +68,14 @@ def folder() -> Path:
 
 
 def register(rank_folder: Path, on_incident: Mapping[str, Any] | None = None) -> None:
-    """Ask the agent to follow a rank's flight and to react to incidents. The folder holds its info.json already."""
+    """Ask the agent to follow a rank's flight and to react to incidents. The folder holds its info.json already, by which one that
+    was deleted and made again is told from what was there before."""
     target = os.path.realpath(rank_folder)
-    name = hashlib.sha256(os.fsencode(target)).hexdigest()[:24]
+    try:
+        info = (rank_folder / layout.INFO).read_bytes()
+    except OSError:
+        info = b""
+    name = hashlib.sha256(os.fsencode(target) + b"\0" + info).hexdigest()[:24]
     layout.write_json(folder() / RUNS / f"{name}.json", {"rank_folder": target, "on_incident": on_incident})
 
 

@@ -176,6 +176,26 @@ def test_a_folder_that_is_removed_is_let_go(roster: Roster, runs: Path) -> None:
     writer.die()
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_folder_that_is_removed_and_made_again_is_another_run(ended: bool, roster: Roster, runs: Path) -> None:
+    """As by `rm -rf runs/digits` and another start, soon after."""
+    before = Writer(runs, launch="before")
+    for _ in range(3):
+        before.step()
+    if ended:
+        before.end()
+    poll(roster)
+    shutil.rmtree(runs / "digits")
+    after = Writer(runs, launch="after", sites=2)
+    assert after.folder == before.folder
+    after.step()
+    run = only(poll(roster))
+    assert (run.run, len(gauge(run, "gradient_norm")), run.outcome) == ("digits", 2, None)
+    after.end()
+    assert poll(roster).runs_total["finished"] == 1 + ended
+    before.die()
+
+
 def test_a_new_agent_goes_on_where_the_old_one_was(roster: Roster, runs: Path, runtime_folder: Path) -> None:
     ended, live = Writer(runs, "ended"), Writer(runs, "live")
     for step in range(40):
@@ -363,7 +383,7 @@ def test_a_block_that_appears_later(roster: Roster, runs: Path) -> None:
     record = more.step()
     writer.flight.step(record)
     run = only(poll(roster))
-    assert len(gauge(run, "skip_rms")) == 3
+    assert len(gauge(run, "gradient_norm")) == 3
     assert len(gauge(run, "gradient_norm_max")) == 3
 
 
