@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from resmon.quantities import count
+
 LONGEST = 1 << 20  # bytes that are read of one file
 
 _ROOT = Path("/")
@@ -50,7 +52,7 @@ def memory_group(process: int | str = "self", root: Path = _ROOT) -> Path | None
 
 def kills(group: Path | None, root: Path = _ROOT) -> Kills:
     """The counters as they are now."""
-    found = None if group is None else next((count for name in _FILES if (count := _count(group / name)) is not None), None)
+    found = None if group is None else next((told for name in _FILES if (told := _count(group / name)) is not None), None)
     return Kills(found, _count(root / "proc/vmstat"))
 
 
@@ -62,12 +64,11 @@ def seen(before: Kills, after: Kills, group: Path | None, *, alive: bool) -> tup
     since = "since it was last seen alive" if alive else "since the run began"
     if before.group is not None and after.group is not None:
         rose = after.group - before.group
-        return (f"its control group {group} counts {rose} more processes killed so {since}", alive) if rose > 0 else None
+        told = f"its control group {group} counts {count(rose, 'more process', 'more processes')} killed so {since}"
+        return (told, alive) if rose > 0 else None
     if alive and before.machine is not None and after.machine is not None and (rose := after.machine - before.machine) > 0:
-        return (
-            f"the machine counts {rose} more processes killed so {since}, and its control group does not tell whose they were",
-            False,
-        )
+        more = count(rose, "more process", "more processes")
+        return f"the machine counts {more} killed so {since}, and its control group does not tell whose they were", False
     return None
 
 

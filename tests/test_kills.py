@@ -101,7 +101,7 @@ GROUP = Path("/sys/fs/cgroup/job")
 
 def test_a_counter_that_rose_in_the_group_tells_why() -> None:
     told = seen(Kills(2, 5), Kills(3, 6), GROUP, alive=True)
-    assert told == ("its control group /sys/fs/cgroup/job counts 1 more processes killed so since it was last seen alive", True)
+    assert told == ("its control group /sys/fs/cgroup/job counts 1 more process killed so since it was last seen alive", True)
     late = seen(Kills(2, 5), Kills(3, 6), GROUP, alive=False)
     assert late is not None and not late[1] and late[0].endswith("since the run began")
 

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from resmon.agent import runtime
 from resmon.agent.roster import Roster
-from resmon.flight import incidents
+from resmon.flight import incidents, layout
 from resmon.flight.reader import read_end
+from resmon.kills import memory_group
 from resmon.records import BLOCK_VALUES, Incident, Outcome
 from tests.agent.test_roster import Writer, poll
+from tests.ranks import ROOT
 
 
 @pytest.fixture
@@ -61,10 +70,73 @@ def test_the_counter_rose_while_the_process_died(roster: Roster, runs: Path, gro
     assert outcome == incident.kind == "out_of_memory"
     assert incident.step == 4
     assert incident.summary.startswith("The kernel killed the process for want of main memory: its control group")
-    assert incident.summary.endswith("counts 1 more processes killed so since it was last seen alive.")
+    assert incident.summary.endswith("counts 1 more process killed so since it was last seen alive.")
     assert [each["block"] for each in incident.evidence["blocks"]] == ["h.2", "h.1", "h.0"]
     assert incident.evidence["blocks"][0]["activation_bytes"] == 3000
     assert len(incident.evidence["memory"]) == 5
+
+
+@pytest.fixture
+def real_group() -> Iterator[Path]:
+    """A control group of this machine's, with little memory."""
+    mine = memory_group()
+    if mine is None or os.geteuid() != 0:
+        pytest.skip("no control group can be made: that takes root, and a hierarchy that counts memory")
+    old = (mine / "memory.limit_in_bytes").exists()
+    folder = (mine if old else Path("/sys/fs/cgroup")) / f"resmon-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+        (folder / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(1 << 30))
+    except OSError as error:
+        pytest.skip(f"no control group can be made: {error}")
+    yield folder
+    for _ in range(100):  # its processes are on their way out
+        try:
+            folder.rmdir()
+            break
+        except OSError:
+            time.sleep(0.05)
+
+
+TRAINING = """
+import sys, time
+from pathlib import Path
+Path(sys.argv[2], "cgroup.procs").write_text("0")  # before any memory is taken
+import torch, resmon
+from torch import nn
+from tests.capture import models
+
+model = nn.Sequential(nn.Linear(8, 8), models.TwoAdds(8))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+monitor = resmon.watch(model, optimizer, run="eater", directory=sys.argv[1])
+for i in range(100):
+    optimizer.zero_grad()
+    model(torch.ones(2, 8)).sum().backward()
+    optimizer.step()
+    time.sleep(0.03)
+print("now", flush=True)
+sys.stdin.readline()
+torch.ones(1 << 29)
+"""
+
+
+def test_the_kernel_really_kills_a_training(roster: Roster, runs: Path, real_group: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RESMON_AGENT": "off"}
+    command = [sys.executable, "-c", TRAINING, str(runs), str(real_group)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "now\n"
+        (folder,) = layout.ranks(runs / "eater" / "attempt-0001").values()
+        runtime.register(folder)
+        poll(roster)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.wait(60) == -signal.SIGKILL
+    (run,) = poll(roster).runs
+    assert run.outcome == "out_of_memory"
+    (incident,), _ = incidents.read(folder)
+    assert str(real_group) in incident.summary and "counts 1 more process killed so" in incident.summary
+    assert len(incident.evidence["blocks"]) == 2
 
 
 def test_killed_for_another_reason(roster: Roster, runs: Path, group: Path) -> None:
