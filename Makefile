@@ -9,7 +9,7 @@ PYTHON ?= python3
 TORCH := torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: help setup test test-slow lint demo bench bench-gpu clean
+.PHONY: help setup test test-slow lint demo bench bench-gpu faults clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -34,16 +34,20 @@ bench: setup ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.house
 	$(BIN)/python -m benchmarks.reads
+	$(BIN)/python -m benchmarks.nonfinite
 
 bench-gpu: setup ## likewise on an NVIDIA GPU, and how often the host waits for it
 	$(BIN)/python -m benchmarks.run --device cuda
+
+faults: setup ## put faults into trainings: what resmon finds, what it names, and what it says of healthy ones
+	$(BIN)/python -m benchmarks.faults
 
 clean: ## remove what the set-up and the tools made; runs/ stays
 	rm -rf .venv resmon/capture/_native.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch stands in the one command that installs everything, so that nothing can replace the pinned version.
-.venv/.stamp: pyproject.toml .ci/packages hatch_build.py resmon/capture/_native.c
+.venv/.stamp: pyproject.toml .ci/packages hatch_build.py resmon/capture/_native.c resmon/capture/_last_words.h
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'resmon needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	PYTHON=$(PYTHON) bash .ci/packages
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv

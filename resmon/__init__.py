@@ -10,14 +10,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from resmon.errors import AgentError, ConfigurationError, DiscoveryError, FlightError, FlightVersionError, ResmonError
-from resmon.records import Finding, ResidualSite
+from resmon.errors import (
+    AgentError,
+    ConfigurationError,
+    DiscoveryError,
+    FlightError,
+    FlightVersionError,
+    NonFiniteError,
+    ResmonError,
+)
+from resmon.records import Finding, Incident, ResidualSite
 
 if TYPE_CHECKING:
     from resmon.capture.discovery import discover
     from resmon.capture.marker import residual_add
     from resmon.flight.frames import Flight, load
-    from resmon.watch import Monitor, watch
+    from resmon.monitor import Monitor, watch
 
 __version__ = "0.1.0"
 
@@ -29,7 +37,9 @@ __all__ = [
     "Flight",
     "FlightError",
     "FlightVersionError",
+    "Incident",
     "Monitor",
+    "NonFiniteError",
     "ResidualSite",
     "ResmonError",
     "discover",
@@ -40,11 +50,11 @@ __all__ = [
 
 _ELSEWHERE = {
     "Flight": "resmon.flight.frames",
-    "Monitor": "resmon.watch",
+    "Monitor": "resmon.monitor",
     "discover": "resmon.capture.discovery",
     "load": "resmon.flight.frames",
     "residual_add": "resmon.capture.marker",
-    "watch": "resmon.watch",
+    "watch": "resmon.monitor",
 }
 
 

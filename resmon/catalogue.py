@@ -99,6 +99,13 @@ CATALOGUE: tuple[Metric, ...] = (
         "Doublings until the largest 16-bit number of operands and result overflows, last step; absent without such a dtype.",
     ),
     Metric(
+        "resmon_block_activation_bytes",
+        "gauge",
+        "bytes",
+        BLOCK,
+        "Bytes that autograd keeps of the block for the backward pass, when last looked at; absent where the model is compiled.",
+    ),
+    Metric(
         "resmon_block_activation_magnitude", "histogram", "", BLOCK, "Absolute values at the add's result, sampled at every step."
     ),
     Metric(
@@ -216,6 +223,8 @@ CATALOGUE: tuple[Metric, ...] = (
         ("run", "model", "block", "finding", "severity"),
         "1 while the finding is open, then 0.",
     ),
+    Metric("resmon_incidents_total", "counter", "", ("run", "kind"), "What broke in the attempt's ranks, by kind of failure."),
+    Metric("resmon_run_stalled", "gauge", "", ("run",), "1 while a rank's process lives and makes no step, else 0."),
     # The machine's GPUs, whoever uses them.
     Metric("resmon_gpu_utilization_ratio", "gauge", "", ("gpu",), "Share of the last sampling period in which the GPU was busy."),
     Metric("resmon_gpu_memory_used_bytes", "gauge", "bytes", ("gpu",), "Memory of the GPU that is in use, by anybody."),

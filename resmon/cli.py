@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.errors import ConfigurationError, DiscoveryError, ResmonError
+from resmon.quantities import size
 
 FOLDER = "Folder of the runs; runs/ unless settings say otherwise."
 Directory = Annotated[Path | None, typer.Option("--directory", "-d", help=FOLDER)]
@@ -47,7 +48,8 @@ def list_runs(
     folder: Annotated[Path | None, typer.Argument(help=FOLDER)] = None,
     directory: Directory = None,
 ) -> None:
-    """List the runs of a folder: outcome, steps, newest loss, blocks, size on disk, age."""
+    """List the runs of a folder: outcome, steps, newest loss, blocks, size on disk, age, what broke."""
+    from resmon.origins import printable
     from resmon.tail import summaries
 
     folder = _runs_directory(folder or directory)
@@ -58,20 +60,25 @@ def list_runs(
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("run", "attempt", "outcome", "steps", "loss", "blocks", "size", "age"):
-        table.add_column(name, justify="left" if name in ("run", "outcome") else "right", overflow="ellipsis", no_wrap=True)
+        justify: Literal["left", "right"] = "left" if name in ("run", "outcome") else "right"
+        # In a narrow terminal it is the name that is cut.
+        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=name != "run", min_width=8 if name == "run" else None)
     now = time.time()
     for row in rows:
         table.add_row(
-            row.name,
+            Text(printable(row.name)),
             str(row.attempt),
             Text(row.outcome, style={"running": "green", "finished": ""}.get(row.outcome, "red")),
             f"{row.steps:,}",
             "–" if row.loss is None else f"{row.loss:.4g}",
             f"{row.blocks:,}",
-            _size(row.size),
+            size(row.size),
             _age(now - row.time),
         )
     console.print(table)
+    for row in rows:
+        if row.incident:
+            console.print(Text.assemble((f"✖ {printable(row.name)}", "bold red"), f": {printable(row.incident)}"), soft_wrap=True)
 
 
 def inspect(
@@ -122,21 +129,128 @@ def inspect(
     console.print(f"{len(sites):,} residual {'block' if len(sites) == 1 else 'blocks'} in {type(module).__name__}", style="dim")
 
 
+def check(
+    model: Annotated[str, typer.Argument(help="package.module:name of a model, its class or a function that makes it.")],
+    input: Annotated[  # noqa: A002, the option's name
+        list[str] | None,
+        typer.Option("--input", "-i", help="An input, once for each, as for inspect: 8,3,32,32 or int:8,128:50257."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", "-b", help="A batch size to try besides the given one; 1, 2 and 3 unless named.")
+    ] = None,
+    no_batches: Annotated[bool, typer.Option("--no-batches", help="The inputs' first dimension is no batch: try none.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 for warnings, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file, for a CI server.")] = None,
+) -> None:
+    """Check a model before it trains: shapes, gradients, initial weights, memory. Exit status 1 where something is wrong."""
+    from resmon.capture import check as checking
+    from resmon.verdict import as_json as jsonable
+    from resmon.verdict import as_junit, is_good, render
+
+    report = checking.check(model, input or (), () if no_batches else batch or checking.BATCHES)
+    if as_json:
+        print(json.dumps(jsonable(report, strict), indent=2, allow_nan=False))
+    else:
+        Console().print(render(report, checking.KINDS))
+    if junit is not None:
+        try:
+            junit.write_bytes(as_junit(report, checking.KINDS, strict))
+        except OSError as error:
+            raise ConfigurationError(f"--junit {junit} cannot be written: {error}.") from error
+    if not is_good(report, strict):
+        raise typer.Exit(1)
+
+
 def tail(
     run: Annotated[str, typer.Argument(help="Name of a run in the runs folder, or the path of its folder.")],
     once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
     directory: Directory = None,
 ) -> None:
     """Watch a run, live or finished, in the terminal; into a pipe goes one frame."""
+    from resmon.origins import printable
     from resmon.tail import Tail, find_run, show
 
     console = Console()
+    attempt = find_run(run, _runs_directory(directory))
     try:
-        view = show(console, Tail(find_run(run, _runs_directory(directory))), once=once or not console.is_terminal)
+        view = show(console, Tail(attempt), once=once or not console.is_terminal)
     except KeyboardInterrupt:  # how one leaves
         return
+    if view.incidents:
+        from resmon.flight.frames import load
+        from resmon.flight.lead_up import lead_up
+
+        newest = list(view.incidents.values())[-1]
+        console.print(Text(f"Before it: {printable(lead_up(load(attempt), newest.step).sentence)}"), soft_wrap=True)
     if view.end is not None and view.end.reason:
-        console.print(Text(view.end.reason, style="dim"))
+        console.print(Text(printable(view.end.reason), style="dim"))
+
+
+def incidents(
+    run: Annotated[str, typer.Argument(help="Name of a run in the runs folder, or the path of its folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    directory: Directory = None,
+) -> None:
+    """Show what broke in a run: what failed, where, since when, how sure that is, and what to do."""
+    from resmon.flight.endings import of_attempt
+    from resmon.incidents import next_commands, panel
+    from resmon.origins import printable
+
+    attempt = _run_folder(run, directory)
+    found = of_attempt(attempt)
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+        return
+    console = Console()
+    for each in found:
+        console.print(panel(each))
+        for command in next_commands(each, attempt):
+            console.print(Text(printable(command)), soft_wrap=True)
+    if not found:
+        console.print(Text(f"nothing that resmon saw broke in {run}"))
+
+
+def runbook(
+    name: Annotated[str | None, typer.Argument(help="Which; all are listed where neither this nor a run is given.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", "-r", help="Fill in this run's values, run the commands, and show what they print.")
+    ] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The checkpoint to name, where the run has named none.")] = None,
+    model: Annotated[str | None, typer.Option(help="package.module:name of the model, for commands that need it.")] = None,
+    directory: Directory = None,
+) -> None:
+    """Show a runbook: what a failure means, how to look into it, what to do. With a run, its diagnosis is done."""
+    from rich.markdown import Markdown
+
+    from resmon import runbook as books
+    from resmon.flight.frames import load
+
+    console = Console()
+
+    def show(text: str) -> None:
+        if console.is_terminal:
+            console.print(Markdown(text))
+        else:  # to be pasted into a ticket
+            print(text.strip("\n"), end="\n\n", flush=True)
+
+    if run is None:
+        if name is not None:
+            show(books.runbook(name).text)
+            return
+        for each in books.names():
+            print(each)
+        return
+    flight = load(_run_folder(run, directory))
+    trouble = books.Trouble.of(flight)
+    chosen = name or trouble.runbook
+    if chosen is None:
+        console.print(Text(f"nothing is wrong with {flight.info['run']} as far as resmon saw: it is {flight.outcome}"))
+        return
+    more = {"CHECKPOINT": checkpoint, "MODEL": model}
+    width = console.width - 2 * console.is_terminal  # a block of Markdown has a margin there
+    for part in books.page(books.runbook(chosen), trouble, {key: value for key, value in more.items() if value}, width):
+        show(part)
 
 
 def settings(
@@ -230,12 +344,89 @@ def diff(
         raise typer.Exit(1)
 
 
+def explain(
+    capsule: Annotated[Path, typer.Argument(help="A capsule-*.safetensors of a rank's folder, which an incident names.")],
+    module: Annotated[
+        str | None,
+        typer.Option(
+            "--module",
+            "-m",
+            metavar="PACKAGE.MODULE:NAME",
+            help="Makes the module, or its whole model: its code is run with what the capsule holds.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Repeat a failure from its capsule. Without --module no code is run: what the tensors hold is shown."""
+    from resmon.capture import capsule as capsules
+    from resmon.capture.target import load_target
+    from resmon.explanation import as_json as jsonable
+    from resmon.explanation import render
+
+    read = capsules.read(capsule)
+    verdict = capsules.run(read, load_target(module)[0]) if module else None
+    if as_json:
+        print(json.dumps(jsonable(read, verdict), indent=2))
+    else:
+        Console().print(render(capsule, read, verdict), soft_wrap=True)
+
+
+def postmortem(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs: NAME, NAME,NAME or 'PATTERN*'; paths too.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write, - for the terminal; postmortem-RUN-ATTEMPT.html unless named."),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", "-f", help="html, markdown or json.")] = "html",
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    directory: Directory = None,
+) -> None:
+    """Tell what happened to a run that broke: what was first, what followed, why, what to do; beside healthy runs, if named."""
+    from resmon.origins import printable
+    from resmon.postmortem import markdown, page
+    from resmon.postmortem.report import as_json as jsonable
+    from resmon.postmortem.report import make
+    from resmon.tail import find_runs
+
+    endings = {"html": "html", "markdown": "md", "json": "json"}
+    if form not in endings:
+        raise ConfigurationError(f"--format {form} is none. There are: {', '.join(endings)}.")
+    folder = _runs_directory(directory)
+    folders = [path for run in runs for path in find_runs(run, folder)]
+    progress = Console(stderr=True)
+    with progress.status("reading") as status:
+        report = make(folders, lambda what: status.update(Text(printable(what))))
+        status.update("writing")
+        if form == "json":
+            text = json.dumps(jsonable(report), indent=2, allow_nan=False) + "\n"
+        else:
+            text = markdown.render(report) if form == "markdown" else page.render(report)
+    if output == Path("-") or (output is None and form != "html"):
+        print(text, end="")
+        return
+    path = output or Path(f"{page.file_name(report)}.{endings[form]}")
+    if path.exists() and not force:
+        raise ConfigurationError(
+            f"{path} is there already, and may have been filled in. Write over it with --force, or name another."
+        )
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}. Name another file with --output.") from error
+    Console(soft_wrap=True).print(Text(printable(" ".join(report.summary))), Text(f"\n{path}"), sep="\n")
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("demo", demo),
     ("ls", list_runs),
     ("tail", tail),
+    ("incidents", incidents),
+    ("runbook", runbook),
     ("diff", diff),
+    ("postmortem", postmortem),
     ("inspect", inspect),
+    ("check", check),
+    ("explain", explain),
     ("agent", agent),
     ("settings", settings),
 )
@@ -290,6 +481,12 @@ def _runs_directory(directory: Path | None) -> Path:
     return directory
 
 
+def _run_folder(run: str, directory: Path | None) -> Path:
+    from resmon.tail import find_run
+
+    return find_run(run, _runs_directory(directory))
+
+
 def _name_and_value(argument: str) -> tuple[str, str]:
     name, equals, value = argument.partition("=")
     if not equals:
@@ -317,14 +514,6 @@ def _step_range(text: str | None) -> tuple[int | None, int | None]:
 def _paths(paths: tuple[str, ...], module: str) -> str:
     """Module paths, those below the site's own module without it."""
     return ", ".join(path.removeprefix(f"{module}.") for path in paths)
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 999.5:
-            return f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def _age(seconds: float) -> str:

@@ -33,3 +33,7 @@ class AgentError(ResmonError):
 
 class UnobservableError(ResmonError):
     """Tensors came to be where this version cannot read them. It ends the observation of the blocks, and nothing else."""
+
+
+class NonFiniteError(ResmonError):
+    """A step whose gradients are NaN or infinite, where `on_nonfinite="raise"` asks for that; the message is the incident's."""

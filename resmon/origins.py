@@ -22,7 +22,11 @@ PREFIX = "RESMON_"
 
 # Variables with the prefix that are no settings, and what each is for.
 VARIABLES: Mapping[str, str] = {
-    "RESMON_RUNTIME_DIR": "folder where this user's agent is found: on a local disk, writable by you alone"
+    "RESMON_RUNTIME_DIR": "folder where this user's agent is found: on a local disk, writable by you alone",
+    "RESMON_ATTEMPT": "set for on_incident's command, as RESMON_RUN and RESMON_DIRECTORY are: the attempt that it is about",
+    "RESMON_RANK": "likewise, its rank",
+    "RESMON_INCIDENT": "likewise, what broke: failed, nonfinite, killed, stalled, ...",
+    "RESMON_REPLACED": "set for the agent: the variables that it was started with other values of, as JSON",
 }
 
 # What the parser raises, also of numbers and nested lists that are too long for Python.

@@ -1,8 +1,9 @@
 """The immutable values that travel between rooms.
 
-capture makes `StepRecord` and `ScalarRecord`; flight writes and reads them; detectors turn them into `Finding`; the agent hands
-both to the exporters. This module also fixes what can hardly be changed later, because files carry it: which numbers a record
-holds and in which order, the edges of the magnitude histogram, the vocabulary of outcomes, the life cycle of a finding.
+capture makes `StepRecord`, `ScalarRecord` and, where something breaks, `Incident`; flight writes and reads them; detectors turn
+steps and scalars into `Finding`; the agent hands all to the exporters. This module also fixes what can hardly be changed later,
+because files carry it: which numbers a record holds and in which order, the edges of the magnitude histogram, the vocabulary of
+outcomes, the life cycle of a finding.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -37,6 +38,14 @@ Outcome = Literal[
     "finished",
 ]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+INCIDENT_KINDS: tuple[Outcome, ...] = tuple(outcome for outcome in OUTCOMES if outcome not in ("unknown", "finished"))
+
+# A gradient scaler that looks for its scale skips a step, halves the scale and tries again. From the largest scale in use (2^32,
+# Megatron-LM's default; torch's is 2^16) down to 1 that is 32 skips; below 1 it would make gradients smaller than they are,
+# and torch's GradScaler.update says that something is wrong there.
+SEARCH = 32  # skipped steps in a row that are still a search
+LEAST_SCALE = 1.0
+CALM = 20  # finite steps after which non-finite ones are over
 
 # The magnitude histogram of a site's output, |y|. Bucket i holds (2^(i-1), 2^i], as Prometheus' native histograms of schema 0.
 # From float16's smallest normal numbers' neighbourhood to well beyond the largest activations reported in healthy models.
@@ -87,7 +96,9 @@ GROUP_VALUES = ("learning_rate", "gradient_square")
 # element; `kept_square` is skip_square over the samples that kept their branch, where a random operation may drop it; `peak` is the
 # largest |y|; `fill` is how much of its dtype's range the largest number took, where operands or output have 16 bits;
 # `position_ratio` is the median of branch over skip at sampled positions; `dead` is the share of units that feed the branch's last
-# layer and no more differ from zero. Of these two, which are looked at in some steps only, the newest stands in every row.
+# layer and no more differ from zero; `activation_bytes` is what autograd keeps of the block in one forward pass, `checkpoint_bytes`
+# how much of that a checkpoint of the block would not. Of these four, which are looked at in some steps only, the newest stands in
+# every row.
 Merge = Literal["sum", "largest", "smallest", "mean"]
 BLOCK_MERGES: Mapping[str, Merge] = {
     "skip_square": "sum",
@@ -101,6 +112,8 @@ BLOCK_MERGES: Mapping[str, Merge] = {
     "fill": "largest",
     "position_ratio": "mean",
     "dead": "smallest",
+    "activation_bytes": "sum",
+    "checkpoint_bytes": "sum",
 }
 BLOCK_VALUES = tuple(BLOCK_MERGES)
 # Counts of a step and site: elements of the add's output, non-finite elements of the output and of its gradient; samples, and those
@@ -119,6 +132,10 @@ class ResidualSite:
     key of the watched model where several are watched together, "" in `discover`. `observed` says how the operands are taken:
     "hooks" (module inputs and outputs), "mode" (at the very call, inside the module), or the reason why they are not. `absent` says
     which values this rank cannot know and why, as "gradient_norm: the reason".
+
+    `operations` are those on the branch in order of execution, modules by their class and functions by their name, each with the
+    shape of the first parameter that it reads: `BatchNorm2d[16]`, `relu`, `Conv2d[32,16,3,3]`. `skip_operations` are those that the
+    other operand has gone through, `following` those between the sum and the tensor at which the next block begins.
     """
 
     name: str
@@ -131,6 +148,9 @@ class ResidualSite:
     model: str = ""
     observed: str = "hooks"
     absent: tuple[str, ...] = ()
+    operations: tuple[str, ...] = ()
+    skip_operations: tuple[str, ...] = ()
+    following: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +254,96 @@ class Finding:
     seen: str
     confidence: float  # 0 to 1
     runbook: str  # name of the runbook, runbooks/<name>.md
-    evidence: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)  # "first" is the sentence that it began with
+
+    @classmethod
+    def opened(
+        cls,
+        kind: str,
+        severity: Severity,
+        step: int,
+        time: float,
+        first: str,
+        more: str = "",
+        *,
+        expected: str,
+        seen: str,
+        confidence: float,
+        runbook: str,
+        evidence: Mapping[str, Any],
+        model: str = "",
+        block: str = "",
+        subject: str = "",
+    ) -> Finding:
+        """A new one. `first` and `more` make its summary; `subject` tells it from others of its kind at the same step and place."""
+        return cls(
+            id=finding_id(f"{kind} {subject}".strip(), model, block, step),
+            state="opened",
+            kind=kind,
+            severity=severity,
+            model=model,
+            block=block,
+            opened_step=step,
+            opened_time=time,
+            step=step,
+            time=time,
+            summary=f"{first}{more}.",
+            expected=expected,
+            seen=seen,
+            confidence=confidence,
+            runbook=runbook,
+            evidence={"first": first, **evidence},
+        )
+
+    def closed(self, step: int, time: float, why: str, **evidence: Any) -> Finding:
+        """It is over, because of `why`; `evidence` is what more is known by then."""
+        evidence = self.evidence | evidence
+        summary = f"{evidence['first']}; closed because {why}."
+        return replace(self, state="closed", step=step, time=time, summary=summary, evidence=evidence)
 
 
 def finding_id(kind: str, model: str, block: str, opened_step: int) -> str:
     """The id of a finding: short, safe in a file name or a URL, the same in every replay."""
     return f"{kind}-{opened_step}-{hashlib.sha256(json.dumps([kind, model, block]).encode()).hexdigest()[:12]}"
+
+
+# How sure a replay is of an origin: the failed step came again bit for bit, with the same non-finite values, or not at all.
+Confidence = Literal["bit-exact", "consistent", "not reproduced"]
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Something that broke in one rank: what, where, since when, and what to do next.
+
+    An incident is written down with what is known at that moment and again, whole, under the same `id`, when more is: its newest
+    event is the incident. A rank has at most one of a kind and step. What is not known is empty, or None.
+    """
+
+    id: str
+    kind: Outcome  # what broke
+    time: float
+    step: int | None  # under way or, between two steps, the newest that is over
+    summary: str  # one sentence: what failed, and where
+    rank: int = 0
+    model: str = ""  # key of the model
+    block: str = ""  # the residual site
+    module: str = ""  # path of the module in which it happened
+    operation: str = ""  # as torch calls it
+    line: str = ""  # of the user's code: "file:number: source"
+    origin: str = ""  # of non-finite values: forward, backward, loss, parameters, data or optimizer
+    confidence: Confidence | Literal[""] = ""
+    since: int | None = None  # the first step at which it was coming, as far as can be told
+    checkpoint: str = ""  # the last one from before that
+    checkpoint_step: int | None = None
+    advice: str = ""  # what to do next, one or two sentences
+    runbook: str = ""  # runbooks/<name>.md
+    capsule: str = ""  # file in the rank's folder with which the failure can be repeated elsewhere
+    evidence: dict[str, Any] = field(default_factory=dict)  # values as JSON has them
+
+
+def incident_id(kind: Outcome, step: int | None) -> str:
+    """The id of an incident, unique within its rank: short, safe in a file name or a URL."""
+    return kind if step is None else f"{kind}-{step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +370,12 @@ class RunInfo:
     seed: int | None = None
     local_world_size: int | None = None  # how many of the ranks run on this machine, where the launcher says so
     targets: tuple[str, ...] = ()  # what the run is to reach, as resmon.targets prints it
+    stall_after: float = 300.0  # seconds without a step from which on it may be called stalled; 0 for never
+    # The folder of the control group that its memory counts in, and what the kernel had killed for want of memory when the run
+    # began (resmon.kills): in that group, and on the machine.
+    memory_group: str | None = None
+    group_kills: int | None = None
+    machine_kills: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -26,8 +27,23 @@ def _separated(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _words(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if meant := set(shlex.shlex(value, posix=False, punctuation_chars=True)) & set(_OPERATORS):
+        raise ValueError(
+            f"{min(meant)} is the shell's, and there is none around the command: write sh -c '...', or a list of words"
+        )
+    return tuple(shlex.split(value))
+
+
+_OPERATORS = ("|", "||", "&", "&&", ";", "<", ">", ">>", ">&", "&>")
+
+
 # Several in one string, separated by commas, or a list.
 Several = Annotated[tuple[str, ...], BeforeValidator(_separated)]
+# The words of a command, as a shell splits them, or a list.
+Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
 
 
 class Settings(BaseModel):
@@ -55,6 +71,11 @@ class Settings(BaseModel):
         description="what ranks hold that neither DDP nor FSDP2 nor a DTensor accounts for: the same gradients (the loop averages "
         "them) or parameters of their own; not given, gradient norms are absent there",
     )
+    on_nonfinite: Literal["record", "skip_step", "raise"] = Field(
+        "record",
+        description="what a step with NaN or infinite gradients does: record changes nothing; skip_step keeps the optimizer from "
+        "stepping; raise raises NonFiniteError. The last two wait for a GPU once a step",
+    )
     sample: int = Field(
         1024, ge=16, le=8192, description="elements of a site's output that are sampled for its histogram each step"
     )
@@ -63,6 +84,21 @@ class Settings(BaseModel):
     )
     targets: Several = Field(
         (), description="validation scores to reach, such as accuracy >= 0.95 (several in one string with commas)"
+    )
+
+    stall_after: float = Field(
+        300.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds without a step after which a living run is stalled, if that is 10 usual steps too; 0 for never",
+    )
+    on_incident: Words = Field(
+        (),
+        description="command that is run for each incident (at most 10 of a rank) with it as JSON on standard input; without a "
+        "shell, as a list or in one string with quotes as in a shell",
+    )
+    on_incident_timeout: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="seconds after which on_incident's command is ended"
     )
 
     @field_validator("listen")
@@ -78,6 +114,13 @@ class Settings(BaseModel):
     def _a_path(cls, value: Path) -> Path:
         if "\0" in str(value):
             raise ValueError("must be a path, which holds no null character")
+        return value
+
+    @field_validator("on_incident")
+    @classmethod
+    def _a_command(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any("\0" in word for word in value):
+            raise ValueError("a command holds no null character")
         return value
 
     @field_validator("targets")

@@ -20,6 +20,9 @@ is a mean of ratios. With skip operand s, branch operand f and their sum y at a 
 - output_peak: the largest |y|.
 - headroom: how often the largest number among s, f and y could be doubled until its dtype overflows, log2(largest finite number /
   largest magnitude), the least of the three; only of those that have 16 bits. float16 ends at 65,504.
+- activation_bytes: what autograd keeps for the backward pass between s and the add, in one forward pass of the size that the run
+  had when it was last looked at: each storage once, to the block that finishes first, parameters and buffers left out. Of several
+  ranks it is the sum.
 - gradient_norm: the L2 norm of the gradients of the parameters on the way from s to the add; output_gradient_norm: that of the
   loss gradient at y.
 """
@@ -46,6 +49,7 @@ STATISTICS = (
     "dead_unit_ratio",
     "output_peak",
     "headroom",
+    "activation_bytes",
 )
 
 _VALUE = {name: i for i, name in enumerate(BLOCK_VALUES)}
@@ -112,5 +116,6 @@ def statistics(values: Floats, present: Bools, elements: Ints, counts: Ints) -> 
             "dead_unit_ratio": of("dead"),
             "output_peak": of("peak"),
             "headroom": Column(-np.log2(of("fill").values), of("fill").present & (of("fill").values > 0)),
+            "activation_bytes": of("activation_bytes"),
         }
     return {name: found[name] for name in STATISTICS}

@@ -6,12 +6,12 @@ agent writes and, as detectors say the same of the same records wherever they ru
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -20,9 +20,11 @@ from rich.live import Live
 from resmon.detectors import DETECTORS, Detector
 from resmon.errors import FlightError, FlightVersionError
 from resmon.exporters.ranks import Ranks
-from resmon.flight import findings, layout
+from resmon.flight import findings, incidents, layout, stalls
+from resmon.flight.endings import Remains, conclude
+from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower
-from resmon.records import OUTCOMES, Columns, Finding, Outcome, RunEnd, ScalarRecord, StepRecord
+from resmon.records import OUTCOMES, Columns, Finding, Incident, Outcome, RunEnd, ScalarRecord, StepRecord
 from resmon.terminal import View, frame
 
 PERIOD = 0.25  # seconds between two frames
@@ -92,12 +94,22 @@ class Tail:
                 events = [event for detector in rank.detectors for event in detector.scalars(item)]
             for event in events:
                 self._view = self._view.found(event)
+        for incident in rank.lines.poll(ended=not alive):
+            self._take(rank, incident)
+        if number == min(self._ranks):
+            self._view = replace(self._view, patience=stalls.patience(rank.follower.info, rank.newest))
         if not items and not alive:
-            rank.end = how_it_ended(rank.follower, rank.newest)
+            rank.end, concluded = conclude(rank.remains())
+            if concluded is not None:
+                self._take(rank, concluded)
             for detector in rank.detectors:
                 for event in detector.end(rank.newest.step if rank.newest else 0, rank.end.time):
                     self._view = self._view.found(event)
         return bool(items)
+
+    def _take(self, rank: _Rank, incident: Incident) -> None:
+        rank.incidents[incident.id] = incident
+        self._view = self._view.broke(incident)
 
     def _settle(self) -> None:
         """Hand the view every step that all living ranks have reached, so that no sum over ranks mixes two steps."""
@@ -127,18 +139,13 @@ class _Rank:
         self.newest: StepRecord | None = None
         self.end: RunEnd | None = None
         self.detectors: list[Detector] = [make() for make in DETECTORS]
+        self.incidents: dict[str, Incident] = {}
+        number = layout.rank_number(follower.folder) or 0
+        self.lines = Lines(follower.folder / layout.INCIDENTS, partial(incidents.of_json, rank=number), "an incident")
 
-
-def how_it_ended(follower: Follower, newest: StepRecord | None) -> RunEnd:
-    """The end of a rank whose process is gone: its end mark or, where there is none, what that tells."""
-    if follower.end is not None:
-        return follower.end
-    when, step = (newest.time, newest.step) if newest else (follower.info.started, None)
-    if not follower.folder.is_dir():
-        return RunEnd("unknown", when, step, "the run's folder was removed")
-    if follower.info.boot_id != layout.boot_id() and follower.info.host != socket.gethostname():
-        return RunEnd("unknown", when, step, f"there is no end mark, and only {follower.info.host} knows of the process")
-    return RunEnd("killed", when, step, "the process is gone and left no end mark")
+    def remains(self) -> Remains:
+        """What is left of it, once its process is gone."""
+        return Remains(self.follower.folder, self.follower.info, self.follower.end, self.newest, tuple(self.incidents.values()))
 
 
 def show(console: Console, tail: Tail, *, once: bool = False) -> View:
@@ -172,7 +179,7 @@ def find_run(run: str, directory: Path) -> Path:
     path = Path(run)
     if layout.attempt_number(path) is not None and layout.ranks(path):
         return path
-    for folder in (directory / layout.safe_name(run), path):
+    for folder in (directory / layout.safe_name(run), directory / run, path):
         attempts = layout.attempts(folder)
         if attempts:
             return attempts[max(attempts)]
@@ -213,12 +220,13 @@ class Summary:
 
     name: str
     attempt: int
-    outcome: Outcome | str  # "running" while it is, "unreadable" where nothing tells
+    outcome: Outcome | str  # "running" or "stalled" while it lives, "unreadable" where nothing tells
     steps: int
     loss: float | None
     blocks: int
     size: int
     time: float  # of the newest step
+    incident: str = ""  # what broke: the one that tells the outcome, else the newest
 
 
 def summaries(directory: Path) -> list[Summary]:
@@ -228,28 +236,41 @@ def summaries(directory: Path) -> list[Summary]:
 
 def _summary(folder: Path) -> Summary:
     number, attempt = max(layout.attempts(folder).items())
-    name, outcomes, steps, loss, blocks, when = folder.name, [], 0, None, 0, attempt.stat().st_mtime
+    name, steps, loss, blocks, when = folder.name, 0, None, 0, attempt.stat().st_mtime
+    outcomes: list[Outcome | None] = []
+    broke: list[Incident] = []
+    quiet = False
     for _, rank_folder in sorted(layout.ranks(attempt).items(), reverse=True):
         try:
-            follower = Follower(rank_folder, newest=True)
+            rank = _Rank(Follower(rank_folder, newest=True))
         except FlightError:
             continue
-        alive, newest = follower.alive(), None
+        follower = rank.follower
+        alive = follower.alive()
         while items := follower.poll():
             for item in items:
                 if isinstance(item, StepRecord):
-                    newest = item
+                    rank.newest = item
                 elif isinstance(item, ScalarRecord):
                     loss = item.values.get("loss", loss)
         follower.close()
-        name = follower.info.run
+        rank.incidents |= {incident.id: incident for incident in rank.lines.poll(ended=not alive)}
+        name, newest = follower.info.run, rank.newest
         when = newest.time if newest else follower.info.started
         steps = max(steps, newest.steps_total if newest else 0)
         blocks = max(blocks, len(follower.columns.sites))
-        outcomes.append(None if alive else how_it_ended(follower, newest).outcome)
+        if alive:
+            outcomes.append(None)
+            quiet |= time.time() - when > stalls.patience(follower.info, newest)
+        else:
+            end, concluded = conclude(rank.remains())
+            outcomes.append(end.outcome)
+            broke += [concluded] if concluded is not None else []
+        broke += rank.incidents.values()
     outcome: Outcome | str = "unreadable"
     if outcomes:
         over = [ended for ended in outcomes if ended is not None]
-        outcome = min(over, key=OUTCOMES.index) if len(over) == len(outcomes) else "running"
+        outcome = min(over, key=OUTCOMES.index) if len(over) == len(outcomes) else "stalled" if quiet else "running"
+    telling = max(incidents.newest(broke), key=lambda incident: (incident.kind == outcome, incident.time), default=None)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Summary(name, number, outcome, steps, loss, blocks, size, when)
+    return Summary(name, number, outcome, steps, loss, blocks, size, when, telling.summary if telling else "")

@@ -7,6 +7,7 @@ view of a run of a million steps costs what a view of a thousand costs.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,19 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
-from resmon.records import BLOCK_COUNTS, Bools, Columns, Finding, FindingState, Floats, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import (
+    BLOCK_COUNTS,
+    Bools,
+    Columns,
+    Finding,
+    FindingState,
+    Floats,
+    Incident,
+    RunEnd,
+    RunInfo,
+    ScalarRecord,
+    StepRecord,
+)
 
 BARS = "▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -30,6 +43,7 @@ RATIO_DECADES = (-2.0, 1.0)
 # as a fault is for detectors to say.
 WARM, HOT = 2.0, 5.0
 STATES: tuple[FindingState, ...] = get_args(FindingState)  # in the order of a finding's life
+INCIDENTS = 4  # that are shown
 RATE_WINDOW = 50  # steps over which steps per second and the monitor's cost are averaged
 
 Kept = TypeVar("Kept")
@@ -76,6 +90,8 @@ class View:
     ratios: Trace[Floats] = field(default_factory=lambda: Trace(256))
     scalars: dict[str, float] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
+    incidents: dict[tuple[int, str], Incident] = field(default_factory=dict)  # by rank and id
+    patience: float = math.inf  # seconds without a step after which the run is stalled
     end: RunEnd | None = None
     goal: float | None = None  # seconds that the run is to take, where somebody knows
 
@@ -112,6 +128,10 @@ class View:
         if known is not None and (known.step, STATES.index(known.state)) > (finding.step, STATES.index(finding.state)):
             return self
         return replace(self, findings=self.findings | {finding.id: finding})
+
+    def broke(self, incident: Incident) -> View:
+        """An event of an incident."""
+        return replace(self, incidents=self.incidents | {(incident.rank, incident.id): incident})
 
     def deviation(self) -> Floats:
         """|log(ratio / the block's own median in this run)| by site; infinite for a block with non-finite values."""
@@ -152,10 +172,14 @@ def frame(view: View, width: int = 100, height: int | None = None, now: float | 
         parts.append(_progress(view, view.goal, now, width))
     parts.append(_figures(view, width))
     findings = [_finding(finding) for finding in view.findings.values()]
-    room = 40 if height is None else max(3, height - 10 - len(parts) - 3 * len(findings))
+    broke = list(view.incidents.values())
+    incidents = [_incident(incident, view) for incident in broke[-INCIDENTS:]]
+    if len(broke) > INCIDENTS:
+        incidents.insert(0, Text(f"{len(broke) - INCIDENTS} incidents more, before these", style="dim red"))
+    room = 40 if height is None else max(3, height - 10 - len(parts) - 3 * len(findings) - 4 * len(incidents))
     parts.append(_blocks(view, width, room))
-    parts.extend(findings)
-    return Panel(Group(*parts), border_style="red" if findings else "dim", padding=(0, 1), width=width)
+    parts.extend(findings + incidents)
+    return Panel(Group(*parts), border_style="red" if findings or incidents else "dim", padding=(0, 1), width=width)
 
 
 def _title(view: View, now: float) -> RenderableType:
@@ -171,6 +195,9 @@ def _title(view: View, now: float) -> RenderableType:
     if view.end is not None:
         state.append(f"■ {view.end.outcome}", style="green" if view.end.outcome == "finished" else "bold red")
         state.append(f"  {_duration(view.end.time - started)}", style="dim")
+    elif view.record is not None and now - view.record.time > view.patience:
+        state.append("● stalled", style="bold red")
+        state.append(f"  no step for {_duration(now - view.record.time)}", style="dim")
     elif view.record is not None:
         state.append("● running", style="green")
         state.append(f"  {_duration(now - started)}", style="dim")
@@ -283,6 +310,22 @@ def _finding(finding: Finding) -> RenderableType:
     if finding.block:
         text.append(" in block ").append(_printable(finding.block), style="bold")
     text.append(f" at step {finding.opened_step:,}: {_printable(finding.summary)}")
+    return text
+
+
+def _incident(incident: Incident, view: View) -> RenderableType:
+    several = view.info is not None and view.info.world_size > 1
+    text = Text(style="red")
+    text.append(f"✖ {incident.kind}", style="bold")
+    if incident.block:
+        text.append(" in block ").append(_printable(incident.block), style="bold")
+    text.append(f" on rank {incident.rank}" if several else "")
+    text.append(f": {_printable(incident.summary)}")
+    if incident.checkpoint:
+        step = "" if incident.checkpoint_step is None else f", of step {incident.checkpoint_step:,}"
+        text.append(f" The last checkpoint before: {_printable(incident.checkpoint)}{step}.")
+    if incident.advice:
+        text.append(f" {_printable(incident.advice)}", style="default")
     return text
 
 

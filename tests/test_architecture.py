@@ -12,12 +12,17 @@ from pathlib import Path
 
 import pytest
 
+import resmon
 from resmon.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "resmon"
 
-GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets", "gaps", "errors"}
+GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets", "gaps", "directions", "errors"} | {
+    "footprint",
+    "quantities",
+    "kills",
+}
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
 HOUSE = {"agent", "diff", "postmortem", "assets", "alertmanager"}
 # What each part may import; what is not named here stands on top and may import all of it.
@@ -116,7 +121,7 @@ def test_pandas_is_imported_only_where_it_is_used(module: str) -> None:
     tree = ast.parse(file_of(module).read_text())
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {name.split(".")[0] for node in top for name in _imported(node, module, True)}
-    assert not names & {"pandas", "scipy"}
+    assert not names & {"pandas", "scipy", "plotly", "jinja2"}
 
 
 def python(code: str, cwd: Path) -> str:
@@ -187,3 +192,8 @@ def test_every_metric_is_documented_and_no_other() -> None:
         assert f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.help} |\n" in page
     documented = re.findall(r"`(resmon_\w+)[`{]", page + (ROOT / "README.md").read_text())
     assert set(documented) == {metric.name for metric in CATALOGUE}
+
+
+def test_no_module_hides_what_the_package_gives() -> None:
+    """Whoever imports a module of that name would find it in the place of the function."""
+    assert not {path.stem for path in PACKAGE.iterdir()} & set(resmon.__all__)

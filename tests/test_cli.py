@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -17,16 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from resmon import __version__
-from resmon.cli import VERBS, _age, _size, main
+from resmon.cli import VERBS, _age, main
 from resmon.demo import _command
 from resmon.errors import FlightError
 from resmon.flight.layout import boot_id, claim
 from resmon.flight.writer import FlightWriter
-from resmon.records import BLOCK_VALUES, RunEnd, ScalarRecord
+from resmon.records import BLOCK_VALUES, Incident, RunEnd, ScalarRecord
 from resmon.settings import Settings
 from resmon.tail import Tail, find_run, summaries
+from resmon.terminal import frame
 from tests.synthetic import Training, info, sites
 
 ROOT = Path(__file__).parent.parent
@@ -174,13 +177,6 @@ def test_an_error_is_one_message_and_no_traceback(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("size", "shown"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (14e6, "14 MB"), (999.6e6, "1.0 GB"), (5e12, "5000.0 GB")]
-)
-def test_sizes(size: float, shown: str) -> None:
-    assert _size(size) == shown
-
-
 @pytest.mark.parametrize(("seconds", "shown"), [(-1, "0 s"), (59, "59 s"), (90, "2 min"), (7200, "2 h"), (200_000, "2 d")])
 def test_ages(seconds: float, shown: str) -> None:
     assert _age(seconds) == shown
@@ -228,13 +224,26 @@ def test_ls_lists_runs_newest_last(tmp_path: Path) -> None:
     record(tmp_path, "two", 3, RunEnd("interrupted", time.time(), 2))
     result = resmon("ls", str(tmp_path), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    head, *rows = [line.split() for line in result.stdout.splitlines()]
+    *lines, broke = result.stdout.splitlines()
+    assert broke == "✖ two: A signal ended the run after step 2."
+    head, *rows = [line.split() for line in lines]
     assert head == ["run", "attempt", "outcome", "steps", "loss", "blocks", "size", "age"]
     found = {row[0]: row[1:6] for row in rows}
     assert found == {"one": ["1", "finished", "5", "0.2", "3"], "two": ["2", "interrupted", "3", "0.3333", "3"]}
     (tmp_path / "elsewhere").mkdir()
     named = resmon("ls", "-d", str(tmp_path), cwd=tmp_path / "elsewhere")
-    assert [line.split()[0] for line in named.stdout.splitlines()] == ["run", "one", "two"]
+    assert [line.split()[0] for line in named.stdout.splitlines()] == ["run", "one", "two", "✖"]
+
+
+def test_a_name_is_shown_as_it_is_and_is_taken_as_a_name_or_as_its_folder(tmp_path: Path) -> None:
+    name = "[red]a[/red] [x](http://e) <b>\x1b[31m"
+    record(tmp_path, name, 5, RunEnd("finished", time.time(), 4))
+    listed = resmon("ls", str(tmp_path), cwd=tmp_path).stdout
+    assert "[red]a[/red]" in listed and "\x1b" not in listed
+    (folder,) = (path.name for path in tmp_path.iterdir())
+    for said in (name, folder):
+        found = resmon("tail", said, "-d", str(tmp_path), cwd=tmp_path)
+        assert found.returncode == 0 and "step 4" in found.stdout, found.stderr
 
 
 def test_ls_and_tail_tell_running_from_killed(tmp_path: Path, doomed: subprocess.Popen[str]) -> None:
@@ -245,6 +254,48 @@ def test_ls_and_tail_tell_running_from_killed(tmp_path: Path, doomed: subprocess
     assert summaries(tmp_path)[0].outcome == "killed"
     shown = resmon("tail", "doomed", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
     assert "■ killed" in shown and "step 4 " in shown and "left no end mark" in shown
+
+
+def test_ls_and_tail_show_what_broke(tmp_path: Path) -> None:
+    writer = record(tmp_path, "broken", 120)
+    training = Training(sites(3), start=time.time())
+    training.steps = 120
+    for step in range(120, 130):
+        writer.step(training.step(values={("gradient_square", 1): 1e6 * 10 ** (step - 120)}))
+    writer.incident(
+        Incident("nonfinite-129", "nonfinite", time.time(), 129, "h.1 made \x1b[31mNaN", block="h.1", advice="Look at its exp.")
+    )
+    writer.end(RunEnd("nonfinite", time.time(), 129, "NaN"))
+    listed = resmon("ls", str(tmp_path), cwd=tmp_path).stdout
+    assert "✖ broken: 'h.1 made \\x1b[31mNaN'" in listed
+    shown = resmon("tail", "broken", "-d", str(tmp_path), cwd=tmp_path).stdout
+    assert "✖ nonfinite in block h.1: " in shown and "Look at its exp." in shown and "\x1b" not in shown
+    assert "Before it: Block h.1's gradient norm left its usual range" in shown and "since step 120, 9 steps before" in shown
+
+
+def test_ls_and_tail_tell_a_run_that_does_not_go_on(tmp_path: Path) -> None:
+    """Its process lives, this one, and its last step is long ago."""
+    folder, _ = claim(tmp_path, "stuck", "launch", 0)
+    writer = FlightWriter(folder, info(run="stuck", boot_id=boot_id(), started=time.time() - 5000), 16 << 20)
+    training = Training(sites(2))
+    writer.sites(training.sites)
+    writer.step(training.step(time=time.time() - 290))
+    assert summaries(tmp_path)[0].outcome == "running"
+    view = Tail(folder.parent).poll()
+    assert view.record is not None and view.patience == 300
+    for seconds, expected in ((299, "● running"), (301, "● stalled")):
+        drawn = io.StringIO()
+        Console(width=100, file=drawn).print(frame(view, 100, now=view.record.time + seconds))
+        assert expected in drawn.getvalue()
+    assert "no step for 0:05:01" in drawn.getvalue()
+    writer.end(RunEnd("finished", time.time(), 0))
+    folder, _ = claim(tmp_path, "longer", "launch", 0)
+    writer = FlightWriter(folder, info(run="longer", boot_id=boot_id(), started=time.time() - 5000), 16 << 20)
+    writer.sites(training.sites)
+    writer.step(training.step(time=time.time() - 310))
+    assert {row.name: row.outcome for row in summaries(tmp_path)} == {"stuck": "finished", "longer": "stalled"}
+    assert "● stalled" in resmon("tail", "longer", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
+    writer.end(RunEnd("finished", time.time(), 1))
 
 
 def listen_to_interrupts() -> None:

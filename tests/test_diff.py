@@ -21,9 +21,9 @@ from torch import nn
 import resmon
 from resmon.cli import main
 from resmon.diff.comparison import GROUPS, Comparison, Row, compare
-from resmon.diff.directions import HIGHER, LOWER, NEITHER, direction
 from resmon.diff.effects import benjamini_hochberg, effect, holm, noise
 from resmon.diff.report import as_json, render
+from resmon.directions import HIGHER, LOWER, NEITHER, direction
 from resmon.errors import FlightError, ResmonError
 from resmon.flight.layout import claim
 from resmon.flight.writer import FlightWriter
@@ -551,7 +551,7 @@ def test_the_exit_status(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_json_has_fixed_keys(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(monkeypatch, folder, "base-0,base-1,base-2", "worse-*", "--json") == 0
     made = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert list(made) == ["format", "worse", "a", "b", "steps", "groups", "rows", "blocks_only_in_a", "blocks_only_in_b", "notes"]
+    assert list(made) == ("format worse a b steps groups rows blocks_only_in_a blocks_only_in_b structure divergence notes".split())
     assert made["format"] == 1 and made["worse"] is True
     assert [run["run"] for run in made["b"]] == ["worse-0", "worse-1", "worse-2"]
     assert made["steps"] == {"shared": 120, "first": 0, "last": 119}

@@ -102,8 +102,15 @@ def test_the_demonstration_and_what_it_tells_to_do_next(
         assert re.search(r"digits|stages\.\d\.\d", pasted.stdout), command
 
 
-def test_a_wheel_holds_what_the_demonstration_runs(tmp_path: Path) -> None:
+def test_a_wheel_holds_what_the_demonstration_runs_and_the_runbooks(tmp_path: Path) -> None:
     result = run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], ROOT)
     assert result.returncode == 0, result.stderr
-    names = zipfile.ZipFile(next(tmp_path.glob("resmon-*.whl"))).namelist()
-    assert {"resmon/examples/digits.py", "resmon/examples/char_gpt.py", "resmon/py.typed"} <= set(names)
+    wheel = zipfile.ZipFile(next(tmp_path.glob("resmon-*.whl")))
+    assert {"resmon/examples/digits.py", "resmon/examples/char_gpt.py", "resmon/py.typed"} <= set(wheel.namelist())
+    assert {f"resmon/runbooks/{path.name}" for path in (ROOT / "runbooks").iterdir()} <= set(wheel.namelist())
+    wheel.extractall(tmp_path / "installed")
+    for arguments in ((), ("nonfinite",)):
+        shown = run([sys.executable, "-m", "resmon", "runbook", *arguments], tmp_path, PYTHONPATH=str(tmp_path / "installed"))
+        assert shown.returncode == 0, shown.stderr
+        expected = (ROOT / "runbooks" / "nonfinite.md").read_text().strip() if arguments else "nonfinite\n"
+        assert expected in shown.stdout

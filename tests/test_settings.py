@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -41,12 +42,16 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
     "exclude": LIST,
     "budget": st.integers(1 << 20, 1 << 60),
     "other_ranks": st.sampled_from(["same", "own"]),
+    "on_nonfinite": st.sampled_from(["record", "skip_step", "raise"]),
     "sample": st.integers(16, 8192),
     "max_series": st.integers(100, 1 << 40),
     "targets": st.lists(
         st.builds("{}{}{}".format, st.sampled_from(["accuracy", "val/loss 2"]), st.sampled_from([">=", " <= "]), st.floats(-9, 9)),
         max_size=3,
     ).map(tuple),
+    "stall_after": st.floats(0, 1e9),
+    "on_incident": LIST,
+    "on_incident_timeout": st.floats(0.001, 1e9),
 }
 # A wrong value, as text, of every setting for which a text can be wrong.
 WRONG = {
@@ -56,9 +61,13 @@ WRONG = {
     "start_step": "-1",
     "budget": "512 MiB",
     "other_ranks": "both",
+    "on_nonfinite": "ignore",
     "sample": "15",
     "max_series": "99",
     "targets": "accuracy",
+    "stall_after": "-1",
+    "on_incident": "echo 'without end",
+    "on_incident_timeout": "0",
 }
 # From the weakest to the strongest.
 PLACES = ("file", "environment", "argument")
@@ -89,7 +98,11 @@ def as_toml(values: Mapping[str, Any]) -> str:
 
 
 def as_environment(values: Mapping[str, Any]) -> dict[str, str]:
-    return {f"RESMON_{name.upper()}": ", ".join(v) if isinstance(v, tuple) else str(v) for name, v in values.items()}
+    joined = {"on_incident": shlex.join}  # the others are lists, and this is a command
+    return {
+        f"RESMON_{name.upper()}": joined.get(name, ", ".join)(value) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+    }
 
 
 def resolved(given: Written) -> Resolved:
@@ -337,3 +350,23 @@ def test_bad_settings_touch_nothing_of_a_training() -> None:
             step()  # the monitor from before goes on
         assert len(resmon.load("runs/good").steps()) == 2
         assert [path.name for path in Path("runs").iterdir()] == ["good"]
+
+
+@pytest.mark.parametrize("command", ["cat >> said.json", "page | tee log", "a; b", "a && b", "page 2>&1", "sleep 1 &"])
+def test_a_command_that_is_meant_for_a_shell_is_refused_with_what_to_write(command: str) -> None:
+    with folder(), pytest.raises(ConfigurationError, match=r"there is none around the command: write sh -c"):
+        Settings.of(on_incident=command)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("sh -c 'cat >> said.json; page'", ("sh", "-c", "cat >> said.json; page")),
+        ("curl 'http://pager/?run=1&now=2'", ("curl", "http://pager/?run=1&now=2")),
+        ("grep '|'", ("grep", "|")),
+        (["grep", "|"], ("grep", "|")),
+    ],
+)
+def test_what_is_quoted_or_a_list_is_no_shells(command: str | list[str], words: tuple[str, ...]) -> None:
+    with folder():
+        assert Settings.of(on_incident=command).on_incident == words

@@ -14,27 +14,25 @@ import numpy as np
 
 from resmon.agent import figures
 from resmon.agent.findings import FindingLog
+from resmon.agent.memory import RankMemory
+from resmon.agent.reaction import Reaction
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.detectors import DETECTORS, Detector
+from resmon.errors import ResmonError
 from resmon.exporters.budget import MAX_SERIES, Budget, Fit
 from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
 from resmon.exporters.view import BlockTable, RankView, RunView
-from resmon.flight import layout
+from resmon.flight import endings, incidents, layout, stalls
+from resmon.flight.endings import Ending, Remains, conclude
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower, typed
 from resmon.gaps import Gaps
-from resmon.records import OUTCOMES, Checkpoint, Columns, Finding, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import OUTCOMES, Checkpoint, Columns, Finding, Incident, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.statistics import STATISTICS, Column
 from resmon.targets import Reached, first_reached
 
 log = logging.getLogger("resmon.agent")
-
-KILLED = (
-    "concluded by the agent: the process was gone without an end mark, so it was killed by a signal that cannot be caught "
-    "(SIGKILL, which the kernel also sends when memory runs out) or crashed"
-)
-REMOVED = "concluded by the agent: the flight's folder was removed while it was followed"
 
 MAXIMA = ("branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 
@@ -50,8 +48,9 @@ Fault = Callable[[str, str], None]  # what it is about (of which it is said once
 class Rank:
     """One rank's flight and the detectors that watch it."""
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, follower: Follower, reaction: Reaction | None = None) -> None:
         self.follower = follower
+        self.reaction = reaction
         self.info: RunInfo = follower.info
         self.columns = Columns()
         self.newest: tuple[Columns, StepRecord] | None = None
@@ -59,20 +58,64 @@ class Rank:
         self.readable = True
         self.detectors: list[Detector] = [make() for make in DETECTORS]
         self.gaps = Gaps()
+        self.memory = RankMemory(self.info)
         self.checkpoint: Checkpoint | None = None  # the newest
         self.reached: list[Reached] = []
+        self.incidents: dict[str, Incident] = {}  # by id, in their newest state
+        self._heard = _moment(self.info.started)
+        self._incidents = Lines(follower.folder / layout.INCIDENTS, partial(incidents.of_json, rank=self.info.rank), "an incident")
         self._checkpoints = Lines(follower.folder / layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint")
         self._targets = Lines(follower.folder / layout.REACHED, partial(typed, Reached), "a target that was met")
 
     @property
     def skipped(self) -> int:
         """Damaged rows and lines that were skipped."""
-        return self.follower.skipped + len(self._checkpoints.skips) + len(self._targets.skips)
+        lines = (self._checkpoints, self._targets, self._incidents)
+        return self.follower.skipped + sum(len(each.skips) for each in lines)
+
+    def killed_for_memory(self, remains: Remains) -> Ending | None:
+        """A conclusion that only who has watched the kernel's counters can come to."""
+        incident = self.memory.killed(self.newest)
+        if incident is None:
+            return None
+        return RunEnd("out_of_memory", incident.time, remains.step, f"concluded by the agent: {incident.summary}"), incident
 
     def read_lines(self) -> None:
         """Take in what stands beside the rows."""
         self.checkpoint = [self.checkpoint, *self._checkpoints.poll()][-1]
         self.reached += self._targets.poll()
+        self.incidents |= {incident.id: incident for incident in self._incidents.poll()}
+
+    def hear(self, time: float) -> None:
+        """Note a sign of life, by the clock that the process wrote it with."""
+        self._heard = max(self._heard, _moment(time))
+
+    def stall(self) -> Incident | None:
+        """The stall that begins now, if one does."""
+        record = self.newest[1] if self.newest else None
+        quiet = time.monotonic() - self._heard
+        if quiet < stalls.patience(self.info, record):
+            return None
+        found = stalls.stall(self.info, record, quiet, time.time())
+        return None if found.id in self.incidents else found
+
+    @property
+    def is_stalled(self) -> bool:
+        return self.end is None and stalls.open_stall(self.incidents.values()) is not None
+
+
+def _lives(rank: Rank) -> bool:
+    return rank.end is None and rank.follower.end is None and rank.follower.alive()
+
+
+def _moment(when: float) -> float:
+    """A moment of the clock that can be set, as one of that which cannot: by how long ago it is."""
+    return time.monotonic() - max(0.0, time.time() - when)
+
+
+def key_of(folder: Path, info: RunInfo) -> str:
+    """What tells an attempt from every other, also from one in a folder that was deleted and made again."""
+    return f"{folder}\n{info.launch}\n{info.boot_id}"
 
 
 class Attempt:
@@ -103,8 +146,7 @@ class Attempt:
 
     @property
     def key(self) -> str:
-        """What tells this attempt from every other, also from one in a folder that was deleted and made again."""
-        return f"{self.folder}\n{self.info.launch}\n{self.info.boot_id}"
+        return key_of(self.folder, self.info)
 
     @property
     def outcome(self) -> Outcome | None:
@@ -141,8 +183,11 @@ class Attempt:
 
     def _poll_rank(self, number: int, rank: Rank) -> bool:
         """Take in the next items of a rank; False where there were none."""
+        so_far = rank.memory.kills()
         # Asked before reading: what a process wrote until it died is on file by then, its end mark too.
         ended = rank.follower.end is not None or not rank.follower.alive()
+        if not ended:
+            rank.memory.lived(so_far)
         items: Sequence[object] = ()
         rank.read_lines()
         if rank.readable:
@@ -156,6 +201,11 @@ class Attempt:
                 if rank.newest is not None and item.step > rank.newest[1].step + 1:
                     rank.gaps.interrupt()
                 rank.newest = (rank.columns, item)
+                rank.hear(item.time)
+                stall = stalls.open_stall(rank.incidents.values())
+                if stall is not None and (stall.step is None or item.step > stall.step):
+                    self._write_down(rank, stalls.resumed(stall, item))
+                rank.memory.step(item)
                 self._waiting.setdefault(item.step, {})[number] = rank.newest
                 if len(self.ranks) == 1:
                     self._settle()
@@ -163,12 +213,15 @@ class Attempt:
                     self._detect(number, rank, detector, partial(detector.step, item, rank.columns.sites))
             elif isinstance(item, ScalarRecord):
                 self._take_scalars(number, item)
+                rank.hear(item.time)
                 for detector in list(rank.detectors):
                     self._detect(number, rank, detector, partial(detector.scalars, item))
             elif isinstance(item, Columns):
                 rank.columns = item
         if ended and not items:
             self._conclude(number, rank)
+        elif not items and rank.readable and (stall := rank.stall()) is not None:
+            self._write_down(rank, stall)
         return bool(items)
 
     def _detect(self, number: int, rank: Rank, detector: Detector, ask: Callable[[], Iterable[Finding]]) -> None:
@@ -188,21 +241,38 @@ class Attempt:
 
     def _conclude(self, number: int, rank: Rank) -> None:
         """Everything that the rank's process wrote has been read, and it writes no more."""
-        step = rank.newest[1].step if rank.newest else None
-        end = rank.follower.end
-        if end is None and not rank.follower.folder.exists():
-            end = RunEnd("unknown", time.time(), step, REMOVED)
-        if end is None:
-            end = RunEnd("killed", time.time(), step, KILLED)
-            path = rank.follower.folder / layout.END
+        record = rank.newest[1] if rank.newest else None
+        step = record.step if record else None
+        folder = rank.follower.folder
+        others = tuple(other for other, each in sorted(self.ranks.items()) if other != number and _lives(each))
+        remains = Remains(folder, rank.info, rank.follower.end, record, tuple(rank.incidents.values()), others)
+        end, incident = conclude(remains, (*endings.CONCLUSIONS, rank.killed_for_memory))
+        if rank.follower.end is None and folder.is_dir():
             try:
-                layout.write_json(path, asdict(end))
+                layout.write_json(folder / layout.END, asdict(end))
             except OSError as error:
-                self._fault(str(path), f"{path} cannot be written: {error.strerror}")
+                self._fault(str(folder / layout.END), f"{folder / layout.END} cannot be written: {error.strerror}")
+        if incident is not None:
+            self._write_down(rank, incident)
         for detector in list(rank.detectors):
             self._detect(number, rank, detector, partial(detector.end, rank.info.start_step if step is None else step, end.time))
         rank.end = end
         log.info("run %r, attempt %d, rank %d: %s", rank.info.run, rank.info.attempt, number, end.outcome)
+
+    def _write_down(self, rank: Rank, incident: Incident) -> None:
+        """Of what the rank's process does not write down itself; and do what the user wants to be done about it."""
+        folder = rank.follower.folder
+        try:
+            incident = incidents.append(folder, incident)
+        except OSError as error:
+            self._fault(f"{folder} incidents", f"{folder / layout.INCIDENTS} cannot be written: {error.strerror}")
+        rank.incidents[incident.id] = incident
+        log.info("run %r, attempt %d, rank %d: %s", rank.info.run, rank.info.attempt, rank.info.rank, incident.summary)
+        if rank.reaction is not None:
+            try:
+                rank.reaction.to(incident, rank.info, folder)
+            except (OSError, ResmonError) as error:
+                self._fault(f"{folder} reaction", f"on_incident was not run for {folder}: {error}")
 
     def _take_scalars(self, number: int, record: ScalarRecord) -> None:
         """The newest step's value of each name; where several ranks log it, the lowest rank's."""
@@ -280,6 +350,8 @@ class Attempt:
             scores={name: value for name, (_, _, value) in self._scores.items()},
             loss_max=float(np.fmax.reduce([loss for _, loss in self._losses])) if self._losses else None,
             findings=self._findings.newest(),
+            incidents=tuple(incidents.newest(each for _, rank in ranks for each in rank.incidents.values())),
+            is_stalled=any(rank.is_stalled for _, rank in ranks),
             # The lowest rank that logs both sides speaks for the run.
             gaps={score: gap.gap for _, rank in reversed(ranks) for score, gap in rank.gaps.newest.items()},
             reached=first_reached(reached for _, rank in ranks for reached in rank.reached),

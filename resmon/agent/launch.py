@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import resmon
 from resmon.agent import runtime
+from resmon.agent.reaction import REPLACED
 from resmon.errors import AgentError
 from resmon.settings import Settings
 
@@ -54,8 +56,7 @@ def _start(folder: Path, settings: Settings) -> int:
             log.replace(log.with_suffix(".log.1"))
     except OSError:
         pass  # there is none yet
-    environment = os.environ | {
-        "RESMON_RUNTIME_DIR": str(folder),
+    changes = {
         "CUDA_VISIBLE_DEVICES": "",  # it needs no GPU and must not take memory on one
         "OMP_NUM_THREADS": "1",  # its arrays are small; pools of threads would only cost memory
         "OPENBLAS_NUM_THREADS": "1",
@@ -63,7 +64,10 @@ def _start(folder: Path, settings: Settings) -> int:
     }
     package = Path(resmon.__file__).absolute().parent.parent
     if package.name not in ("site-packages", "dist-packages"):  # a source tree that may be importable from its own folder only
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+        changes["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+    # What on_incident starts is not meant to have them.
+    replaced = json.dumps({name: os.environ.get(name) for name in changes})
+    environment = os.environ | changes | {"RESMON_RUNTIME_DIR": str(folder), REPLACED: replaced}
     # -P: the folder it starts in is not a place to import from.
     arguments = ["--listen", settings.listen, "--max-series", str(settings.max_series)]
     command = [sys.executable, "-P", "-m", "resmon", "agent", *arguments]

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resmon.agent import runtime
-from resmon.agent.attempt import Attempt, Rank
+from resmon.agent.attempt import Attempt, Rank, key_of
+from resmon.agent.reaction import Reaction
 from resmon.agent.tally import Tally
 from resmon.errors import FlightError
 from resmon.exporters.budget import MAX_SERIES
@@ -138,10 +139,15 @@ class Roster:
                 continue
             folder = rank_folder.parent
             followed = self._followed.get(folder)
+            if followed is not None and followed.attempt.key != key_of(folder, follower.info):  # it was deleted and made again
+                if followed.ended is None:
+                    self._count(followed, followed.attempt)
+                self._dismiss(folder, followed)
+                followed = None
             if followed is None:
                 followed = self._followed[folder] = _Followed(Attempt(folder, self.fault, self._max_series), [])
                 log.info("following run %r, attempt %d, in %s", follower.info.run, follower.info.attempt, folder)
-            followed.attempt.add(Rank(follower))
+            followed.attempt.add(Rank(follower, Reaction.of_json(runtime.on_incident(file))))
             followed.registrations.append(file)
             followed.ended = None  # a rank that came late
 

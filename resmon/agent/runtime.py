@@ -23,7 +23,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,11 +67,16 @@ def folder() -> Path:
     return path
 
 
-def register(rank_folder: Path) -> None:
-    """Ask the agent to follow a rank's flight. The folder holds its info.json already."""
+def register(rank_folder: Path, on_incident: Mapping[str, Any] | None = None) -> None:
+    """Ask the agent to follow a rank's flight and to react to incidents. The folder holds its info.json already, by which one that
+    was deleted and made again is told from what was there before."""
     target = os.path.realpath(rank_folder)
-    name = hashlib.sha256(os.fsencode(target)).hexdigest()[:24]
-    layout.write_json(folder() / RUNS / f"{name}.json", {"rank_folder": target})
+    try:
+        info = (rank_folder / layout.INFO).read_bytes()
+    except OSError:
+        info = b""
+    name = hashlib.sha256(os.fsencode(target) + b"\0" + info).hexdigest()[:24]
+    layout.write_json(folder() / RUNS / f"{name}.json", {"rank_folder": target, "on_incident": on_incident})
 
 
 def registrations(runtime: Path) -> dict[Path, Path | None]:
@@ -90,6 +95,11 @@ def registrations(runtime: Path) -> dict[Path, Path | None]:
         else:
             found[file] = None
     return found
+
+
+def on_incident(registration: Path) -> Any:
+    """What was registered to be done about incidents."""
+    return _read_object(registration).get("on_incident")
 
 
 @dataclass(frozen=True, slots=True)

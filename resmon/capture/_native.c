@@ -804,7 +804,10 @@ static PyObject *accumulate(PyObject *self, PyObject *const *arguments, Py_ssize
     Py_RETURN_NONE;
 }
 
+#include "_last_words.h"
+
 static PyMethodDef METHODS[] = {
+    LAST_WORDS_METHODS
     {"square", (PyCFunction)(void (*)(void))square, METH_FASTCALL, NULL},
     {"gradients", (PyCFunction)(void (*)(void))gradients, METH_FASTCALL, NULL},
     {"magnitudes", (PyCFunction)(void (*)(void))magnitudes, METH_FASTCALL, NULL},

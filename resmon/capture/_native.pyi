@@ -61,3 +61,20 @@ def kept(
 
 # `into` += `source`, float64 both, of the first `sums` numbers; of the next `extremes` the larger stays.
 def accumulate(source: int, into: int, sums: int, extremes: int, /) -> None: ...
+
+# _last_words.h; not on Windows. From `begin` on, a signal that ends this process leaves an end mark: written into the file
+# `reserved`, then renamed to `end`. Returns a handle. Raises ValueError where a path is too long or there are too many flights.
+def last_words_begin(reserved: bytes, end: bytes, /) -> int: ...
+
+# The newest step that is over.
+def last_words_step(handle: int, step: int, /) -> None: ...
+
+# The signal that a handler of the program's own was given last, and when (Unix seconds); 0 and 0 where none was.
+def last_words_noted(handle: int, /) -> tuple[int, int]: ...
+
+# The process is leaving: let its exit status say how the flight ended, with `reason` (escaped as inside of JSON) behind it where it
+# failed. False where the C library does not tell the status.
+def last_words_leave(handle: int, reason: bytes, /) -> bool: ...
+
+# The end mark is written, or will not be.
+def last_words_end(handle: int, /) -> None: ...

@@ -20,9 +20,11 @@ from torch import Tensor
 from resmon.capture import _native, fetch, keeping
 from resmon.capture.accelerator import ENDS, Accelerators, Pass, Place
 from resmon.capture.columns import (
+    ACTIVATION,
     ARRIVED,
     BACKWARD_NONFINITE,
     BRANCH,
+    CHECKPOINT,
     COLUMNS,
     DEAD,
     ELEMENTS,
@@ -48,6 +50,7 @@ from resmon.capture.sums import is_dense, nonfinite_count, square_sum
 from resmon.records import Floats, ResidualSite
 
 if TYPE_CHECKING:
+    from resmon.capture.activations import Kept
     from resmon.capture.cells import Cell
 
 # What a channel's row holds, COLUMNS each: what a pass has offered, and what has counted in the step.
@@ -101,6 +104,7 @@ class Channel:
         "drops",
         "gradient_unknown",
         "in_all",
+        "kept",
         "of_pass",
         "operands_unknown",
         "site",
@@ -119,6 +123,7 @@ class Channel:
         self.cell: Cell | None = None  # where a compiled model writes
         self.device = _CPU  # that its operands were on last
         self.stands_for: Channel = self
+        self.kept: Kept | None = None  # by autograd, when it was last looked at
         self.suspect = False  # something there was not finite, so that from now on it is counted
         self.distributed = False
         self.operands_unknown = self.gradient_unknown = ""
@@ -243,6 +248,7 @@ class Channel:
 
     def offer_output(self, tensor: Tensor) -> bool:
         """False where the operands were not seen in this pass, so that this is no result of the add and not to be counted."""
+        output = tensor
         if type(tensor) is not Tensor:
             tensor = self._local(tensor)
         if tensor.numel() != self._elements:
@@ -258,6 +264,9 @@ class Channel:
                 magnitudes(tensor, self._sampling.most, self._address + MAGNITUDES * _BYTES)
             self._nonfinite = 0 if math.isfinite(self._output) else nonfinite_count(tensor)
         self._offered, self._elements = self._elements, -1
+        if self._sampling.activations is not None and (kept := self._sampling.activations.block(output)) is not None:
+            self.kept = kept
+            self.in_all[ACTIVATION], self.in_all[CHECKPOINT] = kept
         return True
 
     def count(self) -> None:
@@ -291,6 +300,7 @@ class Channel:
         """Add what `other`, a stand-in for this channel in a traced pass, has gathered."""
         other.stands_for = self
         self.device = other.device
+        self.kept = other.kept or self.kept
         self.in_all[:SUMS] += other.in_all[:SUMS]
         np.fmax(self.in_all[SUMS:], other.in_all[SUMS:], out=self.in_all[SUMS:])
 

@@ -27,6 +27,7 @@ SUMS = MAGNITUDES + CELLS
 # Of these the largest: |y|, and what share of its dtype's range a number of 16 bits took.
 PEAK, FILL = SUMS, SUMS + 1
 EXTREMES = 2
-# Of these the newest, NaN where it was nobody's turn: the median ratio of sampled positions, and the share of dead units.
-MEDIAN, DEAD = SUMS + EXTREMES, SUMS + EXTREMES + 1
-COLUMNS = DEAD + 1
+# Of these the newest, NaN where it was nobody's turn: the median ratio of sampled positions, the share of dead units, bytes that
+# autograd keeps, and how many of them a checkpoint would not.
+MEDIAN, DEAD, ACTIVATION, CHECKPOINT = range(SUMS + EXTREMES, SUMS + EXTREMES + 4)
+COLUMNS = CHECKPOINT + 1

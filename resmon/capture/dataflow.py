@@ -154,7 +154,7 @@ def leaves(tree: Any, position: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
             yield from leaves(item, (*position, key))
 
 
-def _contents(batch: Any) -> Iterator[Tensor]:
+def contents(batch: Any) -> Iterator[Tensor]:
     """The tensors in `batch`, also in attributes of objects such as dataclasses and graphs; only so much of it is looked at."""
     stack, seen = [batch], 0
     while stack and seen < 10_000:
@@ -275,7 +275,7 @@ class Trace(TorchFunctionMode):
         outermost = not self._frames
         self._frames.append(Frame(path, call))
         if outermost:
-            for tensor in _contents((args, kwargs)):
+            for tensor in contents((args, kwargs)):
                 if tensor not in self._nodes:
                     self._leaf(tensor, live=True)
         for position, tensor in leaves((args, kwargs)):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from resmon.capture.compiler import PAUSE
 from resmon.capture.dataflow import Trace
+from resmon.capture.randomness import kept
 from resmon.capture.survey import Names, Survey, is_watched
 from resmon.errors import ConfigurationError, DiscoveryError
 from resmon.records import ResidualSite
@@ -64,14 +63,10 @@ def _as_before(model: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=devices):
+        with kept():
             yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
         with torch.no_grad():
             for module, name, buffer, value in buffers:
                 module._buffers[name] = buffer

@@ -321,5 +321,6 @@ def _tell_products(values: Floats, present: Bools, told: Bools) -> None:
 def _kept(numbers: Floats) -> Floats:
     """The skip's squares in samples that kept their branch. Graphs count samples only; there all are taken to be of one size."""
     skip, square, samples, kept = numbers.T[[SKIP, KEPT_SQUARE, SAMPLES, KEPT]]
-    found: Floats = np.where(square == 0, skip * kept / np.maximum(samples, 1), square)
+    with np.errstate(invalid="ignore"):  # an infinite square of which nothing was kept
+        found: Floats = np.where(square == 0, skip * kept / np.maximum(samples, 1), square)
     return found

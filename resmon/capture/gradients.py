@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from resmon.capture import _native, fetch
 from resmon.capture.accelerator import norms
 from resmon.capture.measured import Groups, Measured, Places, Values
-from resmon.capture.placement import WHOLE, Placement, named_parameters
+from resmon.capture.placement import WHOLE, Placement, local, named_parameters
 from resmon.capture.sums import square_sum
 from resmon.records import Bools, Floats
 
@@ -126,6 +126,21 @@ class Gradients:
         """Like `read`, but for those that count already."""
         due = self._now.due[selection.places]
         self.read(selection.only(np.flatnonzero(~due).tolist()) if due.any() else selection)
+
+    def suspects(self, selection: Selection, *, wait: bool) -> dict[str, Tensor]:
+        """Those of whose gradients the norm just read is not finite, by name; of an accelerator's only if one may `wait` for it."""
+        if not selection.parameters:
+            return {}
+        chosen = [] if self._now.all_finite else np.flatnonzero(~self._now.finite(selection.places)).tolist()
+        if not chosen and wait and not fetch.is_here(selection.parameters[0]):
+            there = [i for i, parameter in enumerate(selection.parameters) if parameter.grad is not None]
+            gradients = [local(selection.parameters[i].grad)[0] for i in there]  # type: ignore[arg-type]
+            kept = torch.stack([norm.float() for norm in norms(gradients)]).isfinite().tolist() if gradients else []
+            chosen = [i for i, good in zip(there, kept, strict=True) if not good]
+        if not chosen:
+            return {}
+        names = {place: f"{key}.{name}" if key else name for (key, name), place in reversed(self._index.items())}
+        return {names[int(selection.places[i])]: selection.parameters[i] for i in chosen}
 
     def before_clipping(self, selection: Selection) -> None:
         """These are about to be clipped. Where clipping comes after clipping, the first reading stands."""

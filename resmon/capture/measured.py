@@ -71,6 +71,18 @@ class Measured:
         """What was read of these was in units of `scale`."""
         self._squares[places] /= _number(scale) ** 2
 
+    # -- what is known of it already -----------------------------------------------------------------------------------
+
+    @property
+    def all_finite(self) -> bool:
+        """Whether all squares are finite, as far as they are there."""
+        return bool(np.logical_and.reduce(np.isfinite(self._squares)))
+
+    def finite(self, places: Places) -> Bools:
+        """Which of these squares are finite, as far as they are there."""
+        found: Bools = np.isfinite(self._squares[places])
+        return found
+
     # -- what came of it -----------------------------------------------------------------------------------------------
 
     def send(self, fetch: Fetch) -> None:
@@ -86,6 +98,7 @@ class Measured:
             what(self, *arguments)
         self._noted.clear()
 
+    @np.errstate(over="ignore", invalid="ignore")
     def total(self) -> tuple[float | None, float | None]:
         """The squared norm of all gradients, and, where clipping was seen, of what it left of them.
 
@@ -99,9 +112,9 @@ class Measured:
         if not self.clipped[counts].any():
             return total, None
         factors = self._factors[counts]
-        with np.errstate(invalid="ignore"):
-            return total, total if (factors == 1).all() else float((squares * factors**2).sum())
+        return total, total if (factors == 1).all() else float((squares * factors**2).sum())
 
+    @np.errstate(over="ignore")
     def of(self, groups: Groups) -> tuple[Floats, Bools]:
         """The squared norm of each group's gradients, and which groups have one that can be known."""
         if not groups.starts:

@@ -5,6 +5,7 @@ Looked up at most ten times a second; in between the last figures stand. What a 
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ PERIOD = 0.1  # seconds
 _KILO = 1024
 _STATUS, _MEMINFO, _GROUPS = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/proc/self/cgroup")
 _GROUP_FOLDER = Path("/sys/fs/cgroup")
+_LIMITS = {resource.RLIMIT_AS: "VmSize", resource.RLIMIT_DATA: "VmData"}  # what counts against each, as the status calls it
 
 Figures = Mapping[str, float | None]  # bytes, by the names of records.RUN_VALUES
 
@@ -37,10 +39,10 @@ class Memory:
 
 
 def main_memory() -> Figures:
-    """In use and at peak are resident pages; free is what the system has available, less near a control group's limit."""
+    """In use and at peak are resident pages; free is what the system has available, less near a limit of group or process."""
     status = _text(_STATUS)
     available = _bytes(_text(_MEMINFO), "MemAvailable")
-    free = [each for each in (available, *_left_in_groups()) if each is not None]
+    free = [each for each in (available, *_left_in_groups(), *_left_of_limits(status)) if each is not None]
     return {"memory": _bytes(status, "VmRSS"), "memory_peak": _bytes(status, "VmHWM"), "memory_free": min(free, default=None)}
 
 
@@ -62,6 +64,15 @@ def _bytes(text: str, name: str) -> float | None:
     begin = text.find(f"\n{name}:") + 1
     line = text[begin : text.find("\n", begin)] if begin else ""
     return float(line.split()[1]) * _KILO if line.endswith(" kB") else None
+
+
+def _left_of_limits(status: str) -> Iterator[float]:
+    """What the process's own limits leave."""
+    for kind, name in _LIMITS.items():
+        limit, _ = resource.getrlimit(kind)
+        used = None if limit == resource.RLIM_INFINITY else _bytes(status, name)
+        if used is not None:
+            yield max(0.0, limit - used)
 
 
 def _left_in_groups() -> Iterator[float]:

@@ -23,8 +23,10 @@ from torch._C._dynamo.eval_frame import set_eval_frame
 from torch.overrides import _get_current_function_mode, _pop_mode
 from torch.utils.hooks import RemovableHandle
 
-from resmon.capture import compiler, rule
+from resmon.capture import activations, compiler, rule
 from resmon.capture.accelerator import Accelerators
+from resmon.capture.activations import Activations
+from resmon.capture.birth import Holder
 from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
 from resmon.capture.dataflow import Add, Trace, leaves
@@ -49,6 +51,8 @@ class Owner(Protocol):
 
     def pass_begun(self) -> None: ...
     def pass_ended(self) -> None: ...
+    def given(self, watch: ModelWatch, args: Any, kwargs: Any) -> None: ...
+    def gave(self, watch: ModelWatch, output: Any) -> None: ...
     def evaluates(self) -> None: ...
     def evaluated(self) -> None: ...
     def sites_changed(self) -> None: ...
@@ -73,6 +77,7 @@ class ModelWatch:
         self.key = key
         self.channels: list[Channel] = []  # in order of execution
         self.active = False
+        self.pausing = False
         self.compiled = False  # some of its hooks are in graphs
         self.inlined = False  # a pass with gradients has begun inside a graph, in this step
         self._made_around = False  # the pass is part of a function that was compiled before
@@ -103,6 +108,12 @@ class ModelWatch:
         self._new_modules = False  # since the last traced pass
         self._handles: list[RemovableHandle] = []
         self._samples = 0  # that have gone through in this step
+        self._size = 0  # in elements, of the largest batch in this step
+        self.batch = torch.Size()  # the shape of what the newest pass was given
+        self.looked_at = torch.Size()  # that of the pass whose activations were looked at last
+        self.kept_outside: int | None = None  # bytes that autograd kept of that pass, besides those of the blocks
+        self.reached = 1.0  # share of the modules with parameters that ran in the newest traced pass
+        self._looked = -activations.EVERY  # when that was, in observed passes
         self.left_out = 0  # residual adds that the patterns do not let in
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -137,6 +148,7 @@ class ModelWatch:
     def _give_up_pass(self) -> None:
         """Clear away a pass that did not end: an interrupt passes by every hook, and leaves our modes entered."""
         self.active = self._in_pass = False
+        self._sampling.activations = None
         self._looks.end_pass()
         for channel in self.channels:
             channel.begin_pass()
@@ -183,6 +195,15 @@ class ModelWatch:
     def traced(self) -> bool:
         return self._traces > 0
 
+    def holders(self) -> list[Holder]:
+        """Where the sites' adds are made, in order of execution."""
+        sites = [channel.site for channel in self.channels if channel.site.name in self._plans]
+        plans = [self._plans[site.name] for site in sites]
+        return [
+            Holder(compiler.plain(p.holder[0]), p.holder[1], p.ordinal, site.name, (*site.branch, *site.skip))
+            for site, p in zip(sites, plans, strict=True)
+        ]
+
     def trace_again(self) -> None:
         self._trace_next = True
 
@@ -195,6 +216,11 @@ class ModelWatch:
         """How many samples have gone through the model; the next step begins."""
         samples, self._samples = self._samples, 0
         return samples
+
+    def take_size(self) -> float:
+        """The size in elements of the largest batch in this step; the next step begins."""
+        size, self._size = self._size, 0
+        return float(size)
 
     def take(self) -> list[tuple[Tensor, Sequence[Channel]]]:
         """What graphs have written, [sites, COLUMNS], and whose it is; they begin anew."""
@@ -220,7 +246,7 @@ class ModelWatch:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> None:
         """`compiled` says that the forward, called now, would be compiled."""
-        if os.getpid() != self.process:
+        if os.getpid() != self.process or self.pausing:
             return
         if not torch.is_grad_enabled():
             self._owner.evaluates()
@@ -233,7 +259,11 @@ class ModelWatch:
                 self._give_up_pass()
             self._in_pass = True
             self._owner.pass_begun()
-            self._samples += _samples(args, kwargs)
+            self._owner.given(self, args, kwargs)
+            self.batch = _batch(args, kwargs)
+            if self.batch:
+                self._samples += self.batch[0]
+                self._size = max(self._size, self.batch.numel())
             if compiled and not self.compiled:
                 self.compiled = True
                 self._sleepers.set_alarms()
@@ -241,6 +271,7 @@ class ModelWatch:
                 self._trace_next = self._new_modules = True
             asleep = self._sleepers and self._traces < _TRACES_WHILE_ASLEEP and not self.compiled
             wanted = (self._trace_next or asleep) and self._traces < _TRACES
+            self._look_at_activations(compiled)
             if wanted and (compiler.PAUSE or not (compiled or compiler.has_compiled_parts(self.model))):
                 self._traces += 1
                 self._trace_next = False
@@ -262,12 +293,15 @@ class ModelWatch:
         self.seconds += perf_counter() - started
 
     def end(self, output: Any) -> None:
+        if self.pausing:
+            return
         if not self._in_pass:
             if not torch.is_grad_enabled() and os.getpid() == self.process:
                 self._owner.evaluated()
             return
         self._owner.pass_ended()
         started = perf_counter()
+        kept, self._sampling.activations = self._sampling.activations, None
         observed, self.active, self._in_pass = self.active, False, False
         self._looks.end_pass()
         for channel in self.channels:
@@ -277,16 +311,28 @@ class ModelWatch:
             if observed and self.compiled:
                 for cells in self._cells:
                     cells.end_pass()
+            if kept is not None:
+                self.looked_at, self.kept_outside = self.batch, kept.rest(output)
             if trace is not None:
                 trace.finish(output)
                 if not self._retired:
                     self._learn(trace)
             self._accelerators.fold()
+            self._owner.gave(self, output)
         except Exception as error:
             self.fault(error)
         if self._retired:
             self.detach()
         self.seconds += perf_counter() - started
+
+    def _look_at_activations(self, compiled: bool) -> None:
+        """Where it is time, look at what autograd keeps of the pass that begins. What graphs of the compiler keep is not known."""
+        since = self.passes - self._looked
+        if since < (activations.SOON if self.batch.numel() > self.looked_at.numel() else activations.EVERY):
+            return
+        self._looked = self.passes
+        if not (compiled or self.compiled or compiler.has_compiled_parts(self.model) or compiler.is_around()):
+            self._sampling.activations = Activations(self.model)
 
     def _witness(self, add: Add, residual: rule.Residual) -> Callable[[Tensor, Sighting], None] | None:
         """Takes the operands of a traced add; whose they are is known when the pass is over."""
@@ -329,6 +375,8 @@ class ModelWatch:
         position = 0
         modules = {compiler.plain(path): module for path, module in self.model.named_modules()}
         ran = {compiler.plain(path): count for path, count in trace.calls.items()}
+        own = [path for path, module in modules.items() if module._parameters]
+        self.reached = sum(path in ran for path in own) / len(own) if own else 1.0
         for site, (sighting, stand_in, tap) in zip(sites, stand_ins, strict=True):
             if not is_watched(site, self._include, self._exclude):
                 self.left_out += 1
@@ -387,12 +435,9 @@ def _trains() -> bool:
     return torch.is_grad_enabled() and not torch.compiler.is_exporting()
 
 
-def _samples(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The first dimension of the first tensor that a model is given."""
-    for _, tensor in leaves((args, kwargs)):
-        if tensor.dim():
-            return int(tensor.shape[0])
-    return 0
+def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size:
+    """The shape of the first tensor that a model is given, whose first dimension is that of the samples."""
+    return next((tensor.shape for _, tensor in leaves((args, kwargs)) if tensor.dim()), torch.Size())
 
 
 class _Begin(Hook):

@@ -23,12 +23,24 @@ from resmon.capture import clipping, scaler
 from resmon.capture.clock import OPTIMIZER, Clock
 from resmon.capture.fetch import held, is_capturing
 from resmon.capture.gradients import Gradients, Selection
+from resmon.errors import NonFiniteError
 
 
 class Owner(Protocol):
     """Whose steps they end."""
 
     def step_over(self) -> None: ...
+
+    def look(self, selection: Selection, scale: float | Tensor | None, *, updated: bool = False) -> bool:
+        """Whether gradients that were just read are not finite; `updated` says that the optimizer has stepped already."""
+
+    def raise_if_asked(self) -> None:
+        """Raise NonFiniteError where the user wants that of such a step."""
+
+    @property
+    def withholds(self) -> bool:
+        """Whether an optimizer with such gradients is to be kept from stepping."""
+
     def fault(self, error: Exception) -> None: ...
 
 
@@ -65,6 +77,7 @@ class Optimizers:
         self._scaling: Optimizer | None = None  # inside of a scaler's step
         self._nonfinite: list[Tensor] = []  # what scalers found
         self._not_called = False  # a scaler did not call an optimizer of ours
+        self._withheld: list[tuple[Tensor, Tensor]] = []  # gradients that an optimizer is not to see, of which parameters
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
@@ -92,6 +105,13 @@ class Optimizers:
     def read_the_rest(self) -> None:
         """The step ends: read what no given optimizer owns."""
         self._safely(self._read_the_rest)
+        if not self._optimizers:
+            self._look(self._gradients.everything, next(iter(self.scales.values()), None))
+
+    def look_at_everything(self) -> None:
+        """The loop has failed before an optimizer could step: see whether the gradients are why."""
+        self._safely(self._gradients.read, self._gradients.everything)
+        self._safely(self._owner.look, self._gradients.everything, None)
 
     def end_step(self) -> Stepping:
         """How the step was made; the next one begins."""
@@ -121,12 +141,31 @@ class Optimizers:
     # -- optimizers ----------------------------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._withheld:  # its base class's step, inside of its own
+            return
         self._begun = optimizer
         if self._scaling is not optimizer and not _has_closure(args, kwargs):  # with one the gradients are not there yet
             self._safely(self._read, optimizer)
+            if self._look(self._owned(optimizer), None) and self._owner.withholds:
+                self._withhold(optimizer)
         self._clock.begin(OPTIMIZER)
 
+    def _withhold(self, optimizer: Optimizer) -> None:
+        """Let the optimizer find no gradients in this step: one without them changes neither parameters nor state."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._withheld.append((parameter, parameter.grad))
+                    parameter.grad = None
+        self._not_called = True
+
+    def _give_back(self) -> None:
+        for parameter, gradient in self._withheld:
+            parameter.grad = gradient
+        self._withheld.clear()
+
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._give_back()
         self._clock.end(OPTIMIZER)
         if self._scaling is optimizer:  # it ends when the scaler has done with it
             return
@@ -135,6 +174,7 @@ class Optimizers:
         self._begun = None
         if _has_closure(args, kwargs):
             self._safely(self._read, optimizer)
+            self._look(self._owned(optimizer), None, updated=True)
         self._stepped(optimizer)
 
     def _read(self, optimizer: Optimizer) -> None:
@@ -156,6 +196,12 @@ class Optimizers:
     def before_scaler_steps(self, optimizer: Optimizer, scale: float | Tensor, *, unscaled: bool) -> None:
         self._scaling, self._begun = optimizer, None
         self._safely(self._read_scaled, optimizer, scale, unscaled)
+        if not self._optimizers or optimizer in self._optimizers:
+            try:
+                self._look(self._owned(optimizer), scale)
+            except NonFiniteError:
+                self._scaling = None
+                raise
 
     def _read_scaled(self, optimizer: Optimizer, scale: float | Tensor, unscaled: bool) -> None:
         selection = self._owned(optimizer)
@@ -215,6 +261,8 @@ class Optimizers:
         if selection.parameters:
             self._gradients.before_clipping(selection)
             self._clipping = selection
+            # What clipping makes of them can be compared with nothing any more.
+            self._owner.look(selection, next((self.scales[model] for model in selection.models if model in self.scales), None))
 
     def after_clipping(self, coefficient: Tensor | None) -> None:
         selection, self._clipping = self._clipping, None
@@ -239,12 +287,27 @@ class Optimizers:
         if self._rest[1].parameters:
             self._gradients.read_undue(self._rest[1])
 
-    def _safely(self, act: Callable[..., None], *arguments: Any) -> None:
+    def _look(self, selection: Selection, scale: float | Tensor | None, *, updated: bool = False) -> bool:
+        """Whether these gradients are not finite. Raises NonFiniteError where the user wants that, and nothing else."""
+        if not self.active or os.getpid() != self._process or is_capturing():
+            return False
+        started = perf_counter()
+        try:
+            bad = self._owner.look(selection, scale, updated=updated)
+        except Exception as error:
+            self._owner.fault(error)
+            return False
+        self.seconds += perf_counter() - started
+        if bad:
+            self._owner.raise_if_asked()
+        return bad
+
+    def _safely(self, act: Callable[..., object], *arguments: Any) -> None:
         """Read or note something of the gradients, unless a fault has ended that."""
         if self.active:
             self._guarded(act, *arguments)
 
-    def _guarded(self, act: Callable[..., None], *arguments: Any) -> None:
+    def _guarded(self, act: Callable[..., object], *arguments: Any) -> None:
         if os.getpid() != self._process or is_capturing():
             return
         started = perf_counter()

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,17 +21,21 @@ from resmon.capture.sample import places
 from resmon.capture.sums import CODES
 from resmon.records import Ints
 
+if TYPE_CHECKING:
+    from resmon.capture.activations import Activations
+
 EVERY = 16  # steps
 POSITIONS = 256  # that are looked at, at most
 IDLE = 300  # positions in a row at which a unit that is called dead has been zero
 
 
 class Sampling:
-    """How much of a tensor is sampled, and whose turn it is; shared by all sites of a session."""
+    """How much of a tensor is sampled, and what is looked at now; shared by all sites of a session."""
 
     def __init__(self, most: int) -> None:
         self.most = most  # elements, for histograms
         self.step = 0  # that is under way
+        self.activations: Activations | None = None  # which are looked at in the pass under way
 
     def is_turn(self, site: int) -> bool:
         """Whether the site of that number is looked at in this step."""

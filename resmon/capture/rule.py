@@ -24,12 +24,12 @@ from resmon.capture.dataflow import ADDING, ARITHMETIC, SCALING, Add, Node
 from resmon.records import SiteKind
 
 # The same numbers in another order, layout or precision.
-_REARRANGING = frozenset(
+REARRANGING = frozenset(
     """view reshape permute transpose transpose_ swapaxes swapdims movedim moveaxis t T mT flatten unflatten squeeze unsqueeze
     contiguous clone to type type_as float half bfloat16 double view_as reshape_as alias cuda cpu identity requires_grad_""".split()
 )
 _AFFINE = (
-    _REARRANGING
+    REARRANGING
     | SCALING
     | ADDING
     | frozenset(
@@ -63,7 +63,7 @@ def judge(add: Add) -> Residual | None:
     """The verdict on one candidate add: None where it is no residual add."""
     first, second = add.first_node, add.second_node
     if add.marked:
-        return Residual("marked", True, first, _between(first, second), ())
+        return Residual("marked", True, first, between(first, second), ())
     if first is second:
         return None
     for skip, branch in ((first, second), (second, first)):
@@ -96,10 +96,10 @@ def _identity(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, ...
     """The tensor that `skip` carries and the branch begins at, and the way of the branch."""
     origin = skip
     while True:
-        way = _between(origin, branch)
+        way = between(origin, branch)
         if _is_branch(origin, way):
             return None if _is_added_anew(origin, way, branch) else (origin, way)
-        if origin.op in _REARRANGING or origin.op in SCALING or (origin.op in ADDING and len(origin.parents) == 1):
+        if origin.op in REARRANGING or origin.op in SCALING or (origin.op in ADDING and len(origin.parents) == 1):
             carried = [p for p in origin.parents if p.live or p.parameters]
             if len(carried) != 1:
                 return None
@@ -127,10 +127,10 @@ def _is_added_anew(skip: Node, way: tuple[Node, ...], branch: Node) -> bool:
 def _projection(skip: Node, branch: Node) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
     """The tensor that both sides begin at, where the skip is affine in it, and the ways of branch and skip."""
     for shared in _affine_sources(skip):
-        way = _between(shared, branch)
+        way = between(shared, branch)
         if not way:
             continue
-        projection = _between(shared, skip)
+        projection = between(shared, skip)
         # Ways that share a value split behind it, and there they were not a projection and a branch.
         if not _is_affine(shared, projection) or not set(way).isdisjoint(projection):
             return None
@@ -141,7 +141,7 @@ def _projection(skip: Node, branch: Node) -> tuple[Node, tuple[Node, ...], tuple
     return None
 
 
-def _between(ancestor: Node, descendant: Node) -> tuple[Node, ...]:
+def between(ancestor: Node, descendant: Node) -> tuple[Node, ...]:
     """The values on the ways from `ancestor` (left out) to `descendant`, in order of execution; none where there is no way."""
     if ancestor.order >= descendant.order:
         return ()
@@ -217,7 +217,7 @@ def _is_gate(shared: Node, way: tuple[Node, ...]) -> bool:
 
     So does a skip that is scaled channel by channel, and so does the D of a state-space scan, whose input comes to the sum unmixed.
     """
-    plain = SCALING | ADDING | _REARRANGING
+    plain = SCALING | ADDING | REARRANGING
     return all(node.op in plain for node in way) and any(
         p.parameters and p.numel > 1 for node in way for p in _read_beside(shared, way, node)
     )

@@ -30,18 +30,24 @@ from torch.optim import Optimizer
 from resmon.capture.accelerator import Accelerators
 from resmon.capture.channel import IN_ALL, Channel, begin_step, board
 from resmon.capture.clock import FORWARD, Clock
+from resmon.capture.columns import ARRIVED
 from resmon.capture.compiler import Compiler
+from resmon.capture.diagnoses import diagnose
 from resmon.capture.drafts import Draft, Part, Totals, parts
+from resmon.capture.failures import Scene
 from resmon.capture.fetch import Fetch, held, is_capturing, number
-from resmon.capture.gradients import Gradients
-from resmon.capture.memory import Memory
+from resmon.capture.gradients import Gradients, Selection
+from resmon.capture.memory import Memory, device_memory, main_memory
 from resmon.capture.model import ModelWatch
+from resmon.capture.nonfinite import NonFinite, Policy
 from resmon.capture.optimizers import Optimizers
+from resmon.capture.out_of_memory import ran_out
 from resmon.capture.outbox import PATIENCE, Outbox, Sink
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
 from resmon.capture.positions import Sampling
-from resmon.errors import ConfigurationError, UnobservableError
-from resmon.records import Bools, Floats, ResidualSite, ScalarRecord
+from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError
+from resmon.footprint import Footprint, Held, Trail
+from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord
 
 log = logging.getLogger("resmon")
 
@@ -59,6 +65,7 @@ class Session:
         exclude: Sequence[str] = (),
         sample: int = 1024,
         other_ranks: OtherRanks | None = None,
+        on_nonfinite: Policy = "record",
     ) -> None:
         optimizers = _checked(models, optimizer)
         self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent
@@ -74,10 +81,10 @@ class Session:
         self._compiler = Compiler(self._watches)
         self._placement = Placement(models.values(), other_ranks)
         self._gradients = Gradients(models, self._placement)
+        self._nonfinite = NonFinite(self, self._watches, self._gradients, on_nonfinite)
         self._clock = Clock()
-        self._memory = Memory(
-            lambda: {parameter.device for model in models.values() for parameter in islice(model.parameters(), 1)}
-        )
+        self._memory = Memory(self._devices)
+        self._trail = Trail()
         self._optimizers = Optimizers(self, optimizers, self._gradients, self._clock)
         self._step = start_step
         self._under_way = False
@@ -98,6 +105,7 @@ class Session:
     def attach(self, sink: Sink) -> None:
         """Put the hooks on, and give the records to `sink` from here on."""
         self._outbox.open(sink)
+        self._trail = Trail(self._memory.figures())
         for watch in self._watches:
             watch.attach()
         self._optimizers.attach()
@@ -112,15 +120,69 @@ class Session:
         self._clock.detach()
         self._compiler.detach()
 
+    def failed(self, error: BaseException) -> Incident | None:
+        """Say what an exception that ends the run is; None where even that goes wrong."""
+        if "non-finite" in str(error):  # clip_grad_norm_(error_if_nonfinite=True)
+            self._optimizers.look_at_everything()
+        if (known := self._nonfinite.incident) is not None and (isinstance(error, NonFiniteError) or "non-finite" in str(error)):
+            return known
+        step = self._step if self._under_way else self.last_step
+        models = {watch.key: watch.model for watch in self._watches}
+        # Where memory has run out there may be none to look around with; then the exception itself must do.
+        for scene in (Scene(models, self.sites, step, self._footprint), Scene({}, (), step)):
+            try:
+                incident = diagnose(error, scene)
+            except Exception as own:
+                self.fault(own)
+                continue
+            self._outbox.put(partial(_hand_incident, incident))
+            return incident
+        return None
+
+    def _footprint(self) -> Footprint:
+        devices = self._devices()
+        largest = max(self._watches, key=lambda watch: watch.looked_at.numel())
+        outside = [watch.kept_outside for watch in self._watches if watch.kept_outside is not None]
+        arrived: Floats = self._board[:, IN_ALL][:, ARRIVED]
+        # The backward pass goes from the last block to the first: it is in the first whose output's gradient is there.
+        under_way = self._channels[int(arrived.argmax())].site.name if arrived.any() else ""
+        parameters = [each for watch in self._watches for each in watch.model.parameters() if each.requires_grad]
+        return Footprint(
+            trail=self._trail,
+            now={**main_memory(), **device_memory({device for device in devices if device.type == "cuda"})},
+            blocks=[Held(c.site.model, c.site.name, *c.kept) for c in self._channels if c.kept is not None],
+            outside=sum(outside) if outside else None,
+            size=float(largest.looked_at.numel()) if largest.looked_at else 0.0,
+            samples=largest.batch[0] if largest.batch else 0,
+            batch=float(largest.batch.numel()) if largest.batch else 0.0,
+            parameters=sum(each.numel() * each.element_size() for each in parameters),
+            backward=under_way,
+            reached=largest.reached,
+            unknown=_COMPILED if any(watch.compiled for watch in self._watches) else "",
+        )
+
+    def _devices(self) -> set[torch.device]:
+        return {parameter.device for watch in self._watches for parameter in islice(watch.model.parameters(), 1)}
+
     def finish(self) -> None:
         """The run is over: write down a step that was begun and not ended."""
         if self._under_way:
             self._end_step(complete=False)
+        self._nonfinite.ended()
         self._outbox.look(PATIENCE)
 
     @property
     def sites(self) -> tuple[ResidualSite, ...]:
         return tuple(channel.site for channel in self._channels)
+
+    @property
+    def is_nonfinite(self) -> bool:
+        """Whether the newest step that is over had gradients, or a loss, that were NaN or infinite."""
+        return self._nonfinite.lasts
+
+    @property
+    def step_under_way(self) -> int:
+        return self._step
 
     @property
     def last_step(self) -> int | None:
@@ -147,6 +209,31 @@ class Session:
 
     def pass_ended(self) -> None:
         self._clock.end(FORWARD)
+
+    def given(self, watch: ModelWatch, args: Any, kwargs: Any) -> None:
+        self._nonfinite.pass_begun(watch, args, kwargs)
+
+    def gave(self, watch: ModelWatch, output: Any) -> None:
+        self._nonfinite.pass_ended(watch, output)
+
+    def look(self, selection: Selection, scale: float | Tensor | None, *, updated: bool = False) -> bool:
+        return self._nonfinite.look(selection, scale, updated=updated)
+
+    def raise_if_asked(self) -> None:
+        self._nonfinite.raise_if_asked()
+
+    @property
+    def withholds(self) -> bool:
+        return self._nonfinite.withholds
+
+    def incident(self, incident: Incident, capsule: bytes) -> None:
+        """Something broke, and what `capsule` holds, if anything, repeats it elsewhere."""
+
+        def hand_on(sink: Sink) -> None:
+            whole = not capsule or sink.capsule(incident.capsule, capsule)
+            sink.incident(incident if whole else replace(incident, capsule=""))
+
+        self._outbox.put(hand_on)
 
     def evaluates(self) -> None:
         """A forward pass without gradients begins."""
@@ -184,6 +271,9 @@ class Session:
             error = UnobservableError(_TRANSFORMED)
         if isinstance(error, UnobservableError):
             self._say(f"the blocks are observed no longer; training and the record of its steps go on. {error}")
+        elif ran_out(error):
+            self._errors_total += 1
+            self._say(f"there was no memory left for resmon's own numbers, so the blocks are observed no longer: {error}")
         else:
             self._errors_total += 1
             self._say(
@@ -238,6 +328,8 @@ class Session:
         step = self._step if self._under_way or not self._steps_total else self._step - 1
         now = time.time()
         fetch.send()
+        if isinstance(loss := found.get("loss"), float):
+            self._nonfinite.logged(step, loss)
 
         def hand_on(sink: Sink) -> None:
             if not fetch.failed:
@@ -262,6 +354,7 @@ class Session:
                 "Call the watched model itself, model(...), not model.forward(...) or its parts; or watch the part that is called"
             )
         self._steps_total += complete
+        self._nonfinite.step_over(complete=complete)
         draft = self._draft(complete, duration, seconds, now)
         self._outbox.put(partial(self._hand_on, draft), draft.fetch)
         self._step = self._sampling.step = self._step + 1
@@ -301,6 +394,9 @@ class Session:
         except Exception as error:
             fetch.failed = True
             self.fault(error)
+        figures = self._memory.figures()
+        if complete:
+            self._trail.add(self._step, max(watch.take_size() for watch in self._watches), figures)
         return Draft(
             fetch=fetch,
             step=self._step,
@@ -310,7 +406,7 @@ class Session:
             seconds=seconds + perf_counter() - started,
             phases=self._clock.take(),
             samples=max((watch.take_samples() for watch in self._watches), default=0),
-            memory=self._memory.figures(),
+            memory=figures,
             channels=self._channels,
             numbers=numbers,
             parts=arriving,
@@ -359,6 +455,7 @@ class Session:
             draft.blocks = False
             record = self._totals.record(draft)
         sink.step(record)
+        self._nonfinite.recorded(record, tuple(channel.site for channel in draft.channels))
 
     def cannot_write(self, error: OSError) -> None:
         self._errors_total += 1
@@ -371,7 +468,13 @@ class Session:
             log.warning("resmon: %s", message, exc_info=error)
 
 
+def _hand_incident(incident: Incident, sink: Sink) -> None:
+    sink.incident(incident)
+
+
 _NOBODY: Bools = np.zeros(0, np.bool_)
+
+_COMPILED = "what the graphs of a compiled model keep is not known"
 
 _CAPTURING = (
     "a CUDA graph is being captured around the training step: what is captured is repeated without any Python, so neither its "

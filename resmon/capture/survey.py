@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from resmon.capture import rule
 from resmon.capture.compiler import plain
 from resmon.capture.dataflow import Add, Frame, Node
+from resmon.capture.operations import Operations
 from resmon.capture.placement import class_name
 from resmon.records import ResidualSite
+
+NEXT = 4  # sums further on among which the next one on the same stream is looked for
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +98,7 @@ class Names:
     """Gives sites their names, and the same site the same name in every pass."""
 
     def __init__(self, model: nn.Module, key: str = "") -> None:
+        self._model = model
         self._root = class_name(model)  # for an add of the model itself whose branch has no child with parameters
         self._key = key
         self._names: dict[tuple[object, ...], str] = {}
@@ -104,7 +108,8 @@ class Names:
         held = Counter((s.module, s.frame.call) for s in sightings)
         seen: Counter[tuple[object, ...]] = Counter()
         sites = []
-        for s in sightings:
+        operations = Operations(self._model)
+        for i, s in enumerate(sightings):
             call = s.module, s.frame.call
             identity = (call, s.branch_modules, s.skip_modules, s.residual.kind)
             seen[identity] += 1
@@ -121,6 +126,9 @@ class Names:
                     shape=s.shape,
                     parameters=s.parameters,
                     model=self._key,
+                    operations=operations.of(s.residual.branch, s.module, s.factors[1]),
+                    skip_operations=operations.of(rule.between(s.residual.shared, s.skip), s.module, s.factors[0]),
+                    following=operations.of(_up_to_the_next(s, sightings[i + 1 :]), s.module),
                 )
             )
         return sites
@@ -137,6 +145,17 @@ class Names:
         while candidate in taken:
             candidate, k = f"{name}#{k}{again}", k + 1
         return candidate
+
+
+def _up_to_the_next(s: Sighting, later: Sequence[Sighting]) -> tuple[Node, ...]:
+    """The values between a sum and the tensor at which the next block on its stream begins; none where there is no next."""
+    for following in later[:NEXT]:
+        shared = following.residual.shared
+        if shared is s.output:
+            return ()
+        if way := rule.between(s.output, shared):
+            return way
+    return ()
 
 
 def is_watched(site: ResidualSite, include: Sequence[str], exclude: Sequence[str]) -> bool:

@@ -39,6 +39,7 @@ class Watcher(Protocol):
     passes: int  # that were observed so far
     seconds: float  # what observing has cost in this step
     process: int
+    pausing: bool  # a pass is done again, of which nothing is to be observed
 
     def fault(self, error: Exception) -> None: ...
     def fault_in_graph(self, error: str) -> None: ...
@@ -252,7 +253,7 @@ class Tap(Hook):
             return
         watcher = self._watcher
         if not watcher.active:
-            if torch._C._current_graph_task_id() != -1:
+            if torch._C._current_graph_task_id() != -1 and not watcher.pausing:
                 self._recomputed(args, kwargs, output)
             return
         started = perf_counter()
@@ -347,7 +348,7 @@ class GradientTap(Hook):
         watcher.seconds += perf_counter() - started
 
 
-def hang(tensor: Tensor, tap: GradientTap) -> None:
+def hang(tensor: Tensor, tap: Callable[[Tensor], None]) -> None:
     """`tensor.register_hook(tap)`, less the handle to take it off again, which is most of what that costs."""
     if tensor._backward_hooks is None and tensor.grad_fn is not None:
         tensor._backward_hooks = OrderedDict({_OURS: tap})
@@ -434,7 +435,7 @@ class AddMode(Hook, TorchFunctionMode):
     def enter(self) -> None:
         visit = self._visit
         observing = self._watcher.active
-        recomputing = not observing and torch._C._current_graph_task_id() != -1
+        recomputing = not observing and not self._watcher.pausing and torch._C._current_graph_task_id() != -1
         if not observing and not (recomputing and len(self._plans) == 1):
             return
         call = visit.calls if observing else next(iter(self._plans))

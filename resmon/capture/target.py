@@ -24,6 +24,11 @@ def load_target(name: str) -> Target:
     The name is a module, a class of modules or a function, called without arguments, that gives a module, (module, args) or
     (module, args, kwargs). Raises ConfigurationError where it is none of these.
     """
+    return made(name, imported(name))
+
+
+def imported(name: str) -> Any:
+    """What `package.module:name` names. Raises ConfigurationError where there is no such thing."""
     module_name, _, path = name.partition(":")
     if not module_name or not path:
         raise ConfigurationError(f"{name!r} names no model. Write package.module:name, such as mymodels.resnet:make_model.")
@@ -42,10 +47,11 @@ def load_target(name: str) -> Target:
             known = f" It has these models: {', '.join(models)}." if models else ""
             raise ConfigurationError(f"{module_name!r} has no {path!r}.{known}")
         found = getattr(found, attribute)
-    return _made(name, found)
+    return found
 
 
-def _made(name: str, found: Any) -> Target:
+def made(name: str, found: Any) -> Target:
+    """The model, and the inputs that come along, that `found` is or makes. Raises ConfigurationError where it is or makes none."""
     if not isinstance(found, nn.Module) and callable(found):
         try:
             inspect.signature(found).bind()

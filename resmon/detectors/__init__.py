@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from resmon.detectors.divergence import Divergence
 from resmon.detectors.nonfinite import NonFinite
+from resmon.detectors.overfitting import Overfitting
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
 
@@ -27,4 +29,4 @@ class Detector(Protocol):
         """The run is over: close what is open."""
 
 
-DETECTORS: tuple[Callable[[], Detector], ...] = (NonFinite,)
+DETECTORS: tuple[Callable[[], Detector], ...] = (NonFinite, Divergence, Overfitting)

@@ -17,6 +17,9 @@ import numpy as np
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
+    CALM,
+    LEAST_SCALE,
+    SEARCH,
     Bools,
     Finding,
     Floats,
@@ -24,7 +27,6 @@ from resmon.records import (
     ResidualSite,
     ScalarRecord,
     StepRecord,
-    finding_id,
 )
 
 SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT = map(
@@ -36,12 +38,6 @@ ELEMENTS, FORWARD, BACKWARD = map(BLOCK_COUNTS.index, ("elements", "nonfinite_fo
 SIGNS = ("skip_rms", "branch_rms", "branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 
 HISTORY = 50  # steps back that tell what was usual
-CALM = 20  # finite steps after which it is over
-# A gradient scaler that looks for its scale skips a step, halves the scale and tries again. From the largest scale in use (2^32,
-# Megatron-LM's default; torch's is 2^16) down to 1 that is 32 skips; below 1 it would make gradients smaller than they are,
-# and torch's GradScaler.update says that something is wrong there.
-SEARCH = 32  # skipped steps in a row that are still a search
-LEAST_SCALE = 1.0
 NAMES = 50  # names of blocks that the evidence lists; the count beside them is whole
 
 
@@ -77,6 +73,9 @@ class _Episode:
     reached: set[str]  # blocks that were bad at any of its steps
     calm: int = 0
     steps: int = 1
+
+    def closed(self, step: int, time: float, why: str) -> Finding:
+        return self.finding.closed(step, time, why, nonfinite_steps=self.steps)
 
 
 class NonFinite:
@@ -155,7 +154,7 @@ class NonFinite:
         events = [event for early in self._early_losses for event in self._judge_loss(*early)]
         self._early_losses.clear()
         episodes = [*self._episodes.values(), *(each for each in (self._loss, self._outside) if each)]
-        events += [_closed(episode, step, time, "the run ended with it") for episode in episodes]
+        events += [episode.closed(step, time, "the run ended with it") for episode in episodes]
         self._episodes.clear()
         self._loss = self._outside = None
         return events
@@ -200,7 +199,7 @@ class NonFinite:
                 episode.calm += 1
                 if episode.calm >= CALM:
                     del self._episodes[model]
-                    yield _closed(episode, record.step, record.time, f"all blocks were finite for {CALM} steps")
+                    yield episode.closed(record.step, record.time, f"all blocks were finite for {CALM} steps")
             return
         if episode is None:
             finding = self._opened(record, model, mine, flags, names)
@@ -253,7 +252,6 @@ class NonFinite:
             said = f"{where} went non-finite first, at step {record.step}: in the gradients of its parameters only"
         last_step, last, over = self._before(place)
         evidence: dict[str, Any] = {
-            "first": said,
             "direction": direction,
             "born_before": born_before,
             "elements": elements,
@@ -269,18 +267,15 @@ class NonFinite:
             "last_finite_over_median": over,
         }
         followed = f"; {_count(len(followers), 'other block')} in the same step" if followers else ""
-        return Finding(
-            id=finding_id("nonfinite", model, site.name, record.step),
-            state="opened",
-            kind="nonfinite",
-            severity="page",
+        return Finding.opened(
+            "nonfinite",
+            "page",
+            record.step,
+            record.time,
+            said,
+            followed,
             model=model,
             block=site.name,
-            opened_step=record.step,
-            opened_time=record.time,
-            step=record.step,
-            time=record.time,
-            summary=said + followed + ".",
             expected="finite activations and gradients in every block",
             seen=_seen(direction, elements, forward, backward) + _coming(last_step, last, over),
             confidence=0.95 if direction == "forward" and not born_before else 0.8 if direction == "forward" else 0.6,
@@ -314,7 +309,7 @@ class NonFinite:
             episode.calm += 1
             if episode.calm >= CALM:
                 self._outside = None
-                yield _closed(episode, record.step, record.time, f"{CALM} steps in a row were not skipped")
+                yield episode.closed(record.step, record.time, f"{CALM} steps in a row were not skipped")
         elif episode:
             episode.calm = 0
             episode.steps += 1
@@ -325,23 +320,18 @@ class NonFinite:
                 + (f" at a scale of {scale:g}," if scale is not None else ",")
                 + " and no watched block is non-finite"
             )
-            finding = Finding(
-                id=finding_id("nonfinite", "", "", record.step),
-                state="opened",
-                kind="nonfinite",
-                severity="page",
-                model="",
-                block="",
-                opened_step=record.step,
-                opened_time=record.time,
-                step=record.step,
-                time=record.time,
-                summary=said + ": the gradients that are belong to other parameters.",
+            finding = Finding.opened(
+                "nonfinite",
+                "page",
+                record.step,
+                record.time,
+                said,
+                ": the gradients that are belong to other parameters",
                 expected="a scale at which the gradients are finite",
                 seen=f"{_count(self._skips, 'skipped step')} in a row",
                 confidence=0.8,
                 runbook="nonfinite",
-                evidence={"first": said, "direction": "parameter_gradients", "nonfinite_steps": 1},
+                evidence={"direction": "parameter_gradients", "nonfinite_steps": 1},
             )
             self._outside = _Episode(finding, set())
             yield finding
@@ -353,29 +343,24 @@ class NonFinite:
                 episode.calm += 1
                 if episode.calm >= CALM:
                     self._loss = None
-                    yield _closed(episode, step, time, f"{CALM} logged losses were finite")
+                    yield episode.closed(step, time, f"{CALM} logged losses were finite")
         elif episode:
             episode.calm = 0
             episode.steps += 1
         elif step not in self._bad_steps:
             said = f"The logged loss was {loss} at step {step} while every watched block was finite in the forward pass"
-            finding = Finding(
-                id=finding_id("nonfinite_loss", "", "", step),
-                state="opened",
-                kind="nonfinite_loss",
-                severity="page",
-                model="",
-                block="",
-                opened_step=step,
-                opened_time=time,
-                step=step,
-                time=time,
-                summary=said + ": look behind the last block, at the head, the loss function and the targets.",
+            finding = Finding.opened(
+                "nonfinite_loss",
+                "page",
+                step,
+                time,
+                said,
+                ": look behind the last block, at the head, the loss function and the targets",
                 expected="a finite loss",
                 seen=str(loss),
                 confidence=0.9,
                 runbook="nonfinite",
-                evidence={"first": said, "loss": str(loss), "nonfinite_steps": 1},
+                evidence={"loss": str(loss), "nonfinite_steps": 1},
             )
             self._loss = _Episode(finding, set())
             yield finding
@@ -390,18 +375,6 @@ def _first(mine: Ints, flags: _Flags) -> tuple[str, int, bool]:
     if len(backward):
         return "backward", int(backward[-1]), False
     return "parameter_gradients", int(mine[flags.gradient[mine]][-1]), False
-
-
-def _closed(episode: _Episode, step: int, time: float, why: str) -> Finding:
-    evidence = episode.finding.evidence | {"nonfinite_steps": episode.steps}
-    return replace(
-        episode.finding,
-        state="closed",
-        step=step,
-        time=time,
-        summary=f"{evidence['first']}; closed because {why}.",
-        evidence=evidence,
-    )
 
 
 def _seen(direction: str, elements: int, forward: int, backward: int) -> str:

@@ -23,9 +23,11 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from resmon.diff.directions import Direction, direction
+from resmon.diff.divergence import Divergence, diverge, steps_to_look_at
 from resmon.diff.effects import SIGNIFICANCE, Effect, benjamini_hochberg, effect, holm, noise
 from resmon.diff.runs import Run, Series, read_blocks, read_run
+from resmon.diff.structure import Structure, compare_structure
+from resmon.directions import Direction, direction
 from resmon.errors import FlightError
 from resmon.records import PHASES, Floats, Ints
 from resmon.statistics import STATISTICS
@@ -168,6 +170,8 @@ class Comparison:
     only_a: tuple[str, ...]  # blocks
     only_b: tuple[str, ...]
     notes: tuple[str, ...]
+    structure: Structure | None  # of the first run of each; None where blocks were not asked for
+    divergence: Divergence | None  # None where no block can be compared
 
     def of(self, group: Group) -> list[Row]:
         return [row for row in self.rows if row.group == group]
@@ -228,9 +232,15 @@ def compare(
     _note_runs(sides, steps, whole, notes)
     rows = [row for row in _run_rows(sides, steps, whole, lower, higher, notes) if row.group in groups]
     only: tuple[list[str], list[str]] = ([], [])
+    structure, divergence = None, None
     if "blocks" in groups:
-        block_rows, only = _block_rows(sides, steps if whole else _end(steps), notes)
+        structure = _structure(sides, notes)
+        called = dict(structure.pairs)  # what A's blocks are called in B
+        block_rows, only = _block_rows(sides, steps if whole else _end(steps), called, notes)
         rows += block_rows
+        first_steps = steps_to_look_at(steps)
+        of_a, of_b = _blocks(sides, first_steps, called)
+        divergence = diverge(of_a, of_b, first_steps)
     _note_nonfinite(rows, notes)
     rows = [row for group in GROUPS for row in _judged([row for row in rows if row.group == group], group)]
     verdicts = {group: _verdict([row for row in rows if row.group == group and row.at == "shared"]) for group in GROUPS}
@@ -243,6 +253,8 @@ def compare(
         only_a=tuple(only[0]),
         only_b=tuple(only[1]),
         notes=tuple(notes),
+        structure=structure,
+        divergence=divergence,
     )
 
 
@@ -355,9 +367,30 @@ def _run_rows(
             yield _final_row(quantity, a, b, len(compared))
 
 
-def _block_rows(sides: tuple[_Side, _Side], steps: Ints, notes: list[str]) -> tuple[list[Row], tuple[list[str], list[str]]]:
+_Blocks = list[dict[str, dict[str, Series]]]
+
+
+def _structure(sides: tuple[_Side, _Side], notes: list[str]) -> Structure:
+    for side in sides:
+        first = side.runs[0]
+        others = [run for run in side.runs[1:] if compare_structure(first.sites, run.sites).differences]
+        if others:
+            names = ", ".join(run.name for run in others)
+            notes.append(f"{side.name} is not of one structure: {names} differ from {first.name}, whose structure was compared")
+    return compare_structure(sides[0].runs[0].sites, sides[1].runs[0].sites)
+
+
+def _blocks(sides: tuple[_Side, _Side], steps: Ints, called: Mapping[str, str]) -> tuple[_Blocks, _Blocks]:
+    """Of each run's blocks their series, by the names that they have in B."""
+    of_a, of_b = ([read_blocks(run.folder, steps) for run in side.of("blocks")] for side in sides)
+    return [{called.get(name, name): block for name, block in run.items()} for run in of_a], of_b
+
+
+def _block_rows(
+    sides: tuple[_Side, _Side], steps: Ints, called: Mapping[str, str], notes: list[str]
+) -> tuple[list[Row], tuple[list[str], list[str]]]:
     """The rows of the blocks that A and B both have, and the names of those that one lacks."""
-    blocks = [[read_blocks(run.folder, steps) for run in side.of("blocks")] for side in sides]
+    blocks = _blocks(sides, steps, called)
     known = [list(dict.fromkeys(block for run in of_side for block in run)) for of_side in blocks]
     only = [name for name in known[0] if name not in known[1]], [name for name in known[1] if name not in known[0]]
     if not any(known):

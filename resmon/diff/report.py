@@ -15,8 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.diff.comparison import Comparison, Group, Level, Row, Verdict
+from resmon.diff.divergence import Divergence, Parting
 from resmon.diff.effects import Effect
 from resmon.diff.runs import Run
+from resmon.diff.structure import Difference, Structure
+from resmon.quantities import size
 
 FORMAT = 1  # of the JSON: it rises when a key goes away or changes its meaning
 ROWS = 12  # of a group that are shown, the worst ones
@@ -122,6 +125,12 @@ def render(comparison: Comparison, everything: bool = False) -> RenderableType:
         Text.assemble(("B  ", "bold"), _named(comparison.b)),
         Text(f"{len(steps):,} steps in common, {steps[0]:,} to {steps[-1]:,}", style="dim"),
     ]
+    if comparison.structure is not None:
+        said = structure_sentences(comparison.structure)
+        parts += [Text(), Text.assemble(("structure", "bold"), "  ", (printable(said[0]), "yellow" if said[1:] else ""))]
+        parts += [Text(f"  {printable(line)}") for line in said[1:]]
+    if comparison.divergence is not None:
+        parts += [Text(), Text.assemble(("behaviour", "bold"), "  ", printable(divergence_sentence(comparison.divergence)))]
     for group, verdict in comparison.verdicts.items():
         rows = comparison.of(group)
         parts += [Text(), Text.assemble((group, "bold"), "  ", (printable(sentence(comparison, group)), STYLES[verdict]))]
@@ -139,6 +148,53 @@ def render(comparison: Comparison, everything: bool = False) -> RenderableType:
         parts.append(Text())
         parts += [Text(f"note: {printable(note)}", style="dim") for note in comparison.notes]
     return Lines(*parts)
+
+
+def structure_sentences(structure: Structure) -> list[str]:
+    """What differs in structure: one sentence for all of it, then one for each difference."""
+    unknown = "" if structure.operations_known else "; the operations of a flight of before are not known"
+    if not structure.differences:
+        return [f"the same in all {len(structure.pairs):,} blocks{unknown}"]
+    touched = {block for difference in structure.differences for block in difference.blocks}
+    lines = [_difference_sentence(difference, len(structure.pairs)) for difference in structure.differences]
+    return [f"differs in {len(touched):,} {_blocks(len(touched))}{unknown}", *lines]
+
+
+def _difference_sentence(difference: Difference, pairs: int) -> str:
+    blocks = difference.blocks
+    if difference.aspect == "renamed":
+        names = [f"{b} (A: {a})" for a, b in zip(difference.a, difference.b, strict=True)]
+    else:
+        names = list(blocks)
+    shown = names if len(names) == NAMED + 1 else names[:NAMED]  # "and 1 more" is no shorter than its name
+    listed = ", ".join(shown) + (f" and {len(names) - len(shown):,} more" if len(names) > len(shown) else "")
+    of_all = "" if difference.aspect in ("added", "removed") else f" of {pairs:,}"
+    return f"{difference.aspect}: {len(blocks):,}{of_all} {_blocks(pairs if of_all else len(blocks))}, {listed}: {difference.what}"
+
+
+def _blocks(count: int) -> str:
+    return "block" if count == 1 else "blocks"
+
+
+def divergence_sentence(divergence: Divergence) -> str:
+    """Where A and B part first, and what that rests on."""
+    single = divergence.runs == (1, 1)
+    equal = "" if divergence.equal_until is None else f"equal to the last bit up to step {divergence.equal_until:,}; "
+    basis = "one run of each, so a factor and no effect size" if single else f"{divergence.runs[0]} and {divergence.runs[1]} runs"
+    if divergence.first is None:
+        beyond = "what the levels waver from step to step" if single else "the spread between runs"
+        return (
+            f"{equal}no block parts beyond {beyond} ({divergence.blocks:,} blocks, {divergence.steps:,} steps looked at; {basis})"
+        )
+    followers = [f"{parting.block} at step {parting.step:,}" for parting in divergence.partings[1 : 1 + NAMED]]
+    then = f"; then {', '.join(followers)}" if followers else ""
+    return f"{equal}the streams part first at {_parting(divergence.first)}{then} ({basis})"
+
+
+def _parting(parting: Parting) -> str:
+    size = "" if parting.size is None else f", {_size(parting.size)} standard deviations between runs"
+    change = f"is {parting.b:.4g} in B and {parting.a:.4g} in A, a factor of {parting.factor:.3g}{size}"
+    return f"step {parting.step:,} in block {parting.block}: {parting.statistic} {change}"
 
 
 def _named(runs: Sequence[Run]) -> str:
@@ -176,7 +232,7 @@ def _label(row: Row) -> str:
 def _value(row: Row, value: float | None) -> str:
     if value is None:
         return "not finite"
-    return f"{value / 1e6:,.0f} MB" if row.group == "memory" else f"{value:.4g}"
+    return size(value) if row.group == "memory" else f"{value:.4g}"
 
 
 def _shift(row: Row, difference: float | None) -> str:
@@ -224,7 +280,42 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "rows": [_row(row) for row in comparison.rows],
         "blocks_only_in_a": list(comparison.only_a),
         "blocks_only_in_b": list(comparison.only_b),
+        "structure": _structure(comparison.structure),
+        "divergence": _divergence(comparison.divergence),
         "notes": list(comparison.notes),
+    }
+
+
+def _structure(structure: Structure | None) -> dict[str, Any] | None:
+    if structure is None:
+        return None
+    return {
+        "sentences": structure_sentences(structure),
+        "operations_known": structure.operations_known,
+        "differences": [
+            {"aspect": each.aspect, "what": each.what, "a": list(each.a), "b": list(each.b)} for each in structure.differences
+        ],
+    }
+
+
+def _divergence(divergence: Divergence | None) -> dict[str, Any] | None:
+    if divergence is None:
+        return None
+    return {
+        "sentence": divergence_sentence(divergence),
+        "equal_until": divergence.equal_until,
+        "partings": [
+            {
+                "step": parting.step,
+                "block": parting.block,
+                "statistic": parting.statistic,
+                "a": _finite(parting.a),
+                "b": _finite(parting.b),
+                "factor": _finite(parting.factor),
+                "effect_size": _finite(parting.size),
+            }
+            for parting in divergence.partings
+        ],
     }
 
 

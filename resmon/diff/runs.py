@@ -8,7 +8,7 @@ of it, for whoever compares to count.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from resmon.flight.frames import Flight, load
-from resmon.records import Bools, Floats, Ints
+from resmon.records import Bools, Floats, Ints, ResidualSite
 from resmon.statistics import STATISTICS
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Run:
     steps: Ints  # the whole steps that are there in full
     columns: Mapping[str, Series]  # what resmon measured
     scores: Mapping[str, Series]  # what was logged
+    sites: tuple[ResidualSite, ...]  # `model` is the model's label, and empty where there is but one
 
     @property
     def gaps(self) -> int:
@@ -74,7 +75,11 @@ def _equal(one: Series, other: Series) -> bool:
 
 def read_run(folder: Path) -> Run:
     """Raises FlightError where there is nothing to read."""
-    flight = load(folder)
+    return run_of(load(folder))
+
+
+def run_of(flight: Flight) -> Run:
+    """The same of a flight that is loaded already."""
     frame = flight.steps()
     info = flight.info
     step = frame["step"].to_numpy(np.int64)
@@ -102,14 +107,24 @@ def read_run(folder: Path) -> Run:
         steps=step[whole],
         columns={name: series[name] for name in measured},
         scores={name: series[name] for name in logged if len(series[name].step)},
+        sites=_sites(flight),
     )
+
+
+def _sites(flight: Flight) -> tuple[ResidualSite, ...]:
+    labels: Mapping[str, str] = flight.info["models"]
+    several = len({site.model for site in flight.sites}) > 1
+    return tuple(replace(site, model=labels.get(site.model, site.model) if several else "") for site in flight.sites)
 
 
 def read_blocks(folder: Path, steps: Ints) -> dict[str, dict[str, Series]]:
     """Of each block the series of its statistics at these steps; of several models a block's name begins with its model's."""
-    flight = load(folder)
-    frame = flight.blocks()
-    frame = frame[np.isin(frame["step"].to_numpy(np.int64), steps)]
+    return blocks_of(load(folder), steps)
+
+
+def blocks_of(flight: Flight, steps: Ints) -> dict[str, dict[str, Series]]:
+    """The same of a flight that is loaded already."""
+    frame = flight.blocks(steps=steps)
     names, code = _block_names(flight, frame)
     order = np.argsort(code, kind="stable")
     bounds = np.searchsorted(code[order], np.arange(len(names) + 1))

@@ -33,7 +33,7 @@ from resmon.exporters.ranks import MergedStep, Sites
 from resmon.exporters.stages import Piece, cut, peers
 from resmon.exporters.view import BlockTable, Row, Stage
 from resmon.exporters.worst import Worst
-from resmon.records import DURATION_EDGES, PHASES, Ints
+from resmon.records import DURATION_EDGES, INCIDENT_KINDS, PHASES, Ints
 from resmon.statistics import Column
 
 MAX_SERIES = 10_000
@@ -67,6 +67,7 @@ def own_series(models: int, ranks: int, scores: int, groups: int, findings: int,
         "group": groups,
         "phase": len(PHASES) + 1,
         "target": targets,
+        "kind": len(INCIDENT_KINDS),
     }
     total = 0
     for metric in CATALOGUE:

@@ -27,6 +27,7 @@ from resmon.exporters.view import AgentView, BlockTable, Row, RunView
 from resmon.records import (
     DURATION_EDGES,
     GROUP_VALUES,
+    INCIDENT_KINDS,
     MAGNITUDE_EDGES,
     MAGNITUDE_LARGER,
     MAGNITUDE_LOW,
@@ -299,6 +300,13 @@ def _findings(view: AgentView) -> Iterator[Sample]:
         yield from active.items()
 
 
+def _incidents(view: AgentView) -> Iterator[Sample]:
+    """Every kind is there, at 0, before the first: its increase must be seen."""
+    for run in view.runs:
+        counts = Counter(incident.kind for incident in run.incidents)
+        yield from (((run.run, kind), counts[kind]) for kind in INCIDENT_KINDS)
+
+
 def _per_run(value: Callable[[RunView], float | None]) -> Callable[[AgentView], Iterator[Sample]]:
     def samples(view: AgentView) -> Iterator[Sample]:
         return (((run.run,), number) for run in view.runs if (number := value(run)) is not None)
@@ -440,6 +448,8 @@ _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_process_written_bytes_total": _per_rank(_of_process("written_bytes")),
     **{f"resmon_gpu_{name}": _of_gpu(name) for name in GPU_VALUES},
     "resmon_finding_active": _findings,
+    "resmon_incidents_total": _incidents,
+    "resmon_run_stalled": _per_run(lambda run: float(run.is_stalled)),
     "resmon_runs_total": lambda view: (((outcome,), view.runs_total.get(outcome, 0)) for outcome in OUTCOMES),
     "resmon_runs_active": _agent(lambda view: view.runs_active),
     "resmon_agent_info": lambda view: [((view.version,), 1.0)],

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from resmon.records import Checkpoint, Finding, Floats, Ints, Outcome, ResidualSite, RunInfo, StepRecord
+from resmon.records import Checkpoint, Finding, Floats, Incident, Ints, Outcome, ResidualSite, RunInfo, StepRecord
 from resmon.statistics import Column
 from resmon.targets import Reached
 
@@ -90,6 +90,8 @@ class RunView:
     gaps: Mapping[str, float] = field(default_factory=dict)  # validation minus training, newest of each score
     reached: Mapping[str, Reached] = field(default_factory=dict)  # by target; info.targets has all
     checkpoint: Checkpoint | None = None  # the newest
+    incidents: tuple[Incident, ...] = ()  # of all its ranks, in the order of time
+    is_stalled: bool = False  # a rank lives and does not go on
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,10 +6,14 @@ A run is a folder; everything in it is appended or written once, nothing is over
       attempt-0001/                        a run started again under its name goes on as the next attempt
         launch.json                        what the ranks of one launch share; by it a rank finds its attempt
         findings.jsonl                     one finding event a line (records.Finding), written by the agent
+        on_incident.log                    what on_incident's command has printed
         rank-00000/
           info.json                        records.RunInfo and `format`, the format version; written whole before the first row
           alive.lock                       held (fcntl.lockf) by the training process while it lives
           checkpoints.jsonl                one line for each Monitor.checkpoint (records.Checkpoint)
+          incidents.jsonl                  one event of an incident a line (records.Incident), written by the training process and
+                                           by the agent: that no step comes, how a process ended that could not say so
+          reactions.jsonl                  one line for each incident that on_incident's command was run for (agent.reaction)
           reached.jsonl                    one line for each target that a score has met (targets.Reached)
           steps-000000000000.arrow         full rows, one per step; named by the first step that the segment holds
           scalars-000000000000.arrow       what was logged: step, time, name, value; rotates and goes together with steps-
@@ -44,7 +48,8 @@ The byte budget thins, it does not forget. Every step is also folded, as it come
 and so on by eights: `first_step`, `last_step`, `steps`, `first_time`, `last_time`; `<value>_min`, `_max`, `_sum` and `_count` of
 every RUN_VALUES, every GROUP_VALUES, every BLOCK_VALUES and `branch_skip_ratio` (as lists), in which absent and non-finite values
 have no part; sums of BLOCK_COUNTS; the cumulative counters as at the bin's end. The sites' change and the run's end close bins
-early. When the budget is spent, the oldest full segment goes, but never those with the first 1,000 steps and never the newest;
-each level of bins has a share of its own, and beyond it the oldest of the finer level goes. Nothing goes before the coarser bins
-that hold its steps are on file. (Where the first 1,000 steps alone take most of the budget, the flight grows larger than that.)
+early. When the budget is spent, the oldest full segment goes, but never those with the first 1,000 steps, never the newest, and
+not those with the 64 steps before an incident, as long as these take no more than a quarter of the room; each level of bins has a
+share of its own, and beyond it the oldest of the finer level goes. Nothing goes before the coarser bins that hold its steps are on
+file. (Where the first 1,000 steps alone take most of the budget, the flight grows larger than that.)
 """

@@ -18,10 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from resmon.errors import FlightError, FlightVersionError
-from resmon.flight import findings, layout
+from resmon.flight import findings, incidents, layout
 from resmon.flight.bins import LEVELS
+from resmon.flight.endings import Remains, conclude
 from resmon.flight.journal import Lines
-from resmon.flight.reader import Segments, Skip, read_end, read_info, typed
+from resmon.flight.reader import Segments, Skip, read_end, read_info, step_records, typed
 from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records, RowFormat, nanoseconds, present, row_format, texts
 from resmon.gaps import Gap, Gaps
 from resmon.records import (
@@ -38,11 +39,13 @@ from resmon.records import (
     Checkpoint,
     Finding,
     Floats,
+    Incident,
     Ints,
     Outcome,
     ResidualSite,
     RunEnd,
     RunInfo,
+    StepRecord,
     clip_factor,
     coverage,
 )
@@ -59,6 +62,7 @@ ROWS = 4096  # that are held in full at once
 
 Array = npt.NDArray[Any]
 Line = TypeVar("Line")
+Event = TypeVar("Event", Finding, Incident)
 
 
 def load(path: str | Path, attempt: int | None = None) -> Flight:
@@ -167,9 +171,8 @@ class Flight:
     @property
     def outcome(self) -> Outcome | Literal["running"]:
         """How the attempt ended, or "running" while a process that records it lives."""
-        if any(rank.alive for rank in self._ranks):
-            return "running"
-        return min((rank.outcome for rank in self._ranks), key=OUTCOMES.index)
+        over = [rank.outcome for rank in self._ranks if rank.outcome is not None]
+        return min(over, key=OUTCOMES.index) if len(over) == len(self._ranks) else "running"
 
     @property
     def ends(self) -> dict[int, RunEnd]:
@@ -259,25 +262,27 @@ class Flight:
             columns[name] = _array(column, mask)
         return _frame(columns)
 
-    def blocks(self, per_rank: bool = False) -> pd.DataFrame:
+    def blocks(self, per_rank: bool = False, steps: Ints | None = None) -> pd.DataFrame:
         """One row per step and residual add, merged over the ranks from their sums; or one per rank, with its gradient share.
 
-        The columns are those of resmon.statistics, which defines each, and the counts of records.BLOCK_COUNTS.
+        The columns are those of resmon.statistics, which defines each, and the counts of records.BLOCK_COUNTS. `steps` names those
+        that are wanted; all unless given.
         """
         sites = {(site.model, site.name): i for i, site in enumerate(self.sites)}
         parts: list[list[Array]] = []
         for rank in self._ranks:
             for span in rank.spans:
-                steps, here = len(span.step), len(span.sites)
+                rows = slice(None) if steps is None else np.flatnonzero(np.isin(span.step, steps))
+                step, here = span.step[rows], len(span.sites)
                 codes = np.array([sites[site.model, site.name] for site in span.sites], np.int64)
                 parts.append(
                     [
-                        np.repeat(span.step, here),
-                        np.tile(codes, steps),
-                        np.full(steps * here, rank.number),
-                        _flat(span.blocks),
-                        _flat(span.blocks_present),
-                        _flat(span.counts),
+                        np.repeat(step, here),
+                        np.tile(codes, len(step)),
+                        np.full(len(step) * here, rank.number),
+                        _flat(span.blocks[rows]),
+                        _flat(span.blocks_present[rows]),
+                        _flat(span.counts[rows]),
                     ]
                 )
         widths: list[tuple[Any, tuple[int, ...]]] = [
@@ -501,14 +506,15 @@ class Flight:
 
     def findings(self) -> pd.DataFrame:
         """Every finding in its newest state, in the order of their opening; `evidence` is JSON."""
-        newest: dict[str, Finding] = {}
-        for event in self._findings:
-            newest[event.id] = event
-        rows = [asdict(finding) | {"evidence": json.dumps(finding.evidence)} for finding in newest.values()]
-        rows.sort(key=lambda row: (row["opened_step"], row["id"]))
-        types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
-        fields = {name: types.get(str(field.type), pa.string()) for name, field in Finding.__dataclass_fields__.items()}
-        return _frame({name: pa.array([row[name] for row in rows], kind) for name, kind in fields.items()})
+        newest = {event.id: event for event in self._findings}.values()
+        return _of_values(Finding, sorted(newest, key=lambda finding: (finding.opened_step, finding.id)))
+
+    def incidents(self) -> pd.DataFrame:
+        """What broke: every incident of every rank in its newest state, in the order of time; `evidence` is JSON.
+
+        How a process ended that could not say so itself is concluded from what it left (flight.endings), if nobody has yet.
+        """
+        return _of_values(Incident, incidents.newest(event for rank in self._ranks for event in rank.incidents))
 
     def _models(self, sites: Sequence[ResidualSite]) -> list[str]:
         labels = {key: label for rank in self._ranks if rank.info for key, label in rank.info.models.items()}
@@ -579,7 +585,11 @@ class _Rank:
         held = layout.is_held(folder / layout.LOCK)
         self.end = read_end(folder)
         self.alive = held and self.end is None
-        self.spans = [_Span.of(form, records) for form, records in self.rows("steps", "steps", skipped)]
+        self.spans: list[_Span] = []
+        self.newest: StepRecord | None = None
+        for form, records in self.rows("steps", "steps", skipped):
+            self.spans.append(_Span.of(form, records))
+            (self.newest,) = step_records(form, records[-1:])
         self.scalars = [
             _Scalars(records["step"].copy(), records["time"].copy(), texts(records, "name"), records["value"].copy())
             for _, records in self.rows("scalars", "scalars", skipped)
@@ -595,6 +605,14 @@ class _Rank:
 
         self.checkpoints = self._lines(layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint", skipped)
         self.reached = self._lines(layout.REACHED, partial(typed, Reached), "a target that was met", skipped)
+        self.incidents, skips = incidents.read(folder, ended=not self.alive)
+        skipped += skips
+        self.outcome: Outcome | None = None  # while it lives
+        if not self.alive:
+            known = incidents.newest(self.incidents)
+            end, incident = conclude(Remains(folder, self.info, self.end, self.newest, known))
+            self.outcome = end.outcome
+            self.incidents += [incident] if incident is not None else []
 
     def _lines(self, name: str, make: Callable[[Any], Line], what: str, skipped: list[Skip]) -> list[Line]:
         lines = Lines(self.folder / name, make, what)
@@ -616,14 +634,6 @@ class _Rank:
             if gap := gaps.add(step, name, value):
                 found.setdefault(gap.score, []).append(gap)
         return found
-
-    @property
-    def outcome(self) -> Outcome:
-        if self.end is not None:
-            return self.end.outcome
-        if self.info is None or not self.info.boot_id or self.info.boot_id != layout.boot_id():
-            return "unknown"
-        return "killed"
 
     def rows(self, stem: str, kind: Kind, skipped: list[Skip]) -> Iterator[tuple[RowFormat, Records]]:
         segments = Segments(self.folder, stem, kind)
@@ -778,6 +788,14 @@ def _texts(values: Iterable[str]) -> pa.Array:
 def _times(values: Iterable[float | None]) -> pa.Array:
     numbers = [None if value is None else nanoseconds(value) for value in values]
     return pa.array(numbers, pa.int64()).cast(pa.timestamp("ns", "UTC"))
+
+
+def _of_values(kind: type[Event], values: Sequence[Event]) -> pd.DataFrame:
+    """One row each, one column per field."""
+    rows = [asdict(value) | {"evidence": json.dumps(value.evidence)} for value in values]
+    types = {"int": pa.int64(), "int | None": pa.int64(), "float": pa.float64()}
+    fields = {name: types.get(str(field.type), pa.string()) for name, field in kind.__dataclass_fields__.items()}
+    return _frame({name: pa.array([row[name] for row in rows], type_) for name, type_ in fields.items()})
 
 
 def _frame(columns: dict[str, pa.Array]) -> pd.DataFrame:

@@ -26,8 +26,11 @@ INFO = "info.json"
 END = "end.json"
 LOCK = "alive.lock"
 FINDINGS = "findings.jsonl"
+INCIDENTS = "incidents.jsonl"
 CHECKPOINTS = "checkpoints.jsonl"
 REACHED = "reached.jsonl"
+REACTIONS = "reactions.jsonl"
+REACTIONS_LOG = "on_incident.log"
 
 # Bytes that an end mark may take: its reason is an error's message, which is cut at 1,000 characters.
 RESERVE = 8192
@@ -160,27 +163,39 @@ def write_json(path: Path, value: Any) -> None:
         raise
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that is not there yet, for its owner's eyes, whole or (OSError) not at all."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def reserve(path: Path) -> None:
     """Take room on the disk now for what `write_reserved` will write later, when the disk may be full."""
-    descriptor = os.open(_reserved(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(reserved(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(b" " * RESERVE)
 
 
 def write_reserved(path: Path, value: Any) -> None:
     """`write_json`, into the room that `reserve` took as far as it goes."""
-    reserved = _reserved(path)
+    room = reserved(path)
     data = json.dumps(value, indent=1).encode() + b"\n"
     try:
-        with reserved.open("r+b") as file:
+        with room.open("r+b") as file:
             file.write(data)
             file.truncate()
-        reserved.replace(path)
+        room.replace(path)
     except OSError:  # it has been removed, say
         write_json(path, value)
 
 
-def _reserved(path: Path) -> Path:
+def reserved(path: Path) -> Path:
+    """The file that has the room."""
     return path.with_name(f".{path.name}")
 
 

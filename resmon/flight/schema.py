@@ -323,9 +323,13 @@ def _message(nodes: Sequence[int], buffers: Iterable[tuple[int, int]], body: int
     )
 
 
+_OPERATIONS = ("operations", "skip_operations", "following")
+
+
 def sites_to_json(sites: Sequence[ResidualSite]) -> str:
-    """The sites as they stand in a segment's schema."""
-    return json.dumps([asdict(site) for site in sites], separators=(",", ":"))
+    """The sites as they stand in a segment's schema. Where no operations are known there are none, as in flights of before."""
+    items = [{name: value for name, value in asdict(site).items() if value or name not in _OPERATIONS} for site in sites]
+    return json.dumps(items, separators=(",", ":"))
 
 
 def sites_from_json(text: str | bytes) -> tuple[ResidualSite, ...]:
@@ -356,8 +360,10 @@ def _site(item: dict[str, Any]) -> ResidualSite:
         model=item["model"],
         observed=item["observed"],
         absent=tuple(item["absent"]),
+        **{name: tuple(item.get(name, ())) for name in _OPERATIONS},
     )
     words = (site.name, site.module, site.model, site.observed, *site.branch, *site.skip, *site.parameters, *site.absent)
+    words += (*site.operations, *site.skip_operations, *site.following)
     if not all(isinstance(word, str) for word in words) or site.kind not in get_args(SiteKind):
         raise ValueError(f"not a site: {item!r:.200}")
     if not all(isinstance(size, int) for size in site.shape):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from resmon.errors import ConfigurationError
-from resmon.flight import layout
+from resmon.flight import incidents, layout
 from resmon.flight.bins import LEVELS, Bin, Bins, fill_counters
 from resmon.flight.schema import FORMAT, TEXT, Row, RowFormat, nanoseconds, row_format
 from resmon.records import (
@@ -27,6 +27,7 @@ from resmon.records import (
     RUN_VALUES,
     Bools,
     Floats,
+    Incident,
     ResidualSite,
     RunEnd,
     RunInfo,
@@ -37,7 +38,8 @@ from resmon.records import (
 # These stay in full, whatever the budget: the first steps, and so many of the newest.
 FIRST_STEPS = 1000
 NEWEST_STEPS = 64
-# Where the first steps fill the share of the full rows, the newest ones have this part of it nevertheless.
+# Where the first steps fill the share of the full rows, the newest ones have this part of it nevertheless, and those around
+# incidents another.
 LEAST_SHARE = 4
 
 # A segment is what is thinned at once and what a reader holds in memory: small against the budget, and never large.
@@ -123,6 +125,14 @@ class FlightWriter:
         self._full.append_scalars(rows, self._scalar_format, following)
         self._bins.scalars(record)
 
+    def incident(self, incident: Incident) -> Incident | None:
+        """Append an event of an incident and give it back whole. The newest steps stay in full, as far as the budget has room."""
+        if self._elsewhere():
+            return None
+        whole = incidents.append(self._folder, incident)
+        self._full.pin((self._last_step or 0) - NEWEST_STEPS)
+        return whole
+
     def end(self, end: RunEnd) -> None:
         """Write the open bins and the end mark, and give the lock back. Once; later calls do nothing."""
         if self._elsewhere():
@@ -137,6 +147,17 @@ class FlightWriter:
             for track in (self._full, *self._thinned):
                 track.close()
             layout.release(self._lock)
+
+    def leave(self) -> None:
+        """Write the open bins, as `end` does, and nothing more: who knows how it ended writes the end mark, under the lock."""
+        if self._elsewhere():
+            return
+        self._ended = True
+        try:
+            self._bins.close()
+        finally:
+            for track in (self._full, *self._thinned):
+                track.close()
 
     def _elsewhere(self) -> bool:
         return self._ended or os.getpid() != self._pid
@@ -197,6 +218,8 @@ class Track:
         self._closed: deque[Closed] = deque()  # that may be thinned
         self._closed_bytes = 0
         self._kept_bytes = 0
+        self._pinned_bytes = 0  # of these, around incidents
+        self._pin = False  # the open segment, once it is closed
         self._descriptors: dict[str, int] = {}  # of the open segment
         self._bytes = 0
         self._first = -1  # what it is, or the newest was, named by
@@ -242,12 +265,26 @@ class Track:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
-        if keep:
+        if keep or self._pin:
             self._kept_bytes += self._bytes
+            self._pinned_bytes += 0 if keep else self._bytes
         else:
             self._closed.append(Closed(self._first, self._last, self._bytes))
             self._closed_bytes += self._bytes
         self._bytes = 0
+        self._pin = False
+
+    def pin(self, first: int) -> None:
+        """Never thin the segments with steps from `first` on, as long as all such take no more than a part of the share."""
+        while self._closed and self._closed[-1].last >= first and self._may_pin(self._closed[-1].bytes):
+            pinned = self._closed.pop()
+            self._closed_bytes -= pinned.bytes
+            self._kept_bytes += pinned.bytes
+            self._pinned_bytes += pinned.bytes
+        self._pin = self._pin or self._may_pin(max(self._grain, self._bytes))
+
+    def _may_pin(self, more: int) -> bool:
+        return self._pinned_bytes + more <= self._share // LEAST_SHARE
 
     def thin(self, covered: int) -> None:
         """Delete the oldest segments until the next one fits the share, as far as coarser bins hold their steps (to `covered`)."""

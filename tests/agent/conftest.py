@@ -139,9 +139,10 @@ class House:
         last: int = 10,
         how: str = "sleep",
         launch: str | None = None,
+        stall_after: float = 300.0,
     ) -> subprocess.Popen[str]:
         what = (str(self.runs), run, str(rank), str(world), str(sites), str(pace), str(last), how)
-        environment = {"LAUNCH": launch} if launch else {}
+        environment = {"STALL_AFTER": str(stall_after)} | ({"LAUNCH": launch} if launch else {})
         return self.start(sys.executable, "-m", "tests.agent.trainer", *what, environment=environment)
 
     def stop(self) -> None:

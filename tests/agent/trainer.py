@@ -31,6 +31,7 @@ def main(folder: str, run: str, rank: str, world: str, sites: str, pace: str, la
         launch=os.environ.get("LAUNCH", str(os.getpid())),
         boot_id=boot_id(),
         pid=os.getpid(),
+        stall_after=float(os.environ.get("STALL_AFTER", "300")),
     )
     writer = FlightWriter(rank_folder, info, 64 << 20)
     register(rank_folder)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from resmon.capture.session import Session
-from resmon.records import BLOCK_VALUES, ResidualSite, ScalarRecord, StepRecord, clip_factor
+from resmon.records import BLOCK_VALUES, Incident, ResidualSite, ScalarRecord, StepRecord, clip_factor
 from tests.capture import models
 
 GRADIENT, OUTPUT_GRADIENT = map(BLOCK_VALUES.index, ("gradient_square", "output_gradient_square"))
@@ -28,6 +29,8 @@ class Memory:
         self.now: tuple[ResidualSite, ...] = ()
         self.steps: list[StepRecord] = []
         self.logged: list[ScalarRecord] = []
+        self.incidents: list[Incident] = []
+        self.capsules: dict[str, bytes] = {}
 
     def sites(self, sites: Sequence[ResidualSite], groups: Sequence[str]) -> None:
         self.now = tuple(sites)
@@ -37,6 +40,13 @@ class Memory:
 
     def scalars(self, record: ScalarRecord) -> None:
         self.logged.append(record)
+
+    def incident(self, incident: Incident) -> None:
+        self.incidents.append(incident)
+
+    def capsule(self, name: str, data: bytes) -> bool:
+        self.capsules[name] = data
+        return True
 
     @property
     def newest(self) -> StepRecord:
@@ -48,9 +58,9 @@ def network(width: int = 16, seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), models.TwoAdds(width), models.Alpha(width), nn.Linear(width, 4)).eval()
 
 
-def watch(model: nn.Module | Mapping[str, nn.Module], optimizer: object) -> tuple[Session, Memory]:
+def watch(model: nn.Module | Mapping[str, nn.Module], optimizer: object, **settings: Any) -> tuple[Session, Memory]:
     sink = Memory()
-    session = Session(model if isinstance(model, Mapping) else {"": model}, optimizer)  # type: ignore[arg-type]
+    session = Session(model if isinstance(model, Mapping) else {"": model}, optimizer, **settings)  # type: ignore[arg-type]
     session.attach(sink)
     watching.append(session)
     return session, sink

@@ -310,9 +310,13 @@ def test_detectors_are_deterministic_and_their_findings_are_json(make: type[Dete
                 forward=random.choice(6, 2).tolist() if bad else [], backward=random.choice(6, 3).tolist() if bad else []
             )
             events += detector.step(record, training.sites)
-            events += detector.scalars(ScalarRecord(record.step, record.time, {"loss": NAN if random.random() < 0.05 else 1.0}))
+            # It falls, its validation turns, and in the end it leaves its level.
+            step = record.step
+            scores = {"loss": 2.0 * 0.99**step * (50 if step > 240 else 1), "val_loss": 1.0 + abs(step - 100) / 100}
+            scores |= {"loss": NAN} if random.random() < 0.05 else {}
+            events += detector.scalars(ScalarRecord(step, record.time, scores))
         events += detector.end(training.steps - 1, training.now)
-        assert {event.state for event in events} == {"opened", "updated", "closed"}
+        assert {event.state for event in events} >= {"opened", "closed"}
         state: dict[str, str] = {}
         for event in events:  # the life cycle: opened once, then updated, then closed once
             assert (event.state == "opened") == (event.id not in state)

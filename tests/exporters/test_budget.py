@@ -176,7 +176,7 @@ def test_a_label_that_the_budget_does_not_know_is_an_error_of_this_test() -> Non
             and metric.labels != BLOCK
             and "finding" not in metric.labels
         ):
-            assert set(metric.labels) <= {"run", "model", "rank", "score", "group", "phase", "target"}
+            assert set(metric.labels) <= {"run", "model", "rank", "score", "group", "phase", "target", "kind"}
 
 
 def test_where_all_blocks_fit_nothing_is_folded() -> None:
@@ -249,6 +249,7 @@ def test_a_stage_holds_what_all_of_its_blocks_come_to() -> None:
             "headroom": -np.log2(values["fill"][members].max()),
             "branch_skip_ratio_median": values["position_ratio"][members].mean(),
             "dead_unit_ratio": values["dead"][members].mean(),
+            "activation_bytes": values["activation_bytes"][members].sum(),
             **{f"{name}_max": whole.gauges[f"{name}_max"].values[members].max() for name in views.MAXIMA},
         }
         assert {name: gauge(table, name, stage) for name in table.gauges} == pytest.approx(expected, rel=1e-12)

@@ -9,7 +9,7 @@ from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import Ranks
 from resmon.exporters.view import AgentView, BlockTable, GpuView, ProcessView, RankView, RunView
-from resmon.records import Checkpoint, Columns, Finding, ResidualSite, RunInfo, StepRecord
+from resmon.records import Checkpoint, Columns, Finding, Incident, ResidualSite, RunInfo, StepRecord
 from resmon.statistics import Column
 from resmon.targets import Reached
 from tests import synthetic
@@ -57,6 +57,7 @@ def run(
         gaps={"loss": 0.25},
         reached={REACHED: Reached(REACHED, 5, 6, 1010.0, 9.5, 0.75)},
         checkpoint=Checkpoint(7, 1011.0, "last.pt"),
+        incidents=(Incident("nonfinite-7", "nonfinite", 1012.0, 7, "h.1 made NaN"),),
     )
 
 

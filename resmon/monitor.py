@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import atexit
 import logging
+import multiprocessing
 import os
 import platform
 import socket
 import subprocess
 import sys
+import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import resmon
-from resmon.agent import find_or_start, register, runtime
+from resmon.agent import Reaction, find_or_start, register, runtime
 from resmon.capture import process
+from resmon.capture.failures import said
+from resmon.capture.last_words import LastWords
 from resmon.capture.placement import class_name, unwrapped
 from resmon.capture.session import Session
 from resmon.errors import ResmonError
-from resmon.flight import journal
-from resmon.flight.layout import CHECKPOINTS, REACHED, boot_id, claim, safe_name
+from resmon.flight import journal, layout
+from resmon.flight.endings import Remains, conclude, told
+from resmon.flight.layout import CHECKPOINTS, END, REACHED, boot_id, claim, reserved, safe_name
 from resmon.flight.writer import FlightWriter
-from resmon.records import Checkpoint, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.kills import kills, memory_group
+from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.settings import Settings
 from resmon.targets import Reached, parse
 
@@ -62,6 +69,9 @@ def watch(
     read when its own optimizer steps. Without an optimizer the loop calls `Monitor.step()`, before it clears gradients. The other
     arguments are those of `resmon.settings.Settings`, where each is explained; one not given comes from its RESMON_* environment
     variable, then from resmon.toml, then from its default.
+
+    A step whose gradients are NaN or infinite is an incident, which names where they were born. `on_nonfinite="skip_step"` also
+    keeps the optimizer from stepping then, `"raise"` raises NonFiniteError in its place.
 
     The residual sites are found in the first forward pass that builds a graph; until then `Monitor.sites` is empty. A model that
     is watched already is watched by the new monitor only: the old one is closed.
@@ -100,8 +110,9 @@ class Monitor:
             exclude=settings.exclude,
             sample=settings.sample,
             other_ranks=settings.other_ranks,
+            on_nonfinite=settings.on_nonfinite,
         )
-        self._flight = _Flight(models, settings)
+        self._flight = _Flight(models, settings, self._warn)
         for model in models.values():
             if model in _monitors:
                 log.warning("resmon: the model is watched already; that monitor is closed and this one goes on")
@@ -111,7 +122,16 @@ class Monitor:
         self._session.attach(self._flight)
         for model in models.values():
             _monitors[model] = self
+        self._about = id(sys.exc_info()[1])  # whoever trains while an exception is handled, does so because of it
+        self._thread_error: tuple[str, Outcome, bool, int | None] | None = (
+            None  # what, which failure, whether it trained, until when
+        )
+        self._thread_hook = threading.excepthook
+        threading.excepthook = self._thread_fails
         atexit.register(self._interpreter_exits)
+        # A child of multiprocessing does not leave by the interpreter's usual way out.
+        is_child = multiprocessing.parent_process() is not None
+        self._child_exits = Finalize(None, self.close, exitpriority=0) if is_child else None
 
     @property
     def sites(self) -> tuple[ResidualSite, ...]:
@@ -152,14 +172,18 @@ class Monitor:
             self._warn("a checkpoint was ignored", f"{error}; pass the path or URL that it was written to")
 
     def close(self) -> None:
-        """The run is finished: take every hook off the model and write the end mark. Closing twice does nothing."""
-        self._end("finished", "")
+        """The run is over: take every hook off the model and write the end mark. Closing twice does nothing.
+
+        Where an exception is being handled at that moment (in `finally:`, say), that is how the run ended; else it is finished.
+        """
+        error = sys.exc_info()[1]
+        self._end(None if id(error) == self._about else error)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._end(*_outcome(error))
+        self._end(error)
 
     def _is_open(self) -> bool:
         return not self._ended and os.getpid() == self._process
@@ -171,21 +195,56 @@ class Monitor:
 
     def _interpreter_exits(self) -> None:
         # An exception that nobody caught has been printed by now and stands in sys.last_value. In an interactive session it is
-        # just the newest of many; sys.exit(3) leaves no trace there, and only `with` sees it.
+        # just the newest of many.
         error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
-        self._end(*_outcome(error))
+        self._end(error, exiting=True)
 
-    def _end(self, outcome: Outcome, reason: str) -> None:
+    def _thread_fails(self, args: threading.ExceptHookArgs) -> None:
+        """An exception ends a thread, and perhaps the training with it; the interpreter goes on."""
+        try:
+            error = args.exc_value
+            if self._is_open() and error is not None and not isinstance(error, SystemExit):
+                name = args.thread.name if args.thread else "a thread"
+                trains = threading.get_ident() == self._flight.thread
+                incident = self._session.failed(error) if trains else None
+                kind = incident.kind if incident else "failed"
+                self._thread_error = f"{said(error)} in thread {name}", kind, trains, self._session.last_step
+        except Exception as own:  # noqa: BLE001 - law 1
+            self._warn("an exception of a thread was not noted", repr(own))
+        finally:
+            self._thread_hook(args)
+
+    def _end(self, error: BaseException | None, exiting: bool = False) -> None:
         if not self._is_open():
             return
         self._ended = True
         atexit.unregister(self._interpreter_exits)
+        if self._child_exits is not None:
+            self._child_exits.cancel()
+        if threading.excepthook == self._thread_fails:
+            threading.excepthook = self._thread_hook
         for model in [model for model, monitor in _monitors.items() if monitor is self]:
             del _monitors[model]
+        if isinstance(error, SystemExit) and error.code not in (None, 0) and isinstance(error.__context__, Exception):
+            error = error.__context__  # on which the script left
+        outcome, reason = _outcome(error)
+        signal = self._flight.signal() if outcome in ("finished", "failed") else None
+        if signal is not None:
+            outcome, reason, error = "interrupted", signal, None
+        incident = self._session.failed(error) if error is not None and outcome != "finished" else None
         self._session.finish()
         self._session.detach()
+        step, failed = self._session.last_step, self._thread_error
+        if outcome == "finished" and failed is not None and failed[2:] == (True, step):
+            reason, outcome = failed[:2]  # it ended the thread that trained
+        kind = incident.kind if incident else outcome
+        if kind in ("finished", "failed") and self._session.is_nonfinite:
+            kind, reason = "nonfinite", reason or "the last step's gradients or loss were NaN or infinite"
         try:
-            self._flight.end(RunEnd(outcome, time.time(), self._session.last_step, reason))
+            if exiting and kind == "finished":
+                self._flight.leave(step, f" after {failed[0]}" if failed is not None else "")
+            else:
+                self._flight.end(RunEnd(kind, time.time(), step, reason))
         except (OSError, ResmonError) as error:
             log.warning("resmon: the end of the run could not be written whole: %s", error)
 
@@ -197,8 +256,10 @@ class _Flight:
     learns its rank later; there the flight is opened when the first record comes, which is in the first forward pass.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], settings: Settings) -> None:
+    def __init__(self, models: Mapping[str, nn.Module], settings: Settings, warn: Callable[[str, str], None]) -> None:
         self._settings = settings
+        self._warn = warn
+        self._reaction = Reaction.of(settings)
         self._labels = {key: _label(settings.model_name, key, model) for key, model in models.items()}
         self._run = settings.run
         self._proposed = time.strftime("%Y%m%d-%H%M%S")
@@ -207,7 +268,11 @@ class _Flight:
         self._targets = list(parse(settings.targets))
         self._ranks = (0, 1)
         self._writer: FlightWriter | None = None
+        self._last_words: LastWords | None = None
         self._folder = Path()  # this rank's, once it is claimed
+        self._info: RunInfo | None = None
+        self._incidents: dict[str, Incident] = {}  # by id
+        self.thread: int | None = None  # that trains
 
     @property
     def directory(self) -> Path:
@@ -220,6 +285,8 @@ class _Flight:
         launch = process.launch()
         if self._run is None:
             self._run = self._proposed if world_size == 1 else process.agreed("run", self._proposed) or process.short(launch)
+        group = memory_group()
+        so_far = kills(group)
         folder, attempt = claim(settings.directory.absolute(), self._run, launch, rank)
         info = RunInfo(
             run=self._run,
@@ -242,10 +309,18 @@ class _Flight:
             seed=process.seed(),
             local_world_size=process.local_world(),
             targets=tuple(map(str, self._targets)),
+            stall_after=settings.stall_after,
+            memory_group=None if group is None else str(group),
+            group_kills=so_far.group,
+            machine_kills=so_far.machine,
         )
-        self._folder = folder
+        self._folder, self._info = folder, info
         self._writer = FlightWriter(folder, info, settings.budget)
-        served = _serve(settings, folder)
+        try:
+            self._last_words = LastWords(reserved(folder / END), folder / END)
+        except (ValueError, AttributeError) as error:  # there is no such thing on Windows
+            self._warn("a signal that ends this process will not be noted", str(error))
+        served = _serve(settings, folder, self._reaction)
         if rank == 0:
             name = self._run if len(self._run) <= 80 else f"{self._run[:80]}…"
             print(f"resmon: run {name!r}, attempt {attempt}, recorded in {self.directory}{served}", file=sys.stderr)
@@ -262,6 +337,9 @@ class _Flight:
 
     def step(self, record: StepRecord) -> None:
         (self._writer or self.open()).step(record)
+        self.thread = threading.get_ident()
+        if self._last_words is not None and record.complete:
+            self._last_words.step(record.step)
 
     def scalars(self, record: ScalarRecord) -> None:
         (self._writer or self.open()).scalars(record)
@@ -272,13 +350,56 @@ class _Flight:
             reached = Reached(str(target), record.step, steps, record.time, seconds, record.values[target.score])
             journal.append(self._folder / REACHED, asdict(reached))
 
+    def incident(self, incident: Incident) -> None:
+        whole = (self._writer or self.open()).incident(incident)
+        if whole is None or self._info is None:
+            return
+        self._incidents[whole.id] = whole
+        if self._reaction is not None:
+            try:
+                self._reaction.to(whole, self._info, self._folder)
+            except (OSError, ResmonError) as error:
+                self._warn("on_incident was not run", str(error))
+
+    def capsule(self, name: str, data: bytes) -> bool:
+        if self._writer is None:
+            self.open()
+        try:
+            layout.write_new(self._folder / name, data)
+        except OSError as error:
+            log.warning("resmon: the capsule %s could not be written: %s", name, error)
+            return False
+        return True
+
     def checkpoint(self, path: str, step: int | None) -> None:
         if self._writer is None:
             self.open()
         journal.append(self._folder / CHECKPOINTS, asdict(Checkpoint(step, time.time(), path)))
 
+    def signal(self) -> str | None:
+        """The signal that has told the program to end, where the program has taken it itself."""
+        return self._last_words.signal() if self._last_words is not None else None
+
     def end(self, end: RunEnd) -> None:
-        (self._writer or self.open()).end(end)
+        writer = self._writer or self.open()
+        try:
+            _, incident = conclude(Remains(self._folder, self._info, end, None, tuple(self._incidents.values())), (told,))
+            if incident is not None:
+                self.incident(incident)
+        finally:
+            try:
+                writer.end(end)
+            finally:
+                if self._last_words is not None:
+                    self._last_words.end()
+
+    def leave(self, step: int | None, reason: str) -> None:
+        """The interpreter exits, and the exit status is to say how the run ended."""
+        writer = self._writer or self.open()
+        if self._last_words is None or not self._last_words.leave(reason):
+            self.end(RunEnd("finished", time.time(), step))
+            return
+        writer.leave()
 
 
 def _location(path: Any) -> str:
@@ -290,7 +411,8 @@ def _location(path: Any) -> str:
 
 
 def _outcome(error: BaseException | None) -> tuple[Outcome, str]:
-    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+    # The others say that something is over, not that it failed.
+    if (isinstance(error, SystemExit) and error.code in (None, 0)) or isinstance(error, GeneratorExit | StopIteration | None):
         return "finished", ""
     reason = f"{type(error).__name__}: {error}"[:1000]
     return ("interrupted" if isinstance(error, KeyboardInterrupt) else "failed"), reason
@@ -309,12 +431,12 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
-def _serve(settings: Settings, folder: Path) -> str:
+def _serve(settings: Settings, folder: Path, reaction: Reaction | None) -> str:
     """Hand the flight to the agent. What goes wrong here costs the metrics, not the run."""
     if settings.agent == "off":
         return ""
     try:
-        register(folder)
+        register(folder, None if reaction is None else asdict(reaction))
         url = find_or_start(settings)
         home = runtime.folder()
         now = runtime.serving(home)

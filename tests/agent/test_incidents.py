@@ -1,0 +1,251 @@
+"""Incidents as the agent sees and makes them: in this process over real flights, and as a process over real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resmon.agent import runtime
+from resmon.agent.page import page
+from resmon.agent.roster import Roster
+from resmon.exporters.prometheus import Prometheus
+from resmon.flight import journal, layout, stalls
+from resmon.records import Checkpoint, Incident, RunEnd
+from tests.agent.conftest import House, scrape, wait_for
+from tests.agent.test_roster import Writer, only, poll
+from tests.agent.test_service import PACE, rank_folder
+
+
+@pytest.fixture
+def roster(runtime_folder: Path) -> Roster:
+    return Roster(runtime_folder, "0", linger=1000.0)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that say 0.25 s of themselves are missed after 0.5."""
+    monkeypatch.setattr(stalls, "STEPS", 2)
+    monkeypatch.setattr(stalls, "FIRST", 0.5)
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    path = folder / layout.INCIDENTS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def exposition(roster: Roster) -> str:
+    return Prometheus().render(roster.view(0.0), "")[0].decode()
+
+
+def test_who_was_killed_has_an_incident_with_its_checkpoint(roster: Roster, runs: Path, runtime_folder: Path) -> None:
+    writer = Writer(runs)
+    for _ in range(3):
+        writer.step()
+    journal.append(writer.folder / layout.CHECKPOINTS, asdict(Checkpoint(2, 5.0, "two.pt")))
+    poll(roster)
+    assert 'resmon_incidents_total{kind="killed",run="digits"} 0.0' in exposition(roster)
+    writer.die()
+    run = only(poll(roster))
+    (event,) = events(writer.folder)
+    assert (event["kind"], event["checkpoint"], event["runbook"]) == ("killed", "two.pt", "killed")
+    assert [incident.id for incident in run.incidents] == ["killed-2"]
+    assert 'resmon_incidents_total{kind="killed",run="digits"} 1.0' in exposition(roster)
+    shown = page(roster.view(0.0))
+    assert "The process was killed after step 2 without a word." in shown and "<td>killed" in shown
+    # A new agent reads what is there, and says nothing twice.
+    after = only(poll(Roster(runtime_folder, "0", 1000.0)))
+    assert len(events(writer.folder)) == 1 and len(after.incidents) == 1
+
+
+@pytest.mark.parametrize("gone", [layout.INCIDENTS, layout.END])
+def test_an_agent_that_was_killed_between_its_two_writes(gone: str, roster: Roster, runs: Path, runtime_folder: Path) -> None:
+    writer = Writer(runs)
+    writer.step()
+    writer.die()
+    assert only(poll(roster)).outcome == "killed"
+    (writer.folder / gone).unlink()
+    view = poll(Roster(runtime_folder, "0", 1000.0))
+    assert only(view).outcome == "killed" and view.runs_total["killed"] == 1
+    assert [event["kind"] for event in events(writer.folder)] == ["killed"]
+
+
+def test_a_rank_that_is_lost_while_the_others_live(roster: Roster, runs: Path) -> None:
+    writers = [Writer(runs, rank=rank, world_size=3) for rank in range(3)]
+    for writer in writers:
+        writer.step()
+    poll(roster)
+    writers[1].die()
+    view = poll(roster)
+    assert view.runs_active == 1
+    assert only(view).outcome is None
+    (event,) = events(writers[1].folder)
+    assert event["rank"] == 1 and event["evidence"] == {"waiting_ranks": [0, 2]}
+    assert event["summary"] == "Rank 1 was lost after step 0 without a word, while ranks 0, 2 lived on."
+    for writer in (writers[0], writers[2]):
+        writer.flight.end(RunEnd("interrupted", time.time(), 0, "SIGTERM"))
+    view = poll(roster)
+    assert (only(view).outcome, view.runs_total["killed"], view.runs_total["interrupted"]) == ("killed", 1, 0)
+    assert sorted((incident.rank, incident.kind) for incident in only(view).incidents) == [
+        (0, "interrupted"),
+        (1, "killed"),
+        (2, "interrupted"),
+    ]
+
+
+def test_what_the_process_has_said_is_not_said_again(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    writer.step()
+    writer.flight.incident(Incident("failed-0", "failed", 7.0, 0, "ValueError: boom", block="h.1"))
+    writer.end("failed")
+    run = only(poll(roster))
+    assert [(each.id, each.block) for each in run.incidents] == [("failed-0", "h.1")]
+    assert len(events(writer.folder)) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_stall_is_a_state_until_it_goes_on(roster: Roster, runs: Path, runtime_folder: Path) -> None:
+    writer = Writer(runs, stall_after=0.3)
+    writer.step(time=time.time())
+    run = only(poll(roster))
+    assert (run.is_stalled, run.outcome, events(writer.folder)) == (False, None, [])
+    time.sleep(0.7)
+    run = only(poll(roster))
+    assert (run.is_stalled, run.outcome) == (True, None)
+    assert 'resmon_run_stalled{run="digits"} 1.0' in exposition(roster)
+    assert "<td>stalled" in page(roster.view(0.0))
+    time.sleep(0.2)
+    poll(roster)
+    assert [event["id"] for event in events(writer.folder)] == ["stalled-0"]  # once
+    second = Roster(runtime_folder, "0", 1000.0)
+    assert only(poll(second)).is_stalled
+    assert len(events(writer.folder)) == 1
+    writer.step(time=time.time())
+    run = only(poll(second))
+    assert not run.is_stalled
+    assert [event["evidence"].get("resumed_step") for event in events(writer.folder)] == [None, 1]
+    assert 'resmon_incidents_total{kind="stalled",run="digits"} 1.0' in exposition(second)
+    assert 'resmon_run_stalled{run="digits"} 0.0' in exposition(second)
+    writer.end()
+    assert only(poll(second)).outcome == "finished"
+    assert len(events(writer.folder)) == 2
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_never_went_on_has_stalled(roster: Roster, runs: Path, runtime_folder: Path) -> None:
+    writer = Writer(runs, stall_after=0.3)
+    writer.step(time=time.time())
+    poll(roster)
+    time.sleep(0.7)
+    poll(roster)
+    writer.die()
+    view = poll(roster)
+    assert only(view).outcome == "stalled"
+    assert (view.runs_total["stalled"], view.runs_total["killed"]) == (1, 0)
+    assert json.loads((writer.folder / layout.END).read_text())["outcome"] == "stalled"
+    assert [event["kind"] for event in events(writer.folder)] == ["stalled", "stalled"]
+    (incident,) = only(poll(Roster(runtime_folder, "0", 1000.0))).incidents
+    assert incident.summary == "No step came after step 0, until the process was killed."
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_is_logged_is_a_sign_of_life(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs, stall_after=0.3)
+    writer.step(time=time.time())
+    for _ in range(4):
+        time.sleep(0.25)
+        writer.training.now = time.time()
+        writer.log(val_loss=1.0)
+        assert not only(poll(roster)).is_stalled
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_process_that_never_came_to_a_step(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs, stall_after=0.3)
+    assert not only(poll(roster)).is_stalled
+    time.sleep(0.7)
+    assert only(poll(roster)).is_stalled
+    assert events(writer.folder)[0]["summary"].startswith("No step for ")
+    assert "since the run began" in events(writer.folder)[0]["summary"]
+    writer.step(time=time.time())
+    assert not only(poll(roster)).is_stalled
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_was_away_reads_old_steps_as_old(runs: Path, runtime_folder: Path) -> None:
+    """An agent that catches up with a live flight takes what was written long ago for no sign of life now."""
+    writer = Writer(runs, stall_after=0.3, started=time.time() - 100)
+    for i in range(5):
+        writer.step(time=time.time() - 50 + i)
+    assert only(poll(Roster(runtime_folder, "0", 1000.0))).is_stalled
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    writer.step()
+    (writer.folder / layout.INCIDENTS).mkdir()
+    writer.die()
+    view = poll(roster)
+    assert (only(view).outcome, len(only(view).incidents)) == ("killed", 1)
+    errors = view.errors
+    assert errors == 1
+    assert poll(roster).errors == errors
+
+
+def test_damaged_lines_are_counted(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs)
+    writer.step()
+    (writer.folder / layout.INCIDENTS).write_bytes(b'{"id": 5}\nnot json\n')
+    assert poll(roster).skipped_rows == 2
+
+
+# -- processes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_that_is_stopped_stalls_goes_on_and_is_killed(house: House, port: int) -> None:
+    house.agent(port)
+    trainer = house.trainer(pace=PACE, last=100_000, how="finished", stall_after=1.0)
+    url = house.ready(port)
+    wait_for(lambda: (scrape(url).one("resmon_steps_total") or 0) > 5)
+    assert scrape(url).one("resmon_run_stalled") == 0
+    os.kill(trainer.pid, signal.SIGSTOP)
+    wait_for(lambda: scrape(url).one("resmon_run_stalled") == 1)
+    assert sum(value for name, value in scrape(url).all("resmon_runs_total").items()) == 0
+    os.kill(trainer.pid, signal.SIGCONT)
+    wait_for(lambda: scrape(url).one("resmon_run_stalled") == 0)
+    assert scrape(url).one("resmon_incidents_total", kind="stalled") == 1
+    os.kill(trainer.pid, signal.SIGSTOP)
+    wait_for(lambda: scrape(url).one("resmon_run_stalled") == 1)
+    trainer.kill()
+    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="stalled") == 1)
+    assert scrape(url).one("resmon_incidents_total", kind="stalled") == 2
+    ids = [event["id"] for event in events(rank_folder(house))]
+    assert len(ids) == 4 and len(set(ids)) == 2
+
+
+def test_killed_while_no_agent_lived(house: House, port: int) -> None:
+    first = house.agent(port)
+    trainer = house.trainer(pace=PACE, last=100_000, how="finished")
+    url = house.ready(port)
+    wait_for(lambda: (scrape(url).one("resmon_steps_total") or 0) > 5)
+    first.kill()
+    first.wait()
+    trainer.kill()
+    trainer.wait()
+    assert not (rank_folder(house) / layout.END).exists()
+    house.agent(port)
+    url = house.ready(port)
+    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="killed") == 1)
+    assert scrape(url).one("resmon_incidents_total", kind="killed") == 1
+    assert len(list((house.runtime / runtime.RUNS).iterdir())) == 1

@@ -1,0 +1,224 @@
+"""Trainings that fail, each in its own way: `python -m tests.failing DIRECTORY`, with the agent's settings in the environment.
+
+One process imports torch and is forked for each failure in turn, whose run bears its name. Prints the statuses that they left with,
+once all but `stalled` have ended: that one hangs until it is killed, and its process id is printed with the others' statuses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch._dynamo  # which the first optimizer would import, in each child anew
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import resmon
+
+WIDTH, CLASSES = 32, 4
+
+
+class Block(nn.Module):
+    """x + down(relu(up(norm(x)))); `floor` is what is added to the norm's output before its logarithm, where it is given."""
+
+    def __init__(self, width: int = WIDTH, wide: int = 2) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, wide * width), nn.Linear(wide * width, width)
+        self.floor: float | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.relu(self.up(self.norm(x)))
+        if self.floor is not None:
+            hidden = torch.log(hidden + self.floor)
+        y: Tensor = x + self.down(hidden)
+        return y
+
+
+class Narrowing(nn.Module):
+    """Halves height and width and doubles the channels, on one side of the addition only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(channels), nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.conv(F.relu(self.norm(x)))
+        return y
+
+
+def network(wide: int = 2) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), Block(), Block(wide=wide), Block(), nn.Linear(WIDTH, CLASSES))
+
+
+def unfit() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The model of the shape mismatch, as `resmon check` is given it."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), Narrowing(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, CLASSES)
+    )
+    return model, (torch.randn(4, 3, 8, 8),)
+
+
+def greedy() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """The model that runs out of memory, with a batch that it takes."""
+    return network(wide=64), (torch.randn(8, WIDTH),)
+
+
+class Training:
+    """A watched training of a small network on points around four centres, which are near each other."""
+
+    def __init__(self, run: str, folder: str, model: nn.Module | None = None, rate: float = 3e-3, **settings: object) -> None:
+        self.model = model or network()
+        self.centres = 0.6 * torch.randn(CLASSES, WIDTH)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), rate)
+        self.monitor = resmon.watch(self.model, self.optimizer, run=run, directory=folder, **settings)
+        self.saved = Path(folder) / f"{run}.pt"
+
+    def batch(self, size: int = 16) -> tuple[Tensor, Tensor]:
+        labels = torch.randint(CLASSES, (size,))
+        return self.centres[labels] + torch.randn(size, WIDTH), labels
+
+    def step(self, x: Tensor, labels: Tensor) -> None:
+        loss = F.cross_entropy(self.model(x), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.monitor.log(loss=loss)
+
+    def train(self, steps: int = 40) -> None:
+        for _ in range(steps):
+            self.step(*self.batch())
+        self.save(self.saved)
+
+    def save(self, path: Path) -> None:
+        torch.save(self.model.state_dict(), path)
+        self.monitor.checkpoint(path)
+
+
+def nonfinite(folder: str) -> None:
+    """A logarithm of 0 in the second block, and nobody looks at the loss."""
+    training = Training("nonfinite", folder)
+    training.train()
+    training.model[2].floor = 0.0  # type: ignore[index, union-attr]
+    for _ in range(3):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def out_of_memory(folder: str) -> None:
+    """One batch that is a thousand times as long as those before."""
+    training = Training("out-of-memory", folder, greedy()[0])
+    for _ in range(8):
+        training.train(5)
+        time.sleep(0.15)  # memory is looked up at most ten times a second
+    used = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize:"))
+    resource.setrlimit(resource.RLIMIT_AS, ((used << 10) + (128 << 20), resource.RLIM_INFINITY))
+    training.step(*training.batch(16_000))
+
+
+def shape_mismatch(folder: str) -> None:
+    """A block without the projection that it needs."""
+    model, (x,) = unfit()
+    Training("shape-mismatch", folder, model).step(x, torch.zeros(len(x), dtype=torch.long))
+
+
+def killed(folder: str) -> None:
+    """SIGKILL, from outside."""
+    training = Training("killed", folder)
+    training.train()
+    training.step(*training.batch())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupted(folder: str) -> None:
+    """SIGTERM, as a scheduler sends it that takes the machine back."""
+    training = Training("interrupted", folder)
+    training.train()
+    os.kill(os.getpid(), signal.SIGTERM)
+    training.train()
+
+
+def failed(folder: str) -> None:
+    """A file of the training data that is not there."""
+    training = Training("failed", folder)
+    training.train()
+    shard = Path(folder) / "shard-00007.pt"
+    training.step(*torch.load(shard))
+
+
+def overfitting(folder: str) -> None:
+    """Sixty examples, a third of them labelled at random, learnt by heart."""
+    training = Training("overfitting", folder)
+    (x, labels), others = training.batch(60), training.batch(200)
+    labels[:20] = torch.randint(CLASSES, (20,))
+    for evaluation in range(16):
+        for _ in range(5):
+            training.step(x, labels)
+        with torch.no_grad():
+            training.monitor.log(val_loss=F.cross_entropy(training.model(others[0]), others[1]))
+        training.save(training.saved.with_stem(f"overfitting-{evaluation}"))
+    training.monitor.close()
+
+
+def loss_divergence(folder: str) -> None:
+    """A schedule that multiplies the learning rate with forty where it was meant to divide by it."""
+    training = Training("loss-divergence", folder)
+    training.train(80)
+    for group in training.optimizer.param_groups:
+        group["lr"] *= 100
+    for _ in range(80):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def stalled(folder: str) -> None:
+    """A data loader that waits for a batch that does not come."""
+    training = Training("stalled", folder, stall_after=1.0)
+    training.train()
+    training.batch = lambda size=16: time.sleep(3600)  # type: ignore[assignment, method-assign, misc]
+    training.train()
+
+
+FAILURES: dict[str, Callable[[str], None]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        stalled,
+        killed,
+        nonfinite,
+        out_of_memory,
+        shape_mismatch,
+        interrupted,
+        failed,
+        overfitting,
+        loss_divergence,
+    )
+}
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    assert callable(resmon.watch), "imported here and not in each child anew"
+    gc.freeze()  # nor gone through by each child when it ends
+    statuses = {}
+    for name, fail in FAILURES.items():
+        child = os.fork()
+        if child == 0:
+            torch.manual_seed(0)
+            fail(folder)  # what it raises ends this process as it would any script
+            return
+        statuses[name] = child if name == "stalled" else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps(statuses), flush=True)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(statuses["stalled"], 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
