@@ -225,11 +225,13 @@ class Scaled(nn.Module):
         return y if self.order == "pre" else self.norm(y)  # type: ignore[no-any-return] # a module's call is Any
 
 
-class Vectors(nn.Module):
-    def __init__(self, orders: Sequence[Order]) -> None:
+class Stack(nn.Module):
+    """Blocks on vectors; where they are made lazily, after the stem."""
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.stem = nn.Linear(WIDTH, WIDTH)
-        self.blocks = nn.ModuleList(map(Scaled, orders))
+        self.blocks = nn.ModuleList(blocks)
         self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -502,12 +504,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "mlp": Architecture(
         "residual MLP, zero-initialised, layer scale",
-        lambda: Vectors(orders(4, "pre")),
+        lambda: Stack(map(Scaled, orders(4, "pre"))),
         vectors,
         tuple(own_block(i, "fc2") for i in range(4)),
         adam,
         {},
-        lambda i: Vectors(orders(4, "pre", i)),
+        lambda i: Stack(map(Scaled, orders(4, "pre", i))),
     ),
     "parallel": Architecture(
         "transformer, attention and MLP in parallel",

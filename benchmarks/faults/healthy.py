@@ -142,23 +142,12 @@ class Masked(nn.Module):
         return y
 
 
-class Stack(nn.Module):
-    def __init__(self, make: Callable[[], nn.Module], count: int = 2) -> None:
-        super().__init__()
-        self.stem = nn.Linear(nets.WIDTH, nets.WIDTH)
-        self.blocks = nn.ModuleList(make() for _ in range(count))
-        self.head = nn.Linear(nets.WIDTH, nets.CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        logits: Tensor = self.head(x)
-        return logits
+def stack(make: Callable[[], nn.Module], count: int = 2) -> nn.Module:
+    return nets.Stack(make() for _ in range(count))
 
 
 def plain(kind: str = "", count: int = 2) -> Callable[[], nn.Module]:
-    return partial(Stack, partial(Plain, kind), count)
+    return partial(stack, partial(Plain, kind), count)
 
 
 def sgd(rate: float, momentum: float = 0.9) -> Callable[[Iterable[Tensor]], Optimizer]:
@@ -193,8 +182,8 @@ HEALTHY: dict[str, Healthy] = {
     "dropout": Healthy("two blocks under dropout", plain("dropout"), _V, adamw(1e-3), cosine, LONG, validates=True),
     "depth": Healthy("three blocks, of which stochastic depth skips some", plain("depth", 3), _V, adamw(1e-3), cosine, MIDDLE),
     "drop-path": Healthy("two blocks, stochastic depth of samples", plain("drop path"), _W, adamw(1e-3), constant, LONG),
-    "masked": Healthy("two blocks of attention under a mask of -inf", partial(Stack, Masked), _W, adamw(1e-3), constant, LONG),
-    "masked-warm": Healthy("likewise, warm-up, cosine, clipped", partial(Stack, Masked), _V, adamw(3e-3), cosine, LONG, clip=0.5),
+    "masked": Healthy("two blocks of attention under a mask of -inf", partial(stack, Masked), _W, adamw(1e-3), constant, LONG),
+    "masked-warm": Healthy("likewise, warm-up, cosine, clipped", partial(stack, Masked), _V, adamw(3e-3), cosine, LONG, clip=0.5),
     "scaler": Healthy(
         "two blocks in float16 under a gradient scaler, SGD 0.005", plain(), _V, sgd(0.005), constant, MIDDLE, half=True
     ),
