@@ -576,6 +576,7 @@ static PyObject *gradients(PyObject *self, PyObject *const *arguments, Py_ssize_
         return NULL;
     r.dtype = FLOAT32;
     r.wants_peak = 0;
+    double total = 0;
     for (Py_ssize_t i = 0; i < parameters; i++) {
         PyObject *gradient = PyObject_GetAttr(PyTuple_GetItem(arguments[0], i), GRAD);
         if (gradient == NULL)
@@ -591,7 +592,7 @@ static PyObject *gradients(PyObject *self, PyObject *const *arguments, Py_ssize_
                 plain = -1;
             if (plain == 1 && r.n) {
                 read_freely(&r, sums);
-                into[i] = sums[0];
+                total += into[i] = sums[0];
             }
         } else if (plain == 0) {
             PyObject *place = PyLong_FromSsize_t(i);
@@ -603,10 +604,23 @@ static PyObject *gradients(PyObject *self, PyObject *const *arguments, Py_ssize_
         if (plain < 0)
             goto failed;
     }
-    return others;
+    return Py_BuildValue("Nd", others, total);
 failed:
     Py_DECREF(others);
     return NULL;
+}
+
+/* A draw moves the place, which some keep before the 624 words and some behind them, and after 624 draws all words are new. So two
+ * at either end tell, which are two lines of memory instead of forty. */
+static PyObject *drawn(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    const uint32_t *words;
+    uint64_t found[2];
+    if (!expects(given, 1) || !address(arguments[0], &words) || !is_there(words, 1))
+        return NULL;
+    memcpy(&found[0], words, sizeof *found);
+    memcpy(&found[1], words + 623, sizeof *found);
+    return PyBytes_FromStringAndSize((const char *)found, sizeof found);
 }
 
 static PyObject *magnitudes(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
@@ -810,6 +824,7 @@ static PyMethodDef METHODS[] = {
     LAST_WORDS_METHODS
     {"square", (PyCFunction)(void (*)(void))square, METH_FASTCALL, NULL},
     {"gradients", (PyCFunction)(void (*)(void))gradients, METH_FASTCALL, NULL},
+    {"drawn", (PyCFunction)(void (*)(void))drawn, METH_FASTCALL, NULL},
     {"magnitudes", (PyCFunction)(void (*)(void))magnitudes, METH_FASTCALL, NULL},
     {"median_ratio", (PyCFunction)(void (*)(void))median_ratio, METH_FASTCALL, NULL},
     {"idle", (PyCFunction)(void (*)(void))idle, METH_FASTCALL, NULL},

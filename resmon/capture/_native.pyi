@@ -8,10 +8,14 @@ from torch import Tensor
 def square(data: int, dtype: int, elements: int, peak: int, /) -> float: ...
 
 # The same of each parameter's gradient into `squares`, and whether there is one into `present`. Returns the indices of those that
-# were not read, being no plain float32 tensors (their type, dtype and layout are given) in one piece of main memory.
+# were not read, being no plain float32 tensors (their type, dtype and layout are given) in one piece of main memory, and the sum of
+# all squares.
 def gradients(
     parameters: tuple[Tensor, ...], kind: type[Tensor], dtype: torch.dtype, layout: torch.layout, squares: int, present: int, /
-) -> list[int]: ...
+) -> tuple[list[int], float]: ...
+
+# Of the 624 words of a Mersenne Twister and its place, at either end: something that is another one after a number was drawn.
+def drawn(words: int, /) -> bytes: ...
 
 # The histogram of every `stride`-th element's magnitude, into `cells`: the sum of the finite ones, then the buckets' counts.
 def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larger: int, cells: int, /) -> None: ...

@@ -191,7 +191,8 @@ class Gradients:
         others: Iterable[int] = range(len(parameters))
         if self._placement.world == 1 and parameters and fetch.is_here(parameters[0]):
             addresses = squares.ctypes.data, present.ctypes.data
-            others = _native.gradients(parameters, Tensor, torch.float32, torch.strided, *addresses)
+            others, total = _native.gradients(parameters, Tensor, torch.float32, torch.strided, *addresses)
+            self._now.seen += total
         return self._measure_others(selection, others, squares, present), present
 
     def _measure_others(self, selection: Selection, others: Iterable[int], squares: Floats, present: Bools) -> Values:
@@ -217,6 +218,7 @@ class Gradients:
             present[i] = gradient.device.type in fetch.OBSERVED
             if fetch.is_here(gradient):
                 squares[i] = square_sum(gradient) * factors[i]
+                self._now.seen += squares[i]
             elif present[i]:
                 places, tensors = elsewhere.setdefault((gradient.device, gradient.dtype), ([], []))
                 places.append(i)

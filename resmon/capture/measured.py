@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Measured:
         self.groups = self.parameter_groups = Groups((), np.zeros(0, np.intp))  # the sites', and the optimizers'
         self.reasons: Sequence[str] = ()  # of each site's group, why its norm cannot be known, "" where it can
         self.replicas = 1  # how many ranks hold the same gradients, all of them alike
+        self.seen = 0.0  # all squares that were read here, added up
         self._squares: Floats = np.zeros(size)
         self._factors: Floats = np.ones(size)  # what clipping has multiplied it with since it was read
         self._noted: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
@@ -75,8 +77,8 @@ class Measured:
 
     @property
     def all_finite(self) -> bool:
-        """Whether all squares are finite, as far as they are there."""
-        return bool(np.logical_and.reduce(np.isfinite(self._squares)))
+        """Whether all squares that were read here are finite."""
+        return isfinite(self.seen)
 
     def finite(self, places: Places) -> Bools:
         """Which of these squares are finite, as far as they are there."""

@@ -69,6 +69,7 @@ class NonFinite:
         self._episode: _Episode | None = None
         self._bad: dict[str, Tensor] = {}  # parameters whose gradients were not finite in this step
         self._scaled: bool | None = None  # whether a scaler's gradients were finite in this step
+        self._looks = self._may_look()  # as of the newest pass
         self._looked = False
         self._skips = 0  # of a scaler, in a row
         self._searching = False
@@ -78,7 +79,8 @@ class NonFinite:
     # -- what the models do --------------------------------------------------------------------------------------------
 
     def pass_begun(self, watch: Watched, args: Any, kwargs: Any) -> None:
-        if not self._is_looked_at:  # on an accelerator doing it again would make the loop wait
+        self._looks = self._may_look()
+        if not self._looks:  # on an accelerator doing it again would make the loop wait
             return
         try:  # noqa: SIM105 - suppress costs more
             self._references.begin(watch.key, watch.model, args, kwargs, compiled=watch.compiled, spoilt=self._is_spoilt)
@@ -100,7 +102,7 @@ class NonFinite:
     def look(self, selection: Selection, scale: float | Tensor | None, *, updated: bool = False) -> bool:
         """Whether gradients that were just read are not finite. `scale` is a gradient scaler's; `updated` says that the optimizer
         has stepped already."""
-        if not self._is_looked_at:
+        if not self._looks:
             return False
         bad = self._nonfinite(selection)
         self._looked = True
@@ -238,7 +240,7 @@ class NonFinite:
 
     def recorded(self, record: StepRecord, sites: Sequence[ResidualSite]) -> None:
         """A step's record is there, of gradients that nobody has waited for."""
-        if self._is_looked_at:
+        if self._may_look():
             return
         forward, backward = (record.counts[BLOCK_COUNTS.index(name)] > 0 for name in ("nonfinite_forward", "nonfinite_backward"))
         gradients = record.blocks[BLOCK_VALUES.index("gradient_square")]
@@ -264,8 +266,7 @@ class NonFinite:
         if record.complete:
             self._count(record.step, bad)
 
-    @property
-    def _is_looked_at(self) -> bool:
+    def _may_look(self) -> bool:
         """Whether gradients are looked at before the optimizer steps, which on an accelerator makes the loop wait."""
         parameters = self._gradients.everything.parameters
         return self._policy != "record" or not parameters or fetch.is_here(parameters[0])

@@ -10,16 +10,18 @@ import ctypes
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from resmon.capture import _native
 
-@dataclass(frozen=True, slots=True)
-class Randomness:
+_Words = ctypes.c_uint32 * 625  # of a Mersenne Twister: 624 and the place of the next
+
+
+class Randomness(NamedTuple):
     """All states at one moment. A normal number that numpy has in reserve may have been taken unseen since the one before; then
     what draws some comes out differently. Where it must not, `kept` asks numpy itself."""
 
@@ -55,25 +57,19 @@ def kept() -> Iterator[None]:
 
 
 class _Twister:
-    """A Mersenne Twister whose state takes its owner long to tell, so that it is asked only when its numbers have been drawn from.
-
-    A draw moves the place, until after 624 of them all words are new. Place and two words tell whether there was any.
-    """
+    """A Mersenne Twister whose state takes its owner long to tell, so that it is asked only when its memory is another one."""
 
     def __init__(self, ask: Callable[[], Any]) -> None:
         self._ask = ask
-        self._seen: tuple[Any, ...] = ()
+        self._seen: tuple[bytes, Any] | None = None
         self._state: Any = None
 
-    def state(self, words: Any, more: Any = None) -> Any:
-        """`words` are those and the place, whichever comes first, and `more` what else the state depends on."""
-        seen = (words[0], words[1], words[623], words[624], more)
+    def state(self, words: int, more: Any = None) -> Any:
+        """`words` is the address of its words and place, and `more` what else the state depends on."""
+        seen = _native.drawn(words), more
         if seen != self._seen:
             self._seen, self._state = seen, self._ask()
         return self._state
-
-
-_Words = ctypes.c_uint32 * 625
 
 
 class _Python(_Twister):
@@ -82,14 +78,14 @@ class _Python(_Twister):
     def __init__(self) -> None:
         super().__init__(random.getstate)
         self._generator: Any = random.getstate.__self__  # type: ignore[attr-defined]
-        self._words: Any = None
+        self._words = 0
         if type(self._generator).__basicsize__ >= object.__basicsize__ + ctypes.sizeof(_Words):
             *words, place = random.getstate()[1]
-            there = _Words.from_address(id(self._generator) + object.__basicsize__)
-            self._words = there if list(there) == [place, *words] else None
+            there = id(self._generator) + object.__basicsize__
+            self._words = there if list(_Words.from_address(there)) == [place, *words] else 0
 
     def now(self) -> Any:
-        return random.getstate() if self._words is None else self.state(self._words, self._generator.gauss_next)
+        return self.state(self._words, self._generator.gauss_next) if self._words else random.getstate()
 
 
 class _Numpy(_Twister):
@@ -98,15 +94,15 @@ class _Numpy(_Twister):
     def __init__(self) -> None:
         super().__init__(np.random.get_state)
         self._generator: Any = None
-        self._words: Any = None
+        self._words = 0
 
     def now(self) -> Any:
         generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
         if generator is not self._generator:
             is_one = type(generator) is np.random.MT19937
-            self._generator, self._seen = generator, ()
-            self._words = _Words.from_address(generator.ctypes.state_address) if is_one else None
-        return np.random.get_state() if self._words is None else self.state(self._words)
+            self._generator, self._seen = generator, None
+            self._words = generator.ctypes.state_address if is_one else 0
+        return self.state(self._words) if self._words else np.random.get_state()
 
 
 _python = _Python()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -62,7 +61,8 @@ class Held:
     __slots__ = ("_leaf", "_requires_grad", "_version", "tensor")
 
     def __init__(self, tensor: Tensor) -> None:
-        self._leaf, self._requires_grad = tensor.is_leaf, tensor.requires_grad
+        self._requires_grad = tensor.requires_grad
+        self._leaf = not self._requires_grad or tensor.is_leaf
         self.tensor = tensor.detach()
         self._version = _version(tensor)
 
@@ -121,7 +121,7 @@ class References:
     def __init__(self) -> None:
         self.passes: list[Pass] = []
         self.lost: set[str] = set()  # models of which passes of this step were let go, for they were too many or too large
-        self._counts: Counter[str] = Counter()
+        self._counts: dict[str, int] = {}  # passes of this step, by model
         self._current: Pass | None = None  # that is under way
         self._retained = 0  # bytes of all passes but the newest
         self._process = os.getpid()
@@ -131,7 +131,7 @@ class References:
     ) -> None:
         """A pass begins, before anything of it has run. `spoilt` says whether one of this step was not finite: it is not let go."""
         self._current = None
-        number = self._counts[key]
+        number = self.count(key)
         self._counts[key] = number + 1
         if self.passes and not self._has_room(spoilt):
             self.lost.add(key)
@@ -172,7 +172,7 @@ class References:
                 continue
             if _size(tensor) <= LARGEST_OUTPUT:
                 made.outputs[i] = Held(tensor)
-            if tensor.requires_grad and tensor.grad_fn is not None:  # a hook on a parameter would stay there
+            if tensor.grad_fn is not None:  # a hook on a parameter would stay there
                 hang(tensor, _Arrival(self, made, i))
 
     def arrived(self, made: Pass, output: int, gradient: Tensor) -> None:
@@ -185,7 +185,7 @@ class References:
 
     def count(self, key: str) -> int:
         """How many passes of that model the step has had."""
-        return self._counts[key]
+        return self._counts.get(key, 0)
 
     def clear(self) -> None:
         """The step is over."""
@@ -226,7 +226,7 @@ def keep(tree: Any) -> Any:
     if kind is dict:
         return {key: keep(value) for key, value in tree.items()}
     if kind is list or kind is tuple:
-        return kind(keep(value) for value in tree)
+        return kind([keep(value) for value in tree])
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return kind(*(keep(value) for value in tree))
     return tree
@@ -258,8 +258,11 @@ def _held(tree: Any) -> Iterator[Held]:
 
 
 def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+    try:
+        return tensor._version
+    except RuntimeError:  # an inference tensor has none
+        return -1
 
 
 def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return tensor.nbytes

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 
@@ -52,6 +53,7 @@ def frames(traceback: TracebackType | None) -> Iterator[tuple[CodeType, Mapping[
         traceback = traceback.tb_next
 
 
+@cache
 def is_the_users(file: str) -> bool:
     """Whether the code in it is neither torch's nor ours."""
     return not file.startswith(_NOT_THE_USERS)

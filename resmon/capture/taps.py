@@ -350,9 +350,10 @@ class GradientTap(Hook):
 
 def hang(tensor: Tensor, tap: Callable[[Tensor], None]) -> None:
     """`tensor.register_hook(tap)`, less the handle to take it off again, which is most of what that costs."""
-    if tensor._backward_hooks is None and tensor.grad_fn is not None:
+    node = tensor.grad_fn  # made anew each time that it is asked for
+    if node is not None and tensor._backward_hooks is None:
         tensor._backward_hooks = OrderedDict({_OURS: tap})
-        tensor.grad_fn._register_hook_dict(tensor)
+        node._register_hook_dict(tensor)
     else:
         tensor.register_hook(tap)
 
