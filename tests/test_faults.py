@@ -16,7 +16,7 @@ from benchmarks.faults.comparison import Cost
 from benchmarks.faults.healthy import HEALTHY, Quiet
 from benchmarks.faults.kinds import ALL, FEW, KINDS, MANY
 from benchmarks.faults.nonfinite import places
-from benchmarks.faults.notebook import Notebook
+from benchmarks.faults.notebook import Notebook, commit
 from benchmarks.faults.outcome import Outcome
 from benchmarks.faults.report import Proportion
 from benchmarks.faults.trial import Trial, Truth
@@ -183,6 +183,13 @@ def test_a_page_on_healthy_runs_misses_the_goal() -> None:
     assert "20 runs: **missed**" in report.markdown([], [*quiets, replace(quiets[0], name="x", incidents=["NaN"])], [], HOW)
 
 
+def test_the_page_says_which_sources_were_tried() -> None:
+    ours = [replace(each, commit="abc1234" if each.detected else "def5678+") for each in outcomes()]
+    quiet = Quiet("plain", 900_000, 900_000, True, 10.0, 2.0, 0.5)
+    page = report.markdown(ours, [quiet], [], HOW)
+    assert "trials, 301 with abc1234, 2 with def5678+; healthy runs, 1 with a commit that is not known." in page
+
+
 def test_an_empty_page_is_one() -> None:
     assert "# The fault bench" in report.markdown([], [], [], HOW)
 
@@ -200,7 +207,9 @@ def test_a_bench_that_was_stopped_goes_on(tmp_path: Path) -> None:
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write('{"kind": "loss", "tri')  # where it was stopped
     again = Notebook(tmp_path)
-    assert sorted(again.outcomes(), key=repr) == sorted(outcomes(), key=repr)
+    found = again.outcomes()
+    assert sorted(found, key=repr) == sorted(outcomes(), key=repr)
+    assert {each.commit for each in found} == {commit()}
     assert [(each.name, each.steps) for each in again.quiets()] == [("gpt2", 5_000), ("plain", 60_000)]
     again.forget("loss")
     assert {outcome.kind for outcome in Notebook(tmp_path).outcomes()} == {"sigkill", "anomaly:loss", "debug:loss"}

@@ -66,6 +66,7 @@ class Quiet:
     skipped: int = 0  # steps that a gradient scaler skipped
     incidents: list[str] = field(default_factory=list)  # what they say
     findings: list[dict[str, Any]] = field(default_factory=list)  # kind, severity, block, step, summary
+    commit: str = field(default="", compare=False)  # likewise as in Outcome
 
 
 # -- learning rates --------------------------------------------------------------------------------------------------------

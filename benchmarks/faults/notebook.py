@@ -3,14 +3,18 @@
 Two files of JSON lines that are only ever appended to, by several processes: one line for each trial, and one for each time that a
 healthy training told how far it is, of which the newest counts. A line that was cut short is passed over. What stands in it was all
 measured on one machine with the same versions, and once the page was made of the whole the next bench begins with an empty one.
+Sources may change in between: each line says which commit was tried.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +58,10 @@ class Notebook:
         _append(self._costs, asdict(cost))
 
     def add(self, outcome: Outcome) -> None:
-        _append(self._trials, asdict(outcome))
+        _append(self._trials, asdict(outcome) | {"commit": commit()})
 
     def add_quiet(self, quiet: Quiet) -> None:
-        _append(self._healthy, asdict(quiet))
+        _append(self._healthy, asdict(quiet) | {"commit": commit()})
 
     def outcomes(self) -> list[Outcome]:
         """One for each kind and number, the newest, sorted."""
@@ -77,6 +81,16 @@ class Notebook:
         """Of the trials of a kind, for they are to be done anew."""
         kept = [line for line in _lines(self._trials) if line["kind"] != kind]
         self._trials.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+@cache
+def commit() -> str:
+    """Of the sources in this process, with a + where they were changed since; "" outside of a repository."""
+    git = shutil.which("git")
+    if git is None:
+        return ""
+    command = [git, "describe", "--always", "--exclude=*", "--dirty=+"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _append(path: Path, values: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Outcome:
     origin: bool | None = None
     expected: str = ""
     said: str = ""
+    commit: str = field(default="", compare=False)  # of the sources that were tried; "" is not known
 
     @property
     def is_right(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -105,7 +106,8 @@ def summaries(outcomes: Sequence[Outcome]) -> list[Summary]:
 
 
 def markdown(outcomes: Sequence[Outcome], quiets: Sequence[Quiet], costs: Sequence[Cost], how: Circumstances) -> str:
-    parts = [_INTRODUCTION, _faults(outcomes), _misses(outcomes), _healthy(quiets), _comparison(outcomes, costs), _made(how)]
+    parts = [_INTRODUCTION, _faults(outcomes), _misses(outcomes), _healthy(quiets), _comparison(outcomes, costs)]
+    parts += [_tried(outcomes, quiets), _made(how)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -242,6 +244,21 @@ def _comparison(outcomes: Sequence[Outcome], costs: Sequence[Cost]) -> str:
         text += "\n\nWhat a step costs with it, as a ratio to the same step bare (median of pairs that take turns):\n\n"
         text += table(("training", "bare step", "tool", "ratio", "pairs"), priced)
     return text
+
+
+def _tried(outcomes: Sequence[Outcome], quiets: Sequence[Quiet]) -> str:
+    """Which sources: a bench that went on may have tried several."""
+    tried = [
+        ", ".join(f"{count:,} with {commit or 'a commit that is not known'}" for commit, count in counts.most_common())
+        for counts in (Counter(each.commit for each in outcomes), Counter(each.commit for each in quiets))
+    ]
+    return (
+        "The sources that were tried: "
+        + "; ".join(f"{what}, {said}" for what, said in zip(("trials", "healthy runs"), tried, strict=True) if said)
+        + "."
+        if any(tried)
+        else ""
+    )
 
 
 def _made(how: Circumstances) -> str:
