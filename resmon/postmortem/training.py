@@ -133,9 +133,9 @@ def latency(on: Scales) -> None:
         known = _known(on, f"{name}_seconds")
         if len(known) >= 4 * STRETCH * lasts:
             before, after = _paces(known, lasts)
-            more = after - float(np.median(before))
-            if (more > (recent - middle) / 2).all():
-                places[name] = float(np.median(more))
+            rise = after - float(np.median(before))
+            if (rise > (recent - middle) / 2).all():
+                places[name] = float(np.median(rise))
     lasted = float(durations[-lasts * STRETCH :].sum())
     if not places and lasted < MINUTE:
         on.add(0.0, f"{said[:-1]}, for {duration(lasted)} and in no one part of the step, as on a machine that others use.")

@@ -347,9 +347,9 @@ def never_kept(to: Path) -> None:
 def slow_data(to: Path) -> None:
     def slower(step: int, model: nn.Sequential) -> None:
         if step >= 120:
-            time.sleep(0.03)
+            time.sleep(0.08)
 
-    train(to, steps=180, before=slower)
+    train(to, steps=160, before=slower)
 
 
 # -- the process ----------------------------------------------------------------------------------------------------------
