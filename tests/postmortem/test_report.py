@@ -46,6 +46,12 @@ def test_an_explosion_is_told_from_its_beginning(tmp_path: Path) -> None:
     assert report.runbook == "nonfinite"
 
 
+def test_a_checkpoint_from_after_the_first_sign_is_named_as_such(tmp_path: Path) -> None:
+    report = make([record(tmp_path, story=explosion(at=180), checkpoints=165, outcome="failed")])
+    assert report.checkpoint == ""
+    assert "the last checkpoint before it, ckpt-165.pt, is from after the first sign" in report.summary[2]
+
+
 def test_what_came_from_one_step_to_the_next_is_laid_to_the_data(tmp_path: Path) -> None:
     def story(step: int) -> dict[Any, float]:
         return {("output_square", block): math.inf for block in range(4)} if step == 180 else {}
