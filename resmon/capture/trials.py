@@ -157,7 +157,7 @@ def _lengths(ground: Ground, outcome: Outcome) -> Trials:
         return
     for size in sorted((size for size in met if 0 < size <= 2 * length and size != length), key=lambda size: abs(size - length)):
         says = f"The model fits a length of {size}, and this one is {length}"
-        do = f"Cut the sequences to {size}, or build the model for {length} (its table of positions has {size})."
+        do = f"Cut the sequences to {size}, or build the model for {length}: it has {size} positions."
         yield Cause("length", says, do), _changed(ground, partial(_of_length, length, size))
 
 

@@ -8,8 +8,6 @@ something made them grow.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from resmon.postmortem.evidence import FAIR, PROVEN, STRONG, WEAK, Scales, said
@@ -41,6 +39,8 @@ PLACES = {"data": "in the data", "parameters": "in weights, before the step", "o
 
 
 def explosion(on: Scales) -> None:
+    if not on.nonfinite and not _lost_ground(on):
+        return
     found = on.origin
     if on.nonfinite:
         on.add(WEAK, "Values became NaN or infinite, which is how an explosion ends.")
@@ -58,10 +58,13 @@ def explosion(on: Scales) -> None:
     if gradient is None:
         on.cannot_see("No gradient norm of the run is known from before the trouble.")
     else:
-        usual, recent = gradient
-        grown = recent / usual if usual else math.inf
-        text = f"The gradient norm {became(recent)} in the last steps before it; {number(usual)} was usual."
-        on.add(STRONG if grown >= EXPLODED else FAIR if grown >= GREW else -FAIR if grown <= CALM else 0.0, text)
+        text = f"The gradient norm {became(gradient.recent)} in the last steps before it; {number(gradient.usual)} was usual"
+        if gradient.grew(GREW):
+            on.add(STRONG if gradient.growth >= EXPLODED else FAIR, f"{text}.")
+        elif gradient.growth <= CALM:
+            on.add(-FAIR, f"{text}.")
+        else:
+            on.add(0.0, f"{text}." if gradient.grew(CALM) else f"{text}, and it varies as much.")
     rising = [sign for sign in on.departed("output_rms", "branch_skip_ratio") if sign.factor > 1]
     if rising:
         first = rising[0]
@@ -85,11 +88,32 @@ def explosion(on: Scales) -> None:
             on.add(WEAK, f"The learning rate had risen over the run, from {number(begin)} to {number(float(newest[0]))}.")
     loss = on.of_run("loss")
     if loss is not None:
-        usual, recent = loss
-        if recent > max(GREW * usual, usual + 1e-12):
-            on.add(FAIR, f"The loss {became(recent)} before it; {number(usual)} was usual.")
-        elif recent <= CALM * usual:
-            on.add(-FAIR, f"The loss was no higher than usual ({number(recent)}; {number(usual)} before).")
+        if loss.grew(GREW):
+            on.add(FAIR, f"The loss {became(loss.recent)} before it; {number(loss.usual)} was usual.")
+        elif loss.growth <= CALM:
+            on.add(-FAIR, f"The loss was no higher than usual ({number(loss.recent)}; {number(loss.usual)} before).")
+
+
+def _lost_ground(on: Scales) -> bool:
+    """Whether a run whose numbers stayed finite gave back what it had learnt, and evidence against an explosion where it did not.
+
+    Gradients and activations grow in healthy runs too: out of an initialisation with zeros, with a warm-up, on a hard batch.
+    """
+    if any(finding.kind == "loss_divergence" for finding in on.case.findings):
+        return True
+    for name, called in (("loss", "loss"), ("gradient_norm", "gradient norm")):
+        course = on.of_run(name)
+        if course is not None:
+            lost = course.grew(GREW)
+            if not lost:
+                on.add(
+                    -STRONG,
+                    f"Nothing became NaN or infinite, and the {called} did not grow beyond what is usual of it "
+                    f"({number(course.recent)} at most in the last steps, {number(course.usual)} before).",
+                )
+            return lost
+    on.cannot_see("Nothing became NaN or infinite, and neither loss nor gradient norm is known.")
+    return False
 
 
 def undefined_operation(on: Scales) -> None:
@@ -140,11 +164,11 @@ def precision(on: Scales) -> None:
         on.add(-FAIR, "What broke was computed in bfloat16, which reaches as far as float32.")
     _headroom(on, known=bool(dtype))
     scale, scales = on.of_run("loss_scale"), on.case.window.run.get("loss_scale")
-    if scale is not None and scale[0] != 1 and scales is not None:
+    if scale is not None and scale.usual != 1 and scales is not None:
         newest = scales[np.isfinite(scales)][-1:]
-        if len(newest) and newest[0] < scale[0] / 4:
+        if len(newest) and newest[0] < scale.usual / 4:
             now = number(float(newest[0]))
-            on.add(FAIR, f"The gradient scaler went down from {number(scale[0])} to {now}: gradients overflowed.")
+            on.add(FAIR, f"The gradient scaler went down from {number(scale.usual)} to {now}: gradients overflowed.")
 
 
 def _headroom(on: Scales, *, known: bool) -> None:

@@ -4,6 +4,7 @@ Looked at in hindsight: a quantity departs at the earliest step from which on it
 steps before that made usual: further from their median than CLEAR times their spread (the median absolute deviation, scaled to be
 comparable with a standard deviation) and by a factor of LEAST at least. Levels are logarithms; a value that is not finite is above
 all, one that is 0 below. So a slow drift, as every training has, departs from nothing; neither does a spike that went away.
+With fewer than BASE steps before, as where a network leaves its initialisation, the factor is EARLY.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from resmon.records import Floats
 BASE = 48  # steps that make what is usual
 LEAST_BASE = 12
 CLEAR = 6.0
-LEAST = 1.5
+LEAST, EARLY = 1.5, 8.0
 WIDE = 128  # blocks; beyond as many the usual is worked out anew at every second step only, and so on
 AT_LEAST = 2  # steps that it lasts, the trouble's own included; a departure at the very last step may be a spike like others
 
@@ -115,7 +116,8 @@ def _departed(window: Window, values: Floats) -> list[tuple[int, int, float, flo
     highest = np.maximum.accumulate(tops[::-1])[::-1]  # from each step to the trouble
     lowest = np.minimum.accumulate(bottoms[::-1])[::-1]
     base, spread = _usual(levels)
-    reach = np.maximum(CLEAR * spread, math.log2(LEAST))
+    least = np.where(np.arange(count) < BASE, math.log2(EARLY), math.log2(LEAST))
+    reach = np.maximum(CLEAR * spread, least[:, None])
     with np.errstate(invalid="ignore"):
         away = (lowest > base + reach) | (highest < base - reach)
     away &= np.isfinite(base) & ~np.isnan(levels)

@@ -15,11 +15,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
+from resmon.detectors.noise import spread
 from resmon.postmortem.case import Case
-from resmon.postmortem.departures import Departure, leading_up
+from resmon.postmortem.departures import CLEAR, Departure, leading_up
 from resmon.records import Floats, Incident
 
 PROVEN, STRONG, FAIR, WEAK = 3.0, 2.0, 1.0, 0.5
@@ -29,6 +31,7 @@ VERDICTS = ((3.0, "very likely"), (1.5, "likely"), (0.5, "possible"), (-0.5, "no
 CANNOT_TELL = "cannot tell"
 
 RECENT = 8  # steps up to the trouble
+STRETCHES = 8  # of as many steps make what is usual; where there are fewer steps than that takes, the newest are fewer too
 USUAL = 48  # steps that make what is usual of the stream
 # A batch is out of all proportion where the stream that enters the first block is so many times as large from one step to the next,
 # while gradients and learning rate of the step before were within these factors of what was usual: the weights moved no further
@@ -80,6 +83,27 @@ class Jump:
     step: int
     usual: float
     seen: float  # root mean square of the stream that enters the first block
+
+
+class Course(NamedTuple):
+    """Where a value of the run went, like compared with like: what its newest steps reached, and what as many steps reached before.
+
+    The largest of some steps of mini-batches is well above their median, and the more so the fewer examples still have a loss, as
+    near convergence; so it is held against the largest of other stretches, in units of how much these differ from one to the next.
+    """
+
+    usual: float  # the median of what stretches of the window's first half reached
+    recent: float  # what the newest steps reached
+    noises: float  # by how many robust standard deviations of stretches that is higher
+
+    @property
+    def growth(self) -> float:
+        """By which factor it grew; infinite from nothing, or where a ratio says nothing, as of a loss below 0."""
+        return self.recent / self.usual if self.usual > 0 else 1.0 if self.recent <= self.usual else math.inf
+
+    def grew(self, factor: float) -> bool:
+        """By so much, and by more than it varies."""
+        return self.growth >= factor and self.noises > CLEAR
 
 
 class Scales:
@@ -145,19 +169,26 @@ class Scales:
                 return False
         return True
 
-    def of_run(self, name: str) -> tuple[float, float] | None:
-        """What was usual of a value, the median of the window's first half, and the largest of its newest; None if unknown."""
+    def of_run(self, name: str) -> Course | None:
+        """A value's course up to what can hold a cause; None if unknown."""
         values = self.case.window.run.get(name)
         if values is None:
             return None
         values = values[: self.before]
         values = values[~np.isnan(values)]
-        usual = values[: max(1, len(values) // 2)]
-        usual = usual[np.isfinite(usual)]
-        if len(values) < 4 or not len(usual):
+        length = min(RECENT, max(1, len(values) // (2 * STRETCHES)))
+        first = values[: len(values) // 2]
+        first = first[np.isfinite(first)]
+        if len(values) < 4 or not len(first):
             return None
-        recent = values[-min(RECENT, len(values) // 4) :]
-        return float(np.median(usual)), float(np.max(recent))
+        first = first[len(first) % length if len(first) > length else 0 :]
+        reached = first.reshape(-1, min(length, len(first))).max(axis=1)
+        usual, recent = float(np.median(reached)), float(np.max(values[-length:]))
+        levels = np.r_[reached, usual, recent]
+        if (levels > 0).all():
+            levels = np.log(levels)
+        risen, noise = float(levels[-1] - levels[-2]), spread(levels[:-2].tolist())
+        return Course(usual, recent, risen / noise if noise else math.copysign(math.inf, risen) if risen else 0.0)
 
     def of_blocks(self, statistic: str) -> Floats | None:
         """Of the newest steps the median of each block, in depth order; None where none is known."""
@@ -180,8 +211,8 @@ class Scales:
     def grown(self) -> float:
         """By how much the run's gradient or a block's output had grown before: 1 where neither had."""
         factors = [1.0, *(sign.factor for sign in self.departed("output_rms"))]
-        if (gradient := self.of_run("gradient_norm")) is not None and gradient[0] > 0:
-            factors.append(gradient[1] / gradient[0])
+        if (gradient := self.of_run("gradient_norm")) is not None and gradient.grew(1.0):
+            factors.append(gradient.growth)
         return max(factors)
 
 

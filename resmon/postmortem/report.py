@@ -191,7 +191,13 @@ def _since(case: Case, signs: Sequence[Departure], concern: bool) -> str:
 def _why(case: Case, indicated: Sequence[Suspect], checkpoint: str) -> str:
     resume = ""
     if case.trouble is not None:
-        resume = f"; the last checkpoint before it is {checkpoint}" if checkpoint else "; no checkpoint from before it was named"
+        later = [each.path for each in case.checkpoints if each.step is not None and each.step < case.trouble]
+        if checkpoint:
+            resume = f"; the last checkpoint before it is {checkpoint}"
+        elif later:
+            resume = f"; the last checkpoint before it, {later[-1]}, is from after the first sign"
+        else:
+            resume = "; no checkpoint from before it was named"
     if not indicated:
         return f"No cause is needed{resume}." if case.healthy else f"What was recorded points to no cause{resume}."
     first = indicated[0]

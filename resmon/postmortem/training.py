@@ -6,7 +6,7 @@ import numpy as np
 
 from resmon.postmortem.evidence import FAIR, STRONG, WEAK, Scales
 from resmon.quantities import count, duration, listed, number
-from resmon.records import PHASES
+from resmon.records import PHASES, Floats
 
 # Thresholds of the weights, as ratios or shares unless said otherwise.
 EXPLODED = 10.0  # of a root mean square over what was usual, or its inverse
@@ -15,6 +15,8 @@ FADED, EVEN = 1e-3, 1e-2  # the earliest blocks' output gradients over the last 
 RISEN = 0.1  # of the validation score over its best
 SLOWER, SLOW = 1.3, 2.0  # of the step time over what was usual
 STRETCH = 8  # steps whose median is a step time
+LASTS = 4  # stretches that a slowdown lasts
+MINUTE = 60.0  # that it lasts where it has no place in the step; a machine that others use is slow for a while
 PARTS = {"data": "waiting for data", "forward": "the forward pass", "backward": "the backward pass", "optimizer": "the optimizer"}
 
 
@@ -112,31 +114,45 @@ def stochastic_depth(on: Scales) -> None:
 
 
 def latency(on: Scales) -> None:
-    durations = on.case.window.run.get("duration")
-    there = durations[: on.before] if durations is not None else np.empty(0)
-    there = there[np.isfinite(there)]
-    if len(there) < 4 * STRETCH:
+    durations = _known(on, "duration")
+    if len(durations) < 4 * STRETCH:
         on.cannot_see("Too few step times were recorded.")
         return
-    usual = there[1 : len(there) // 2]  # the first step finds the blocks
-    middle, recent = float(np.median(usual)), float(np.median(there[-STRETCH:]))
-    said = f"A step took {duration(recent)} in the end; {duration(middle)} was usual before."
-    # A machine that others use is slow at times: what happened before is no news.
-    stretches = usual[: len(usual) // STRETCH * STRETCH].reshape(-1, STRETCH)
-    slowest = float(np.median(stretches, axis=1).max())
-    factor = recent / middle
-    if factor < SLOWER or recent < SLOWER * slowest:
+    lasts = min(LASTS, len(durations) // (4 * STRETCH))
+    usual, recent = _paces(durations, lasts)
+    middle, now = float(np.median(usual)), float(recent.min())
+    said = f"A step took {duration(now)} in the end; {duration(middle)} was usual before."
+    # What happened before is no news.
+    factor = now / middle
+    if factor < SLOWER or now < SLOWER * usual.max():
         on.add(-STRONG if factor < SLOWER else -WEAK, said)
         return
-    on.add(0.0 if len(stretches) < 8 and factor < SLOW else STRONG if factor >= SLOW else FAIR, said)
-    grown = {}
+    # What is wrong in a script has a place in the step; what else takes the processor hits now one part of it and now another.
+    places = {}
     for name in PHASES:
-        values = on.case.window.run.get(f"{name}_seconds")
-        known = values[: on.before] if values is not None else np.empty(0)
-        known = known[np.isfinite(known)]
-        if len(known) >= 4 * STRETCH:
-            grown[name] = float(np.median(known[-STRETCH:]) - np.median(known[1 : len(known) // 2]))
-    if grown:
-        name = max(grown, key=lambda key: grown[key])
-        if grown[name] > 0.5 * (recent - middle):
-            on.add(WEAK, f"{duration(grown[name])} more of each step went into {PARTS[name]}.")
+        known = _known(on, f"{name}_seconds")
+        if len(known) >= 4 * STRETCH * lasts:
+            before, after = _paces(known, lasts)
+            rise = after - float(np.median(before))
+            if (rise > (recent - middle) / 2).all():
+                places[name] = float(np.median(rise))
+    lasted = float(durations[-lasts * STRETCH :].sum())
+    if not places and lasted < MINUTE:
+        on.add(0.0, f"{said[:-1]}, for {duration(lasted)} and in no one part of the step, as on a machine that others use.")
+        return
+    on.add(0.0 if len(usual) < 8 and factor < SLOW else STRONG if factor >= SLOW else FAIR, said)
+    for name, more in places.items():
+        on.add(WEAK, f"{duration(more)} more of each step went into {PARTS[name]}.")
+
+
+def _known(on: Scales, name: str) -> Floats:
+    """A value of the run up to what can hold a cause, without the first step, which finds the blocks."""
+    values = on.case.window.run.get(name, np.empty(0))[: on.before]
+    known: Floats = values[np.isfinite(values)][1:]
+    return known
+
+
+def _paces(values: Floats, lasts: int) -> tuple[Floats, Floats]:
+    """Medians of stretches of steps: of the first half's, and of so many of the newest."""
+    first = values[: len(values) // 2 // STRETCH * STRETCH].reshape(-1, STRETCH)
+    return np.median(first, axis=1), np.median(values[-lasts * STRETCH :].reshape(-1, STRETCH), axis=1)

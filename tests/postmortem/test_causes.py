@@ -12,9 +12,12 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from resmon.flight.frames import load
 from resmon.postmortem.report import Report, make
+from tests.postmortem import trainings
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +58,9 @@ SLOW = {
 }
 HEALTHY = ("healthy_sgd", "healthy_warm_up", "healthy_zero_init", "healthy_half", "healthy_scaled", "healthy_depth")
 
-Telling = Callable[[str], Report]
+SEEDS = (0, 1)
+
+Telling = Callable[..., Report]
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +69,17 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Telling:
 
     directory = tmp_path_factory.mktemp("runs")
 
-    def run(*names: str) -> str:
-        command = [sys.executable, "-m", "tests.postmortem.trainings", str(directory), *names]
+    def run(to: Path, seed: int, *names: str) -> str:
+        command = [sys.executable, "-m", "tests.postmortem.trainings", "--seed", str(seed), str(to), *names]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, check=False).stderr
 
     @cache
-    def report(name: str) -> Report:
-        said = "" if (directory / name).exists() else run(*(FAST if name in FAST else (name,)))
-        runs = sorted((directory / name).glob("training/attempt-*"))
+    def report(name: str, seed: int = 0) -> Report:
+        to = directory / str(seed)
+        together = next((group for group in (tuple(FAST), HEALTHY) if name in group), (name,))
+        said = "" if (to / name).exists() else run(to, seed, *together)
+        runs = sorted((to / name).glob("training/attempt-*"))
         assert runs, said
         return make(runs)
 
@@ -97,9 +104,19 @@ def test_the_first_cause_is_the_true_one_of_others_too(name: str, told: Telling)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", HEALTHY)
-def test_a_training_that_is_well_has_no_cause(name: str, told: Telling) -> None:
-    check(told(name), "", "No cause is needed")
+def test_a_training_that_is_well_has_no_cause(name: str, seed: int, told: Telling) -> None:
+    check(told(name, seed), "", "No cause is needed")
+
+
+def test_a_seed_decides_about_all_of_a_training(tmp_path: Path) -> None:
+    losses = []
+    for i, seed in enumerate((0, 0, 1)):
+        trainings.run("update", tmp_path / str(i), seed)
+        losses.append(load(tmp_path / str(i) / "training").steps()["loss"].to_numpy(dtype=float))
+    assert np.array_equal(losses[0], losses[1], equal_nan=True)
+    assert not np.isclose(losses[0], losses[2]).any()
 
 
 def test_what_stands_in_the_flight_from_the_failure_on_is_no_evidence(told: Telling) -> None:

@@ -32,6 +32,13 @@ def test_a_level_that_changes_for_good_departs_where_it_does(factor: float) -> N
     assert found.seen == pytest.approx(factor, rel=0.1)
 
 
+@pytest.mark.parametrize(("at", "factor", "departs"), [(17, 4.0, False), (17, 20.0, True), (60, 4.0, True)])
+def test_what_leaves_its_initialisation_needs_more_to_depart(at: int, factor: float, departs: bool) -> None:
+    values = noisy(6)
+    values[at:] *= factor
+    assert bool(departures(window(loss=values), ())) == departs
+
+
 def test_blocks_depart_in_the_order_of_their_steps() -> None:
     ratio = np.stack([noisy(seed) for seed in range(5)], axis=1)
     for block, step in ((3, 240), (1, 255), (4, 270)):

@@ -46,6 +46,12 @@ def test_an_explosion_is_told_from_its_beginning(tmp_path: Path) -> None:
     assert report.runbook == "nonfinite"
 
 
+def test_a_checkpoint_from_after_the_first_sign_is_named_as_such(tmp_path: Path) -> None:
+    report = make([record(tmp_path, story=explosion(at=180), checkpoints=165, outcome="failed")])
+    assert report.checkpoint == ""
+    assert "the last checkpoint before it, ckpt-165.pt, is from after the first sign" in report.summary[2]
+
+
 def test_what_came_from_one_step_to_the_next_is_laid_to_the_data(tmp_path: Path) -> None:
     def story(step: int) -> dict[Any, float]:
         return {("output_square", block): math.inf for block in range(4)} if step == 180 else {}
@@ -128,6 +134,64 @@ def test_a_healthy_run_needs_no_cause(tmp_path: Path) -> None:
         assert not [suspect.key for suspect in report.suspects if suspect.is_indicated]
         assert "No cause is needed" in report.summary[2]
         assert not report.signs
+
+
+def _hard_batches(step: int) -> dict[Any, float]:
+    """One batch in eight has twelve times the loss and the gradient of the others, from the first step to the last."""
+    factor = 12.0 if step % 8 == 5 else 1.0
+    return {"loss": factor * calm(step)["loss"], "gradient_square": factor**2 * calm(step)["gradient_square"]}
+
+
+def _coming_alive(step: int) -> dict[Any, float]:
+    """Branches and gradients grow out of an initialisation with zeros, late and at once, and the loss falls."""
+    growth = 30.0 ** min(1.0, max(0.0, (step - 150) / 10))
+    blocks = {("branch_square", i): 0.25 * growth for i in range(4)} | {("output_square", i): growth for i in range(4)}
+    return {"gradient_square": growth * calm(step)["gradient_square"], **blocks}
+
+
+def _below_zero(step: int) -> dict[Any, float]:
+    """A likelihood of densities: a loss below 0."""
+    return {"loss": -1.0 + np.random.default_rng(step).normal(0, 0.05)}
+
+
+def _interrupted_often(step: int) -> dict[Any, float]:
+    """What else runs on the machine takes a third of a second from each of the last steps, from now one part and now another."""
+    if step < 150:
+        return {}
+    part = ("data_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")[step // 8 % 4]
+    return {"duration": 0.4, part: 0.3 + calm(step)[part]}
+
+
+@pytest.mark.parametrize("story", [_hard_batches, _coming_alive, _below_zero, _interrupted_often])
+def test_what_happens_to_healthy_runs_too_is_no_cause(story: Story, tmp_path: Path) -> None:
+    report = make([record(tmp_path, story=story)])
+    assert report.case.healthy
+    assert not [(suspect.key, suspect.evidence) for suspect in report.suspects if suspect.is_indicated]
+    assert "No cause is needed" in report.summary[2]
+    explosion = next(suspect for suspect in report.suspects if suspect.key == "explosion")
+    assert not explosion.pointing(towards=True)
+
+
+def test_what_grows_and_takes_back_what_was_learnt_is_an_explosion_though_finite(tmp_path: Path) -> None:
+    """Of so few steps that no detector has seen a level yet."""
+
+    def story(step: int) -> dict[Any, float]:
+        growth = 2.0 ** max(0, step - 25)
+        return {"loss": growth * calm(step)["loss"], "gradient_square": growth**2 * calm(step)["gradient_square"]}
+
+    report = make([record(tmp_path, story=story, steps=32)])
+    assert not report.case.findings
+    assert top(report) == "explosion"
+    assert [each.text.partition(" reached ")[0] for each in report.suspects[0].pointing(towards=True)] == [
+        "The gradient norm",
+        "The loss",
+    ]
+    assert report.summary[2].startswith("What deserves a look: explosion (likely), because the gradient norm reached")
+
+
+def test_steps_that_are_slow_for_a_minute_are_latency_wherever_it_goes(tmp_path: Path) -> None:
+    report = make([record(tmp_path, story=lambda step: {"duration": 2.5} if step >= 150 else {})])
+    assert top(report) == "latency"
 
 
 def test_without_an_incident_findings_say_when_it_broke(tmp_path: Path) -> None:

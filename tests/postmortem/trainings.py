@@ -1,16 +1,17 @@
-"""Real trainings, each of which breaks in its own way: `python -m tests.postmortem.trainings DIRECTORY NAME...` runs some.
+"""Real trainings, each of which breaks in its own way: `python -m tests.postmortem.trainings [--seed N] DIRECTORY NAME...`.
 
 All learn scikit-learn's digits with a small residual network; what makes them break is in the network, the data, the optimizer or
-around the process, as it happens to people. TRAININGS says which cause a post-mortem should put first.
+around the process, as it happens to people. TRAININGS says which cause a post-mortem should put first. The seed decides about all
+that is random in a training, its network's first weights too, and each starts from it, whichever ran before in the same process.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -121,9 +122,10 @@ def weight_of(module: nn.Module) -> Tensor:
     return module.weight
 
 
-def digits(seed: int = 0) -> tuple[Tensor, Tensor]:
+def digits() -> tuple[Tensor, Tensor]:
+    """In a random order, so that which are trained on and which validate is another matter of the seed."""
     data = load_digits()
-    order = torch.randperm(len(data.data), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(data.data))
     return torch.tensor(data.data, dtype=torch.float32)[order] / 16, torch.tensor(data.target)[order]
 
 
@@ -142,14 +144,13 @@ def train(
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     scaler: Any = None,
     examples: int = 1200,
+    size: int = 32,
     validate: bool = False,
     clip: float = 0.0,
-    seed: int = 0,
     checkpoints: int = 50,
     **settings: Any,
 ) -> None:
-    torch.manual_seed(seed)
-    x, y = digits(seed)
+    x, y = digits()
     model = model or network()
     made = optimizer(model.parameters())
     run = settings.pop("run", "training")
@@ -158,7 +159,7 @@ def train(
             for group in made.param_groups if rate else ():
                 group["lr"] = rate(step) if rate else 0.0
             before(step, model)
-            batch = torch.randint(0, examples, (32,))
+            batch = torch.randint(0, examples, (size,))
             with precision():
                 loss = loss_of(model(inputs(step, x[batch])).float(), targets(step, y[batch]))
             made.zero_grad()
@@ -346,9 +347,9 @@ def never_kept(to: Path) -> None:
 def slow_data(to: Path) -> None:
     def slower(step: int, model: nn.Sequential) -> None:
         if step >= 120:
-            time.sleep(0.03)
+            time.sleep(0.08)
 
-    train(to, steps=180, before=slower)
+    train(to, steps=160, before=slower)
 
 
 # -- the process ----------------------------------------------------------------------------------------------------------
@@ -356,7 +357,6 @@ def slow_data(to: Path) -> None:
 
 def out_of_memory(to: Path) -> None:
     """A batch that takes more than the address space allows."""
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 512), *(Block(512) for _ in range(6)), nn.Linear(512, 10))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     with resmon.watch(model, optimizer, run="training", directory=to, agent="off") as monitor:
@@ -375,7 +375,6 @@ def out_of_memory(to: Path) -> None:
 
 def shapes(to: Path) -> None:
     """Images of another size at the end of an epoch."""
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), Image(8), nn.Flatten(), nn.LazyLinear(10))
     # An image of one pixel is not halved, so it fits.
     model(torch.randn(1, 1, 1, 1))
@@ -448,11 +447,11 @@ def healthy(to: Path) -> None:
 
 
 def healthy_sgd(to: Path) -> None:
-    train(to, steps=300, optimizer=lambda p: torch.optim.SGD(p, 0.05, momentum=0.9), clip=1.0, seed=3, validate=True)
+    train(to, steps=300, optimizer=lambda p: torch.optim.SGD(p, 0.05, momentum=0.9), clip=1.0, validate=True)
 
 
 def healthy_warm_up(to: Path) -> None:
-    train(to, steps=300, rate=lambda step: 3e-3 * min(1, (step + 1) / 60) * 0.5 * (1 + math.cos(math.pi * step / 300)), seed=1)
+    train(to, steps=300, rate=lambda step: 3e-3 * min(1, (step + 1) / 60) * 0.5 * (1 + math.cos(math.pi * step / 300)))
 
 
 def healthy_zero_init(to: Path) -> None:
@@ -461,7 +460,7 @@ def healthy_zero_init(to: Path) -> None:
         if isinstance(block, Block):
             nn.init.zeros_(block.down.weight)
             nn.init.zeros_(block.down.bias)
-    train(to, model, steps=300, seed=2)
+    train(to, model, steps=300)
 
 
 def healthy_half(to: Path) -> None:
@@ -532,7 +531,17 @@ TRAININGS: Mapping[str, Training] = {
 }
 
 
+def run(name: str, to: Path, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    TRAININGS[name].run(to)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in sys.argv[2:]:
-        TRAININGS[name].run(Path(sys.argv[1]) / name)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("names", nargs="+", choices=TRAININGS, metavar="NAME")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    for name in asked.names:
+        run(name, asked.directory / name, asked.seed)
