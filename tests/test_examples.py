@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import zipfile
@@ -17,6 +16,7 @@ import pytest
 from resmon.agent import runtime
 from resmon.flight.reader import Follower
 from resmon.records import ScalarRecord, StepRecord
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,12 +56,6 @@ def test_char_gpt_learns(tmp_path: Path) -> None:
     losses = losses_of(tmp_path / "runs" / "char-gpt" / "attempt-0001" / "rank-00000")
     assert losses[0] > 4.0 and losses[-1] < 3.7
     assert "it writes:\ndef " in result.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture

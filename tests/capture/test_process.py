@@ -11,7 +11,8 @@ import pytest
 import resmon
 from resmon.flight import layout
 from tests.capture import stack
-from tests.ranks import ROOT, environment, free_port, run_all, run_ranks
+from tests.ports import free_port
+from tests.ranks import ROOT, environment, run_all, run_ranks
 
 MEMBER = "tests.capture.member"
 
@@ -36,9 +37,10 @@ def torchrun(folder: Path, order: str, *options: str, **more: str) -> str:
     ],
 )
 def test_the_ranks_of_a_launch_share_an_attempt(launcher: str, order: str, tmp_path: Path) -> None:
+    port = free_port()
     for launch in (1, 2):
         if launcher == "torchrun":
-            torchrun(tmp_path, order, LATE="1")
+            torchrun(tmp_path, order, f"--master-port={port}", LATE="1")
         else:
             command = [sys.executable, "-m", MEMBER, str(tmp_path), "r", order, "spawn", str(free_port())]
             run_all([command], [environment(LATE="1")])

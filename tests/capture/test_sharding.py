@@ -15,7 +15,8 @@ import pytest
 import resmon
 from resmon.flight.frames import Flight
 from tests.capture import sharded, stack
-from tests.ranks import environment, free_port, run_all, run_ranks
+from tests.ports import free_port
+from tests.ranks import environment, run_all, run_ranks
 
 ALONE = ("ddp", "fsdp", "plain")
 TWO = tuple(name for name in sharded.CASES if not name.startswith(("hsdp", "fsdp-tp")))
