@@ -216,6 +216,7 @@ class Logits(nn.Module):
     ],
     ids=["mixed", "transformer", "stochastic-depth", "gpt2"],
 )
+@pytest.mark.usefixtures("two_threads")
 def test_training_is_the_same_to_the_last_bit(build: Callable[[], nn.Module], batch: Callable[[int], Tensor]) -> None:
     def run(watched: bool) -> tuple[list[float], list[Tensor], object]:
         torch.manual_seed(7)
