@@ -122,9 +122,10 @@ def _main(first: str, *arguments: str) -> None:
         script, file = arguments[0], "<string>"
         sys.argv, sys.path[0] = ["-c", *arguments[1:]], ""
     else:
-        script, file = Path(first).read_text(), first
-        sys.argv, sys.path[0] = [first, *arguments], str(Path(first).absolute().parent)
-        main.__file__ = first
+        path = Path(first).absolute()
+        script, file = path.read_text(), str(path)
+        sys.argv, sys.path[0] = [first, *arguments], str(path.parent)
+        main.__file__ = file
     exec(compile(script, file, "exec"), vars(main))  # noqa: S102, that is what Python does with a script
 
 
