@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,10 +98,17 @@ def test_the_demonstration_and_what_it_tells_to_do_next(
 
 
 def test_a_wheel_holds_what_the_demonstration_runs_and_the_runbooks(tmp_path: Path) -> None:
-    result = run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], ROOT)
+    source = tmp_path / "source"  # the native part is compiled where its source lies, which here others import it from
+    source.mkdir()
+    for file in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    for folder in ("resmon", "examples", "runbooks"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "_native.*.so"))
+    result = run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], source)
     assert result.returncode == 0, result.stderr
     wheel = zipfile.ZipFile(next(tmp_path.glob("resmon-*.whl")))
     assert {"resmon/examples/digits.py", "resmon/examples/char_gpt.py", "resmon/py.typed"} <= set(wheel.namelist())
+    assert any(re.fullmatch(r"resmon/capture/_native\.(.+\.)?(so|pyd)", name) for name in wheel.namelist())
     assert {f"resmon/runbooks/{path.name}" for path in (ROOT / "runbooks").iterdir()} <= set(wheel.namelist())
     wheel.extractall(tmp_path / "installed")
     for arguments in ((), ("nonfinite",)):
