@@ -8,6 +8,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 TORCH := torch==2.13.0
 BIN := .venv/bin
+WORKERS ?= 2
+SHARED = --numprocesses $(WORKERS) --dist worksteal # so that tests which share a fixture mostly stay together
 
 .PHONY: help setup test test-slow lint demo bench bench-gpu faults clean
 
@@ -17,10 +19,10 @@ help: ## this list
 setup: .venv/.stamp ## virtual environment, the pinned torch, Prometheus where apt can install it
 
 test: setup ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(SHARED)
 
 test-slow: setup ## the others
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(SHARED)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from tests import forkserver
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 # What a launcher puts into the environment; a test that runs under one must not hand it on.
 _LAUNCHERS = ("TORCHELASTIC", "RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "SLURM_")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -30,22 +24,14 @@ def environment(**more: str) -> dict[str, str]:
 def run_ranks(world: int, module: str, *arguments: str, timeout: float = 240, **more: str) -> list[str]:
     """Run `python -m module arguments` as `world` ranks, and give what each printed. All must end well and in time."""
     place = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    commands = [[sys.executable, "-m", module, *arguments]] * world
-    return run_all(commands, [environment(**place, **more, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(world)], timeout)
+    environments = [environment(**place, **more, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(world)]
+    return run_all([["-m", module, *arguments]] * world, environments, timeout)
 
 
 def run_all(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]], timeout: float = 120) -> list[str]:
-    """Run commands beside each other, none longer than `timeout` seconds and none left behind."""
-    processes = [
-        subprocess.Popen(c, env=e, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for c, e in zip(commands, environments, strict=True)
-    ]
-    deadline = time.monotonic() + timeout
-    try:
-        outputs = [process.communicate(timeout=max(1.0, deadline - time.monotonic()))[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for i, (process, output) in enumerate(zip(processes, outputs, strict=True)):
-        assert process.returncode == 0, f"process {i} ended with {process.returncode}:\n{output[-6000:]}"
-    return outputs
+    """Run what follows `python` on each command line beside each other, none longer than `timeout` seconds."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        ended = list(pool.map(lambda words, env: forkserver.run(*words, env=env, timeout=timeout), commands, environments))
+    for i, process in enumerate(ended):
+        assert process.returncode == 0, f"process {i} ended with {process.returncode}:\n{(process.stdout + process.stderr)[-6000:]}"
+    return [process.stdout + process.stderr for process in ended]

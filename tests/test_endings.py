@@ -1,15 +1,10 @@
-"""Every way in which a watched script can end, really done, and what stands on file after it.
-
-One process imports torch and is forked for each case, whose script then runs at the top of its own main module.
-"""
+"""Every way in which a watched script can end, really done, and what stands on file after it."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,29 +13,18 @@ from typing import Any
 import pytest
 
 import resmon
+from tests import forkserver
 
 ROOT = Path(__file__).parent.parent
 
 # In the case's process: `step(i)` trains a step, `monitor` watches.
 BEGIN = """
-import gc, json, os, signal, sys, threading, time
+import os, signal, sys, threading, time
 import torch, resmon
-import torch._dynamo  # which the first optimizer would import, in each child anew
 from torch import nn
-from resmon import watch as _  # likewise what `watch` is made of
 from tests.capture import models
 
-cases, folder = json.loads(sys.argv[1]), sys.argv[2]
-statuses = {}
-gc.freeze()  # no child goes through all that again when it ends
-for case, script in cases.items():
-    child = os.fork()
-    if child == 0:
-        break
-    statuses[case] = os.waitpid(child, 0)[1]
-else:
-    print(json.dumps(statuses))
-    os._exit(0)
+case, folder = sys.argv[1:]
 
 def watch(**more):
     global model, optimizer, monitor
@@ -55,11 +39,8 @@ def step(i):
     optimizer.step()
     monitor.log(loss=loss)
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background has it ignored
-exec(compile(script, case, "exec"))
+watch(); step(0); step(1)
 """
-
-BOTH = "watch(); step(0); step(1)\n"
 
 
 @dataclass(frozen=True)
@@ -80,7 +61,7 @@ CASES = {
     "raise-exit": Case("raise SystemExit(4)", 4, "failed", "exit status 4", "exit status 4 after step 1"),
     "exit-text": Case("sys.exit('no data')", 1, "failed", "exit status 1", "exit status 1"),
     "exit-143": Case("sys.exit(143)", 143, "interrupted", "SIGTERM", "SIGTERM ended the run after step 1"),
-    "raise": Case("raise ValueError('boom')", 1, "failed", "ValueError: boom", "ValueError: boom, at raise:2"),
+    "raise": Case("raise ValueError('boom')", 1, "failed", "ValueError: boom", "ValueError: boom, at <string>:{line}"),
     "with-exit": Case("with monitor: sys.exit(3)", 3, "failed", "SystemExit: 3", "SystemExit: 3"),
     "with-caught": Case(
         """
@@ -234,23 +215,17 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
-    """The runs' folder and the statuses that the cases left with."""
-    folder = tmp_path_factory.mktemp("runs")
-    scripts = {name: BOTH + textwrap.dedent(case.script) for name, case in CASES.items()}
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", BEGIN, json.dumps(scripts), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=True, cwd=folder)
-    return folder, {name: os.waitstatus_to_exitcode(status) for name, status in json.loads(result.stdout).items()}
+def ended(name: str, folder: Path) -> int:
+    """The status that the case's script left with; its run is in the folder, under the case's name."""
+    script = BEGIN + textwrap.dedent(CASES[name].script)
+    return forkserver.run("-c", script, name, folder, cwd=folder).returncode
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_how_it_ended(name: str, ended: tuple[Path, dict[str, int]]) -> None:
-    folder, statuses = ended
+def test_how_it_ended(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    assert statuses[name] == case.status, "the script ended in another way than it does without resmon"
-    flight = resmon.load(folder / name)
+    assert ended(name, tmp_path) == case.status, "the script ended in another way than it does without resmon"
+    flight = resmon.load(tmp_path / name)
     assert flight.outcome == case.outcome
     end = flight.ends.get(0)
     assert (end is not None) == case.mark
@@ -260,14 +235,15 @@ def test_how_it_ended(name: str, ended: tuple[Path, dict[str, int]]) -> None:
     found = flight.incidents()
     assert len(found) == bool(case.incident), found["summary"].tolist()
     if case.incident:
-        assert case.incident in found["summary"][0]
+        assert case.incident.format(line=BEGIN.count("\n") + 1) in found["summary"][0]
         assert found["kind"][0] == case.outcome
     complete = flight.steps().query("complete")
     assert complete["step"].tolist()[:2] == [0, 1] and complete["loss"].notna().all()
 
 
-def test_the_last_checkpoint_is_named_also_where_it_is_of_the_last_step(ended: tuple[Path, dict[str, int]]) -> None:
-    (found,) = resmon.load(ended[0] / "sigterm-flag").incidents().to_dict("records")
+def test_the_last_checkpoint_is_named_also_where_it_is_of_the_last_step(tmp_path: Path) -> None:
+    ended("sigterm-flag", tmp_path)
+    (found,) = resmon.load(tmp_path / "sigterm-flag").incidents().to_dict("records")
     assert (found["checkpoint"], found["checkpoint_step"]) == ("last.pt", 1)
 
 
@@ -311,9 +287,7 @@ if __name__ == "__main__":
 def member(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     (folder / "member.py").write_text(MEMBER)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    return forkserver.run(*command, cwd=folder, env=environment)
 
 
 @pytest.mark.parametrize("how", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])

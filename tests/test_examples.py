@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import zipfile
@@ -17,6 +17,7 @@ import pytest
 from resmon.agent import runtime
 from resmon.flight.reader import Follower
 from resmon.records import ScalarRecord, StepRecord
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 
@@ -58,12 +59,6 @@ def test_char_gpt_learns(tmp_path: Path) -> None:
     assert "it writes:\ndef " in result.stdout
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 @pytest.fixture
 def runtime_folder(tmp_path: Path) -> Iterator[Path]:
     """A runtime folder of the test's own; the agent that is started there leaves with it."""
@@ -103,10 +98,17 @@ def test_the_demonstration_and_what_it_tells_to_do_next(
 
 
 def test_a_wheel_holds_what_the_demonstration_runs_and_the_runbooks(tmp_path: Path) -> None:
-    result = run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], ROOT)
+    source = tmp_path / "source"  # the native part is compiled where its source lies, which here others import it from
+    source.mkdir()
+    for file in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    for folder in ("resmon", "examples", "runbooks"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "_native.*.so"))
+    result = run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], source)
     assert result.returncode == 0, result.stderr
     wheel = zipfile.ZipFile(next(tmp_path.glob("resmon-*.whl")))
     assert {"resmon/examples/digits.py", "resmon/examples/char_gpt.py", "resmon/py.typed"} <= set(wheel.namelist())
+    assert any(re.fullmatch(r"resmon/capture/_native\.(.+\.)?(so|pyd)", name) for name in wheel.namelist())
     assert {f"resmon/runbooks/{path.name}" for path in (ROOT / "runbooks").iterdir()} <= set(wheel.namelist())
     wheel.extractall(tmp_path / "installed")
     for arguments in ((), ("nonfinite",)):

@@ -14,6 +14,7 @@ import pytest
 
 import resmon
 from resmon.cli import main
+from tests import forkserver
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,9 +66,7 @@ if __name__ == "__main__":
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "NO_COLOR": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    return forkserver.run(*arguments, cwd=folder, env=environment)
 
 
 @dataclass(frozen=True)

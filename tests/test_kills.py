@@ -88,10 +88,13 @@ def test_whatever_lies_in_the_groups_place_does_no_harm(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/cgroup").exists(), reason="no Linux")
 def test_the_counters_of_this_process_can_be_read() -> None:
+    def counted() -> int | None:
+        text = Path("/proc/vmstat").read_text()
+        return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), None)
+
     group = memory_group()
-    found = kills(group)
-    text = Path("/proc/vmstat").read_text()
-    assert found.machine == next((int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill ")), None)
+    before, found, after = counted(), kills(group), counted()
+    assert found.machine in (before, after)  # another test may have something killed meanwhile
     if group is not None:
         assert any((group / name).exists() for name in ("memory.events", "memory.oom_control"))
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import resmon
+from tests import forkserver
 from tests.capture import models
 
 LOOP = """
@@ -39,14 +40,7 @@ def step(i):
 
 
 def run(script: str, directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", LOOP + textwrap.dedent(script), str(directory)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | environment,
-        check=False,
-    )
+    return forkserver.run("-c", LOOP + textwrap.dedent(script), directory, env=os.environ | environment)
 
 
 def end_of(directory: Path, attempt: int = 1) -> dict[str, object] | None:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -22,6 +21,7 @@ from resmon.flight.reader import Follower
 from resmon.records import MAGNITUDE_NONFINITE, StepRecord
 from resmon.statistics import STATISTICS
 from tests.agent.conftest import House, scrape, wait_for
+from tests.ports import free_port
 
 CONFIGURATION = """
 global: {{scrape_interval: 1s}}
@@ -33,9 +33,7 @@ scrape_configs:
 
 class Server:
     def __init__(self, house: House, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         configuration = folder / "prometheus.yml"
         configuration.write_text(CONFIGURATION.format(targets=house.runtime / runtime.TARGETS))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -20,7 +19,7 @@ from resmon.errors import AgentError, ConfigurationError
 from resmon.flight import layout
 from resmon.records import Incident
 from resmon.settings import Settings
-from tests import synthetic
+from tests import forkserver, synthetic
 from tests.agent.conftest import ROOT, House, wait_for
 from tests.agent.test_roster import Writer, poll
 from tests.agent.test_service import rank_folder
@@ -211,8 +210,8 @@ def test_from_a_training_script(how: str, agent: str, kind: str, house: House, p
         house.ready(port)
     reaction, noted = noting(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RESMON_AGENT": agent, "RESMON_LISTEN": f"127.0.0.1:{port}"}
-    command = [sys.executable, "-c", textwrap.dedent(TRAINING), str(tmp_path / "runs"), how, *reaction.command]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False)
+    command = ["-c", textwrap.dedent(TRAINING), str(tmp_path / "runs"), how, *reaction.command]
+    result = forkserver.run(*command, env=environment, timeout=60, cwd=tmp_path)
     assert result.returncode == (1 if how == "raise" else -signal.SIGTERM), result.stderr
     given = json.loads(wait_for(noted.read_text))
     assert (given["incident"]["kind"], given["environment"]["RESMON_INCIDENT"]) == (kind, kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from resmon.capture import fetch
 from tests.capture import loops
@@ -16,6 +17,15 @@ def nobody_watches_on() -> Iterator[None]:
     yield
     while loops.watching:
         loops.watching.pop().detach()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """torch, and what reads large tensors, compute in two threads, also where the tests are shared and each process has one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from resmon.capture.positions import Sampling
 from resmon.records import MAGNITUDE_NONFINITE, Floats, ResidualSite
 from tests.capture.test_sums import SEAMS, laid_out
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 SITE = ResidualSite("block", "block", "identity", ("block.f",), (), (1,))
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 LAYOUTS = ["contiguous", "permuted", "channels_last", "sliced", "strided", "flipped"]

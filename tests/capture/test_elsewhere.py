@@ -21,9 +21,10 @@ from tests.capture.test_session import Watched, assert_operands
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
-# Those that look inside of what is done on the CPU.
+# Those that look inside of what is done on the CPU, and one whose process is not told to take main memory for an accelerator.
 del test_a_fault_inside_a_probe_never_reaches_the_loop  # noqa: F821
 del test_a_compiled_step  # noqa: F821
+del test_the_wrappers_are_there_only_while_somebody_watches  # noqa: F821
 del test_parameters_that_were_replaced_are_known_from_the_next_trace_on  # noqa: F821
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from resmon.flight import incidents, layout
 from resmon.flight.reader import read_end
 from resmon.footprint import Footprint, Trail
 from resmon.records import Incident
+from tests import forkserver
 from tests.capture.loops import watch
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,9 +25,8 @@ MIB = 1 << 20
 
 
 def starve(directory: Path, where: str, how: str, free: int, *sizes: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.capture.starved", str(directory), where, how, *map(str, (free, *sizes))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CI": "true"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    command = ["-m", "tests.capture.starved", str(directory), where, how, *map(str, (free, *sizes))]
+    return forkserver.run(*command, env=os.environ | {"CI": "true"}, timeout=180)
 
 
 def told(directory: Path) -> Incident:

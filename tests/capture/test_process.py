@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import resmon
 from resmon.flight import layout
+from tests import forkserver
 from tests.capture import stack
-from tests.ranks import ROOT, environment, free_port, run_all, run_ranks
+from tests.ports import free_port
+from tests.ranks import environment, run_all, run_ranks
 
 MEMBER = "tests.capture.member"
 
@@ -22,7 +23,7 @@ def attempts(folder: Path, run: str = "r") -> dict[int, list[int]]:
 
 
 def torchrun(folder: Path, order: str, *options: str, **more: str) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *options, "-m", MEMBER]
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", *options, "-m", MEMBER]
     return run_all([[*command, str(folder), "r", order, "environment"]], [environment(**more)])[0]
 
 
@@ -36,11 +37,12 @@ def torchrun(folder: Path, order: str, *options: str, **more: str) -> str:
     ],
 )
 def test_the_ranks_of_a_launch_share_an_attempt(launcher: str, order: str, tmp_path: Path) -> None:
+    port = free_port()
     for launch in (1, 2):
         if launcher == "torchrun":
-            torchrun(tmp_path, order, LATE="1")
+            torchrun(tmp_path, order, f"--master-port={port}", LATE="1")
         else:
-            command = [sys.executable, "-m", MEMBER, str(tmp_path), "r", order, "spawn", str(free_port())]
+            command = ["-m", MEMBER, str(tmp_path), "r", order, "spawn", str(free_port())]
             run_all([command], [environment(LATE="1")])
         assert attempts(tmp_path) == {attempt: [0, 1] for attempt in range(1, launch + 1)}
     for attempt in (1, 2):
@@ -76,16 +78,10 @@ def test_a_launch_that_torchrun_restarts_is_a_new_attempt(tmp_path: Path) -> Non
 def test_a_launch_in_which_a_rank_never_came_is_not_completed_by_the_next(tmp_path: Path) -> None:
     """The same words in the environment, even the same port: only the process groups' own stores tell the two launches apart."""
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-m", MEMBER, str(tmp_path), "r", "init-watch", "environment"]
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, env=environment(**place, RANK=str(rank), GONE="1"), stderr=subprocess.DEVNULL)
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(60) for process in processes] == [0, -9]
-    finally:
-        for process in processes:
-            process.kill()
+    command = ["-m", MEMBER, str(tmp_path), "r", "init-watch", "environment"]
+    with ThreadPoolExecutor(2) as pool:
+        ended = pool.map(lambda rank: forkserver.run(*command, env=environment(**place, RANK=str(rank), GONE="1")), range(2))
+        assert [process.returncode for process in ended] == [0, -9]
     assert attempts(tmp_path) == {1: [0]}
     run_all([command] * 2, [environment(**place, RANK=str(rank)) for rank in range(2)])
     assert attempts(tmp_path) == {1: [0], 2: [0, 1]}
@@ -104,7 +100,7 @@ def test_a_group_that_is_joined_too_late_is_told(tmp_path: Path) -> None:
         dist.destroy_process_group()
     """
     where = f"tcp://127.0.0.1:{free_port()}"
-    commands = [[sys.executable, "-c", script, str(tmp_path), where, str(rank)] for rank in range(2)]
+    commands = [["-c", script, str(tmp_path), where, str(rank)] for rank in range(2)]
     outputs = run_all(commands, [environment()] * 2)
     assert attempts(tmp_path) == {1: [0], 2: [0]}
     assert all("call init_process_group before resmon.watch" in output for output in outputs)

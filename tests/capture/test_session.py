@@ -240,6 +240,19 @@ def test_training_is_the_same_to_the_last_bit(build: Callable[[], nn.Module], ba
     assert state == bare_state
 
 
+@pytest.mark.usefixtures("two_threads")
+def test_training_in_several_threads_is_the_same_to_the_last_bit() -> None:
+    """With operands so large that torch computes, and we read, in pieces."""
+
+    def train(model: nn.Module, watched: bool) -> list[object]:
+        w = Watched(model, watched=watched)
+        for i in range(3):
+            w.step(torch.randn(1500, 64, generator=torch.Generator().manual_seed(i)))
+        return [w.model(torch.ones(1, 64)).tolist()]
+
+    loops.assert_same_training(train, lambda: nn.Sequential(nn.Linear(64, 64), models.TwoAdds(64), models.Alpha(64)))
+
+
 def test_accumulated_micro_batches_equal_one_batch() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 16), models.TwoAdds(16), models.Alpha(16)).eval()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,8 @@ import pytest
 import resmon
 from resmon.flight.frames import Flight
 from tests.capture import sharded, stack
-from tests.ranks import environment, free_port, run_all, run_ranks
+from tests.ports import free_port
+from tests.ranks import environment, run_all, run_ranks
 
 ALONE = ("ddp", "fsdp", "plain")
 TWO = tuple(name for name in sharded.CASES if not name.startswith(("hsdp", "fsdp-tp")))
@@ -174,7 +174,7 @@ def test_one_rank_watches_and_the_other_does_not(tmp_path: Path) -> None:
     """Nothing waits for the other. The rank that is watched says what it can know: all of replicated gradients, none of shards."""
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     names = ("ddp", "fsdp")
-    commands = [[sys.executable, "-m", "tests.capture.sharded", str(tmp_path), bare, *names] for bare in "01"]
+    commands = [["-m", "tests.capture.sharded", str(tmp_path), bare, *names] for bare in "01"]
     run_all(commands, [environment(**place, RANK=str(rank)) for rank in range(2)])
     truth = stack.truth(stack.stack())
     for name in names:

@@ -16,6 +16,7 @@ from resmon.capture import _native
 from resmon.capture.sums import PIECE, is_dense, nonfinite_count, square_sum
 from resmon.errors import UnobservableError
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 TOLERANCE = 1e-4  # relative, on the norm; issue 2, point 3
 
 
