@@ -215,7 +215,7 @@ def test_damaged_lines_are_counted(roster: Roster, runs: Path) -> None:
 
 def test_a_process_that_is_stopped_stalls_goes_on_and_is_killed(house: House, port: int) -> None:
     house.agent(port)
-    trainer = house.trainer(pace=PACE, last=100_000, how="finished", stall_after=1.0)
+    trainer = house.trainer(pace=PACE, last=100_000, how="finished", stall_after=3.0)
     url = house.ready(port)
     wait_for(lambda: (scrape(url).one("resmon_steps_total") or 0) > 5)
     assert scrape(url).one("resmon_run_stalled") == 0
