@@ -167,7 +167,8 @@ class References:
         made, self._current = self._current, None
         if made is None or made.key != key:
             return
-        for i, (_, tensor) in enumerate(leaves(output)):
+        tensors = (output,) if type(output) is Tensor else [tensor for _, tensor in leaves(output)]
+        for i, tensor in enumerate(tensors):
             if type(tensor) is not Tensor:
                 continue
             if _size(tensor) <= LARGEST_OUTPUT:
