@@ -614,13 +614,17 @@ failed:
  * at either end tell, which are two lines of memory instead of forty. */
 static PyObject *drawn(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
-    const uint32_t *words;
-    uint64_t found[2];
-    if (!expects(given, 1) || !address(arguments[0], &words) || !is_there(words, 1))
+    const uint32_t *words[2];
+    uint64_t ends[4];
+    if (!expects(given, 2) || !address(arguments[0], &words[0]) || !address(arguments[1], &words[1]) || !is_there(words[0], 1) ||
+        !is_there(words[1], 1))
         return NULL;
-    memcpy(&found[0], words, sizeof *found);
-    memcpy(&found[1], words + 623, sizeof *found);
-    return PyBytes_FromStringAndSize((const char *)found, sizeof found);
+    for (int i = 0; i < 2; i++) {
+        memcpy(&ends[2 * i], words[i], sizeof *ends);
+        memcpy(&ends[2 * i + 1], words[i] + 623, sizeof *ends);
+    }
+    const Py_ssize_t size = 2 * sizeof *ends;
+    return Py_BuildValue("y#y#", (const char *)ends, size, (const char *)(ends + 2), size);
 }
 
 static PyObject *magnitudes(PyObject *self, PyObject *const *arguments, Py_ssize_t given)

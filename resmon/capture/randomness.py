@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Randomness(NamedTuple):
         devices = {}
         if torch.cuda.is_initialized():
             devices = {i: torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
-        return cls(torch.default_generator.get_state(), devices, _python.now(), _numpy.now())
+        return cls(torch.default_generator.get_state(), devices, *_others.now())
 
     def restore(self) -> None:
         torch.set_rng_state(self.torch)
@@ -56,54 +56,41 @@ def kept() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-class _Twister:
-    """A Mersenne Twister whose state takes its owner long to tell, so that it is asked only when its memory is another one."""
+class _Others:
+    """The Mersenne Twisters of Python and numpy, each asked for its state only when its memory is another one.
 
-    def __init__(self, ask: Callable[[], Any]) -> None:
-        self._ask = ask
-        self._seen: tuple[bytes, Any] | None = None
-        self._state: Any = None
-
-    def state(self, words: int, more: Any = None) -> Any:
-        """`words` is the address of its words and place, and `more` what else the state depends on."""
-        seen = _native.drawn(words), more
-        if seen != self._seen:
-            self._seen, self._state = seen, self._ask()
-        return self._state
-
-
-class _Python(_Twister):
-    """Python's own generator. CPython keeps the place and then the words right behind the object's head; elsewhere it is asked."""
+    CPython keeps the place and then the words right behind the generator's head. Where that is not so, or a program has given
+    numpy a generator of another kind, both are asked each time.
+    """
 
     def __init__(self) -> None:
-        super().__init__(random.getstate)
         self._generator: Any = random.getstate.__self__  # type: ignore[attr-defined]
-        self._words = 0
+        self._bits: Any = None  # numpy's
+        self._python = self._numpy = 0  # addresses of words and place; 0 is not known
         if type(self._generator).__basicsize__ >= object.__basicsize__ + ctypes.sizeof(_Words):
             *words, place = random.getstate()[1]
             there = id(self._generator) + object.__basicsize__
-            self._words = there if list(_Words.from_address(there)) == [place, *words] else 0
+            self._python = there if list(_Words.from_address(there)) == [place, *words] else 0
+        self._seen = b"", b"", None
+        self._states: tuple[Any, Any] = None, None
 
-    def now(self) -> Any:
-        return self.state(self._words, self._generator.gauss_next) if self._words else random.getstate()
+    def now(self) -> tuple[Any, Any]:
+        """Python's state and numpy's."""
+        bits: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        if bits is not self._bits:
+            self._bits, self._seen = bits, (b"", b"", None)
+            self._numpy = bits.ctypes.state_address if type(bits) is np.random.MT19937 else 0
+        if not (self._python and self._numpy):
+            return random.getstate(), np.random.get_state()
+        seen = *_native.drawn(self._python, self._numpy), self._generator.gauss_next
+        if seen != self._seen:
+            python, numpy = self._states
+            if seen[0] != self._seen[0] or seen[2] != self._seen[2]:
+                python = random.getstate()
+            if seen[1] != self._seen[1]:
+                numpy = np.random.get_state()
+            self._seen, self._states = seen, (python, numpy)
+        return self._states
 
 
-class _Numpy(_Twister):
-    """numpy's own generator, which a program may have replaced by one of another kind."""
-
-    def __init__(self) -> None:
-        super().__init__(np.random.get_state)
-        self._generator: Any = None
-        self._words = 0
-
-    def now(self) -> Any:
-        generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
-        if generator is not self._generator:
-            is_one = type(generator) is np.random.MT19937
-            self._generator, self._seen = generator, None
-            self._words = generator.ctypes.state_address if is_one else 0
-        return self.state(self._words) if self._words else np.random.get_state()
-
-
-_python = _Python()
-_numpy = _Numpy()
+_others = _Others()

@@ -37,7 +37,7 @@ class Autocasting:
 
     @classmethod
     def now(cls) -> Autocasting:
-        if not torch._C._is_any_autocast_enabled():
+        if not _is_any_autocast_enabled():
             return _NO_AUTOCASTING
         dtypes = {device: torch.get_autocast_dtype(device) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)}
         return cls(dtypes, torch.is_autocast_cache_enabled())
@@ -53,6 +53,7 @@ class Autocasting:
 
 
 _NO_AUTOCASTING = Autocasting({}, True)
+_is_any_autocast_enabled = torch._C._is_any_autocast_enabled
 
 
 class Held:
@@ -61,9 +62,10 @@ class Held:
     __slots__ = ("_leaf", "_requires_grad", "_version", "tensor")
 
     def __init__(self, tensor: Tensor) -> None:
-        self._requires_grad = tensor.requires_grad
-        self._leaf = not self._requires_grad or tensor.is_leaf
-        self.tensor = tensor.detach()
+        self._leaf, self._requires_grad = True, tensor.requires_grad
+        if self._requires_grad:  # nothing else has a graph
+            self._leaf, tensor = tensor.is_leaf, tensor.detach()
+        self.tensor = tensor
         self._version = _version(tensor)
 
     @property
@@ -140,7 +142,7 @@ class References:
             key,
             model,
             number,
-            (keep(args), keep(kwargs)),
+            (keep(args), keep(kwargs) if kwargs else {}),
             Randomness.now(),
             Autocasting.now(),
             model.training,
