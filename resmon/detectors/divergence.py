@@ -27,6 +27,7 @@ ENOUGH, SUDDEN_ENOUGH = 2.0, 10.0  # times the level at which the run began are 
 SUDDEN = 8  # losses in a row that are ten times as large need no window
 SUDDEN_FACTOR = log(10.0)
 SUDDEN_NOISES = 10.0
+LEAST_LOSS = 1e-12  # that a loss of 0, to which one in 16 bits underflows, counts as
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class _Level:
 class Divergence:
     """The logged training loss against its own best level.
 
-    *Formula.* y = log(loss); from the first loss on that is not positive, the loss itself. A level is the median of 16 logged
-    losses. It is to be compared with the best so far:
+    *Formula.* y = log(loss), of a loss of 0 as of 1e-12; from the first negative loss on, the loss itself. A level is the median
+    of 16 logged losses. It is to be compared with the best so far:
 
         limit = best + rise
         rise = max(log 1.5, 6 noises of single losses, 4 noises of levels x sqrt(windows since the best, 16 at most))
@@ -55,11 +56,11 @@ class Divergence:
 
     Twice the level at which the run began is above every limit: near zero a loss is so noisy that hardly anything is a rise.
 
-    *Meaning.* `loss_divergence` (page): three levels in a row are above the limit, the last is not on its way back, and a tenth
-    of everything that had been gained since the beginning is lost. Or, at once: 8 losses in a row are above a limit with log 10 and
-    10 noises in place of log 1.5 and 6, or above ten times the beginning. Closed once a level is half the way back. NaN and
-    infinite losses are nonfinite's to judge and passed over here. Of several names for the training loss (`loss`, `train_loss`) the
-    first that comes is followed.
+    *Meaning.* `loss_divergence` (page): three levels in a row are above the limit, and the last is not on its way back. Or, at
+    once: 8 losses in a row are above a limit with log 10 and 10 noises in place of log 1.5 and 6, or above ten times the beginning.
+    Either way a tenth of everything that had been gained since the beginning is lost: near 0 a loss may rise tenfold and harm
+    nothing. Closed once a level is half the way back. NaN and infinite losses are nonfinite's to judge and passed over here. Of
+    several names for the training loss (`loss`, `train_loss`) the first that comes is followed.
 
     *Delay.* 33 to 64 logged losses, 8 where it is sudden.
 
@@ -107,11 +108,11 @@ class Divergence:
         return [] if finding is None else [finding.closed(step, time, "the run ended with it")]
 
     def _take(self, step: int, time: float, loss: float) -> Iterator[Finding]:
-        if loss <= 0 and not self._linear:
+        if loss < 0 and not self._linear:
             yield from self.end(step, time)
             self._linear = True
             self._begin()
-        value = loss if self._linear else log(loss)
+        value = loss if self._linear else log(max(loss, LEAST_LOSS))
         self._values.append(value)
         self._steps.append(step)
         self._newest.append((step, value))
@@ -119,8 +120,8 @@ class Divergence:
             rise = self._rise(SUDDEN_FACTOR, SUDDEN_NOISES, 2 * WANDERING)
             limit = self._above_which(rise, SUDDEN_ENOUGH)
             self._above = self._above + 1 if value > limit else 0
-            if self._above == SUDDEN:
-                yield self._opened(step, time, median(each for _, each in self._newest), self._newest[0][0], limit)
+            if self._above >= SUDDEN and self._loses(now := median(each for _, each in self._newest)):
+                yield self._opened(step, time, now, self._newest[0][0], limit)
         if len(self._values) == WINDOW:
             level = _Level(median(self._values), deviation(self._values), self._steps[0], self._rate)
             if self._first is None:  # in which a loss may have fallen far already

@@ -57,6 +57,19 @@ def test_spikes_are_none() -> None:
     assert said(losses) == []
 
 
+def test_a_loss_next_to_zero_may_rise_a_thousandfold() -> None:
+    """All has been learned by heart, and in float16 the loss underflows: the fault bench's healthy runs have such stretches."""
+    random = np.random.default_rng(0)
+    losses = falling(3000) * np.exp(-np.arange(3000) / 100)
+    losses[losses < 1e-7] = 0.0
+    for at in (2000, 2300, 2600):
+        losses[at : at + 20] = 4e-4 * np.exp(random.normal(0, 0.3, 20))
+    assert said(losses) == []
+    losses[2800:] = 2.0
+    (finding,) = said(losses)
+    assert finding.opened_step == 2800 + SUDDEN - 1 and "its level of 1e-12" in finding.summary
+
+
 def test_one_that_comes_back_is_closed() -> None:
     losses = falling(2000)
     losses[600:800] *= 5.0
