@@ -35,7 +35,7 @@ class Randomness(NamedTuple):
         devices = {}
         if torch.cuda.is_initialized():
             devices = {i: torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}
-        return cls(torch.default_generator.get_state(), devices, *_others.now())
+        return tuple.__new__(cls, (torch.default_generator.get_state(), devices, *_others.now()))  # cls(...) is Python, and slower
 
     def restore(self) -> None:
         torch.set_rng_state(self.torch)

@@ -37,8 +37,6 @@ class Autocasting:
 
     @classmethod
     def now(cls) -> Autocasting:
-        if not _is_any_autocast_enabled():
-            return _NO_AUTOCASTING
         dtypes = {device: torch.get_autocast_dtype(device) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)}
         return cls(dtypes, torch.is_autocast_cache_enabled())
 
@@ -133,7 +131,7 @@ class References:
     ) -> None:
         """A pass begins, before anything of it has run. `spoilt` says whether one of this step was not finite: it is not let go."""
         self._current = None
-        number = self.count(key)
+        number = self._counts.get(key, 0)
         self._counts[key] = number + 1
         if self.passes and not self._has_room(spoilt):
             self.lost.add(key)
@@ -142,9 +140,9 @@ class References:
             key,
             model,
             number,
-            (keep(args), keep(kwargs) if kwargs else {}),
+            (tuple([keep(each) for each in args]), keep(kwargs) if kwargs else {}),
             Randomness.now(),
-            Autocasting.now(),
+            Autocasting.now() if _is_any_autocast_enabled() else _NO_AUTOCASTING,
             model.training,
             _caller(),
             compiled=compiled,
