@@ -60,24 +60,24 @@ class Clock:
         references.arrived = self._timed(references.arrived)  # type: ignore[method-assign]
 
     def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def clocked(method: Callable[..., Any], sign: int) -> Callable[..., Any]:
-            def timed(*args: Any, **kwargs: Any) -> Any:
-                started = perf_counter()
-                try:
-                    return method(*args, **kwargs)
-                finally:
-                    self.seconds += sign * (perf_counter() - started)
-
-            return timed
-
-        nothing, something = clocked(lambda *_, **__: None, -1), clocked(method, 1)
+        nothing, something = self._added(lambda *_, **__: None, -1), self._added(method, 1)
 
         @wraps(method)
-        def both(*args: Any, **kwargs: Any) -> Any:
+        def timed(*args: Any, **kwargs: Any) -> Any:
             nothing(*args, **kwargs)
             return something(*args, **kwargs)
 
-        return both
+        return timed
+
+    def _added(self, method: Callable[..., Any], sign: int) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.seconds += sign * (perf_counter() - started)
+
+        return timed
 
 
 def seconds_a_step(blocks: int, steps: int) -> tuple[int, list[float]]:
