@@ -10,9 +10,9 @@ from tests.detectors.course import Item, course
 
 
 def nonfinite() -> list[Item]:
-    branch = np.full((160, 6), 0.3)
-    branch[60:90, 2:] = np.inf
-    return course(160, branch_rms=branch)
+    broken = np.zeros((160, 6))
+    broken[60:90, 2:] = 5
+    return course(160, nonfinite_forward=broken)
 
 
 def loss_divergence() -> list[Item]:
