@@ -82,7 +82,7 @@ class Grouping:
 
     def _is_near(self, told: _Told, step: int) -> bool:
         if told.finding.state != "closed":
-            return told.weight == "certain" or step - told.finding.opened_step <= TOGETHER or told.finding.severity == "page"
+            return told.weight == "certain" or step - told.finding.opened_step <= TOGETHER
         return step - told.finding.step <= TOGETHER
 
     def _forget(self, step: int) -> None:
