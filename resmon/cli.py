@@ -261,7 +261,8 @@ def settings(
 ) -> None:
     """Show every setting, where its value comes from and what it is for. Names all that is wrong, with exit status 2."""
     from resmon.origins import VARIABLES, printable
-    from resmon.settings import Settings, resolve
+    from resmon.settings import Settings
+    from resmon.tuning import resolved as resolve
 
     resolved = resolve(dict(map(_name_and_value, arguments or ())))
     values = resolved.settings.model_dump(mode="json")
@@ -498,6 +499,8 @@ def _value(value: Any) -> str:
     """A setting's value as one would write it."""
     if isinstance(value, list):
         return ", ".join(value)
+    if isinstance(value, dict):
+        return json.dumps(value) if value else ""
     return "–" if value is None else str(value)
 
 

@@ -36,6 +36,7 @@ from resmon.kills import kills, memory_group
 from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.settings import Settings
 from resmon.targets import Reached, parse
+from resmon.tuning import resolved
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,17 +80,17 @@ def watch(
     Raises ConfigurationError where an argument cannot be used, the optimizer owns none of the model's parameters, or the
     directory cannot be written.
     """
-    chosen = Settings.of(
-        run=run,
-        model_name=model_name,
-        directory=directory,
-        listen=listen,
-        agent=agent,
-        start_step=start_step,
-        include=include,
-        exclude=exclude,
-        **settings,
-    )
+    given = {
+        "run": run,
+        "model_name": model_name,
+        "directory": directory,
+        "listen": listen,
+        "agent": agent,
+        "start_step": start_step,
+        "include": include,
+        "exclude": exclude,
+    }
+    chosen = resolved(given | settings).without_nits()
     models = dict(model) if isinstance(model, Mapping) else {"": model}
     return Monitor({key: unwrapped(each) for key, each in models.items()}, optimizer, chosen)
 
@@ -313,6 +314,7 @@ class _Flight:
             memory_group=None if group is None else str(group),
             group_kills=so_far.group,
             machine_kills=so_far.machine,
+            detectors=settings.detectors,
         )
         self._folder, self._info = folder, info
         self._writer = FlightWriter(folder, info, settings.budget)

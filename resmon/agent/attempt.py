@@ -56,8 +56,8 @@ class Rank:
         self.newest: tuple[Columns, StepRecord] | None = None
         self.end: RunEnd | None = None
         self.readable = True
-        self.bank = Bank(fault=self._off)
         self.off: list[tuple[str, Exception]] = []  # detectors that failed, of which nobody was told yet
+        self.bank = Bank(self.info.detectors, fault=self._off)
         self.gaps = Gaps()
         self.memory = RankMemory(self.info)
         self.checkpoint: Checkpoint | None = None  # the newest

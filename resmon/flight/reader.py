@@ -597,6 +597,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "Outcome": (str,),
     "tuple[str, ...]": (list,),
     "dict[str, str]": (dict,),
+    "dict[str, Any]": (dict,),
 }
 
 
@@ -613,7 +614,7 @@ def typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
             raise ValueError(f"{field.name} is {value!r:.80}")
         if isinstance(value, (int, float)) and not abs(value) < 1 << 64:  # NaN too
             raise ValueError(f"{field.name} is {value!r:.80}")
-        inner = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
+        inner = value if isinstance(value, list) else [*value, *value.values()] if field.type == "dict[str, str]" else []
         if not all(isinstance(item, str) for item in inner):
             raise ValueError(f"{field.name} is {value!r:.80}")
         made[field.name] = tuple(value) if isinstance(value, list) else value
