@@ -233,7 +233,7 @@ class Attempt:
         rank.off.clear()
         for event in events:
             try:
-                self._findings.add(event, number)
+                self._findings.write(event, number)
             except OSError as error:
                 self._fault(f"{self.folder} findings", f"{self.folder / layout.FINDINGS} cannot be written: {error.strerror}")
 

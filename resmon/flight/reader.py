@@ -606,7 +606,7 @@ def typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
     made: dict[str, Any] = {}
     for field in fields(kind):
         if field.name not in values:
-            if field.default is MISSING:
+            if field.default is MISSING and field.default_factory is MISSING:
                 raise ValueError(f"{field.name} is missing")
             continue
         value: Any = values[field.name]
