@@ -115,11 +115,7 @@ def _agreement(agreement: Agreement, replayed: Replayed, more: Sequence[type[Det
             yield "No agent has written findings of this run; these are what one would have written."
         return
     if agreement.is_same:
-        yield (
-            f"This is what the agent wrote, all {count(agreement.written, 'event')} of it."
-            if agreement.written > 1
-            else ("This is what the agent wrote.")
-        )
+        yield f"This is what the agent wrote, to the last number: {count(agreement.written, 'event')}."
         return
     differences = (
         ("only the agent has", agreement.missing),

@@ -165,6 +165,9 @@ class Attempt:
 
     def add(self, rank: Rank) -> None:
         self.ranks[rank.info.rank] = rank
+        if rank.bank.wrong:
+            wrong = "; ".join(map(str, rank.bank.wrong))
+            self._fault(f"{self.folder} detectors", f"{self.folder}: settings of detectors that cannot be used: {wrong}")
 
     def close(self) -> None:
         for rank in self.ranks.values():

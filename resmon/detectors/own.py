@@ -65,7 +65,7 @@ def load_all(names: Sequence[str], folders: Sequence[str]) -> tuple[list[type[De
 
 
 def _check(name: str, kind: Any) -> None:
-    if not isinstance(kind, type) or Detector not in kind.__mro__:
+    if Detector not in getattr(kind, "__mro__", ()):
         raise OwnError(f"{name} is no subclass of resmon.detectors.Detector")
     called = getattr(kind, "name", None)
     if not isinstance(called, str) or not _NAME.fullmatch(called):
