@@ -433,12 +433,20 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
+def _own_detectors(settings: Settings) -> dict[str, Any] | None:
+    """Their names, and where the agent is to look for them: here, and beside the script that trains."""
+    if not settings.own_detectors:
+        return None
+    folders = [str(Path.cwd()), *(str(Path(each).absolute()) for each in sys.path[:1])]
+    return {"names": list(settings.own_detectors), "folders": list(dict.fromkeys(folders))}
+
+
 def _serve(settings: Settings, folder: Path, reaction: Reaction | None) -> str:
     """Hand the flight to the agent. What goes wrong here costs the metrics, not the run."""
     if settings.agent == "off":
         return ""
     try:
-        register(folder, None if reaction is None else asdict(reaction))
+        register(folder, None if reaction is None else asdict(reaction), _own_detectors(settings))
         url = find_or_start(settings)
         home = runtime.folder()
         now = runtime.serving(home)
