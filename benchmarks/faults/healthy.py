@@ -103,21 +103,24 @@ def one_cycle(part: float) -> float:
 
 
 class Plain(nn.Module):
-    """x + linear(norm(x)), or the branch alone under dropout, or dropped as a whole now and then."""
+    """x + relu(linear(norm(x))), the branch under dropout, dropped now and then, or ending in a layer that begins at zero."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
         self.norm = nn.LayerNorm(nets.WIDTH)
         self.fc = nn.Linear(nets.WIDTH, nets.WIDTH)
-        if kind == "zero":
-            nn.init.zeros_(self.fc.weight)
-            nn.init.zeros_(self.fc.bias)
+        if kind == "zero":  # not what feeds the ReLU: at 0 that passes no gradient, and the branch would never learn
+            self.out = nn.Linear(nets.WIDTH, nets.WIDTH)
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "depth" and self.training and torch.rand(()) < 0.2:
             return x
         branch = torch.relu(self.fc(self.norm(x)))
+        if self.kind == "zero":
+            branch = self.out(branch)
         if self.kind == "dropout":
             branch = F.dropout(branch, 0.2, self.training)
         if self.kind == "drop path" and self.training:

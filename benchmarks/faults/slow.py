@@ -273,13 +273,14 @@ class BadInitialisation(Slow):
 
     COMPARED = 200  # first steps that a sound training is compared in
     LOUD = 8.0  # times the sound one's ratio of branch to skip
-    WORSE = 1.1  # times its loss
+    WORSE = 1.1  # times its loss, or
+    UNEVEN = 5.0  # times a block's gradient, or a so-manieth of it
 
     def __init__(self, trial: Trial, harder: int) -> None:
         self.training = trial.training()
         blocks = trial.architecture.blocks
         guilty = list(blocks) if trial.random.random() < 1 / 3 else [trial.random.choice(blocks)]
-        factor = 10 ** trial.random.uniform(1.2, 2.0) * 2**harder
+        factor = 10 ** trial.random.uniform(1.2, 2.0) * 2 ** min(harder, 3)
         for weight in _parameters(self.training.model, [path for block in guilty for path in block.ends]):
             with torch.no_grad():
                 if weight.dim() > 1:
@@ -292,12 +293,19 @@ class BadInitialisation(Slow):
         self.steps = LASTING
 
     def came(self, trial: Trial, recorded: Flight) -> bool:
-        """Louder branches than a sound training has, and a loss that comes down later."""
+        """Louder branches than in a sound training, and a loss that comes down later or gradients that are none of its size."""
         sound = _sound(trial.training(), self.COMPARED)
-        ours, theirs = ([series(flown, "branch_skip_ratio", name) for name in self._guilty] for flown in (recorded, sound))
-        early = slice(0, LEVEL)
-        loud = all(np.median(our[early]) > self.LOUD * np.median(their[early]) for our, their in zip(ours, theirs, strict=True))
-        return loud and bool(np.mean(losses(recorded)[: self.COMPARED]) > self.WORSE * np.mean(losses(sound)))
+
+        def level(flown: Flight, value: str, name: str, steps: int) -> float:
+            return float(np.nanmedian(series(flown, value, name)[:steps]))
+
+        def times(value: str, name: str, steps: int) -> float:
+            return level(recorded, value, name, steps) / level(sound, value, name, steps)
+
+        loud = all(times("branch_skip_ratio", name, LEVEL) > self.LOUD for name in self._guilty)
+        later = np.mean(losses(recorded)[: self.COMPARED]) > self.WORSE * np.mean(losses(sound))
+        gradients = [times("gradient_norm", block.name, self.COMPARED) for block in trial.architecture.blocks]
+        return loud and bool(later or any(not 1 / self.UNEVEN < each < self.UNEVEN for each in gradients))
 
 
 def _sound(training: Training, steps: int) -> Flight:
