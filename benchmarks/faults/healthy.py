@@ -65,7 +65,7 @@ class Quiet:
     last_loss: float
     skipped: int = 0  # steps that a gradient scaler skipped
     incidents: list[str] = field(default_factory=list)  # what they say
-    findings: list[dict[str, Any]] = field(default_factory=list)  # kind, severity, block, step, summary
+    findings: list[dict[str, Any]] = field(default_factory=list)  # as _short makes them
     commit: str = field(default="", compare=False)  # likewise as in Outcome
 
 
@@ -240,7 +240,7 @@ def train(name: str, steps: int | None = None, note: Callable[[Quiet], None] = l
                     round(last, 4),
                     skipped,
                     list(said),
-                    [_short(finding) for finding in detecting.findings.values()],
+                    [_short(finding, finding.id in detecting.paged) for finding in detecting.findings.values()],
                 )
 
             for step in range(steps):
@@ -291,5 +291,7 @@ def _validation(model: nn.Module, data: Data) -> float:
     return sum(found) / len(found)
 
 
-def _short(finding: Finding) -> dict[str, Any]:
-    return {name: getattr(finding, name) for name in ("kind", "severity", "block", "opened_step", "summary")}
+def _short(finding: Finding, paged: bool) -> dict[str, Any]:
+    """With the severity that it had at its worst: who was woken was woken."""
+    names = ("kind", "severity", "state", "block", "opened_step", "step", "summary")
+    return {name: getattr(finding, name) for name in names} | ({"severity": "page"} if paged else {})

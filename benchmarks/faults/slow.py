@@ -58,6 +58,8 @@ def trial_of(inject: Inject, names: Sequence[str], trial: Trial) -> Outcome:
                 continue
             following = Following(folder / RUN)
             following.close()
+            if following.faults:
+                raise RuntimeError("; ".join(following.faults))
             found = resmon.load(folder / RUN).findings()
             findings = [(r.opened_step, r.kind, r.severity, r.block, r.summary) for r in found.itertuples()]
             findings += [(i["step"], i["kind"], "page", i["block"], i["summary"]) for i in incidents_in(folder)]
@@ -302,7 +304,8 @@ class BadInitialisation(Slow):
         def times(value: str, name: str, steps: int) -> float:
             return level(recorded, value, name, steps) / level(sound, value, name, steps)
 
-        loud = all(times("branch_skip_ratio", name, LEVEL) > self.LOUD for name in self._guilty)
+        # Any: a guilty block makes the stream loud that the next one begins with.
+        loud = any(times("branch_skip_ratio", name, LEVEL) > self.LOUD for name in self._guilty)
         later = np.mean(losses(recorded)[: self.COMPARED]) > self.WORSE * np.mean(losses(sound))
         gradients = [times("gradient_norm", block.name, self.COMPARED) for block in trial.architecture.blocks]
         return loud and bool(later or any(not 1 / self.UNEVEN < each < self.UNEVEN for each in gradients))
