@@ -178,7 +178,7 @@ HEALTHY: dict[str, Healthy] = {
     "plain-warm": Healthy("likewise, SGD 0.01, warm-up and cosine", plain(), _V, sgd(0.01), cosine, LONG, validates=True),
     "plain-steps": Healthy("likewise, SGD 0.01, in steps", plain(), _W, sgd(0.01), steps_down, LONG),
     "plain-restarts": Healthy("likewise, AdamW with warm restarts", plain(), _V, adamw(5e-3), restarts, LONG, validates=True),
-    "plain-cycle": Healthy("likewise, AdamW in one cycle, clipped", plain(), _V, adamw(1e-2), one_cycle, LONG, clip=1.0),
+    "plain-cycle": Healthy("likewise, AdamW in one cycle, clipped", plain(), _V, adamw(3e-3), one_cycle, LONG, clip=1.0),
     "plain-adam": Healthy("likewise, AdamW 1e-3", plain(), _V, adamw(1e-3), constant, LONG),
     "deep": Healthy("six such blocks, AdamW 1e-3", plain("", 6), _V, adamw(1e-3), cosine, MIDDLE),
     "zero": Healthy("two blocks, zero-initialised, AdamW 2e-3", plain("zero"), _V, adamw(2e-3), constant, LONG),
