@@ -8,7 +8,7 @@ import numpy as np
 
 from resmon.detectors.noise import MAD
 from resmon.detectors.window import median, rearranged
-from resmon.records import Floats, Ints, ResidualSite
+from resmon.records import Bools, Floats, Ints, ResidualSite
 
 
 class History:
@@ -25,9 +25,13 @@ class History:
             self._values = rearranged(self._values, self._sites, sites, np.nan)
             self._sites = sites
 
-    def push(self, values: Floats) -> None:
-        """Take the newest value of each site, [S]; the oldest goes."""
-        self._values[self._pushed % len(self._values)] = values
+    def push(self, values: Floats, keep: Bools | None = None) -> None:
+        """Take the newest value of each site, [S]; the oldest goes, but not of sites to `keep`: what was usual stays usual.
+
+        Without that a block that is bad for longer than the history would have no usual any more.
+        """
+        row = self._values[self._pushed % len(self._values)]
+        row[:] = values if keep is None else np.where(keep, row, values)
         self._pushed += 1
 
     def forget(self, places: Ints | Sequence[int]) -> None:
