@@ -82,12 +82,8 @@ class ExplodingGradients(Detector):
         self._highest: Floats = np.zeros(0)  # level of each block so far
         self._sites: tuple[ResidualSite, ...] = ()
         self._loss = LossLevel()
-        self._episodes = Episodes(
-            self.name,
-            "exploding-gradients",
-            lasts=self.tuned.everywhere.windows,
-            over="the gradients were back where they used to be",
-        )
+        over = "the gradients were back where they used to be"
+        self._episodes = Episodes(self.name, "exploding-gradients", lasts=self.tuned.everywhere.windows, over=over)
 
     def window(self, window: Window) -> Iterable[Finding]:
         sites = window.sites
@@ -131,8 +127,8 @@ class ExplodingGradients(Detector):
             if lead in firsts:
                 return Account(
                     "ticket",
-                    f"The branch of {site.name}, the first block, has been {number(ratio[lead])} times its skip since step {since}, "
-                    "and multiplies the gradient of what comes before it about as much",
+                    f"The branch of {site.name}, the first block, has been {number(ratio[lead])} times its skip since step "
+                    f"{since}, and multiplies the gradient of what comes before it about as much",
                     expected=f"a branch at most {number(STANDS_FOR * self.tuned.at(site.name, 'jump'))} times its skip",
                     seen=f"{number(ratio[lead])} times",
                     confidence=0.8,

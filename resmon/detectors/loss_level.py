@@ -23,7 +23,10 @@ LEAST_LOSS = 1e-12  # that a loss of 0 counts as
 
 
 class LossLevel:
-    """The logged loss that is of training; of several names for it the first that comes. Levels are medians of windows; NaN: unknown."""
+    """The logged loss that is of training, by levels: medians of windows. NaN: unknown.
+
+    Of several names for it the first that comes is followed.
+    """
 
     def __init__(self) -> None:
         self.now = nan

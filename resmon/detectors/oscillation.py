@@ -72,10 +72,13 @@ class Oscillation(Detector):
         self._run_episodes = Episodes(self.name, "oscillation", lasts=lasts, calm=2, over="it was calm again")
 
     def window(self, window: Window) -> Iterable[Finding]:
-        if window.sites is not self._sites or window.first_step != self._next or len(window) != WINDOW:
-            self._gathered = []
+        if window.sites is not self._sites:
+            if window.sites != self._sites:
+                self._gathered = []
             self._usual.arrange(window.sites)
             self._sites = window.sites
+        if window.first_step != self._next or len(window) != WINDOW:
+            self._gathered = []
         self._next = window.step + 1
         if len(window) != WINDOW:
             return []
@@ -97,7 +100,7 @@ class Oscillation(Detector):
     def _judge(self, window: Window, values: Floats) -> list[Finding]:
         share, amplitude, deviation, period = swings(values)
         count = len(window.sites)
-        options, events = self.tuned.everywhere, []
+        options = self.tuned.everywhere
         usual = np.append(self._usual.level, [each.level[0] for each in self._runs])
         with np.errstate(invalid="ignore"):
             bad = (share >= options.share) & (amplitude >= options.amplitude) & (amplitude >= options.factor * usual)
@@ -106,7 +109,7 @@ class Oscillation(Detector):
         def account(place: int, what: str, since: int) -> Account:
             return Account(
                 "ticket",
-                f"{what} has been swinging with a period of {number(period[place])} steps since step {since}, wider than it ever moved",
+                f"{what} has been swinging with a period of {number(period[place])} steps since step {since}, wider than ever",
                 expected=f"movements of {number(100 * usual[place])} %",
                 seen=f"swings of {number(100 * amplitude[place])} % that are {number(100 * share[place])} % of all movement",
                 confidence=0.8,
@@ -121,7 +124,8 @@ class Oscillation(Detector):
             what = "loss" if bad[count] else "gradient norm"
             return account(count if bad[count] else count + 1, f"The {what}", self._run_episodes.since(0))
 
-        events += self._episodes.take(window, bad[:count], of_block, unknown=np.isnan(share[:count]), guilt=amplitude[:count])
+        unknown = np.isnan(share[:count])
+        events = list(self._episodes.take(window, bad[:count], of_block, unknown=unknown, guilt=amplitude[:count]))
         events += self._run_episodes.run(window, bool(bad[count:].any()), of_run)
         self._usual.push(deviation[:count], keep=bad[:count])
         for i, each in enumerate(self._runs):

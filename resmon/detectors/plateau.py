@@ -27,9 +27,7 @@ class PlateauOptions(Options):
     windows: int = Field(default=128, ge=SMOOTH, description="windows of 16 steps without progress until a ticket")
     progress: float = Field(default=0.01, gt=0, lt=1, description="part of the loss that is progress")
     left: float = Field(default=0.05, ge=0, description="part of where the loss began below which all is learnt")
-    gradient: float = Field(
-        default=0.1, ge=0, description="part of the largest gradient norm so far below which nothing is to follow"
-    )
+    gradient: float = Field(default=0.1, ge=0, description="part of the largest gradient norm so far that it must be")
 
 
 class Plateau(Detector):
@@ -45,8 +43,8 @@ class Plateau(Detector):
     *Trade-off.* Batches differ, and a level of 128 steps wanders by some percent: smaller `progress` takes such luck for progress.
     *Delay.* By definition.
 
-    *Expected false alarms.* Of the fault bench's 23 healthy trainings, which are run for long on purpose, those that have learnt all
-    they can. That is why it is off.
+    *Expected false alarms.* 15 of the fault bench's 23 healthy trainings, which are run until long after they have learnt all they
+    can. That is why it is off.
 
     *Reference.* Patience as in Prechelt, Early Stopping - but when?, 1998.
     """

@@ -34,17 +34,17 @@ class SpikeWarningOptions(Options):
 class SpikeWarning(Detector):
     """Branch/skip ratios that rise over several windows beyond anything that the block had, while the loss is still fine.
 
-    *Formula.* Over windows of 16 steps r = log(median(branch_rms / skip_rms)) of each block. A block is bad where all of these hold:
+    *Formula.* Over windows of 16 steps r = log(median(branch_rms / skip_rms)) of each block. Bad is where all of these hold:
 
-        r - usual > max(log 1.5, 8 spreads)     usual, spread: median and robust deviation of the last 32 windows that were not bad
+        r - usual > max(log 1.5, 8 spreads)     median and robust deviation of the last 32 windows that were not bad
         r > highest so far                      of the windows that were not bad
         r > r four windows ago + 2 spreads      it still rises
         branch/skip ratio >= 0.5
         log loss <= usual + max(log 1.1, 3 noises of its levels)
 
-    *Meaning.* `spike_warning` (ticket): the add's sum is more and more the branch's. In pre-norm networks the gradient of a block is
-    about as large as its branch is beside the skip, so that a ratio that grows precedes a spike of the gradient, and that one of
-    the loss. A symptom: where a cause is told of at the time, it stands in that finding.
+    *Meaning.* `spike_warning` (ticket): the add's sum is more and more the branch's. In pre-norm networks the gradient of a block
+    is about as large as its branch is beside the skip, so that a ratio that grows precedes a spike of the gradient, and that one
+    of the loss. A symptom: where a cause is told of at the time, it stands in that finding.
 
     *Trade-off.* Ratios grow in healthy training too, tenfold in the first few hundred steps, and slowly for as long as it lasts;
     `spreads` tells sudden growth from slow, and the first 24 windows (384 steps) are not judged. Branches below half of their skips
@@ -52,8 +52,8 @@ class SpikeWarning(Detector):
 
     *Expected false alarms.* None in 158,000 steps of the fault bench's healthy trainings.
 
-    *Reference.* Takase, Kiyono, Kobayashi and Suzuki, Spike No More, 2023 (arXiv 2312.16903): spikes come from blocks whose branches
-    are large beside their skips.
+    *Reference.* Takase, Kiyono, Kobayashi and Suzuki, Spike No More, 2023 (arXiv 2312.16903): spikes come from blocks whose
+    branches are large beside their skips.
     """
 
     name = "spike_warning"
@@ -89,8 +89,8 @@ class SpikeWarning(Detector):
             others = f", and {len(all_) - 1} others' with it" if len(all_) > 1 else ""
             return Account(
                 "ticket",
-                f"The branch/skip ratio of {site.name}{others} has been rising since step {since}, to {number(ratio[lead])}, while the "
-                "loss is still fine",
+                f"The branch/skip ratio of {site.name}{others} has been rising since step {since}, to {number(ratio[lead])}, "
+                "while the loss is still fine",
                 expected=f"a ratio near {number(usual)}, as over the windows before",
                 seen=f"{number(ratio[lead])}, {number(rise[lead] / spread[lead])} times its own spread away",
                 confidence=0.6,
