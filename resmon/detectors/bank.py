@@ -14,15 +14,34 @@ from resmon.detectors import state
 from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
+from resmon.detectors.exploding_gradients import ExplodingGradients
 from resmon.detectors.grouping import Grouping
+from resmon.detectors.hidden_explosion import HiddenExplosion
 from resmon.detectors.nonfinite import NonFinite
 from resmon.detectors.options import Tuned, tune
+from resmon.detectors.oscillation import Oscillation
 from resmon.detectors.overfitting import Overfitting
+from resmon.detectors.plateau import Plateau
+from resmon.detectors.rising_learning_rate import RisingLearningRate
+from resmon.detectors.spike_warning import SpikeWarning
+from resmon.detectors.vanishing_gradients import VanishingGradients
 from resmon.detectors.window import Window, Windows
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
 # Those that run unless they are switched off.
-DETECTORS: tuple[type[Detector], ...] = (NonFinite, Divergence, Overfitting, DeadBranch)
+DETECTORS: tuple[type[Detector], ...] = (
+    NonFinite,
+    Divergence,
+    Overfitting,
+    DeadBranch,
+    ExplodingGradients,
+    VanishingGradients,
+    HiddenExplosion,
+    RisingLearningRate,
+    SpikeWarning,
+    Oscillation,
+    Plateau,
+)
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised
 
