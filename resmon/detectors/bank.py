@@ -14,6 +14,7 @@ from resmon.detectors import state
 from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
+from resmon.detectors.frozen_block import FrozenBlock
 from resmon.detectors.grouping import Grouping
 from resmon.detectors.nonfinite import NonFinite
 from resmon.detectors.options import Tuned, tune
@@ -22,7 +23,7 @@ from resmon.detectors.window import Window, Windows
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
 # Those that run unless they are switched off.
-DETECTORS: tuple[type[Detector], ...] = (NonFinite, Divergence, Overfitting, DeadBranch)
+DETECTORS: tuple[type[Detector], ...] = (NonFinite, Divergence, Overfitting, DeadBranch, FrozenBlock)
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised
 

@@ -31,6 +31,12 @@ def dead_branch() -> list[Item]:
     return course(500, branch_rms=branch)
 
 
+def frozen_block() -> list[Item]:
+    gradient = np.full((500, 6), 0.1)
+    gradient[200:380, 3] = np.nan
+    return course(500, gradient_norm=gradient)
+
+
 STIMULI: dict[str, Callable[[], list[Item]]] = {
-    function.__name__: function for function in (nonfinite, loss_divergence, overfitting, dead_branch)
+    function.__name__: function for function in (nonfinite, loss_divergence, overfitting, dead_branch, frozen_block)
 }
