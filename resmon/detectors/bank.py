@@ -15,6 +15,7 @@ from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
 from resmon.detectors.exploding_gradients import ExplodingGradients
+from resmon.detectors.frozen_block import FrozenBlock
 from resmon.detectors.grouping import Grouping
 from resmon.detectors.hidden_explosion import HiddenExplosion
 from resmon.detectors.nonfinite import NonFinite
@@ -41,6 +42,7 @@ DETECTORS: tuple[type[Detector], ...] = (
     SpikeWarning,
     Oscillation,
     Plateau,
+    FrozenBlock,
 )
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised
