@@ -66,6 +66,7 @@ class Detecting:
         if self._follower is None:
             (folder,) = rank_folders(self._run)
             self._follower = Follower(folder)
+            self._bank = Bank(self._follower.info.detectors, fault=_raise)
         while items := self._follower.poll():
             for item in items:
                 if isinstance(item, Columns):
