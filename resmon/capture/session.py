@@ -381,6 +381,7 @@ class Session:
         if not self._stepped_aside:
             try:
                 gradients.send(fetch)
+                self._look_at_norms()
                 rows = (each for watch in self._watches for each in watch.take())
                 arriving = parts(fetch, self._channels, rows, self._accelerators.take())
                 numbers = self._board[:, IN_ALL].copy()
@@ -421,6 +422,13 @@ class Session:
             shares=shares,
             errors_total=self._errors_total,
         )
+
+    def _look_at_norms(self) -> None:
+        for channel in self._channels[self._sampling.turns()]:
+            channel.look_at_norms()
+        for channel in self._channels[self._sampling.turns(1)]:
+            if channel.norms is not None:
+                channel.norms.remember()
 
     def _shares(self, reasons: Sequence[str]) -> Floats:
         """What makes each site's output gradient this rank's share, NaN where that cannot be known, which the sites then say."""
