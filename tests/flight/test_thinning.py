@@ -204,7 +204,7 @@ def test_levels_grow_by_eights(tmp_path: Path) -> None:
     row = training.step()
     for step in range(STEPS * FACTOR * FACTOR + 1):
         writer.step(replace(row, step=step))
-    names = sorted(path.name[:6] for path in folder.glob("bins-*.arrow"))
+    names = sorted({path.name[:6] for path in folder.glob("bins-*.arrow")})
     assert names == ["bins-0", "bins-1"]  # the coarser ones are still open
     writer.end(RunEnd("finished", 1.0, 4096))
     assert sorted({path.name[:6] for path in folder.glob("bins-*.arrow")}) == [f"bins-{level}" for level in range(LEVELS)]
