@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from resmon.detectors import DETECTORS, Detector
+from resmon.detectors import Bank
 from resmon.errors import FlightError, FlightVersionError
 from resmon.exporters.ranks import Ranks
 from resmon.flight import findings, incidents, layout, stalls
@@ -87,11 +87,11 @@ class Tail:
             elif isinstance(item, StepRecord):
                 rank.newest = item
                 self._waiting.setdefault(item.step, {})[number] = (rank.columns, item)
-                events = [event for detector in rank.detectors for event in detector.step(item, rank.columns.sites)]
+                events = rank.bank.step(item, rank.columns.sites)
             else:
                 if number == min(self._ranks):
                     self._view = self._view.logged(item)
-                events = [event for detector in rank.detectors for event in detector.scalars(item)]
+                events = rank.bank.scalars(item)
             for event in events:
                 self._view = self._view.found(event)
         for incident in rank.lines.poll(ended=not alive):
@@ -102,9 +102,8 @@ class Tail:
             rank.end, concluded = conclude(rank.remains())
             if concluded is not None:
                 self._take(rank, concluded)
-            for detector in rank.detectors:
-                for event in detector.end(rank.newest.step if rank.newest else 0, rank.end.time):
-                    self._view = self._view.found(event)
+            for event in rank.bank.end(rank.newest.step if rank.newest else 0, rank.end.time):
+                self._view = self._view.found(event)
         return bool(items)
 
     def _take(self, rank: _Rank, incident: Incident) -> None:
@@ -138,7 +137,7 @@ class _Rank:
         self.columns = Columns()
         self.newest: StepRecord | None = None
         self.end: RunEnd | None = None
-        self.detectors: list[Detector] = [make() for make in DETECTORS]
+        self.bank = Bank()
         self.incidents: dict[str, Incident] = {}
         number = layout.rank_number(follower.folder) or 0
         self.lines = Lines(follower.folder / layout.INCIDENTS, partial(incidents.of_json, rank=number), "an incident")

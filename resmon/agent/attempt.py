@@ -17,7 +17,7 @@ from resmon.agent.findings import FindingLog
 from resmon.agent.memory import RankMemory
 from resmon.agent.reaction import Reaction
 from resmon.catalogue import MAXIMUM_WINDOW
-from resmon.detectors import DETECTORS, Detector
+from resmon.detectors import Bank
 from resmon.errors import ResmonError
 from resmon.exporters.budget import MAX_SERIES, Budget, Fit
 from resmon.exporters.maxima import Maxima
@@ -56,7 +56,8 @@ class Rank:
         self.newest: tuple[Columns, StepRecord] | None = None
         self.end: RunEnd | None = None
         self.readable = True
-        self.detectors: list[Detector] = [make() for make in DETECTORS]
+        self.bank = Bank(fault=self._off)
+        self.off: list[tuple[str, Exception]] = []  # detectors that failed, of which nobody was told yet
         self.gaps = Gaps()
         self.memory = RankMemory(self.info)
         self.checkpoint: Checkpoint | None = None  # the newest
@@ -72,6 +73,9 @@ class Rank:
         """Damaged rows and lines that were skipped."""
         lines = (self._checkpoints, self._targets, self._incidents)
         return self.follower.skipped + sum(len(each.skips) for each in lines)
+
+    def _off(self, detector: str, error: Exception) -> None:
+        self.off.append((detector, error))
 
     def killed_for_memory(self, remains: Remains) -> Ending | None:
         """A conclusion that only who has watched the kernel's counters can come to."""
@@ -209,13 +213,11 @@ class Attempt:
                 self._waiting.setdefault(item.step, {})[number] = rank.newest
                 if len(self.ranks) == 1:
                     self._settle()
-                for detector in list(rank.detectors):
-                    self._detect(number, rank, detector, partial(detector.step, item, rank.columns.sites))
+                self._take_findings(number, rank, rank.bank.step(item, rank.columns.sites))
             elif isinstance(item, ScalarRecord):
                 self._take_scalars(number, item)
                 rank.hear(item.time)
-                for detector in list(rank.detectors):
-                    self._detect(number, rank, detector, partial(detector.scalars, item))
+                self._take_findings(number, rank, rank.bank.scalars(item))
             elif isinstance(item, Columns):
                 rank.columns = item
         if ended and not items:
@@ -224,15 +226,11 @@ class Attempt:
             self._write_down(rank, stall)
         return bool(items)
 
-    def _detect(self, number: int, rank: Rank, detector: Detector, ask: Callable[[], Iterable[Finding]]) -> None:
-        try:
-            events = list(ask())
-        except Exception as error:  # noqa: BLE001 - it would go wrong at every further step
-            rank.detectors.remove(detector)
-            name = type(detector).__name__
+    def _take_findings(self, number: int, rank: Rank, events: Iterable[Finding]) -> None:
+        for name, error in rank.off:
             folder = rank.follower.folder
             self._fault(f"{folder} {name}", f"{folder}: the detector {name} is off from here: {error!r}")
-            return
+        rank.off.clear()
         for event in events:
             try:
                 self._findings.add(event, number)
@@ -254,8 +252,7 @@ class Attempt:
                 self._fault(str(folder / layout.END), f"{folder / layout.END} cannot be written: {error.strerror}")
         if incident is not None:
             self._write_down(rank, incident)
-        for detector in list(rank.detectors):
-            self._detect(number, rank, detector, partial(detector.end, rank.info.start_step if step is None else step, end.time))
+        self._take_findings(number, rank, rank.bank.end(rank.info.start_step if step is None else step, end.time))
         rank.end = end
         log.info("run %r, attempt %d, rank %d: %s", rank.info.run, rank.info.attempt, number, end.outcome)
 

@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import exp, inf, isfinite, log, sqrt
 from statistics import median
+from typing import Any
 
+from resmon.detectors.detector import Detector
 from resmon.detectors.noise import deviation
+from resmon.detectors.options import Tuned
 from resmon.gaps import role
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
@@ -40,7 +43,7 @@ class _Level:
     rate: float | None
 
 
-class Divergence:
+class Divergence(Detector):
     """The logged training loss against its own best level.
 
     *Formula.* y = log(loss), of a loss of 0 as of 1e-12; from the first negative loss on, the loss itself. A level is the median
@@ -71,7 +74,10 @@ class Divergence:
     *Reference.* Levels by medians and rises by their own noise: a robust form of Page's one-sided test, as in river's PageHinkley.
     """
 
-    def __init__(self) -> None:
+    name = "loss_divergence"
+
+    def __init__(self, tuned: Tuned[Any] | None = None) -> None:
+        super().__init__(tuned)
         self._name: str | None = None
         self._rate: float | None = None
         self._linear = False

@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from resmon.detectors.detector import Detector
+from resmon.detectors.options import Tuned
+from resmon.detectors.window import by_model, rearranged
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
@@ -78,7 +81,7 @@ class _Episode:
         return self.finding.closed(step, time, why, nonfinite_steps=self.steps)
 
 
-class NonFinite:
+class NonFinite(Detector):
     """Non-finite activations and gradients by block, and a non-finite loss that no block explains.
 
     *Meaning.* `nonfinite` (page), one per model and episode: a residual add's operands, its result, the loss gradient at its result
@@ -107,7 +110,11 @@ class NonFinite:
     forward order likewise; that a growing branch precedes it: Takase et al., Spike No More, arXiv 2312.16903.
     """
 
-    def __init__(self) -> None:
+    name = "nonfinite"
+    weight = "certain"
+
+    def __init__(self, tuned: Tuned[Any] | None = None) -> None:
+        super().__init__(tuned)
         self._sites: tuple[ResidualSite, ...] = ()
         self._models: dict[str, Ints] = {}
         self._history: Floats = np.empty((HISTORY, len(SIGNS), 0))
@@ -161,18 +168,9 @@ class NonFinite:
 
     def _arrange(self, sites: tuple[ResidualSite, ...]) -> None:
         """Takes over a new set of sites; what is remembered of a site stays with it."""
-        places = {(site.model, site.name): i for i, site in enumerate(self._sites)}
-        history = np.full((HISTORY, len(SIGNS), len(sites)), np.nan)
-        for i, site in enumerate(sites):
-            before = places.get((site.model, site.name))
-            if before is not None:
-                history[:, :, i] = self._history[:, :, before]
-        self._history = history
+        self._history = rearranged(self._history, self._sites, sites, np.nan)
         self._sites = sites
-        models: dict[str, list[int]] = {}
-        for i, site in enumerate(sites):
-            models.setdefault(site.model, []).append(i)
-        self._models = {model: np.array(mine, np.int64) for model, mine in models.items()}
+        self._models = by_model(sites)
 
     def _remember(self, record: StepRecord, flags: _Flags) -> None:
         row = self._rows % HISTORY

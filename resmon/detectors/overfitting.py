@@ -6,8 +6,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
+from resmon.detectors.detector import Detector
 from resmon.detectors.noise import spread
+from resmon.detectors.options import Tuned
 from resmon.directions import direction
 from resmon.gaps import Gap, Gaps, role
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
@@ -40,7 +43,7 @@ class _Score:
     limit: float = 0.0  # below it the finding is over
 
 
-class Overfitting:
+class Overfitting(Detector):
     """Validation against training, for every score that is logged for both (resmon.gaps pairs them) and has a better direction.
 
     *Meaning.* `overfitting` (ticket): the last 4 validations were all worse than the best one by more than
@@ -61,7 +64,10 @@ class Overfitting:
     *Reference.* Generalisation loss and its patience: Prechelt, Early Stopping - but when?, 1998 (criteria GL and UP).
     """
 
-    def __init__(self) -> None:
+    name = "overfitting"
+
+    def __init__(self, tuned: Tuned[Any] | None = None) -> None:
+        super().__init__(tuned)
         self._gaps = Gaps()
         self._scores: dict[str, _Score] = {}
         self._newest: int | None = None
