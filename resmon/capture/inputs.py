@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resmon.capture import fetch
+from resmon.capture import _native, fetch
 from resmon.capture.dataflow import leaves
 from resmon.capture.fetch import OBSERVED, Fetch, Later
 from resmon.capture.placement import local
-from resmon.capture.sample import flat, places
-from resmon.capture.sums import is_dense
+from resmon.capture.sample import flat, places, stride
+from resmon.capture.sums import CODES, is_dense
 from resmon.records import Floats
 
 
@@ -37,7 +37,8 @@ class InputSums:
         """By names of records.RUN_VALUES; none where there is nothing, or where it did not arrive."""
         if not self.elements or not (arrived or self.arriving is None):
             return {}
-        total, square = self.sums if self.arriving is None else self.sums + self.arriving.numbers().reshape(-1, 2).sum(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total, square = self.sums if self.arriving is None else self.sums + self.arriving.numbers().reshape(-1, 2).sum(0)
         return {"input_elements": float(self.elements), "input_sum": float(total), "input_square": float(square)}
 
 
@@ -62,13 +63,16 @@ class Inputs:
         if tensor is None:
             return
         self._whose = model
-        sample = _sample(tensor.detach(), self._most).double()
-        self._elements += sample.numel()
-        if fetch.is_here(sample):
-            numbers: Floats = sample.numpy()
-            with np.errstate(over="ignore", invalid="ignore"):
-                self._sums += numbers.sum(), numbers @ numbers
+        if fetch.is_here(tensor) and tensor.dtype in CODES:
+            step = stride(tensor.shape, self._most)
+            if not is_dense(tensor):  # the sample is copied, element by element
+                tensor, step = tensor.detach()[places(tensor.shape, self._most)], 1
+            elements = tensor.numel()
+            _native.sampled(tensor.data_ptr(), CODES[tensor.dtype], elements, step, self._sums.ctypes.data)
+            self._elements += -(-elements // step)
         else:
+            sample = flat(tensor, self._most).double()
+            self._elements += sample.numel()
             self._elsewhere.append(torch.stack((sample.sum(), sample.square().sum())))
 
     def take(self, by: Fetch) -> InputSums:
@@ -91,10 +95,3 @@ def _first(args: Any, kwargs: Any) -> Tensor | None:
             readable = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type in OBSERVED
             return tensor if readable and tensor.numel() and tensor.dim() else None
     return None
-
-
-def _sample(tensor: Tensor, most: int) -> Tensor:
-    """One-dimensional; of a tensor with gaps in main memory, which is not copied for it, element by element."""
-    if fetch.is_here(tensor) and not is_dense(tensor):
-        return tensor[places(tensor.shape, most)]
-    return flat(tensor, most)

@@ -24,34 +24,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from resmon.capture.fetch import OBSERVED
+from resmon.capture import _native, fetch
 from resmon.capture.placement import local
+from resmon.capture.sums import CODES
+from resmon.records import Floats
 
 # Running statistics that take less than this of a batch cannot tell it: float32 rounds them to 6e-8 of their size.
 LEAST_SHARE = 1e-5
 _TINY = torch.finfo(torch.float32).tiny  # in the place of a spread of 0, where eps is 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Layers:
-    """What the host knows of some layers; each is told apart by its place among them."""
-
-    sizes: tuple[int, ...]  # channels
-    momenta: tuple[float, ...]  # NaN where the running statistics are the means over all batches
-    eps: tuple[float, ...]
-    device: torch.device
-
-
-@dataclass(frozen=True, slots=True)
-class _Statistics:
-    layers: _Layers
-    batches: Tensor  # of each layer, that it has counted
-    mean: Tensor  # of all channels, one layer behind the other
-    variance: Tensor
+_BYTES = 8
+Number = Tensor | float
+Look = tuple[Number, Number, Number]
 
 
 class Norms:
@@ -59,7 +49,7 @@ class Norms:
 
     def __init__(self, layers: Sequence[_NormBase]) -> None:
         self._layers = layers
-        self._before: _Statistics | None = None
+        self._before: _Here | _Elsewhere | None = None
 
     @classmethod
     def of(cls, modules: Iterable[nn.Module]) -> Norms | None:
@@ -69,60 +59,157 @@ class Norms:
 
     def remember(self) -> None:
         """The step that is looked at begins."""
-        self._before = _statistics(self._layers)
+        self._before = None
+        if found := _buffers(self._layers):
+            self._before = _Here.of(found) if _are_readable(found) else _Elsewhere.of(found)
 
-    @torch.no_grad()
-    def look(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """It is over: gap, largest variance and share of collapsed channels, each [] in float64 on the layers' device.
+    def look(self) -> Look | None:
+        """It is over: gap, largest variance and share of collapsed channels, floats or [] in float64 on the layers' device.
 
         The gap is NaN where no statistic has moved. None where no layer has running statistics that could be read.
         """
-        now, before = _statistics(self._layers), self._before
-        self._before = None
-        if now is None:
+        before, self._before = self._before, None
+        found = _buffers(self._layers)
+        if not found:
             return None
-        layer, momentum, eps = _constants(now.layers)
-        gap = torch.full_like(eps[0], math.nan)
-        if before is not None and before.layers.sizes == now.layers.sizes and before.layers.device == now.layers.device:
-            batches = now.batches - before.batches
-            share = torch.where(momentum.isnan(), batches / now.batches, 1 - (1 - momentum) ** batches)[layer]
-            spread = (before.variance + eps).clamp_(min=_TINY)
-            shift = (now.mean - before.mean) / share
-            variance = (before.variance + (now.variance - before.variance) / share).clamp_(min=0)
-            distance = shift.square() / spread + (((variance + eps) / spread).sqrt() - 1).square()
-            gap = torch.where(share > LEAST_SHARE, distance, math.nan).nanmean().sqrt()
-        finite = (now.mean + now.variance).isfinite().all()
-        largest = torch.where(finite, now.variance.amax(), math.inf)
-        return torch.where(finite, gap, math.inf), largest, (now.variance <= eps).double().mean()
+        if _are_readable(found):
+            return _look_here(found, before if isinstance(before, _Here) else None)
+        return _look_elsewhere(_Elsewhere.of(found), before if isinstance(before, _Elsewhere) else None)
 
 
-def _statistics(layers: Sequence[_NormBase]) -> _Statistics | None:
-    """As they are now, of those layers that have them, on the first one's device."""
-    found: list[tuple[_NormBase, list[Tensor]]] = []
+@dataclass(frozen=True, slots=True)
+class _Buffers:
+    """What a layer remembers."""
+
+    layer: _NormBase
+    batches: Tensor  # that it has counted
+    mean: Tensor
+    variance: Tensor
+
+
+def _buffers(layers: Sequence[_NormBase]) -> list[_Buffers]:
+    """Of those layers that have them, on the first one's device."""
+    found: list[_Buffers] = []
     for layer in layers:
-        buffers = [layer._buffers.get(name) for name in ("num_batches_tracked", "running_mean", "running_var")]
-        parts = [part for each in buffers if each is not None and (part := _here(each)) is not None]
-        device = found[0][1][0].device if found else None
-        if len(parts) == 3 and parts[1].numel() and all(part.device == (device or parts[0].device) for part in parts):
-            found.append((layer, parts))
-    if not found or found[0][1][0].device.type not in OBSERVED:
-        return None
-    told = _Layers(
-        sizes=tuple(mean.numel() for _, (_, mean, _) in found),
-        momenta=tuple(math.nan if layer.momentum is None else layer.momentum for layer, _ in found),
-        eps=tuple(layer.eps for layer, _ in found),
-        device=found[0][1][0].device,
+        buffers = layer._buffers
+        batches, mean, variance = buffers.get("num_batches_tracked"), buffers.get("running_mean"), buffers.get("running_var")
+        if batches is None or mean is None or variance is None:
+            continue
+        if not (type(batches) is type(mean) is type(variance) is Tensor):
+            parts = [local(each) for each in (batches, mean, variance)]
+            if not all(share.known for _, share in parts):  # one summand of several
+                continue
+            batches, mean, variance = (part for part, _ in parts)
+        device = found[0].mean.device if found else mean.device
+        if mean.numel() and batches.device == mean.device == variance.device == device and device.type in fetch.OBSERVED:
+            found.append(_Buffers(layer, batches, mean, variance))
+    return found
+
+
+# -- in main memory --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    batches: Sequence[int]  # of each layer
+    sizes: Sequence[int]  # channels of each layer
+    numbers: Floats  # of each layer its means, then its variances
+
+    @classmethod
+    def of(cls, found: Sequence[_Buffers]) -> _Here:
+        sizes = [each.mean.numel() for each in found]
+        numbers = np.empty(2 * sum(sizes))
+        address = numbers.ctypes.data
+        for each, size in zip(found, sizes, strict=True):
+            for buffer in (each.mean, each.variance):
+                _native.widened(buffer.data_ptr(), CODES[buffer.dtype], size, address)
+                address += size * _BYTES
+        return cls([int(each.batches) for each in found], sizes, numbers)
+
+
+def _are_readable(found: Sequence[_Buffers]) -> bool:
+    return all(
+        fetch.is_here(each.mean)
+        and each.mean.dtype is each.variance.dtype
+        and each.mean.dtype in CODES
+        and each.mean.is_contiguous()
+        and each.variance.is_contiguous()
+        for each in found
     )
-    batches, mean, variance = (torch.cat([parts[i].reshape(-1) for _, parts in found]).double() for i in range(3))
-    return _Statistics(told, batches, mean, variance)
 
 
-def _here(buffer: Tensor) -> Tensor | None:
-    """The part of a buffer that lies on this rank; None where that tells nothing."""
-    if type(buffer) is Tensor:
-        return buffer
-    part, share = local(buffer)
-    return part if share.known else None
+def _look_here(found: Sequence[_Buffers], before: _Here | None) -> Look:
+    sizes = [each.mean.numel() for each in found]
+    if before is not None and before.sizes != sizes:
+        before = None
+    totals = np.zeros(6)
+    into = totals.ctypes.data
+    address = into if before is None else before.numbers.ctypes.data  # read only where there is a share
+    for i, (each, size) in enumerate(zip(found, sizes, strict=True)):
+        share = _share(each.layer.momentum, before.batches[i], int(each.batches)) if before is not None else 0.0
+        pointers = each.mean.data_ptr(), each.variance.data_ptr(), CODES[each.mean.dtype], size, address
+        _native.running(*pointers, share if share > LEAST_SHARE else 0.0, each.layer.eps, into)
+        address += 2 * size * _BYTES if before is not None else 0
+    distances, moved, largest, collapsed, channels, broken = totals.tolist()
+    if broken:
+        return math.inf, math.inf, collapsed / channels
+    return math.sqrt(distances / moved) if moved else math.nan, largest, collapsed / channels
+
+
+def _share(momentum: float | None, before: int, now: int) -> float:
+    """What the running statistics took of the batches that came since."""
+    if now <= before:
+        return 0.0
+    return (now - before) / now if momentum is None else 1 - (1 - momentum) ** (now - before)
+
+
+# -- on an accelerator -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """What the host knows of some layers."""
+
+    sizes: tuple[int, ...]  # channels
+    momenta: tuple[float, ...]  # NaN where the running statistics are the means over all batches
+    eps: tuple[float, ...]
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True)
+class _Elsewhere:
+    layers: _Layers
+    batches: Tensor  # of each layer
+    mean: Tensor  # of all channels, one layer behind the other
+    variance: Tensor
+
+    @classmethod
+    def of(cls, found: Sequence[_Buffers]) -> _Elsewhere:
+        told = _Layers(
+            sizes=tuple(each.mean.numel() for each in found),
+            momenta=tuple(math.nan if each.layer.momentum is None else each.layer.momentum for each in found),
+            eps=tuple(each.layer.eps for each in found),
+            device=found[0].mean.device,
+        )
+        columns = zip(*((each.batches, each.mean, each.variance) for each in found), strict=True)
+        return cls(told, *(torch.cat([each.detach().reshape(-1) for each in column]).double() for column in columns))
+
+
+def _look_elsewhere(now: _Elsewhere, before: _Elsewhere | None) -> Look:
+    """As `_look_here`; nothing of it waits for the device."""
+    layer, momentum, eps = _constants(now.layers)
+    gap = torch.full_like(eps[0], math.nan)
+    if before is not None and before.layers.sizes == now.layers.sizes and before.layers.device == now.layers.device:
+        batches = now.batches - before.batches
+        share = torch.where(momentum.isnan(), batches / now.batches, 1 - (1 - momentum) ** batches)[layer]
+        spread = (before.variance + eps).clamp_(min=_TINY)
+        shift = (now.mean - before.mean) / share
+        variance = (before.variance + (now.variance - before.variance) / share).clamp_(min=0)
+        distance = shift.square() / spread + (((variance + eps) / spread).sqrt() - 1).square()
+        gap = torch.where(share > LEAST_SHARE, distance, math.nan).nanmean().sqrt()
+    finite = (now.mean + now.variance).isfinite().all()
+    largest = torch.where(finite, now.variance.amax(), math.inf)
+    return torch.where(finite, gap, math.inf), largest, (now.variance <= eps).double().mean()
 
 
 @lru_cache(maxsize=256)
