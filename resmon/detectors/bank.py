@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from resmon.detectors import state
+from resmon.detectors.batch_norm import BatchNorm
 from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
@@ -22,7 +23,7 @@ from resmon.detectors.window import Window, Windows
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
 # Those that run unless they are switched off.
-DETECTORS: tuple[type[Detector], ...] = (NonFinite, Divergence, Overfitting, DeadBranch)
+DETECTORS: tuple[type[Detector], ...] = (NonFinite, Divergence, Overfitting, DeadBranch, BatchNorm)
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised
 
