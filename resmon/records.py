@@ -384,6 +384,7 @@ class RunInfo:
     memory_group: str | None = None
     group_kills: int | None = None
     machine_kills: int | None = None
+    detectors: dict[str, Any] = field(default_factory=dict)  # what was tuned of them (resmon.detectors.options)
 
 
 @dataclass(frozen=True, slots=True)

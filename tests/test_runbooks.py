@@ -32,6 +32,8 @@ STATUSES = {
     "nonfinite": 0,  # nobody looked at the loss
     "overfitting": 0,
     "loss-divergence": 0,
+    "dead-branch": 0,
+    "frozen-block": 0,
     "failed": 1,
     "out-of-memory": 1,
     "shape-mismatch": 1,
