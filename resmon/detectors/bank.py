@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from resmon.detectors import state
+from resmon.detectors.batch_norm import BatchNorm
 from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
@@ -43,6 +44,7 @@ DETECTORS: tuple[type[Detector], ...] = (
     Oscillation,
     Plateau,
     FrozenBlock,
+    BatchNorm,
 )
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised

@@ -32,6 +32,17 @@ def dead_branch() -> list[Item]:
     return course(500, branch_rms=branch)
 
 
+def batch_norm() -> list[Item]:
+    step = np.arange(800)[:, None]
+    gap = np.where(step < 400, 0.15, 1.4) * np.exp(0.1 * np.random.default_rng(2).normal(0, 1, (800, 6)))
+    gap[:, 0] = np.nan  # a block without batch norms
+    variance = np.where((step > 200) & (step < 300), 1e9, 1.5) * np.ones((1, 6))
+    collapsed = np.where((step > 350) & (np.arange(6) == 4), 0.5, 0.0)
+    variance[600:, 5] = np.inf
+    variance[:, 0] = collapsed[:, 0] = np.nan
+    return course(800, norm_gap=np.where(np.isinf(variance), np.inf, gap), norm_variance=variance, norm_collapsed=collapsed)
+
+
 def exploding_gradients() -> list[Item]:
     gradient = np.full((640, 6), 0.1)
     gradient[400:600, :4] = 5.0
