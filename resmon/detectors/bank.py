@@ -11,19 +11,33 @@ from functools import partial
 from typing import Any
 
 from resmon.detectors import state
+from resmon.detectors.collapsed_skip import CollapsedSkip
 from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
 from resmon.detectors.frozen_block import FrozenBlock
 from resmon.detectors.grouping import Grouping
+from resmon.detectors.growing_residual import GrowingResidual
 from resmon.detectors.nonfinite import NonFinite
 from resmon.detectors.options import Tuned, tune
 from resmon.detectors.overfitting import Overfitting
+from resmon.detectors.stochastic_depth import StochasticDepth
+from resmon.detectors.straying_block import StrayingBlock
 from resmon.detectors.window import Window, Windows
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
 # Those that run unless they are switched off.
-DETECTORS: tuple[type[Detector], ...] = (NonFinite, Divergence, Overfitting, DeadBranch, FrozenBlock)
+DETECTORS: tuple[type[Detector], ...] = (
+    NonFinite,
+    Divergence,
+    Overfitting,
+    DeadBranch,
+    FrozenBlock,
+    CollapsedSkip,
+    GrowingResidual,
+    StrayingBlock,
+    StochasticDepth,
+)
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised
 

@@ -37,6 +37,41 @@ def frozen_block() -> list[Item]:
     return course(500, gradient_norm=gradient)
 
 
+def collapsed_skip() -> list[Item]:
+    branch = np.full((500, 6), 0.3)
+    branch[200:380, 3] = 40.0
+    return course(500, branch_rms=branch)
+
+
+def growing_residual() -> list[Item]:
+    grown = 1.05 * 1.012 ** np.maximum(0, np.arange(1200) - 500)
+    return course(1200, output_rms=np.minimum(grown, 2000.0)[:, None] * np.ones(6))
+
+
+def straying_block() -> list[Item]:
+    branch = np.full((700, 6), 0.3)
+    branch[450:600, 2] = 0.9
+    return course(700, branch_rms=branch)
+
+
+def stochastic_depth() -> list[Item]:
+    rate = np.full((900, 6), 0.8)
+    rate[750:, 4] = 1.0
+    kept = np.random.default_rng(0).binomial(32, rate)
+    return course(900, samples=32, kept=kept, kept_square=24.0)
+
+
 STIMULI: dict[str, Callable[[], list[Item]]] = {
-    function.__name__: function for function in (nonfinite, loss_divergence, overfitting, dead_branch, frozen_block)
+    function.__name__: function
+    for function in (
+        nonfinite,
+        loss_divergence,
+        overfitting,
+        dead_branch,
+        frozen_block,
+        collapsed_skip,
+        growing_residual,
+        straying_block,
+        stochastic_depth,
+    )
 }
