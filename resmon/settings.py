@@ -83,7 +83,7 @@ class Settings(BaseModel):
         description="module patterns (as fnmatch; several in one string with commas); only sites in matching modules are watched",
     )
     exclude: Several = Field((), description="module patterns (as fnmatch); sites in matching modules are not watched")
-    budget: int = Field(512 * MIB, ge=1 * MIB, description="bytes that one rank's flight may take before older steps are thinned")
+    budget: int = Field(512 * MIB, ge=2 * MIB, description="bytes that one rank's flight may take before older steps are thinned")
     other_ranks: Literal["same", "own"] | None = Field(
         None,
         description="what ranks hold that neither DDP nor FSDP2 nor a DTensor accounts for: the same gradients (the loop averages "

@@ -32,6 +32,12 @@ STATUSES = {
     "nonfinite": 0,  # nobody looked at the loss
     "overfitting": 0,
     "loss-divergence": 0,
+    "dead-branch": 0,
+    "frozen-block": 0,
+    "collapsed-skip": 0,
+    "growing-residual": 0,
+    "straying-block": 0,
+    "stochastic-depth": 0,
     "failed": 1,
     "out-of-memory": 1,
     "shape-mismatch": 1,

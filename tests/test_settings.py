@@ -41,7 +41,7 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
     "start_step": st.integers(0, 1 << 53),
     "include": LIST,
     "exclude": LIST,
-    "budget": st.integers(1 << 20, 1 << 60),
+    "budget": st.integers(2 << 20, 1 << 60),
     "other_ranks": st.sampled_from(["same", "own"]),
     "on_nonfinite": st.sampled_from(["record", "skip_step", "raise"]),
     "sample": st.integers(16, 8192),
@@ -181,7 +181,7 @@ STATEMENTS = st.one_of(
             ("include = [\n  'a', # ]\n\n  '''b\n]''',\n]", "include"),
             ("'sample' = 20", "sample"),
             ('"max\\u005fseries" = 1_000', "max_series"),
-            ("budget = 0x100000", "budget"),
+            ("budget = 0x200000", "budget"),
         ]
     ),
 )

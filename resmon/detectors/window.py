@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from resmon.records import BLOCK_COUNTS, GROUP_VALUES, RUN_VALUES, Floats, Ints, ResidualSite, ScalarRecord, StepRecord
+from resmon.records import BLOCK_COUNTS, GROUP_VALUES, RUN_VALUES, Bools, Floats, Ints, ResidualSite, ScalarRecord, StepRecord
 from resmon.statistics import Column, statistics
 
 WINDOW = 16  # steps
@@ -76,6 +76,10 @@ class Window:
             column = self._all()[statistic]
             known = self._blocks[statistic] = np.where(column.present & np.isfinite(column.values), column.values, np.nan)
         return known
+
+    def present(self, statistic: str) -> Bools:
+        """Whether it was there at each step, finite or not, [n, S]."""
+        return self._all()[statistic].present
 
     def median(self, statistic: str) -> Floats:
         """Of the block's steps, [S]; NaN where fewer than half of them have a value."""
@@ -181,14 +185,13 @@ def median(values: Floats, least: int = 1) -> Floats:
     """Over the first axis, of what is not NaN; NaN where that are fewer than `least`."""
     if not len(values):
         return np.full(values.shape[1:], np.nan)
-    ordered = np.sort(values, axis=0)  # NaN goes to the end
-    count = len(values)
-    if count >= least and not np.isnan(ordered[-1]).any():
-        usual: Floats = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
-        return usual
-    there = count - np.isnan(ordered).sum(axis=0)
+    ordered = np.sort(values, axis=0)  # NaN comes last
+    if not np.isnan(ordered[-1]).any():
+        middle: Floats = (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
+        return middle if len(values) >= least else np.full(values.shape[1:], np.nan)
+    there = len(values) - np.isnan(ordered).sum(axis=0)
     low, high = np.maximum(there - 1, 0) // 2, np.minimum(there // 2, len(values) - 1)
-    middle: Floats = (np.take_along_axis(ordered, low[None], 0)[0] + np.take_along_axis(ordered, high[None], 0)[0]) / 2
+    middle = (np.take_along_axis(ordered, low[None], 0)[0] + np.take_along_axis(ordered, high[None], 0)[0]) / 2
     return np.where(there >= max(1, least), middle, np.nan)
 
 
