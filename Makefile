@@ -37,6 +37,7 @@ bench: setup ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.house
 	$(BIN)/python -m benchmarks.reads
 	$(BIN)/python -m benchmarks.nonfinite
+	$(BIN)/python -m benchmarks.replay
 
 bench-gpu: setup ## likewise on an NVIDIA GPU, and how often the host waits for it
 	$(BIN)/python -m benchmarks.run --device cuda

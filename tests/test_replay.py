@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from resmon import replay as replaying
+from resmon import tail
 from resmon.agent.attempt import Attempt, Rank
+from resmon.detectors import Bank
 from resmon.errors import ConfigurationError, FlightError
 from resmon.flight import findings, layout
 from resmon.flight.reader import Follower
@@ -244,6 +246,21 @@ def test_memory_does_not_grow_with_the_flight(tmp_path: Path) -> None:
     short, long = peak(1000), peak(4000)
     assert long < short + (2 << 20)
     assert short < 60 << 20
+
+
+def test_tail_leaves_long_flights_to_the_agent_and_to_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(Bank, "step", lambda _, record, __: told.append(record.step) or [])
+    monkeypatch.setattr(tail, "DETECTED", 100)
+    run = Watched(tmp_path, [troubled()])
+    record(run.writers[0], troubled())
+    assert not tail.Tail(run.attempt).poll().findings
+    assert told == list(range(599, 700))
+    monkeypatch.undo()
+    run.ends(699)
+    monkeypatch.setattr(Bank, "step", lambda *_: 1 / 0)
+    shown = tail.Tail(run.attempt).poll()
+    assert {finding.kind for finding in shown.findings.values()} == {"dead_branch", "nonfinite", "loss_divergence"}
 
 
 # -- the command ----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class StateError(Exception):
 
 def save(thing: object) -> dict[str, Any]:
     """The attributes of an object, as JSON has it (with NaN and Infinity)."""
-    writing = _Writing()
+    writing = _Writing(type(thing).__module__)
     return {"attributes": {name: writing.value(each) for name, each in _attributes(thing).items()}, "objects": writing.objects}
 
 
@@ -45,7 +45,19 @@ def restore(thing: object, saved: Mapping[str, Any]) -> None:
     if found.keys() != expected.keys():
         raise StateError(f"the state of {type(thing).__name__} is another version's: it has {', '.join(sorted(found))}")
     for name, each in found.items():
+        if not _fits(each, expected[name]):
+            raise StateError(f"the state of {type(thing).__name__} is damaged: {name} is {each!r:.80}")
+    for name, each in found.items():
         object.__setattr__(thing, name, each)
+
+
+def _fits(found: Any, new: Any) -> bool:
+    """Whether what was read can stand where a new object has `new`: an array or a known object must be of its kind."""
+    if isinstance(new, np.ndarray):
+        return isinstance(found, np.ndarray) and (found.dtype, found.ndim) == (new.dtype, new.ndim)
+    if isinstance(new, list | dict | set | deque) or type(new).__module__.startswith(KNOWN):
+        return type(found) is type(new)
+    return True
 
 
 def _attributes(thing: object) -> dict[str, Any]:
@@ -59,9 +71,15 @@ def _attributes(thing: object) -> dict[str, Any]:
     return {name: each for name, each in found.items() if name not in _NOT_STATE}
 
 
+def _is_known(module: str, own: str) -> bool:
+    """Whether classes of a module may be held by a detector of the module `own`."""
+    return module == own or any(module == known or module.startswith(f"{known}.") for known in KNOWN)
+
+
 class _Writing:
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
         self.objects: list[Any] = []
+        self._module = module
         self._numbers: dict[int, int] = {}
         self._alive: list[object] = []  # so that no number of an object is given twice
 
@@ -93,7 +111,7 @@ class _Writing:
         if type(thing) is dict:
             return {"dict": [[self.value(key), self.value(each)] for key, each in thing.items()]}
         kind = type(thing)
-        if sys.modules.get(kind.__module__) is None or "<" in kind.__qualname__ or callable(thing):
+        if not _is_known(kind.__module__, self._module) or "<" in kind.__qualname__ or callable(thing):
             raise TypeError(f"{thing!r:.80} is no state")
         fields = {name: self.value(each) for name, each in _attributes(thing).items()}
         return {"object": kind.__qualname__, "of": kind.__module__, "fields": fields}
@@ -137,7 +155,7 @@ class _Reading:
         return [self.value(each) for each in items]
 
     def _class(self, module: str, name: str) -> type:
-        if module != self._module and not any(module == known or module.startswith(f"{known}.") for known in KNOWN):
+        if not _is_known(module, self._module):
             raise TypeError(f"a class of {module}")
         kind: Any = sys.modules[module]
         for part in name.split("."):
