@@ -32,6 +32,12 @@ STATUSES = {
     "nonfinite": 0,  # nobody looked at the loss
     "overfitting": 0,
     "loss-divergence": 0,
+    "exploding-gradients": 0,
+    "vanishing-gradients": 0,
+    "hidden-explosion": 0,
+    "rising-learning-rate": 0,
+    "spike-warning": 0,
+    "oscillation": 0,
     "failed": 1,
     "out-of-memory": 1,
     "shape-mismatch": 1,
