@@ -266,6 +266,28 @@ def oscillation(folder: str) -> None:
     training.monitor.close()
 
 
+def dead_branch(folder: str) -> None:
+    """A pruning mask of zeros, meant for another layer, is put on the last weights of the second block before each step."""
+    training = Training("dead-branch", folder)
+    training.train(160)
+    for _ in range(170):
+        with torch.no_grad():
+            for parameter in training.model[2].down.parameters():  # type: ignore[index, union-attr]
+                parameter.zero_()
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def frozen_block(folder: str) -> None:
+    """Somebody froze the second block for a comparison and forgot to thaw it."""
+    training = Training("frozen-block", folder)
+    training.train(160)
+    training.model[2].requires_grad_(False)  # type: ignore[index]
+    for _ in range(170):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
 def stalled(folder: str) -> None:
     """A data loader that waits for a batch that does not come."""
     training = Training("stalled", folder, stall_after=1.0)
@@ -292,6 +314,8 @@ FAILURES: dict[str, Callable[[str], None]] = {
         rising_learning_rate,
         spike_warning,
         oscillation,
+        dead_branch,
+        frozen_block,
     )
 }
 

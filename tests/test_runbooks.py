@@ -38,6 +38,8 @@ STATUSES = {
     "rising-learning-rate": 0,
     "spike-warning": 0,
     "oscillation": 0,
+    "dead-branch": 0,
+    "frozen-block": 0,
     "failed": 1,
     "out-of-memory": 1,
     "shape-mismatch": 1,
@@ -156,4 +158,6 @@ def test_every_failure_has_its_page_and_every_page_its_failure() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "runbook" and isinstance(node.value, ast.Constant):
                 named |= {str(node.value.value)}
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Episodes" and isinstance(node.args[1], ast.Constant):
+                named |= {str(node.args[1].value)}
     assert named - {""} == set(NAMES)

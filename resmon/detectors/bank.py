@@ -15,10 +15,11 @@ from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
 from resmon.detectors.exploding_gradients import ExplodingGradients
+from resmon.detectors.frozen_block import FrozenBlock
 from resmon.detectors.grouping import Grouping
 from resmon.detectors.hidden_explosion import HiddenExplosion
 from resmon.detectors.nonfinite import NonFinite
-from resmon.detectors.options import Tuned, tune
+from resmon.detectors.options import Tuned, Wrong, tune
 from resmon.detectors.oscillation import Oscillation
 from resmon.detectors.overfitting import Overfitting
 from resmon.detectors.plateau import Plateau
@@ -41,12 +42,13 @@ DETECTORS: tuple[type[Detector], ...] = (
     SpikeWarning,
     Oscillation,
     Plateau,
+    FrozenBlock,
 )
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised
 
 
-def options(values: Mapping[str, Any], more: Sequence[type[Detector]] = ()) -> tuple[dict[str, Tuned[Any]], list[str]]:
+def options(values: Mapping[str, Any], more: Sequence[type[Detector]] = ()) -> tuple[dict[str, Tuned[Any]], list[Wrong]]:
     """The options of every detector under these settings, and what is wrong with the settings."""
     return tune({kind.name: kind.options for kind in (*DETECTORS, *more)}, values)
 
@@ -63,11 +65,17 @@ class Bank:
         more: Sequence[type[Detector]] = (),
         fault: Fault = lambda _name, _error: None,
     ) -> None:
-        tuned, _ = options(values or {}, more)
+        tuned, self.wrong = options(values or {}, more)
         self._fault = fault
         self._windows = Windows()
         self._grouping = Grouping()
-        self._detectors = [kind(tuned[kind.name]) for kind in (*DETECTORS, *more) if tuned[kind.name].is_on]
+        self._detectors: list[Detector] = []
+        for kind in (*DETECTORS, *more):
+            if tuned[kind.name].is_on:
+                try:
+                    self._detectors.append(kind(tuned[kind.name]))
+                except Exception as error:  # noqa: BLE001 - a user's, or thresholds from a flight that nobody can use
+                    fault(kind.name, error)
         self._sort()
 
     def _sort(self) -> None:

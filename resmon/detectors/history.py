@@ -93,3 +93,18 @@ class Usual:
         if self._waits <= 0 or (np.isnan(self.level) & ~np.isnan(values)).any():
             self.level, self.spread = self._history.median(self._least), self._history.spread(self._least)
             self._waits = EVERY
+
+
+class Register:
+    """One number for each of S sites, which stays with its site where they change."""
+
+    def __init__(self, fill: float = np.nan) -> None:
+        self._fill = fill
+        self._sites: tuple[ResidualSite, ...] = ()
+        self.values: Floats = np.empty(0)
+
+    def arrange(self, sites: tuple[ResidualSite, ...]) -> None:
+        """Take over these sites; one that is new begins with `fill`."""
+        if sites is not self._sites:
+            self.values = rearranged(self.values, self._sites, sites, self._fill)
+            self._sites = sites

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from resmon.records import BLOCK_COUNTS, GROUP_VALUES, RUN_VALUES, Floats, Ints, ResidualSite, ScalarRecord, StepRecord
+from resmon.records import BLOCK_COUNTS, GROUP_VALUES, RUN_VALUES, Bools, Floats, Ints, ResidualSite, ScalarRecord, StepRecord
 from resmon.statistics import Column, statistics
 
 WINDOW = 16  # steps
@@ -75,6 +75,10 @@ class Window:
             column = self._all()[statistic]
             known = self._blocks[statistic] = np.where(column.present & np.isfinite(column.values), column.values, np.nan)
         return known
+
+    def present(self, statistic: str) -> Bools:
+        """Whether it was there at each step, finite or not, [n, S]."""
+        return self._all()[statistic].present
 
     def median(self, statistic: str) -> Floats:
         """Of the block's steps, [S]; NaN where fewer than half of them have a value."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resmon.detectors import Detector
 from resmon.detectors.window import Windows
+from resmon.flight.reader import Follower
 from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, RUN_VALUES, Columns, Finding, Floats, ResidualSite, ScalarRecord, StepRecord
 from tests import synthetic
 
@@ -122,3 +124,13 @@ def said(detector: Detector, *items: Iterable[Item], end: bool = False) -> list[
     alone = Alone(detector)
     events = [event for stretch in items for event in alone.take(stretch)]
     return events + alone.end() if end else events
+
+
+def recorded(run: Path) -> list[Item]:
+    """What the first rank of a run's newest attempt wrote."""
+    follower = Follower(max(run.glob("attempt-*")) / "rank-00000")
+    items: list[Item] = []
+    while found := follower.poll():
+        items += found
+    follower.close()
+    return items

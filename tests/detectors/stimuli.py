@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import isfunction
 
 import numpy as np
 
@@ -73,19 +74,12 @@ def plateau() -> list[Item]:
     return course(2600, 1, scalars={"loss": np.where(step < 2500, np.maximum(0.5, 0.99**step), 0.3)})
 
 
+def frozen_block() -> list[Item]:
+    gradient = np.full((500, 6), 0.1)
+    gradient[200:380, 3] = np.nan
+    return course(500, gradient_norm=gradient)
+
+
 STIMULI: dict[str, Callable[[], list[Item]]] = {
-    function.__name__: function
-    for function in (
-        nonfinite,
-        loss_divergence,
-        overfitting,
-        dead_branch,
-        exploding_gradients,
-        vanishing_gradients,
-        hidden_explosion,
-        rising_learning_rate,
-        spike_warning,
-        oscillation,
-        plateau,
-    )
+    name: each for name, each in list(globals().items()) if isfunction(each) and each.__module__ == __name__
 }
