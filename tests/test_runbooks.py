@@ -158,6 +158,6 @@ def test_every_failure_has_its_page_and_every_page_its_failure() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "runbook" and isinstance(node.value, ast.Constant):
                 named |= {str(node.value.value)}
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Episodes" and isinstance(node.args[1], ast.Constant):
-                named |= {str(node.args[1].value)}
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Episodes":
+                named |= {str(each.value) for each in node.args[1:2] if isinstance(each, ast.Constant)}
     assert named - {""} == set(NAMES)
