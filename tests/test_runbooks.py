@@ -34,6 +34,7 @@ STATUSES = {
     "loss-divergence": 0,
     "dead-branch": 0,
     "frozen-block": 0,
+    "batch-norm": 0,
     "failed": 1,
     "out-of-memory": 1,
     "shape-mismatch": 1,
