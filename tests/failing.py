@@ -214,7 +214,7 @@ class NormalisedBlock(nn.Module):
 
 
 def batch_norm(folder: str) -> None:
-    """A momentum of 0.9 as other libraries mean it, which is 0.1 in theirs and nearly the newest batch alone here; and batches of 4."""
+    """A momentum of 0.9, which other libraries call what is torch's 0.1, and batches of 4: statistics of the newest batch alone."""
     blocks = (NormalisedBlock(momentum=0.9) for _ in range(3))
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *blocks, nn.Linear(WIDTH, CLASSES))
     training = Training("batch-norm", folder, model)
