@@ -347,6 +347,29 @@ def stochastic_depth(folder: str) -> None:
     training.monitor.close()
 
 
+class NormalisedBlock(nn.Module):
+    """x + down(relu(norm(up(x)))), whose norm is a batch norm."""
+
+    def __init__(self, momentum: float) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH, momentum=momentum), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.down(F.relu(self.norm(self.up(x))))
+        return y
+
+
+def batch_norm(folder: str) -> None:
+    """A momentum of 0.9, which other libraries call what is torch's 0.1, and batches of 4: statistics of the newest batch alone."""
+    blocks = (NormalisedBlock(momentum=0.9) for _ in range(3))
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *blocks, nn.Linear(WIDTH, CLASSES))
+    training = Training("batch-norm", folder, model)
+    for _ in range(400):
+        training.step(*training.batch(4))
+    training.save(training.saved)
+    training.monitor.close()
+
+
 def stalled(folder: str) -> None:
     """A data loader that waits for a batch that does not come."""
     training = Training("stalled", folder, stall_after=1.0)
@@ -379,6 +402,7 @@ FAILURES: dict[str, Callable[[str], None]] = {
         growing_residual,
         straying_block,
         stochastic_depth,
+        batch_norm,
     )
 }
 

@@ -44,6 +44,7 @@ STATUSES = {
     "growing-residual": 0,
     "straying-block": 0,
     "stochastic-depth": 0,
+    "batch-norm": 0,
     "failed": 1,
     "out-of-memory": 1,
     "shape-mismatch": 1,
