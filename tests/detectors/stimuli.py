@@ -91,6 +91,30 @@ def frozen_block() -> list[Item]:
     return course(500, gradient_norm=gradient)
 
 
+def collapsed_skip() -> list[Item]:
+    branch = np.full((500, 6), 0.3)
+    branch[200:380, 3] = 40.0
+    return course(500, branch_rms=branch)
+
+
+def growing_residual() -> list[Item]:
+    grown = 1.05 * 1.012 ** np.maximum(0, np.arange(1200) - 500)
+    return course(1200, output_rms=np.minimum(grown, 2000.0)[:, None] * np.ones(6))
+
+
+def straying_block() -> list[Item]:
+    branch = np.full((700, 6), 0.3)
+    branch[450:600, 2] = 0.9
+    return course(700, branch_rms=branch)
+
+
+def stochastic_depth() -> list[Item]:
+    rate = np.full((900, 6), 0.8)
+    rate[750:, 4] = 1.0
+    kept = np.random.default_rng(0).binomial(32, rate)
+    return course(900, samples=32, kept=kept, kept_square=24.0)
+
+
 STIMULI: dict[str, Callable[[], list[Item]]] = {
     name: each for name, each in list(globals().items()) if isfunction(each) and each.__module__ == __name__
 }
