@@ -96,6 +96,8 @@ class VanishingGradients(Detector):
             page = self._episodes.windows(lead) >= self.tuned.at(site.name, "page")
             others = f", and at {len(all_) - 1} others with it" if len(all_) > 1 else ""
             if fallen[lead]:
+                lost = self._lost_in(lead, bad, window)
+                others += f"; it is lost in {lost}" if lost else ""
                 usual = exp(self._usual.level[lead])
                 return Account(
                     "page" if page else "ticket",
@@ -103,7 +105,7 @@ class VanishingGradients(Detector):
                     expected=f"a norm near {number(usual)}, as over the windows before",
                     seen=f"{number(norm[lead])}, {number(spreads[lead])} times its own spread away",
                     confidence=0.9,
-                    evidence={"output_gradient_norm": norm[lead], "usual": usual, "loss_left": self._loss.left},
+                    evidence={"output_gradient_norm": norm[lead], "usual": usual, "lost_in": lost, "loss_left": self._loss.left},
                 )
             mine = next(mine for mine in window.models.values() if lead in mine)
             known = mine[~np.isnan(level[mine])]
@@ -122,6 +124,11 @@ class VanishingGradients(Detector):
         events = list(self._episodes.take(window, bad, tell, unknown=np.isnan(level), guilt=guilt))
         self._usual.push(level, keep=bad)
         return events
+
+    def _lost_in(self, lead: int, bad: Bools, window: Window) -> str:
+        """The first block behind it that has its gradient still; "" where none has."""
+        mine = next(mine for mine in window.models.values() if lead in mine)
+        return next((window.sites[i].name for i in mine[mine > lead] if not bad[i]), "")
 
     def _others_kept(self, fall: Floats, window: Window) -> Bools:
         """The sites of models of which another site has kept its gradient."""
