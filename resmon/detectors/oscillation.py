@@ -19,6 +19,7 @@ from resmon.records import Finding, Floats, Ints, ResidualSite
 
 STRETCH = 4 * WINDOW  # steps that are looked at together
 SLOWEST = 4  # swings in a stretch at least: a period of 16 steps
+EARLIER = STRETCH - WINDOW  # steps before the window at which a stretch is judged that it began
 LEAST = 4  # stretches of history
 TREND = np.linspace(-1.0, 1.0, STRETCH)
 
@@ -113,16 +114,24 @@ class Oscillation(Detector):
                 expected=f"movements of {number(100 * usual[place])} %",
                 seen=f"swings of {number(100 * amplitude[place])} % that are {number(100 * share[place])} % of all movement",
                 confidence=0.8,
-                evidence={"period": period[place], "amplitude": amplitude[place], "usual": usual[place], "share": share[place]},
+                evidence={
+                    "since": since,
+                    "period": period[place],
+                    "amplitude": amplitude[place],
+                    "usual": usual[place],
+                    "share": share[place],
+                },
             )
 
         def of_block(lead: int, all_: Ints) -> Account:
             others = f" (and {len(all_) - 1} others')" if len(all_) > 1 else ""
-            return account(lead, f"The branch/skip ratio of {window.sites[lead].name}{others}", self._episodes.since(lead))
+            return account(
+                lead, f"The branch/skip ratio of {window.sites[lead].name}{others}", self._episodes.since(lead) - EARLIER
+            )
 
         def of_run() -> Account:
             what = "loss" if bad[count] else "gradient norm"
-            return account(count if bad[count] else count + 1, f"The {what}", self._run_episodes.since(0))
+            return account(count if bad[count] else count + 1, f"The {what}", self._run_episodes.since(0) - EARLIER)
 
         unknown = np.isnan(share[:count])
         events = list(self._episodes.take(window, bad[:count], of_block, unknown=unknown, guilt=amplitude[:count]))
