@@ -55,7 +55,7 @@ class VanishingGradients(Detector):
     *Trade-off.* A fall that takes thousands of steps becomes usual on its way. `depth` is wide: encoders and decoders stand 50
     times apart (BART), stages of a convolutional network 10. *Delay.* 4 windows: 49 to 64 steps.
 
-    *Expected false alarms.* None in 158,000 steps of the fault bench's healthy trainings, whose blocks' parameter gradients fall at
+    *Expected false alarms.* None in 160,000 steps of the fault bench's healthy trainings, whose blocks' parameter gradients fall at
     most 5.2-fold in three windows, but for dead ReLUs.
 
     *Reference.* Hochreiter, 1991; Glorot and Bengio, Understanding the difficulty of training deep feedforward neural networks,
