@@ -43,6 +43,17 @@ class Block(nn.Module):
         return y
 
 
+class Dropping(Block):
+    """A block that loses its branch for a third of the samples in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.down(F.relu(self.up(self.norm(x))))
+        if self.training:
+            branch = branch * (torch.rand(len(x), 1) < 2 / 3) * 1.5
+        y: Tensor = x + branch
+        return y
+
+
 class Narrowing(nn.Module):
     """Halves height and width and doubles the channels, on one side of the addition only."""
 
@@ -57,6 +68,11 @@ class Narrowing(nn.Module):
 
 def network(wide: int = 2) -> nn.Sequential:
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), Block(), Block(wide=wide), Block(), nn.Linear(WIDTH, CLASSES))
+
+
+def normed(block: Callable[[], nn.Module] = Block) -> nn.Sequential:
+    """One whose loss hardly depends on how large its stream is."""
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), block(), block(), block(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES))
 
 
 def unfit() -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -288,6 +304,72 @@ def frozen_block(folder: str) -> None:
     training.monitor.close()
 
 
+def collapsed_skip(folder: str) -> None:
+    """The last weights of the second block are taken from a model of another scale."""
+    training = Training("collapsed-skip", folder, normed())
+    training.train(160)
+    with torch.no_grad():
+        for parameter in training.model[2].down.parameters():  # type: ignore[index, union-attr]
+            parameter.mul_(60)
+    for _ in range(110):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def growing_residual(folder: str) -> None:
+    """Something multiplies the first weights with 1.02 in each step from the three hundredth on."""
+    training = Training("growing-residual", folder, normed())
+    training.train(300)
+    for _ in range(330):
+        training.step(*training.batch())
+        with torch.no_grad():
+            training.model[0].weight.mul_(1.02)  # type: ignore[index, operator, union-attr]
+    training.monitor.close()
+
+
+def straying_block(folder: str) -> None:
+    """A scale of the second block's branch is lost in a change of the code, with which the run is taken up again."""
+    training = Training("straying-block", folder, normed())
+    training.train(420)
+    training.model[2].down.register_forward_hook(lambda _module, _inputs, output: 4 * output)  # type: ignore[index, union-attr]
+    for _ in range(80):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def stochastic_depth(folder: str) -> None:
+    """After a validation the model is left in evaluation mode."""
+    training = Training("stochastic-depth", folder, normed(Dropping))
+    training.train(670)
+    training.model.eval()
+    for _ in range(110):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+class NormalisedBlock(nn.Module):
+    """x + down(relu(norm(up(x)))), whose norm is a batch norm."""
+
+    def __init__(self, momentum: float) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH, momentum=momentum), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.down(F.relu(self.norm(self.up(x))))
+        return y
+
+
+def batch_norm(folder: str) -> None:
+    """A momentum of 0.9, which other libraries call what is torch's 0.1, and batches of 4: statistics of the newest batch alone."""
+    blocks = (NormalisedBlock(momentum=0.9) for _ in range(3))
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *blocks, nn.Linear(WIDTH, CLASSES))
+    training = Training("batch-norm", folder, model)
+    for _ in range(400):
+        training.step(*training.batch(4))
+    training.save(training.saved)
+    training.monitor.close()
+
+
 def stalled(folder: str) -> None:
     """A data loader that waits for a batch that does not come."""
     training = Training("stalled", folder, stall_after=1.0)
@@ -316,6 +398,11 @@ FAILURES: dict[str, Callable[[str], None]] = {
         oscillation,
         dead_branch,
         frozen_block,
+        collapsed_skip,
+        growing_residual,
+        straying_block,
+        stochastic_depth,
+        batch_norm,
     )
 }
 

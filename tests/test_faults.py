@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -205,16 +206,32 @@ def test_a_training_is_healthy_until_its_fault(make: type[slow.Slow], architectu
         assert np.array_equal(ours[:step], theirs[:step])
 
 
+def zeroed(name: str, how: str) -> slow.Slow:
+    """The first trial whose branch goes in that way."""
+    faults = (slow.ZeroedBranch(Trial("zeroed-branch", number, (name,)), 0) for number in itertools.count())
+    return next(fault for fault in faults if how in fault.truth.what)
+
+
 @pytest.mark.usefixtures("early")
 @pytest.mark.parametrize("name", ALL)
 def test_a_zeroed_branch_is_zero(name: str, tmp_path: Path) -> None:
-    fault = slow.ZeroedBranch(Trial("zeroed-branch", 0, (name,)), 0)
-    step = fault.truth.step + (0 if "is 0" in fault.truth.what else 270)  # at 5 % a step it has faded to a millionth by then
+    fault = zeroed(name, " is 0 ")
+    step = fault.truth.step
     flown = recorded(fault.training, fault, step + 5, tmp_path)
     for block in fault.training.architecture.blocks:
         branch = slow.series(flown, "branch_rms", block.name)
         assert (branch[step:] == 0).all() == (block.name == fault.truth.block)
-        assert np.median(branch[: fault.truth.step]) > 0
+        assert np.median(branch[:step]) > 0
+
+
+@pytest.mark.usefixtures("early")
+def test_a_branch_fades_until_it_is_zero(tmp_path: Path) -> None:
+    fault = zeroed("llama", "fades")
+    step = fault.truth.step
+    flown = recorded(fault.training, fault, step + 280, tmp_path)  # at 5 % a step it has faded to a millionth by then
+    branch = slow.series(flown, "branch_rms", fault.truth.block or "")
+    assert (branch[step : step + 60] > 0).all() and (branch[-5:] == 0).all()
+    assert 0.5 < branch[step + 2] / branch[step - 1] < 1.1 and branch[step + 60] < 0.1 * branch[step - 1]
 
 
 @pytest.mark.usefixtures("early")

@@ -11,12 +11,15 @@ from functools import partial
 from typing import Any
 
 from resmon.detectors import state
+from resmon.detectors.batch_norm import BatchNorm
+from resmon.detectors.collapsed_skip import CollapsedSkip
 from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
 from resmon.detectors.exploding_gradients import ExplodingGradients
 from resmon.detectors.frozen_block import FrozenBlock
 from resmon.detectors.grouping import Grouping
+from resmon.detectors.growing_residual import GrowingResidual
 from resmon.detectors.hidden_explosion import HiddenExplosion
 from resmon.detectors.nonfinite import NonFinite
 from resmon.detectors.options import Tuned, Wrong, tune
@@ -25,6 +28,8 @@ from resmon.detectors.overfitting import Overfitting
 from resmon.detectors.plateau import Plateau
 from resmon.detectors.rising_learning_rate import RisingLearningRate
 from resmon.detectors.spike_warning import SpikeWarning
+from resmon.detectors.stochastic_depth import StochasticDepth
+from resmon.detectors.straying_block import StrayingBlock
 from resmon.detectors.vanishing_gradients import VanishingGradients
 from resmon.detectors.window import Window, Windows
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
@@ -43,6 +48,11 @@ DETECTORS: tuple[type[Detector], ...] = (
     Oscillation,
     Plateau,
     FrozenBlock,
+    BatchNorm,
+    CollapsedSkip,
+    GrowingResidual,
+    StrayingBlock,
+    StochasticDepth,
 )
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -159,17 +160,22 @@ class Windows:
     def _window(self) -> Window:
         records, self._records = self._records, []
         first, last = records[0].step, records[-1].step
-        sums: dict[str, Floats] = {}
-        counts: dict[str, Floats] = {}
+        sums: dict[str, list[float]] = {}
+        counts: dict[str, list[int]] = {}
         for each in self._scalars:
-            if first <= each.step <= last and np.isfinite(list(each.values.values())).any():
+            if first <= each.step <= last:
                 for name, value in each.values.items():
-                    if np.isfinite(value):
-                        sums.setdefault(name, np.zeros(last - first + 1))[each.step - first] += value
-                        counts.setdefault(name, np.zeros(last - first + 1))[each.step - first] += 1
-        self._scalars = deque((each for each in self._scalars if each.step > last), HELD)
+                    if isfinite(value):
+                        if name not in sums:
+                            sums[name], counts[name] = [0.0] * (last - first + 1), [0] * (last - first + 1)
+                        sums[name][each.step - first] += value
+                        counts[name][each.step - first] += 1
+        while self._scalars and self._scalars[0].step <= last:
+            self._scalars.popleft()
+        if any(each.step <= last for each in self._scalars):  # logged behind a later one
+            self._scalars = deque((each for each in self._scalars if each.step > last), HELD)
         with np.errstate(invalid="ignore", over="ignore"):
-            scalars = {name: _finite(sums[name] / counts[name]) for name in sums}
+            scalars = {name: _finite(np.array(sums[name]) / np.array(counts[name])) for name in sums}
         window = Window(records, self._sites, self._models, scalars, self._before)
         self._before = records[-1].magnitude_buckets
         return window

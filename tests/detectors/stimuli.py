@@ -32,6 +32,17 @@ def dead_branch() -> list[Item]:
     return course(500, branch_rms=branch)
 
 
+def batch_norm() -> list[Item]:
+    step = np.arange(800)[:, None]
+    gap = np.where(step < 400, 0.15, 1.4) * np.exp(0.1 * np.random.default_rng(2).normal(0, 1, (800, 6)))
+    gap[:, 0] = np.nan  # a block without batch norms
+    variance = np.where((step > 200) & (step < 300), 1e9, 1.5) * np.ones((1, 6))
+    collapsed = np.where((step > 350) & (np.arange(6) == 4), 0.5, 0.0)
+    variance[600:, 5] = np.inf
+    variance[:, 0] = collapsed[:, 0] = np.nan
+    return course(800, norm_gap=np.where(np.isinf(variance), np.inf, gap), norm_variance=variance, norm_collapsed=collapsed)
+
+
 def exploding_gradients() -> list[Item]:
     gradient = np.full((640, 6), 0.1)
     gradient[400:600, :4] = 5.0
@@ -78,6 +89,30 @@ def frozen_block() -> list[Item]:
     gradient = np.full((500, 6), 0.1)
     gradient[200:380, 3] = np.nan
     return course(500, gradient_norm=gradient)
+
+
+def collapsed_skip() -> list[Item]:
+    branch = np.full((500, 6), 0.3)
+    branch[200:380, 3] = 40.0
+    return course(500, branch_rms=branch)
+
+
+def growing_residual() -> list[Item]:
+    grown = 1.05 * 1.012 ** np.maximum(0, np.arange(1200) - 500)
+    return course(1200, output_rms=np.minimum(grown, 2000.0)[:, None] * np.ones(6))
+
+
+def straying_block() -> list[Item]:
+    branch = np.full((700, 6), 0.3)
+    branch[450:600, 2] = 0.9
+    return course(700, branch_rms=branch)
+
+
+def stochastic_depth() -> list[Item]:
+    rate = np.full((900, 6), 0.8)
+    rate[750:, 4] = 1.0
+    kept = np.random.default_rng(0).binomial(32, rate)
+    return course(900, samples=32, kept=kept, kept_square=24.0)
 
 
 STIMULI: dict[str, Callable[[], list[Item]]] = {
