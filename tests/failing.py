@@ -260,6 +260,28 @@ def stochastic_depth(folder: str) -> None:
     training.monitor.close()
 
 
+def drifting_inputs(folder: str) -> None:
+    """From one shard of the data on, the values are no longer divided by their standard deviation."""
+    training = Training("drifting-inputs", folder, normed())
+    training.train(500)
+    for _ in range(110):
+        x, labels = training.batch()
+        training.step(4 * x, labels)
+    training.monitor.close()
+
+
+def drift(folder: str) -> None:
+    """From one step on the stream between two blocks has one bit a number, as in an experiment that was left switched on."""
+    training = Training("drift", folder, normed(), rate=1e-3)
+    training.train(620)
+    training.model[2].register_forward_hook(  # type: ignore[index]
+        lambda _module, _inputs, y: y + (y.sign() * y.std() - y).detach()
+    )
+    for _ in range(120):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
 def stalled(folder: str) -> None:
     """A data loader that waits for a batch that does not come."""
     training = Training("stalled", folder, stall_after=1.0)
@@ -286,6 +308,8 @@ FAILURES: dict[str, Callable[[str], None]] = {
         growing_residual,
         straying_block,
         stochastic_depth,
+        drifting_inputs,
+        drift,
     )
 }
 

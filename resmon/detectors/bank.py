@@ -15,6 +15,8 @@ from resmon.detectors.collapsed_skip import CollapsedSkip
 from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
+from resmon.detectors.drift import Drift
+from resmon.detectors.drifting_inputs import DriftingInputs
 from resmon.detectors.frozen_block import FrozenBlock
 from resmon.detectors.grouping import Grouping
 from resmon.detectors.growing_residual import GrowingResidual
@@ -37,6 +39,8 @@ DETECTORS: tuple[type[Detector], ...] = (
     GrowingResidual,
     StrayingBlock,
     StochasticDepth,
+    DriftingInputs,
+    Drift,
 )
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised

@@ -61,6 +61,18 @@ def stochastic_depth() -> list[Item]:
     return course(900, samples=32, kept=kept, kept_square=24.0)
 
 
+def drifting_inputs() -> list[Item]:
+    stream = np.ones((900, 6))
+    stream[600:, 0] = 1.5
+    return course(900, skip_rms=stream)
+
+
+def drift() -> list[Item]:
+    magnitude = np.zeros((1000, 6))
+    magnitude[750:, 4:] = 1.0
+    return course(1000, magnitude=magnitude)
+
+
 STIMULI: dict[str, Callable[[], list[Item]]] = {
     function.__name__: function
     for function in (
@@ -73,5 +85,7 @@ STIMULI: dict[str, Callable[[], list[Item]]] = {
         growing_residual,
         straying_block,
         stochastic_depth,
+        drifting_inputs,
+        drift,
     )
 }
