@@ -261,7 +261,8 @@ def settings(
 ) -> None:
     """Show every setting, where its value comes from and what it is for. Names all that is wrong, with exit status 2."""
     from resmon.origins import VARIABLES, printable
-    from resmon.settings import Settings, resolve
+    from resmon.settings import Settings
+    from resmon.tuning import resolved as resolve
 
     resolved = resolve(dict(map(_name_and_value, arguments or ())))
     values = resolved.settings.model_dump(mode="json")
@@ -463,12 +464,63 @@ def baseline(
         raise typer.Exit(1)
 
 
+def replay(
+    run: Annotated[str, typer.Argument(help="Name of a run in the runs folder, or the path of its folder.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="DETECTOR.OPTION=VALUE",
+            help="Try this on top of the run's own settings, once for each; of some blocks: 'dead_branch[h.0.*].enabled=false'.",
+        ),
+    ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PACKAGE.MODULE:CLASS", help="A detector of your own to run too; its code is run."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    directory: Directory = None,
+) -> None:
+    """Run the detectors over a recorded run: what they say, as the agent did; with --set, what other settings would have said."""
+    from rich.progress import Progress
+
+    from resmon import replay_report
+    from resmon.detectors.own import OwnError, load
+    from resmon.replay import against, compare, settings_of
+    from resmon.replay import replay as replayed_of
+    from resmon.settings import Settings
+
+    attempt = _run_folder(run, directory)
+    try:
+        own = [load(name, [str(Path.cwd())]) for name in dict.fromkeys((*Settings.of().own_detectors, *(detector or ())))]
+    except OwnError as error:
+        raise ConfigurationError(f"{error}. docs/detectors.md shows how a detector is written.") from error
+    tried = settings_of(changes, own) if changes else None
+    progress = Console(stderr=True)
+    with Progress(console=progress, transient=True, disable=not progress.is_terminal) as bars:
+        bar: dict[int, Any] = {}
+
+        def show(rank: int, share: float) -> None:
+            if rank not in bar:
+                bar[rank] = bars.add_task(f"rank {rank}", total=1.0)
+            bars.update(bar[rank], completed=share)
+
+        replayed = replayed_of(attempt, [{}] if tried is None else [{}, tried], own, show)
+    agreement = None if replayed.under_way else against(attempt, replayed.events[0])
+    compared = None if tried is None else compare(replayed.findings(0), replayed.findings(1))
+    if as_json:
+        print(json.dumps(replay_report.as_json(replayed, agreement, compared), indent=2))
+    else:
+        Console().print(replay_report.render(replayed, agreement, compared, own), soft_wrap=False)
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("demo", demo),
     ("ls", list_runs),
     ("tail", tail),
     ("incidents", incidents),
     ("runbook", runbook),
+    ("replay", replay),
     ("diff", diff),
     ("baseline", baseline),
     ("postmortem", postmortem),
@@ -546,6 +598,8 @@ def _value(value: Any) -> str:
     """A setting's value as one would write it."""
     if isinstance(value, list):
         return ", ".join(value)
+    if isinstance(value, dict):
+        return json.dumps(value) if value else ""
     return "–" if value is None else str(value)
 
 

@@ -137,7 +137,7 @@ class _Rank:
         self.columns = Columns()
         self.newest: StepRecord | None = None
         self.end: RunEnd | None = None
-        self.bank = Bank()
+        self.bank = Bank(follower.info.detectors)
         self.incidents: dict[str, Incident] = {}
         number = layout.rank_number(follower.folder) or 0
         self.lines = Lines(follower.folder / layout.INCIDENTS, partial(incidents.of_json, rank=number), "an incident")

@@ -59,12 +59,14 @@ class Detecting:
         self._newest = (0, 0.0)
         self.steps = 0  # that the detectors were told of
         self.findings: dict[str, Finding] = {}  # by id, in their newest state
+        self.paged: set[str] = set()  # ids of those that were a page at any time
 
     def look(self) -> None:
         """Take in all that is new."""
         if self._follower is None:
             (folder,) = rank_folders(self._run)
             self._follower = Follower(folder)
+            self._bank = Bank(self._follower.info.detectors, fault=_raise)
         while items := self._follower.poll():
             for item in items:
                 if isinstance(item, Columns):
@@ -85,4 +87,7 @@ class Detecting:
             self._follower.close()
 
     def _take(self, events: Iterable[Finding]) -> None:
-        self.findings |= {finding.id: finding for finding in events}
+        for finding in events:
+            self.findings[finding.id] = finding
+            if finding.severity == "page":
+                self.paged.add(finding.id)

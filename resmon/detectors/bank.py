@@ -11,20 +11,28 @@ from functools import partial
 from typing import Any
 
 from resmon.detectors import state
+from resmon.detectors.batch_norm import BatchNorm
 from resmon.detectors.collapsed_skip import CollapsedSkip
 from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
 from resmon.detectors.drift import Drift
 from resmon.detectors.drifting_inputs import DriftingInputs
+from resmon.detectors.exploding_gradients import ExplodingGradients
 from resmon.detectors.frozen_block import FrozenBlock
 from resmon.detectors.grouping import Grouping
 from resmon.detectors.growing_residual import GrowingResidual
+from resmon.detectors.hidden_explosion import HiddenExplosion
 from resmon.detectors.nonfinite import NonFinite
-from resmon.detectors.options import Tuned, tune
+from resmon.detectors.options import Tuned, Wrong, tune
+from resmon.detectors.oscillation import Oscillation
 from resmon.detectors.overfitting import Overfitting
+from resmon.detectors.plateau import Plateau
+from resmon.detectors.rising_learning_rate import RisingLearningRate
+from resmon.detectors.spike_warning import SpikeWarning
 from resmon.detectors.stochastic_depth import StochasticDepth
 from resmon.detectors.straying_block import StrayingBlock
+from resmon.detectors.vanishing_gradients import VanishingGradients
 from resmon.detectors.window import Window, Windows
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
@@ -34,7 +42,15 @@ DETECTORS: tuple[type[Detector], ...] = (
     Divergence,
     Overfitting,
     DeadBranch,
+    ExplodingGradients,
+    VanishingGradients,
+    HiddenExplosion,
+    RisingLearningRate,
+    SpikeWarning,
+    Oscillation,
+    Plateau,
     FrozenBlock,
+    BatchNorm,
     CollapsedSkip,
     GrowingResidual,
     StrayingBlock,
@@ -46,7 +62,7 @@ DETECTORS: tuple[type[Detector], ...] = (
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised
 
 
-def options(values: Mapping[str, Any], more: Sequence[type[Detector]] = ()) -> tuple[dict[str, Tuned[Any]], list[str]]:
+def options(values: Mapping[str, Any], more: Sequence[type[Detector]] = ()) -> tuple[dict[str, Tuned[Any]], list[Wrong]]:
     """The options of every detector under these settings, and what is wrong with the settings."""
     return tune({kind.name: kind.options for kind in (*DETECTORS, *more)}, values)
 
@@ -63,11 +79,17 @@ class Bank:
         more: Sequence[type[Detector]] = (),
         fault: Fault = lambda _name, _error: None,
     ) -> None:
-        tuned, _ = options(values or {}, more)
+        tuned, self.wrong = options(values or {}, more)
         self._fault = fault
         self._windows = Windows()
         self._grouping = Grouping()
-        self._detectors = [kind(tuned[kind.name]) for kind in (*DETECTORS, *more) if tuned[kind.name].is_on]
+        self._detectors: list[Detector] = []
+        for kind in (*DETECTORS, *more):
+            if tuned[kind.name].is_on:
+                try:
+                    self._detectors.append(kind(tuned[kind.name]))
+                except Exception as error:  # noqa: BLE001 - a user's, or thresholds from a flight that nobody can use
+                    fault(kind.name, error)
         self._sort()
 
     def _sort(self) -> None:

@@ -95,6 +95,7 @@ class Divergence(Detector):
         self._above = 0  # losses in a row that are far above
         self._finding: Finding | None = None
         self._limit = inf  # below it the finding is over
+        self._rises: dict[tuple[float, float, float], float] = {}  # what `_rise` says until the next level
 
     def step(self, record: StepRecord, sites: Sequence[ResidualSite]) -> Iterable[Finding]:  # noqa: ARG002, a Detector's
         self._rate = record.run_value("learning_rate")
@@ -138,6 +139,7 @@ class Divergence(Detector):
     def _settle(self, level: _Level, step: int, time: float) -> Iterator[Finding]:
         self._levels.append(level)
         self._count += 1
+        self._rises.clear()
         if self._finding is not None:
             if level.value < self._limit:
                 yield self._finding.closed(step, time, "the loss came back")
@@ -150,6 +152,7 @@ class Divergence(Detector):
                 yield self._opened(step, time, level.value, newest[0].step, limit)
         if self._best is None or level.value < self._best.value:
             self._best, self._best_count = level, self._count
+            self._rises.clear()
 
     def _above_which(self, rise: float, most: float) -> float:
         """What a level or loss must be above; `most` times where the run began is enough, however noisy it was at its best."""
@@ -164,12 +167,16 @@ class Divergence(Detector):
     def _rise(self, factor: float, noises: float, wandering: float) -> float:
         """What a level or loss must be above the reference; the newest windows, which are judged, have no part in the noise."""
         assert self._best is not None  # noqa: S101, its callers asked
+        known = self._rises.get((factor, noises, wandering))
+        if known is not None:
+            return known
         before = list(self._levels)[:-LASTS] or list(self._levels)
         single = median(each.noise for each in before)
         moves = deviation([after.value - level.value for level, after in pairwise(before)])
         since = min(16, self._count + 1 - self._best_count)
         least = factor if not self._linear else (exp(factor) - 1) * abs(self._best.value)
-        return max(least, noises * single, wandering * moves * sqrt(since))
+        rise = self._rises[factor, noises, wandering] = max(least, noises * single, wandering * moves * sqrt(since))
+        return rise
 
     def _loses(self, value: float) -> bool:
         """Whether a tenth of what had been gained is lost again."""

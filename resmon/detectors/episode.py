@@ -65,6 +65,10 @@ class Episodes:
     def is_open(self, model: str = "") -> bool:
         return model in self._open
 
+    @property
+    def any_open(self) -> bool:
+        return bool(self._open)
+
     def take(
         self, window: Window, bad: Bools, tell: Telling, *, unknown: Bools | None = None, guilt: Floats | None = None
     ) -> Iterator[Finding]:
@@ -78,7 +82,7 @@ class Episodes:
     def run(self, window: Window, bad: bool, tell: Callable[[], Account]) -> Iterator[Finding]:
         """The same of a rule about the whole run."""
         if self._sites is None:
-            self._arrange((_RUN,))
+            self._arrange((RUN,))
         yield from self._take(window, [""], {"": np.zeros(1, np.int64)}, np.array([bad]), lambda *_: tell(), None, None)
 
     def since(self, place: int) -> int:
@@ -200,7 +204,7 @@ class Episodes:
         yield episode.finding
 
 
-_RUN = ResidualSite("", "", "identity", (), (), ())
+RUN = ResidualSite("", "", "identity", (), (), ())  # what a rule about the run is of
 
 
 def plain(evidence: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from resmon.records import ResidualSite
 
 SITES = "sites"  # the key under which patterns stand
+
+
+class Wrong(NamedTuple):
+    """Something that cannot be used, and the keys that lead to it: detector, option; or detector, "sites", pattern, option."""
+
+    path: tuple[str, ...]
+    message: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path)}: {self.message}"
 
 
 class Options(BaseModel):
@@ -70,51 +80,57 @@ class Tuned(Generic[Chosen]):
         return self.everywhere.enabled or any(options.enabled for options in self._patterns.values())
 
 
-def tune(types: Mapping[str, type[Options]], values: Mapping[str, Any]) -> tuple[dict[str, Tuned[Any]], list[str]]:
+def tune(types: Mapping[str, type[Options]], values: Mapping[str, Any]) -> tuple[dict[str, Tuned[Any]], list[Wrong]]:
     """The options of each detector, by name, and what is wrong with `values`; what is wrong is left at its default."""
     made = {name: Tuned(kind()) for name, kind in types.items()}
-    nits = [f"{name}: there is no such detector{nearest(name, types)}" for name in values if name not in types]
+    wrong = [Wrong((str(name),), f"there is no such detector{nearest(str(name), types)}") for name in values if name not in types]
     for name, kind in types.items():
         given = values.get(name, {})
         if not isinstance(given, Mapping):
-            nits.append(f"{name}: must be a table of its options (got {given!r:.80})")
+            wrong.append(Wrong((name,), f"must be a table of its options (got {given!r:.80})"))
             continue
         sites = given.get(SITES, {})
-        if not isinstance(sites, Mapping) or not all(isinstance(each, Mapping) for each in sites.values()):
-            nits.append(f"{name}.{SITES}: must be a table of patterns, each with a table of options (got {sites!r:.80})")
+        if not isinstance(sites, Mapping):
+            wrong.append(Wrong((name, SITES), f"must be a table of patterns, each with a table of options (got {sites!r:.80})"))
             sites = {}
-        usual, wrong = _sound(kind, {key: value for key, value in given.items() if key != SITES}, name)
-        nits += wrong
+        usual, nits = _sound(kind, {key: value for key, value in given.items() if key != SITES}, (name,))
+        wrong += nits
         patterns = {}
         for pattern, options in sites.items():
-            patterns[str(pattern)], wrong = _sound(kind, options, f"{name}.{SITES}.{pattern}")
-            nits += wrong
-        made[name] = Tuned(kind(**usual), patterns)
-    return made, nits
+            if not isinstance(options, Mapping):
+                wrong.append(Wrong((name, SITES, str(pattern)), f"must be a table of options (got {options!r:.80})"))
+                continue
+            patterns[str(pattern)], nits = _sound(kind, options, (name, SITES, str(pattern)))
+            wrong += nits
+        try:
+            made[name] = Tuned(kind(**usual), patterns)
+        except ValidationError as error:  # each is right by itself, and together they are not
+            wrong += [Wrong((name,), f"{each['msg']}; the defaults are in force") for each in error.errors()]
+    return made, wrong
 
 
-def _sound(kind: type[Options], given: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+def _sound(kind: type[Options], given: Mapping[str, Any], path: tuple[str, ...]) -> tuple[dict[str, Any], list[Wrong]]:
     """Those of the given options that can be used, and what is wrong with the others, each looked at alone."""
     sound: dict[str, Any] = {}
-    nits: list[str] = []
+    wrong: list[Wrong] = []
     for key, value in given.items():
-        wrong = list(_nits(kind, str(key), value, where))
-        nits += wrong
-        if not wrong:
+        messages = list(_nits(kind, str(key), value))
+        wrong += [Wrong((*path, str(key)), message) for message in messages]
+        if not messages:
             sound[str(key)] = value
-    return sound, nits
+    return sound, wrong
 
 
-def _nits(kind: type[Options], key: str, value: Any, where: str) -> Iterator[str]:
+def _nits(kind: type[Options], key: str, value: Any) -> Iterator[str]:
     if key not in kind.model_fields:
-        yield f"{where}.{key}: there is no such option{nearest(key, kind.model_fields)}"
+        yield f"there is no such option{nearest(key, kind.model_fields)}"
         return
     try:
         kind(**{key: value})
     except ValidationError as error:
         for each in error.errors():
             message = re.sub(r"^(Value error,|Input|String) ", "", each["msg"])
-            yield f"{where}.{key}: {message} (got {value!r:.80})"
+            yield f"{message} (got {value!r:.80})"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -159,17 +160,22 @@ class Windows:
     def _window(self) -> Window:
         records, self._records = self._records, []
         first, last = records[0].step, records[-1].step
-        sums: dict[str, Floats] = {}
-        counts: dict[str, Floats] = {}
+        sums: dict[str, list[float]] = {}
+        counts: dict[str, list[int]] = {}
         for each in self._scalars:
-            if first <= each.step <= last and np.isfinite(list(each.values.values())).any():
+            if first <= each.step <= last:
                 for name, value in each.values.items():
-                    if np.isfinite(value):
-                        sums.setdefault(name, np.zeros(last - first + 1))[each.step - first] += value
-                        counts.setdefault(name, np.zeros(last - first + 1))[each.step - first] += 1
-        self._scalars = deque((each for each in self._scalars if each.step > last), HELD)
+                    if isfinite(value):
+                        if name not in sums:
+                            sums[name], counts[name] = [0.0] * (last - first + 1), [0] * (last - first + 1)
+                        sums[name][each.step - first] += value
+                        counts[name][each.step - first] += 1
+        while self._scalars and self._scalars[0].step <= last:
+            self._scalars.popleft()
+        if any(each.step <= last for each in self._scalars):  # logged behind a later one
+            self._scalars = deque((each for each in self._scalars if each.step > last), HELD)
         with np.errstate(invalid="ignore", over="ignore"):
-            scalars = {name: _finite(sums[name] / counts[name]) for name in sums}
+            scalars = {name: _finite(np.array(sums[name]) / np.array(counts[name])) for name in sums}
         window = Window(records, self._sites, self._models, scalars, self._before)
         self._before = records[-1].magnitude_buckets
         return window
@@ -179,10 +185,13 @@ def median(values: Floats, least: int = 1) -> Floats:
     """Over the first axis, of what is not NaN; NaN where that are fewer than `least`."""
     if not len(values):
         return np.full(values.shape[1:], np.nan)
-    ordered = np.sort(values, axis=0)
+    ordered = np.sort(values, axis=0)  # NaN comes last
+    if not np.isnan(ordered[-1]).any():
+        middle: Floats = (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
+        return middle if len(values) >= least else np.full(values.shape[1:], np.nan)
     there = len(values) - np.isnan(ordered).sum(axis=0)
     low, high = np.maximum(there - 1, 0) // 2, np.minimum(there // 2, len(values) - 1)
-    middle: Floats = (np.take_along_axis(ordered, low[None], 0)[0] + np.take_along_axis(ordered, high[None], 0)[0]) / 2
+    middle = (np.take_along_axis(ordered, low[None], 0)[0] + np.take_along_axis(ordered, high[None], 0)[0]) / 2
     return np.where(there >= max(1, least), middle, np.nan)
 
 

@@ -176,7 +176,7 @@ def _detect(rank: Path, say: Progress) -> list[Finding]:
         follower = Follower(rank)
     except FlightError:  # its info is damaged; what the rows say is in the frames
         return []
-    bank = Bank()
+    bank = Bank(follower.info.detectors)
     columns, events, last = Columns(), [], None
     while items := follower.poll():
         for item in items:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import isfunction
 
 import numpy as np
 
@@ -29,6 +30,59 @@ def dead_branch() -> list[Item]:
     branch = np.full((500, 6), 0.3)
     branch[200:380, 3] = 0.0
     return course(500, branch_rms=branch)
+
+
+def batch_norm() -> list[Item]:
+    step = np.arange(800)[:, None]
+    gap = np.where(step < 400, 0.15, 1.4) * np.exp(0.1 * np.random.default_rng(2).normal(0, 1, (800, 6)))
+    gap[:, 0] = np.nan  # a block without batch norms
+    variance = np.where((step > 200) & (step < 300), 1e9, 1.5) * np.ones((1, 6))
+    collapsed = np.where((step > 350) & (np.arange(6) == 4), 0.5, 0.0)
+    variance[600:, 5] = np.inf
+    variance[:, 0] = collapsed[:, 0] = np.nan
+    return course(800, norm_gap=np.where(np.isinf(variance), np.inf, gap), norm_variance=variance, norm_collapsed=collapsed)
+
+
+def exploding_gradients() -> list[Item]:
+    gradient = np.full((640, 6), 0.1)
+    gradient[400:600, :4] = 5.0
+    return course(640, gradient_norm=gradient, scalars={"loss": 1.0})
+
+
+def vanishing_gradients() -> list[Item]:
+    gradient = np.full((900, 6), 0.01)
+    gradient[200:840, :3] = 1e-6
+    return course(900, output_gradient_norm=gradient, scalars={"loss": 1.0})
+
+
+def hidden_explosion() -> list[Item]:
+    square = np.where((np.arange(800) > 400) & (np.arange(800) < 700), 1e5, 4.0)
+    return course(800, run={"gradient_square": square, "stepped_square": 1.0}, scalars={"loss": 1.0})
+
+
+def rising_learning_rate() -> list[Item]:
+    step = np.arange(480)
+    rate = 1e-3 * np.where(step < 240, 1.0, 1.02 ** (step - 240))
+    random = np.random.default_rng(0)
+    loss = np.where(step < 320, 0.5, 0.5 * 1.02 ** (step - 320)) * np.exp(0.02 * random.normal(0, 1, 480))
+    return course(480, run={"learning_rate": rate}, scalars={"loss": loss})
+
+
+def spike_warning() -> list[Item]:
+    branch = np.full((640, 6), 0.6)
+    branch[480:560, 2] = 0.6 * 1.02 ** np.arange(80)
+    return course(640, branch_rms=branch, scalars={"loss": 1.0})
+
+
+def oscillation() -> list[Item]:
+    step = np.arange(700)
+    swing = np.where((step > 320) & (step < 560), 0.5, 0.0) * np.where(step % 2, 1, -1)
+    return course(700, scalars={"loss": np.exp(swing + 0.02 * np.random.default_rng(0).normal(0, 1, 700))})
+
+
+def plateau() -> list[Item]:
+    step = np.arange(2600)
+    return course(2600, 1, scalars={"loss": np.where(step < 2500, np.maximum(0.5, 0.99**step), 0.3)})
 
 
 def frozen_block() -> list[Item]:
@@ -74,18 +128,5 @@ def drift() -> list[Item]:
 
 
 STIMULI: dict[str, Callable[[], list[Item]]] = {
-    function.__name__: function
-    for function in (
-        nonfinite,
-        loss_divergence,
-        overfitting,
-        dead_branch,
-        frozen_block,
-        collapsed_skip,
-        growing_residual,
-        straying_block,
-        stochastic_depth,
-        drifting_inputs,
-        drift,
-    )
+    name: each for name, each in list(globals().items()) if isfunction(each) and each.__module__ == __name__
 }
