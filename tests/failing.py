@@ -347,6 +347,28 @@ def stochastic_depth(folder: str) -> None:
     training.monitor.close()
 
 
+def drifting_inputs(folder: str) -> None:
+    """From one shard of the data on, the values are no longer divided by their standard deviation."""
+    training = Training("drifting-inputs", folder, normed())
+    training.train(500)
+    for _ in range(110):
+        x, labels = training.batch()
+        training.step(4 * x, labels)
+    training.monitor.close()
+
+
+def drift(folder: str) -> None:
+    """From one step on the stream between two blocks has one bit a number, as in an experiment that was left switched on."""
+    training = Training("drift", folder, normed(), rate=1e-3)
+    training.train(620)
+    training.model[2].register_forward_hook(  # type: ignore[index]
+        lambda _module, _inputs, y: y + (y.sign() * y.std() - y).detach()
+    )
+    for _ in range(120):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
 class NormalisedBlock(nn.Module):
     """x + down(relu(norm(up(x)))), whose norm is a batch norm."""
 
@@ -402,6 +424,8 @@ FAILURES: dict[str, Callable[[str], None]] = {
         growing_residual,
         straying_block,
         stochastic_depth,
+        drifting_inputs,
+        drift,
         batch_norm,
     )
 }

@@ -44,6 +44,8 @@ STATUSES = {
     "growing-residual": 0,
     "straying-block": 0,
     "stochastic-depth": 0,
+    "drifting-inputs": 0,
+    "drift": 0,
     "batch-norm": 0,
     "failed": 1,
     "out-of-memory": 1,
