@@ -35,8 +35,8 @@ class NativeBuildHook(BuildHookInterface[Any]):
                 command.run()
             except (CCompilerError, BaseError) as error:
                 raise RuntimeError(
-                    f"resmon's native parts, {' and '.join(SOURCES.values())}, could not be compiled ({error}). They need "
-                    "a C compiler and Python's headers: on Debian `apt-get install gcc python3-dev`, on macOS `xcode-select --install`."
+                    f"resmon's native parts, {' and '.join(SOURCES.values())}, could not be compiled ({error}). They need a C "
+                    "compiler and Python's headers: on Debian `apt-get install gcc python3-dev`, on macOS `xcode-select --install`."
                 ) from error
         build_data["artifacts"] += ["/resmon/*/_native.*.so", "/resmon/*/_native*.pyd"]
         build_data["pure_python"] = False

@@ -18,12 +18,25 @@ import resmon
 from resmon.detectors.noise import MAD
 
 TUNING = ("plain", "deep", "dropout", "mlp", "pre-activation", "serial", "bert", "resnet", "scaler", "plain-restarts")
-SCORING = ("gpt2", "llama", "parallel", "masked", "depth", "convnext", "vit", "stochastic-depth", "drop-path", "plain-slow")
+SCORING = (
+    "gpt2",
+    "llama",
+    "parallel",
+    "masked",
+    "depth",
+    "convnext",
+    "vit",
+    "stochastic-depth",
+    "drop-path",
+    "plain-slow",
+    "in-place",
+)
 QUANTITIES = ("skip_rms", "branch_rms", "branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 OF_RUN = ("loss", "gradient_norm")
 BEGIN, STEPS = 2000, 2600
 PARTS = 6  # of its noise, that a value is rounded to
 LEAST_NOISE = 1e-3  # a stream that moves by less than 0.1 % is no noise to try detectors on
+UNSTEADY = 2.0  # a run with a stream whose noise differs by so much between quarters has a change of its own, and is left out
 FOLDER = Path(__file__).parent / "recordings"
 
 
@@ -34,9 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     arguments.into.mkdir(parents=True, exist_ok=True)
     for use, runs in (("tuning", TUNING), ("scoring", SCORING)):
-        streams = {f"{run}/{name}": values for run in runs for name, values in _streams(arguments.runs / run)}
+        found = {run: dict(_streams(arguments.runs / run)) for run in runs}
+        steady = {run: streams for run, streams in found.items() if all(map(_is_steady, streams.values()))}
+        for run in found.keys() - steady.keys():
+            print(f"{run} is left out: it has a change of its own")
+        streams = {f"{run}/{name}": values for run, streams in steady.items() for name, values in streams.items()}
         write(arguments.into / f"{use}.npz", streams)
-        print(f"{use}: {len(streams)} streams of {STEPS} steps from {len(runs)} runs")
+        print(f"{use}: {len(streams)} streams of {STEPS} steps from {len(steady)} runs")
 
 
 def write(path: Path, streams: dict[str, NDArray[np.float64]]) -> None:
@@ -67,6 +84,11 @@ def _streams(path: Path) -> Iterator[tuple[str, NDArray[np.float64]]]:
             values = table[quantity].to_numpy(dtype=float, na_value=np.nan)[BEGIN : BEGIN + STEPS]
             if len(values) == STEPS and _is_positive(values) and noise(np.log(values[:, None]))[0] >= LEAST_NOISE:
                 yield prefix + quantity, np.log(values)
+
+
+def _is_steady(values: NDArray[np.float64]) -> bool:
+    quarters = noise(values.reshape(4, -1).T)
+    return bool(quarters.max() < UNSTEADY * quarters.min())
 
 
 def _is_positive(values: NDArray[np.float64]) -> bool:

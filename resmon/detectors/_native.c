@@ -28,7 +28,7 @@
 #define CALIBRATION 64 /* values from which the first forecast and the first scale are made */
 #define KNOTS 7        /* quantiles of a stream's errors that are followed */
 #define MOVES 4        /* one-sided charts of the level */
-#define EVENS 6        /* charts that do not know up from down, of spread and shape */
+#define EVENS 5        /* charts that do not know up from down, of spread and shape */
 #define HINGES 6       /* pieces that their increments are made of */
 #define WINDOWS 6      /* lengths of the adaptive window, each twice the one before */
 #define SHORTEST 4     /* of these */
@@ -49,6 +49,7 @@ enum {
     SLOW = QUANTILE + KNOTS,
     WANDER,
     ENERGY,
+    UNREST,
     EVIDENCE,
     SUM,
     SINCE = SUM + SUMS,
@@ -99,14 +100,14 @@ static inline double within(double a, double most) { return larger(smaller(a, mo
 /* One step of a tile. `y` has NaN where there is no value; such a stream stays as it is. */
 WIDE static void follow(double (*restrict s)[TILE], const double *restrict y, double *restrict score, const double *restrict set)
 {
-    double live[TILE], wander[TILE];
+    double live[TILE], wander[TILE], unrest[TILE];
 #pragma GCC ivdep
     for (int j = 0; j < TILE; j++) {
         double is = fabs(y[j]) <= DBL_MAX ? 1 : 0, n = s[COUNT][j] + is, on = n > CALIBRATION ? is : 0, seen = larger(n, 1);
         double off = y[j] - s[LEVEL][j] - s[SLOPE][j], e = is > 0 ? off : 0, before = s[ERROR][j];
         double phi = larger(smaller(s[PRODUCT][j] / larger(s[SQUARE][j], 0.25), 0.9), 0);
         double scale = larger(s[SCALE][j], set[LEAST]), wide = scale / sqrt(1 - phi * phi);
-        double u = e - phi * before; /* what the error before does not tell of this one */
+        double u = e - phi * within(before, BOUND * wide); /* what the error before does not tell of this one */
         double q[KNOTS], d = 0, rate = 0, lowest = 0, z = SCORE[0];
         for (int k = 0; k < KNOTS; k++)
             q[k] = s[QUANTILE + k][j];
@@ -146,9 +147,12 @@ WIDE static void follow(double (*restrict s)[TILE], const double *restrict y, do
         double smoothing = set[SMOOTHING], slow = s[SLOW][j] * s[SLOW][j] * (2 - smoothing) / smoothing;
         s[WANDER][j] += learning * (smaller(slow, USUAL * larger(s[WANDER][j], 1)) - s[WANDER][j]);
         s[SLOW][j] += smoothing * on * (w - s[SLOW][j]);
-        s[ENERGY][j] += FORGETTING * on * (w * w - s[ENERGY][j]);
+        double energy = s[ENERGY][j], loud = (energy - 1) * (energy - 1) * (2 - smoothing) / smoothing / 2;
+        s[UNREST][j] += learning * (smaller(loud, USUAL * larger(s[UNREST][j], 1)) - s[UNREST][j]);
+        s[ENERGY][j] += smoothing * on * (within(w * w, 9) - energy);
         s[COUNT][j] = n;
         wander[j] = larger(s[WANDER][j], 1);
+        unrest[j] = larger(s[UNREST][j], 1);
         slow = s[SLOW][j] * s[SLOW][j] * (2 - smoothing) / smoothing / 2;
         double told = set[WEIGHT + CHARTS - 1] * slow / wander[j], kept = s[EVIDENCE][j];
         s[EVIDENCE][j] = live[j] > 0 ? told : kept;
@@ -168,7 +172,7 @@ WIDE static void follow(double (*restrict s)[TILE], const double *restrict y, do
         }
     }
     for (int k = 0; k < EVENS; k++) {
-        const double *c = set + EVEN + k * (HINGES + 1), weight = set[WEIGHT + MOVES + k];
+        const double *c = set + EVEN + k * (HINGES + 1), weight = set[WEIGHT + MOVES + k], held = set[WANDERS + MOVES + k];
         double *restrict sum = s[SUM + MOVES + k], *restrict since = s[SINCE + MOVES + k];
         double *restrict n = s[COUNT], *restrict evidence = s[EVIDENCE];
 #pragma GCC ivdep
@@ -177,7 +181,7 @@ WIDE static void follow(double (*restrict s)[TILE], const double *restrict y, do
             for (int i = 0; i < HINGES; i++)
                 increment += c[i + 1] * larger(a - HINGE[i], 0);
             double old = sum[j], now = larger(old, 0) + increment, began = since[j], fresh = n[j];
-            double on = live[j], kept = evidence[j], told = larger(kept, weight * now);
+            double on = live[j], kept = evidence[j], told = larger(kept, weight * now / (1 + held * (unrest[j] - 1)));
             fresh = old <= 0 ? fresh : began;
             since[j] = on > 0 ? fresh : began;
             sum[j] = on > 0 ? now : old;
@@ -234,7 +238,7 @@ static void calibrate(double *state, size_t stride, const double *first, size_t 
     state[SLOPE * stride] = slope;
     state[ERROR * stride] = v[n - 1];
     state[PRODUCT * stride] = phi;
-    state[SQUARE * stride] = state[WANDER * stride] = state[ENERGY * stride] = 1;
+    state[SQUARE * stride] = state[WANDER * stride] = state[ENERGY * stride] = state[UNREST * stride] = 1;
     state[MEAN * stride] = state[SLOW * stride] = 0;
     for (int i = n - 1; i > 0; i--)
         v[i] -= phi * v[i - 1];
