@@ -184,10 +184,7 @@ GRIDS: dict[str, list[River]] = {
         for stream, delta, alpha in product(STREAMS, (0.05, 0.15, 0.25, 0.4, 0.7), (0.9999, 0.999, 0.99))
     ],
     "ADWIN": [adwin(stream=stream, clock=clock) for stream, clock in product(STREAMS, (1, 8, 32))],
-    "KSWIN": [
-        kswin(stream=stream, window_size=size, stat_size=part)
-        for stream, (size, part) in product(("standardised", "errors"), ((100, 30), (200, 60)))
-    ],
+    "KSWIN": [kswin(stream=stream) for stream in ("standardised", "errors")],
     f"PageHinkley{GIVEN}": [
         page_hinkley(GIVEN, stream=stream, delta=delta) for stream, delta in product(SCORES, (0.15, 0.25, 0.4, 0.7))
     ],

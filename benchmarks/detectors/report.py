@@ -73,7 +73,7 @@ river's detectors take one stream each. A threshold that serves streams of every
 chose the best for each of them among: the logarithms in units of their noise, and the errors of the charts' forecasts in units of
 theirs, which are free of trends, with the charts' gain and a smaller one. It chose their other settings too, by the mean delay
 over the scenarios at middle size. The settings of ours were found on the tuning streams by hand. KSWIN takes so long that it was
-tried on one trial in {EVERY}; the grids of the other two were tuned so."""
+tried on one trial in {EVERY}, with the windows that it has by default; the grids of the other two were tuned so."""
 
 
 def _uses(tuning: Recording, scoring: Recording) -> list[tuple[str, Recording]]:

@@ -85,7 +85,8 @@ static const double HINGE[HINGES] = {0, 0.4, 0.8, 1.4, 2.0, 2.8};
 #define MAGNITUDE 1.2567
 #define CLOSEST 0.5   /* of their distance in a normal distribution, that quantiles count as apart at least */
 #define USUAL 4.0     /* times its usual size, that the level's wandering is learnt from, at most */
-#define FORGETTING 0.03
+#define FORGETTING 0.03 /* of what correlation is measured around */
+#define HASTE 4.0 /* times its gain, that a forecast learns with at most */
 
 static inline double larger(double a, double b) { return a > b ? a : b; }
 static inline double smaller(double a, double b) { return a < b ? a : b; }
@@ -127,8 +128,10 @@ WIDE static void follow(double (*restrict s)[TILE], const double *restrict y, do
         /* the wider the fewer values it has seen, as in a line through them */
         double bounded = within(e, BOUND * wide), learning = larger(set[LEARNING], 1 / seen) * on;
         double now = bounded / wide, then = within(before / wide, BOUND), mean = s[MEAN][j];
-        s[LEVEL][j] += on * s[SLOPE][j] + larger(set[GAIN], 4 / seen) * on * bounded;
-        s[SLOPE][j] += larger(set[SLOPE_GAIN], 6 / (seen * seen)) * on * bounded;
+        /* the forecast of a stream that wanders, or whose trend bends, follows it closer */
+        double haste = within(sqrt(larger(s[WANDER][j], 1)), HASTE), gain = set[GAIN] * haste;
+        s[LEVEL][j] += on * s[SLOPE][j] + larger(gain, 4 / seen) * on * bounded;
+        s[SLOPE][j] += larger(set[SLOPE_GAIN] * haste * haste, 6 / (seen * seen)) * on * bounded;
         s[PRODUCT][j] += learning * ((now - mean) * (then - mean) - s[PRODUCT][j]);
         s[SQUARE][j] += learning * ((now - mean) * (now - mean) - s[SQUARE][j]);
         s[MEAN][j] += FORGETTING * on * (now - mean);

@@ -132,10 +132,11 @@ class Charts:
 
         level += slope + gain e,  slope += gain^2 / 25 e
 
-    with larger gains while there are few values, those of a line through them. What the error before does not tell of an error, e
-    - phi e_before, is put in its place among the stream's own errors, by seven quantiles that follow these, and becomes the normal
-    score w that has this place, of at most 4. On a healthy stream w is standard normal and independent of the w before, whatever
-    the stream's scale, skewness and correlation. The charts, two-sided where that makes sense:
+    with larger gains while there are few values, those of a line through them, and where the stream wanders (up to 4 times, the
+    root of W below). What the error before does not tell of an error, e - phi e_before, is put in its place among the stream's own
+    errors, by seven quantiles that follow these, and becomes the normal score w that has this place, of at most 4. On a healthy
+    stream w is standard normal and independent of the w before, whatever the stream's scale, skewness and correlation. The charts,
+    two-sided where that makes sense:
 
         CUSUM          S = max(S, 0) + 1.4 w - 1.4^2 / 2                   a move by 1.4 noises, the log-likelihood ratio
         Page-Hinkley   the same with 0.35, over W                          a small move that lasts
