@@ -195,6 +195,93 @@ def loss_divergence(folder: str) -> None:
     training.monitor.close()
 
 
+def exploding_gradients(folder: str) -> None:
+    """The last weights of the second block begin a hundred times too large."""
+    model = network()
+    with torch.no_grad():
+        model[2].down.weight *= 100  # type: ignore[union-attr, operator]
+    training = Training("exploding-gradients", folder, model)
+    training.train(80)
+    training.monitor.close()
+
+
+def vanishing_gradients(folder: str) -> None:
+    """A factor for the gradient of a shared trunk, meant for another of two losses, stays on."""
+    training = Training("vanishing-gradients", folder)
+    training.train(200)
+    training.model[3].register_forward_pre_hook(lambda _, inputs: 1e-3 * inputs[0] + (1 - 1e-3) * inputs[0].detach())  # type: ignore[index]
+    for _ in range(100):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def harder(training: Training) -> Training:
+    """The centres are nearer to each other: the loss stays well above zero, where gradients tell more."""
+    training.centres *= 0.4
+    return training
+
+
+class Clipped(Training):
+    """Clips the gradient's norm; `summed` is the loss over the batch, of which what is logged is the mean."""
+
+    summed = False
+
+    def step(self, x: Tensor, labels: Tensor) -> None:
+        loss = F.cross_entropy(self.model(x), labels)
+        self.optimizer.zero_grad()
+        (loss * len(x) if self.summed else loss).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+        self.optimizer.step()
+        self.monitor.log(loss=loss)
+
+
+def hidden_explosion(folder: str) -> None:
+    """The mean over the batch becomes a sum, and clipping hides it."""
+    training = Clipped("hidden-explosion", folder)
+    harder(training).train(320)
+    training.summed = True
+    for _ in range(100):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def rising_learning_rate(folder: str) -> None:
+    """A decay whose factor is 1.03 where it should be 0.97."""
+    training = Training("rising-learning-rate", folder)
+    training.train(200)
+    for _ in range(135):
+        for group in training.optimizer.param_groups:
+            group["lr"] *= 1.03
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def spike_warning(folder: str) -> None:
+    """A schedule that goes to 0, and something that lets the last weights of the second block grow from step to step."""
+    training = harder(Training("spike-warning", folder, rate=1e-3))
+    training.train(420)
+    for group in training.optimizer.param_groups:
+        group["lr"] = 1e-5
+    for _ in range(80):
+        with torch.no_grad():
+            training.model[2].down.weight *= 1.025  # type: ignore[index, union-attr, operator]
+        training.step(*training.batch(64))
+    training.monitor.close()
+
+
+def oscillation(folder: str) -> None:
+    """The data are no longer shuffled: two classes, then the two others."""
+    training = harder(Training("oscillation", folder))
+    for _ in range(320):
+        training.step(*training.batch(128))
+    training.save(training.saved)
+    for i in range(140):
+        x, labels = training.batch(256)
+        half = labels // 2 == i % 2
+        training.step(x[half], labels[half])
+    training.monitor.close()
+
+
 def dead_branch(folder: str) -> None:
     """A pruning mask of zeros, meant for another layer, is put on the last weights of the second block before each step."""
     training = Training("dead-branch", folder)
@@ -260,6 +347,51 @@ def stochastic_depth(folder: str) -> None:
     training.monitor.close()
 
 
+def drifting_inputs(folder: str) -> None:
+    """From one shard of the data on, the values are no longer divided by their standard deviation."""
+    training = Training("drifting-inputs", folder, normed())
+    training.train(500)
+    for _ in range(110):
+        x, labels = training.batch()
+        training.step(4 * x, labels)
+    training.monitor.close()
+
+
+def drift(folder: str) -> None:
+    """From one step on the stream between two blocks has one bit a number, as in an experiment that was left switched on."""
+    training = Training("drift", folder, normed(), rate=1e-3)
+    training.train(620)
+    training.model[2].register_forward_hook(  # type: ignore[index]
+        lambda _module, _inputs, y: y + (y.sign() * y.std() - y).detach()
+    )
+    for _ in range(120):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+class NormalisedBlock(nn.Module):
+    """x + down(relu(norm(up(x)))), whose norm is a batch norm."""
+
+    def __init__(self, momentum: float) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH, momentum=momentum), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.down(F.relu(self.norm(self.up(x))))
+        return y
+
+
+def batch_norm(folder: str) -> None:
+    """A momentum of 0.9, which other libraries call what is torch's 0.1, and batches of 4: statistics of the newest batch alone."""
+    blocks = (NormalisedBlock(momentum=0.9) for _ in range(3))
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *blocks, nn.Linear(WIDTH, CLASSES))
+    training = Training("batch-norm", folder, model)
+    for _ in range(400):
+        training.step(*training.batch(4))
+    training.save(training.saved)
+    training.monitor.close()
+
+
 def stalled(folder: str) -> None:
     """A data loader that waits for a batch that does not come."""
     training = Training("stalled", folder, stall_after=1.0)
@@ -280,12 +412,21 @@ FAILURES: dict[str, Callable[[str], None]] = {
         failed,
         overfitting,
         loss_divergence,
+        exploding_gradients,
+        vanishing_gradients,
+        hidden_explosion,
+        rising_learning_rate,
+        spike_warning,
+        oscillation,
         dead_branch,
         frozen_block,
         collapsed_skip,
         growing_residual,
         straying_block,
         stochastic_depth,
+        drifting_inputs,
+        drift,
+        batch_norm,
     )
 }
 

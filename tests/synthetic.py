@@ -91,6 +91,7 @@ class Training:
         duration = 0.25
         self.now = self.now + duration if time is None else time
         blocks = self.random.uniform(1.0, 100.0, (len(BLOCK_VALUES), count))
+        blocks[[BLOCK_VALUES.index("norm_gap"), BLOCK_VALUES.index("norm_collapsed")]] /= 1000  # as healthy batch norms have them
         present = np.ones(blocks.shape, bool)
         counts = np.zeros((len(BLOCK_COUNTS), count), np.int64)
         counts[0] = 32

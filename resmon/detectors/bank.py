@@ -16,6 +16,8 @@ from resmon.detectors.collapsed_skip import CollapsedSkip
 from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
 from resmon.detectors.divergence import Divergence
+from resmon.detectors.drift import Drift
+from resmon.detectors.drifting_inputs import DriftingInputs
 from resmon.detectors.exploding_gradients import ExplodingGradients
 from resmon.detectors.frozen_block import FrozenBlock
 from resmon.detectors.grouping import Grouping
@@ -53,6 +55,8 @@ DETECTORS: tuple[type[Detector], ...] = (
     GrowingResidual,
     StrayingBlock,
     StochasticDepth,
+    DriftingInputs,
+    Drift,
 )
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised

@@ -10,16 +10,16 @@ from pydantic import Field
 
 from resmon.detectors.detector import Detector
 from resmon.detectors.episode import Account, Episodes
-from resmon.detectors.history import History
+from resmon.detectors.history import History, Register, Usual
 from resmon.detectors.options import Options, Tuned
-from resmon.detectors.window import Window, median, rearranged
+from resmon.detectors.window import Window, median
 from resmon.quantities import number
-from resmon.records import Bools, Finding, Floats, Ints, ResidualSite
+from resmon.records import Finding, Ints
 
 LEVEL = 8  # windows whose median is a level
 SETTLES = 0.95  # of the level before, that statistics which still settle come down to at least
 USUAL = 32  # windows that tell what variance was usual
-LEAST = 8  # of them that must be known: a momentum of 0.1 has forgotten where it began
+SETTLED = 8  # of them that must be known: a momentum of 0.1 has forgotten where it began
 
 
 class BatchNormOptions(Options):
@@ -34,11 +34,12 @@ class BatchNormOptions(Options):
 class BatchNorm(Detector):
     """Batch norms' running statistics against the batches, and against their own past.
 
-    *Formula.* Of each block, over windows of 16 steps, with what statistics.py calls norm_gap g (the 2-Wasserstein distance, in
-    standard deviations, between what evaluation and what training make of a batch), norm_variance v and norm_collapsed_ratio c:
+    *Formula.* Of each block, from window to window of 16 steps, its newest look: what statistics.py calls norm_gap g (the
+    2-Wasserstein distance, in standard deviations, between what evaluation and what training make of a batch), norm_variance v and
+    norm_collapsed_ratio c.
 
         gap        median of g over 8 windows >= 0.6 and, when that begins, >= 0.95 of the median over the 8 windows before
-        variance   v >= 10,000 median of v over the 32 windows before that were not bad (8 of them at least)
+        variance   v >= 10,000 median of v over the newest 32 windows that were not bad, 8 of them at least
         collapse   c >= 0.25 + c at the block's first look
         nonfinite  a running mean or variance is NaN or infinite
 
@@ -57,7 +58,7 @@ class BatchNorm(Detector):
     *Delay.* Looks are 16 steps apart. A gap takes 15 to 20 windows from the start and 5 to 8 where it comes later, everything else
     4 or 5; what is not finite is told at the first look.
 
-    *Expected false alarms.* None on the healthy trainings of the fault bench that have batch norms, 4,000 steps of each (batches of 8
+    *Expected false alarms.* None on 4,000 steps of each healthy training of the fault bench that has batch norms (batches of 8
     images; medians of g were 0.09 to 0.21, single looks up to 0.58).
 
     *Reference.* Ioffe and Szegedy, "Batch normalization" (2015), on evaluation by running statistics; Ioffe, "Batch
@@ -69,41 +70,36 @@ class BatchNorm(Detector):
 
     def __init__(self, tuned: Tuned[Any] | None = None) -> None:
         super().__init__(tuned)
-        lasts = self.tuned.everywhere.windows
-        self._gap = Episodes("batch_norm_gap", "batch-norm", lasts, over="running statistics fit the batches")
-        self._variance = Episodes("batch_norm_variance", "batch-norm", lasts, over="the running variance was usual")
-        self._collapse = Episodes("batch_norm_collapse", "batch-norm", lasts, over="the channels vary")
-        self._nonfinite = Episodes("batch_norm_nonfinite", "batch-norm", 1, over="all running statistics are finite")
+        lasts, runbook = self.tuned.everywhere.windows, "batch-norm"
+        self._gap = Episodes("batch_norm_gap", runbook, lasts, over="running statistics fit the batches")
+        self._variance = Episodes("batch_norm_variance", runbook, lasts, over="the running variance was usual")
+        self._collapse = Episodes("batch_norm_collapse", runbook, lasts, over="the channels vary")
+        self._nonfinite = Episodes("batch_norm_nonfinite", runbook="batch-norm", lasts=1, over="all running statistics are finite")
         self._gaps = History(2 * LEVEL)
-        self._usual = History(USUAL)
-        self._far: Bools = np.empty(0, np.bool_)  # whether the gap was bad in the window before
-        self._begin: Floats = np.empty(0)  # share of collapsed channels at the first look
-        self._sites: tuple[ResidualSite, ...] = ()
+        self._usual = Usual(USUAL, SETTLED)
+        self._far = Register(0.0)  # 1 where the gap was bad in the window before
+        self._begin = Register()  # share of collapsed channels at the first look
+        self._seen = False  # any batch norm
 
     def window(self, window: Window) -> Iterable[Finding]:
-        collapsed = window.median("norm_collapsed_ratio")
-        if np.isnan(collapsed).all() and not self._sites:
-            return []  # a model without batch norms, or before their first look
-        self._arrange(window.sites)
-        return [*self._settled(window), *self._grown(window, collapsed), *self._constant(window, collapsed)]
-
-    def _arrange(self, sites: tuple[ResidualSite, ...]) -> None:
-        self._gaps.arrange(sites)
-        self._usual.arrange(sites)
-        if sites is not self._sites:
-            self._begin = rearranged(self._begin, self._sites, sites, np.nan)
-            self._far = rearranged(self._far, self._sites, sites, False)
-            self._sites = sites
+        self._seen = self._seen or bool(window.present("norm_collapsed_ratio").any())
+        if not self._seen:
+            return []
+        for each in (self._gaps, self._usual, self._far, self._begin):
+            each.arrange(window.sites)
+        return [*self._settled(window), *self._grown(window), *self._constant(window)]
 
     def _settled(self, window: Window) -> Iterator[Finding]:
-        newest = window.median("norm_gap")
+        newest = window.blocks("norm_gap")[-1]
         self._gaps.push(newest)
         values = self._gaps.newest(2 * LEVEL)
-        before, now = median(values[:LEVEL], LEVEL // 2), median(values[LEVEL:], LEVEL // 2)
         limit = self.tuned.column("gap", window.sites)
-        with np.errstate(invalid="ignore"):
-            bad = (now >= limit) & (self._far | (now >= SETTLES * before)) & self.watched(window)
-        self._far = np.where(np.isnan(now), self._far, bad)
+        before = now = newest
+        bad = np.zeros(len(newest), bool)
+        if (np.fmax.reduce(values[LEVEL:]) >= limit).any():
+            before, now = median(values[:LEVEL], LEVEL // 2), median(values[LEVEL:], LEVEL // 2)
+            bad = (now >= limit) & ((self._far.values > 0) | (now >= SETTLES * before)) & self.watched(window)
+        self._far.values = np.where(np.isnan(newest), self._far.values, bad)
 
         def tell(lead: int, all_: Ints) -> Account:
             name = window.sites[lead].name
@@ -117,14 +113,13 @@ class BatchNorm(Detector):
                 evidence={"norm_gap": now[lead], "before": before[lead]},
             )
 
-        yield from self._gap.take(window, bad, tell, unknown=np.isnan(newest) | np.isnan(now), guilt=now)
+        yield from self._gap.take(window, bad, tell, unknown=np.isnan(newest), guilt=now)
 
-    def _grown(self, window: Window, collapsed: Floats) -> Iterator[Finding]:
-        variance = window.median("norm_variance")
-        usual = self._usual.median(LEAST)
-        # Looks bring both: where one is there and the other is not, it is no finite number.
-        broken = np.isnan(variance) & ~np.isnan(collapsed) & self.watched(window)
-        with np.errstate(invalid="ignore", over="ignore"):
+    def _grown(self, window: Window) -> Iterator[Finding]:
+        variance, there = window.blocks("norm_variance")[-1], window.present("norm_variance")[-1]
+        usual = self._usual.level
+        broken = there & np.isnan(variance) & self.watched(window)
+        with np.errstate(over="ignore"):
             bad = (variance >= usual * self.tuned.column("growth", window.sites)) & (usual > 0) & self.watched(window)
 
         def grown(lead: int, all_: Ints) -> Account:
@@ -150,16 +145,14 @@ class BatchNorm(Detector):
                 more="; nothing that is trained on brings them back, and every checkpoint holds them",
             )
 
-        unknown = np.isnan(variance)
-        yield from self._variance.take(window, bad, grown, unknown=unknown, guilt=variance)
-        yield from self._nonfinite.take(window, broken, nonfinite, unknown=np.isnan(collapsed))
-        self._usual.push(np.where(bad, np.nan, variance))
+        yield from self._variance.take(window, bad, grown, unknown=np.isnan(variance), guilt=variance)
+        yield from self._nonfinite.take(window, broken, nonfinite, unknown=~there)
+        self._usual.push(variance, keep=bad | np.isnan(variance))
 
-    def _constant(self, window: Window, collapsed: Floats) -> Iterator[Finding]:
-        self._begin = np.where(np.isnan(self._begin), collapsed, self._begin)
-        limit = self._begin + self.tuned.column("collapsed", window.sites)
-        with np.errstate(invalid="ignore"):
-            bad = (collapsed >= limit) & self.watched(window)
+    def _constant(self, window: Window) -> Iterator[Finding]:
+        collapsed = window.blocks("norm_collapsed_ratio")[-1]
+        begin = self._begin.values = np.where(np.isnan(self._begin.values), collapsed, self._begin.values)
+        bad = (collapsed >= begin + self.tuned.column("collapsed", window.sites)) & self.watched(window)
 
         def tell(lead: int, all_: Ints) -> Account:
             name = window.sites[lead].name
@@ -167,10 +160,10 @@ class BatchNorm(Detector):
                 "ticket",
                 f"{number(100 * collapsed[lead])} % of the channels that the batch norms of {name} normalise have been constant "
                 f"since step {self._collapse.since(lead)}{_others(all_)}",
-                expected=f"{number(100 * self._begin[lead])} %, as at the beginning",
+                expected=f"{number(100 * begin[lead])} %, as at the beginning",
                 seen=f"{number(100 * collapsed[lead])} %",
                 confidence=0.9,
-                evidence={"norm_collapsed_ratio": collapsed[lead], "begin": self._begin[lead]},
+                evidence={"norm_collapsed_ratio": collapsed[lead], "begin": begin[lead]},
             )
 
         yield from self._collapse.take(window, bad, tell, unknown=np.isnan(collapsed), guilt=collapsed)

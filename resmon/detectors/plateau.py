@@ -61,7 +61,7 @@ class Plateau(Detector):
         self._best_step = 0
         self._waited = 0  # windows since the best
         self._largest = 0.0  # gradient norm of a window so far
-        self._episodes = Episodes(self.name, "plateau", lasts=1, calm=1, over="the loss made progress, or all was learnt")
+        self._episodes = Episodes(self.name, "oscillation", lasts=1, calm=1, over="the loss made progress, or all was learnt")
 
     def window(self, window: Window) -> Iterable[Finding]:
         options = self.tuned.everywhere

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from math import erfc, sqrt
 from typing import Any
@@ -11,15 +12,16 @@ from pydantic import Field
 
 from resmon.detectors.detector import Detector
 from resmon.detectors.episode import Account, Episodes
-from resmon.detectors.history import History
+from resmon.detectors.history import Register
 from resmon.detectors.options import Options, Tuned
-from resmon.detectors.window import Window
-from resmon.records import Bools, Finding, Floats, Ints
+from resmon.detectors.window import Window, rearranged
+from resmon.records import Bools, Finding, Floats, Ints, ResidualSite
 
 RECENT = 8  # windows that are looked at
 REFERENCE = 32  # windows before them, with which they are compared
 TREND = 4.0  # standard deviations that a rate must be off where the reference's own trend leads to
 LEAST = 5  # blocks that make a schedule over depth
+EVERY = 8  # windows after which that is looked at
 OTHERS = 4.0  # standard deviations within which the others follow it
 STEP = 0.02  # and what a schedule in steps, layer by layer, is off a line
 
@@ -65,8 +67,11 @@ class StochasticDepth(Detector):
 
     def __init__(self, tuned: Tuned[Any] | None = None) -> None:
         super().__init__(tuned)
-        self._samples, self._kept = History(RECENT + REFERENCE), History(RECENT + REFERENCE)
-        self._excess, self._steps = History(RECENT + REFERENCE), History(RECENT + REFERENCE)  # of squares, and steps with samples
+        self._sites: tuple[ResidualSite, ...] = ()
+        # Of the newest windows, [4, S]: samples, those that kept their branch, squares over the variance, steps with samples.
+        self._held: deque[Floats] = deque(maxlen=RECENT + REFERENCE)
+        self._seen = 0
+        self._line, self._apart = Register(), Register(0.0)  # where the others' line leads to, and whether it is off it
         self._random = False  # whether any branch may be dropped
         self._episodes = Episodes(
             self.name, runbook="stochastic-depth", lasts=self.tuned.everywhere.windows, over="the rates were as before"
@@ -78,38 +83,33 @@ class StochasticDepth(Detector):
         if not self._random:
             return ()
         sites = window.sites
-        histories = (self._samples, self._kept, self._excess, self._steps)
-        for each in histories:
-            each.arrange(sites)
+        if sites is not self._sites:
+            held = [rearranged(each, self._sites, sites, 0.0) for each in self._held]
+            self._held = deque(held, RECENT + REFERENCE)
+            self._sites = sites
+        self._line.arrange(sites)
+        self._apart.arrange(sites)
         kept = window.counts("kept").astype(np.float64)
-        n, k, squares, steps = (np.nan_to_num(each.newest(RECENT + REFERENCE)) for each in histories)
-        # The dispersion of a window is told by the rate before it.
-        rate = _rate(k.sum(axis=0), n.sum(axis=0))
-        variance = samples * rate * (1 - rate)
-        there = samples > 0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            square = np.where(there, (kept - samples * rate) ** 2 / variance, 0.0).sum(axis=0)
-        new = (samples.sum(axis=0), kept.sum(axis=0), square, np.count_nonzero(there, axis=0).astype(np.float64))
-        known = np.count_nonzero(n > 0, axis=0) >= RECENT + REFERENCE
-        n, k, squares, steps = (np.concatenate([old[1:], one[None]]) for old, one in zip((n, k, squares, steps), new, strict=True))
-        for each, one in zip(histories, new, strict=True):
-            each.push(one)
-        if not known.any():
+        self._held.append(self._of(samples, kept))
+        self._seen += 1
+        if len(self._held) < RECENT + REFERENCE:
             return ()
+        n, k, squares, steps = np.stack(self._held, axis=1)
+        known: Bools = n.min(axis=0) > 0
         dispersion = np.maximum(1.0, squares[:REFERENCE].sum(axis=0) / np.maximum(1.0, steps[:REFERENCE].sum(axis=0)))
         p, q, z, trend = compare(n, k, dispersion)
         least, most = self.tuned.column("rate", sites), self.tuned.column("deviations", sites)
         alive = k[-1] > 0
         changed = known & alive & (np.abs(z) >= most) & (np.abs(p - q) >= least) & (np.abs(trend) >= TREND) & (z * trend > 0)
-        line = np.full(len(sites), np.nan)
-        apart = np.zeros(len(sites), bool)
-        for mine in window.models.values():
+        for mine in window.models.values() if self._seen % EVERY == 0 else ():
             some = mine[known[mine] & alive[mine]]
+            self._apart.values[mine] = 0.0
             if len(some) >= LEAST:
-                line[some], apart[some] = _off_the_line(
+                self._line.values[some], self._apart.values[some] = _off_the_line(
                     n[:, some].sum(axis=0), k[:, some].sum(axis=0), dispersion[some], least[some], most[some]
                 )
-        bad = (changed | apart) & self.watched(window)
+        line = self._line.values
+        bad = (changed | (known & (self._apart.values > 0))) & self.watched(window)
 
         lasts = self.tuned.everywhere.windows
         now = _rate(k[-lasts:].sum(axis=0), n[-lasts:].sum(axis=0))
@@ -145,6 +145,16 @@ class StochasticDepth(Detector):
             )
 
         return list(self._episodes.take(window, bad, tell, unknown=~known | ~alive, guilt=np.where(changed, np.abs(z), 0.0)))
+
+    def _of(self, samples: Floats, kept: Floats) -> Floats:
+        """What is held of a window. How its steps scatter is told by the rate before it."""
+        counted = np.stack([samples.sum(axis=0), kept.sum(axis=0)])
+        n, k = self._held[-1][:2] if self._held else counted
+        rate = _rate(k, n)
+        there = samples > 0
+        variance = np.maximum(samples, 1.0) * rate * (1 - rate)
+        square = np.where(there, (kept - samples * rate) ** 2 / variance, 0.0).sum(axis=0)
+        return np.concatenate([counted, [square, np.count_nonzero(there, axis=0)]])
 
     def end(self, step: int, time: float) -> Iterable[Finding]:
         return self._episodes.end(step, time)

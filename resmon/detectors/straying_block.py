@@ -37,7 +37,7 @@ class StrayingBlockOptions(Options):
     )
     spreads: float = Field(default=3.5, gt=0, description="times its usual spread, that it must be further off than the others are")
     outlier: float = Field(default=2.5, gt=1, description="times the largest of the others that a block must give at the start")
-    windows: int = Field(default=4, ge=1, description="windows of 16 steps in a row until a ticket")
+    windows: int = Field(default=3, ge=1, description="windows of 16 steps in a row until a ticket")
 
 
 class StrayingBlock(Detector):
@@ -64,7 +64,7 @@ class StrayingBlock(Detector):
     first 24 windows, where blocks differentiate, and none of models of one or two blocks. After 64 windows the new level is the
     usual one.
 
-    *Delay.* 64 to 96 steps.
+    *Delay.* 48 to 80 steps.
 
     *Expected false alarms.* None on 104,000 steps of 13 healthy trainings of three to six blocks, where the largest move was 0.97
     (a factor of 2.6, with the others) and the largest excess 2.8 spreads.
@@ -119,7 +119,7 @@ class StrayingBlock(Detector):
             if outlies[lead]:
                 return Account(
                     "ticket",
-                    f"The branch of {site.name} has given {exp(above[lead]):.3g} times what any other gives since the start{others}",
+                    f"The branch of {site.name} gives {exp(above[lead]):.3g} times what any other gives, from the start{others}",
                     expected=f"a branch RMS near {number(branch[lead] / exp(above[lead]))} at most, as in the others",
                     seen=number(branch[lead]),
                     confidence=0.8,

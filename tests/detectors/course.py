@@ -12,7 +12,20 @@ import numpy as np
 from resmon.detectors import Detector
 from resmon.detectors.window import Windows
 from resmon.flight.reader import Follower
-from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, RUN_VALUES, Columns, Finding, Floats, ResidualSite, ScalarRecord, StepRecord
+from resmon.records import (
+    BLOCK_COUNTS,
+    BLOCK_VALUES,
+    MAGNITUDE_COLUMNS,
+    MAGNITUDE_LARGER,
+    MAGNITUDE_LOW,
+    RUN_VALUES,
+    Columns,
+    Finding,
+    Floats,
+    ResidualSite,
+    ScalarRecord,
+    StepRecord,
+)
 from tests import synthetic
 
 ELEMENTS = 32
@@ -36,11 +49,13 @@ def course(
     jitter: float = 0.05,
     run: Mapping[str, Any] | None = None,
     scalars: Mapping[str, Any] | None = None,
+    magnitude: Any = None,
     **statistics: Any,
 ) -> list[Item]:
     """Steps from `first` on. Each of `statistics` is a number or an array that broadcasts to [steps, S], to which relative noise is
     added; NaN is absent. A name of BLOCK_VALUES or BLOCK_COUNTS is set as it is, without noise. `run` and `scalars` are by name,
-    a number or an array [steps]; what is logged as NaN is not logged.
+    a number or an array [steps]; what is logged as NaN is not logged. `magnitude` is the mean log2 of |y|, [steps, S], of which
+    ELEMENTS values a step are drawn for the histograms; without it these are empty.
     """
     known = synthetic.sites(sites) if isinstance(sites, int) else tuple(sites)
     training = synthetic.Training(known)
@@ -56,6 +71,11 @@ def course(
             squares[name] = np.broadcast_to(np.asarray(value, float), shape)
     values = {name: np.broadcast_to(np.asarray(each, float), steps) for name, each in (run or {}).items()}
     logged = {name: np.broadcast_to(np.asarray(each, float), steps) for name, each in (scalars or {}).items()}
+    buckets = np.broadcast_to(base.magnitude_buckets, (steps, *base.magnitude_buckets.shape))
+    if magnitude is not None:
+        drawn = np.broadcast_to(np.asarray(magnitude, float), shape)[..., None] + random.normal(0, 1.5, (*shape, ELEMENTS))
+        places = np.clip(np.ceil(drawn) - MAGNITUDE_LOW, 0, MAGNITUDE_LARGER).astype(int)
+        buckets = (places[..., None] == np.arange(MAGNITUDE_COLUMNS)).sum(axis=2).cumsum(axis=0)
     made: list[Item] = [Columns(known)]
     for i in range(steps):
         blocks, present, counts = np.zeros_like(base.blocks), np.zeros_like(base.blocks_present), np.zeros_like(base.counts)
@@ -82,6 +102,7 @@ def course(
                 blocks_present=present,
                 counts=counts,
                 steps_total=step + 1,
+                magnitude_buckets=buckets[i],
             )
         )
         now = {name: float(each[i]) for name, each in logged.items() if not np.isnan(each[i])}

@@ -115,6 +115,18 @@ def stochastic_depth() -> list[Item]:
     return course(900, samples=32, kept=kept, kept_square=24.0)
 
 
+def drifting_inputs() -> list[Item]:
+    stream = np.ones((900, 6))
+    stream[600:, 0] = 1.5
+    return course(900, skip_rms=stream)
+
+
+def drift() -> list[Item]:
+    magnitude = np.zeros((1000, 6))
+    magnitude[750:, 4:] = 1.0
+    return course(1000, magnitude=magnitude)
+
+
 STIMULI: dict[str, Callable[[], list[Item]]] = {
     name: each for name, each in list(globals().items()) if isfunction(each) and each.__module__ == __name__
 }
