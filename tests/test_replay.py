@@ -252,7 +252,7 @@ def test_tail_leaves_long_flights_to_the_agent_and_to_replay(tmp_path: Path, mon
     told: list[int] = []
     monkeypatch.setattr(Bank, "step", lambda _, record, __: told.append(record.step) or [])
     monkeypatch.setattr(tail, "DETECTED", 100)
-    run = Watched(tmp_path, [troubled()])
+    run = Watched(tmp_path, [[]])
     record(run.writers[0], troubled())
     assert not tail.Tail(run.attempt).poll().findings
     assert told == list(range(599, 700))

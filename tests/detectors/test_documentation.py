@@ -24,10 +24,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "detectors.md"
 def row(kind: type[Detector]) -> str:
     """The detector's line in the first table."""
     text = inspect.getdoc(kind) or ""
+    says = text.splitlines()[0].replace("|", "\\|")
     severities = " or ".join(word for word in ("page", "ticket") if re.search(rf"\b{word}\b", text))
     events = said(kind(), stimulus(kind), end=True)
     books = ", ".join(f"[{book}](../runbooks/{book}.md)" for book in dict.fromkeys(event.runbook for event in events))
-    return f"| `{kind.name}` | {text.splitlines()[0]} | {severities} | {books} |\n"
+    return f"| `{kind.name}` | {says} | {severities} | {books} |\n"
 
 
 def options_of(kind: type[Detector]) -> str:
