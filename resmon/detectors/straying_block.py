@@ -66,7 +66,7 @@ class StrayingBlock(Detector):
 
     *Delay.* 48 to 80 steps.
 
-    *Expected false alarms.* None on 104,000 steps of 13 healthy trainings of three to six blocks, where the largest move was 0.97
+    *Expected false alarms.* None on 88,000 steps of 14 healthy trainings of three to six blocks, where the largest move was 0.97
     (a factor of 2.6, with the others) and the largest excess 2.8 spreads.
 
     *Reference.* Each block its own reference and the common move taken out, as difference in differences; robust by medians, as in
