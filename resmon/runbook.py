@@ -92,8 +92,9 @@ class Trouble:
 
     @property
     def runbook(self) -> str | None:
-        """The one that the run asks for: its newest incident's, else its newest page's, else its newest ticket's; None where nothing
-        is wrong.
+        """The one that the run asks for: its newest incident's, else its newest page's, else its newest ticket's.
+
+        None where nothing is wrong.
         """
         findings = sorted(self.findings, key=lambda finding: finding.severity == "page")
         asked_for = [*(finding.runbook for finding in findings), *(incident.runbook for incident in self.incidents)]

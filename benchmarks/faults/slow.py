@@ -304,8 +304,13 @@ class BadInitialisation(Slow):
         def times(value: str, name: str, steps: int) -> float:
             return level(recorded, value, name, steps) / level(sound, value, name, steps)
 
-        # Any: a guilty block makes the stream loud that the next one begins with.
-        loud = any(times("branch_skip_ratio", name, LEVEL) > self.LOUD for name in self._guilty)
+        # Any: a guilty block makes the stream loud that the next one begins with. Where all are guilty, none differs from the rest:
+        # then a branch has to be far louder than its skip, not only than a sound one, which may begin almost at nothing.
+        loud = any(
+            times("branch_skip_ratio", name, LEVEL) > self.LOUD
+            and (self.truth.block or level(recorded, "branch_skip_ratio", name, LEVEL) > self.LOUD)
+            for name in self._guilty
+        )
         later = np.mean(losses(recorded)[: self.COMPARED]) > self.WORSE * np.mean(losses(sound))
         gradients = [times("gradient_norm", block.name, self.COMPARED) for block in trial.architecture.blocks]
         return loud and bool(later or any(not 1 / self.UNEVEN < each < self.UNEVEN for each in gradients))

@@ -14,7 +14,8 @@ EVERY steps, between two steps, so that passes, graphs of the compiler and recom
 - The variance is the largest running variance of a channel.
 - Collapsed is the share of channels whose running variance is not above eps, which then is all that they are divided by.
 
-Where a running statistic is NaN or infinite, gap and variance are infinite.
+Where a running statistic is NaN or infinite, gap and variance are infinite. A DistributedDataParallel gives all ranks the first
+one's buffers before each pass; the others' gap then holds the difference between their batches and the first one's besides.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
+from resmon.detectors.episode import Episodes
 from resmon.detectors.options import Options, Tuned
 from resmon.detectors.window import Window
 from resmon.records import Bools, Finding, ResidualSite, ScalarRecord, StepRecord
@@ -53,9 +54,9 @@ class Detector(Protocol):
         """The events that logged values bring; they may arrive after the step that they belong to."""
         return ()
 
-    def end(self, step: int, time: float) -> Iterable[Finding]:  # noqa: ARG002
-        """The run is over: close what is open."""
-        return ()
+    def end(self, step: int, time: float) -> Iterable[Finding]:
+        """The run is over: close what is open. Episodes among the attributes are closed here."""
+        return [event for each in vars(self).values() if isinstance(each, Episodes) for event in each.end(step, time)]
 
     def watched(self, window: Window) -> Bools:
         """The sites that it is not switched off for, [S]."""

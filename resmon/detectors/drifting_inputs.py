@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from math import exp
 from typing import Any
@@ -32,17 +33,21 @@ class DriftingInputsOptions(Options):
         default=1.5, gt=1, description="times their levels that branches must be off, where nearly all of them move"
     )
     branch_spreads: float = Field(default=4.0, gt=0, description="times their spreads that they must be off")
+    shift: float = Field(default=0.1, gt=0, description="parts of their RMS that the mean of the model's inputs must be off")
     windows: int = Field(default=3, ge=1, description="windows of 16 steps in a row until a ticket")
 
 
 class DriftingInputs(Detector):
-    """The stream as it enters the first block, and all branches at once, against their own levels and trends.
+    """The model's inputs, the stream as it enters the first block, and all branches at once, against their own levels and trends.
 
-    *Formula.* Over windows of 16 steps x = log median(skip_rms) of each model's first block, and log median(branch_rms) of all. The
-    newest 4 windows' median is compared with 12 windows that end 8 windows before: with their median, and with where their trend
-    (the difference of their halves) leads to. d is the smaller of both where they agree in direction, else 0; s is the robust
-    spread of the 12 around their trend. Bad, where the learning rate is at most 1.25 times the smallest of the reference, one of:
+    *Formula.* Over windows of 16 steps x = log RMS of the inputs and their mean in parts of their RMS, where they are floating-
+    point numbers; log median(skip_rms) of each model's first block; and log median(branch_rms) of all blocks. The newest 4
+    windows' median is compared with 12 windows that end 8 windows before: with their median, and with where their trend (the
+    difference of their halves) leads to. d is the smaller of both where they agree in direction, else 0; s is the robust spread of
+    the 12 around their trend. Bad is one of these, the last two only where the learning rate is at most 1.25 times the smallest of
+    the reference:
 
+        inputs: d >= log 1.094 of their RMS or d >= 0.1 of their mean, and d >= 3.6 (s + 0.01)
         first block: d >= log 1.094 and d >= 3.6 (s + 0.01)
         three quarters of the blocks: d >= log 1.5 and d >= 4 (s + 0.01)
 
@@ -50,8 +55,10 @@ class DriftingInputs(Detector):
     changes within some hundred steps and no learning rate rose, the data did: other units, a normalisation that was lost, a shard
     or a source that ended, noise, tokens of another kind. The same may come of a stem that was changed or loaded anew.
 
-    *Trade-off.* A normalisation before the first block hides a scale; tokens that are others, but as usual in sum, move nothing
-    here. A change that takes longer than 24 windows is a trend. Nothing is said in the first 28 windows.
+    Of inputs that moved themselves the finding names no block, and says nothing of blocks that move with them.
+
+    *Trade-off.* Of tokens there is no RMS, and a normalisation before the first block hides a scale; tokens that are others, but as
+    usual in sum, move nothing here. A change that takes longer than 24 windows is a trend. Nothing is said in the first 28 windows.
 
     *Delay.* A sudden change: 64 to 96 steps. One over 300 steps: 96 to 240.
 
@@ -68,11 +75,12 @@ class DriftingInputs(Detector):
         super().__init__(tuned)
         length = NEWEST + GAP + REFERENCE
         self._stream, self._branches = History(length), History(length)
+        self._inputs: deque[tuple[float, float]] = deque(maxlen=length)  # log RMS, and mean in parts of it
         self._rates: list[float] = []
         self._seen = 0  # windows
-        self._episodes = Episodes(
-            self.name, runbook="drifting-inputs", lasts=self.tuned.everywhere.windows, over="what comes in is settled"
-        )
+        lasts, over = self.tuned.everywhere.windows, "what comes in is settled"
+        self._episodes = Episodes(self.name, runbook="drifting-inputs", lasts=lasts, over=over)
+        self._of_inputs = Episodes(self.name, runbook="drifting-inputs", lasts=lasts, over=over)
 
     def window(self, window: Window) -> Iterable[Finding]:
         sites = window.sites
@@ -86,9 +94,10 @@ class DriftingInputs(Detector):
         length = NEWEST + GAP + REFERENCE
         rates = window.run("learning_rate")
         self._rates = [*self._rates[-(length - 1) :], float(np.fmax.reduce(rates))]
+        events, inputs_are_bad = self._judge_inputs(window)
         bad, moved, spreads = np.zeros(len(sites), bool), np.zeros(len(sites)), np.zeros(len(sites))
         everywhere = np.zeros(len(sites), bool)
-        if self._seen > BEGIN and not self._raised():
+        if self._seen > BEGIN and not inputs_are_bad and not self._raised():
             streams, branches = self._stream.newest(length), self._branches.newest(length)
             for mine in window.models.values():
                 first = mine[:1]
@@ -121,10 +130,37 @@ class DriftingInputs(Detector):
                 evidence={"skip_rms": skip[lead], "factor": exp(moved[lead]), "spreads": spreads[lead]},
             )
 
-        return list(self._episodes.take(window, bad, tell))
+        return [*events, *self._episodes.take(window, bad, tell)]
 
     def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)
+        return [*self._of_inputs.end(step, time), *self._episodes.end(step, time)]
+
+    def _judge_inputs(self, window: Window) -> tuple[list[Finding], bool]:
+        """What is said of the model's inputs themselves, and whether they are off."""
+        elements, total, square = (np.nansum(window.run(f"input_{name}")) for name in ("elements", "sum", "square"))
+        rms, share = (square / elements) ** 0.5 if elements else np.nan, np.nan
+        if rms > 0:
+            share = total / elements / rms
+        self._inputs.append((float(np.log(rms)) if rms > 0 else np.nan, float(share)))
+        bad, moved, spreads = False, np.zeros(2), np.zeros(2)
+        if self._seen > BEGIN and not np.isnan(self._inputs[-1][0]):
+            moved, spreads = _off(np.array(self._inputs))
+            options = self.tuned.everywhere
+            limits = np.array([np.log(options.factor), options.shift])
+            bad = options.enabled and bool(((np.abs(moved) >= limits) & (spreads >= options.spreads)).any())
+
+        def tell() -> Account:
+            now, level = exp(self._inputs[-1][0]), exp(self._inputs[-1][0] - moved[0])
+            return Account(
+                "ticket",
+                f"The model's inputs have changed since about step {self._of_inputs.since(0)}",
+                expected=f"an RMS near {number(level)} and a mean near {number(self._inputs[-1][1] - moved[1])} of it",
+                seen=f"an RMS of {number(now)} and a mean of {number(self._inputs[-1][1])} of it",
+                confidence=0.9,
+                evidence={"input_rms": now, "factor": exp(moved[0]), "mean_moved": moved[1], "spreads": spreads.max()},
+            )
+
+        return list(self._of_inputs.run(window, bad, tell)), bad
 
     def _raised(self) -> bool:
         """Whether a learning rate that rose explains what changed."""

@@ -27,6 +27,14 @@ GAP, VARIANCE, COLLAPSED = map(BLOCK_VALUES.index, ("norm_gap", "norm_variance",
 WIDTH = 6
 
 
+@pytest.fixture(params=["here", "elsewhere"])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Read by the native part, or by torch's operations as on an accelerator."""
+    if request.param == "elsewhere":
+        monkeypatch.setattr(fetch, "is_here", lambda tensor: False)
+    return str(request.param)
+
+
 def reference(inputs: Sequence[Floats], mean: Floats, variance: Floats, eps: float) -> Floats:
     """Of each channel: how far the inputs [samples, channels] of a step, normalised with these statistics, are from mean 0 and
     standard deviation 1. Of several micro-batches the newest counts most, as it does in running statistics of momentum 0.5.
@@ -111,11 +119,9 @@ def turns(site: int, steps: int) -> list[int]:
     return [at for at in range(1, steps) if (at + site) % EVERY == 0]
 
 
-@pytest.mark.parametrize("where", ["here", "elsewhere"])
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("micro", [1, 3])
-def test_gap_variance_and_collapsed_channels_are_those_of_the_step(where: str, micro: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    if where == "elsewhere":
-        monkeypatch.setattr(fetch, "is_here", lambda tensor: False)
+def test_gap_variance_and_collapsed_channels_are_those_of_the_step(micro: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(Block(), Block())
     first = model[0]
@@ -160,22 +166,27 @@ def test_the_gap_is_that_of_the_batch(
     """Whatever the widths, the scales and the momentum: what moved the statistics is told from where they were and are."""
     random = np.random.default_rng(seed)
     layers = [nn.BatchNorm1d(size, momentum=momentum) for size in sizes]
-    norms = Norms.of([nn.Linear(2, 2), *layers])
-    assert norms is not None
-    expected = []
+    here, elsewhere = (Norms.of([nn.Linear(2, 2), *layers]) for _ in range(2))
+    assert here is not None and elsewhere is not None
     for _ in range(4):
         inputs = [random.normal(shift, 1, (8, size)) * scale for size, scale in zip(sizes, scales, strict=False)]
-        norms.remember()
+        here.remember()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fetch, "is_here", lambda tensor: False)
+            elsewhere.remember()
         before = [Recorded._statistics(layer) for layer in layers]
         for layer, each in zip(layers, inputs, strict=True):
             layer(torch.from_numpy(each).float())
-        found = norms.look()
-        assert found is not None
+        found = here.look() or ()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fetch, "is_here", lambda tensor: False)
+            assert [float(each) for each in elsewhere.look() or ()] == pytest.approx(found, rel=1e-9)
         gaps = [reference([x], *b, layer.eps) for x, b, layer in zip(inputs, before, layers, strict=True)]
-        expected = np.concatenate(gaps)
-        assert float(found[0]) == pytest.approx(math.sqrt(np.mean(expected**2)), rel=2e-3, abs=2e-3)
+        expected = math.sqrt(np.mean(np.concatenate(gaps) ** 2))
+        assert float(found[0]) == pytest.approx(expected, rel=2e-3, abs=2e-3)
 
 
+@pytest.mark.usefixtures("where")
 def test_layers_that_learn_nothing_of_the_step_take_no_part() -> None:
     torch.manual_seed(0)
     moving, frozen, instance = nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval(), nn.InstanceNorm1d(3, track_running_stats=True)
@@ -198,6 +209,7 @@ def test_layers_that_learn_nothing_of_the_step_take_no_part() -> None:
     assert untracked is not None and untracked.look() is None
 
 
+@pytest.mark.usefixtures("where")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("buffer", ["running_mean", "running_var"])
 def test_statistics_that_are_not_finite_are_infinite(value: float, buffer: str) -> None:
@@ -229,6 +241,7 @@ def test_what_is_not_finite_stands_in_the_record() -> None:
     session.detach()
 
 
+@pytest.mark.usefixtures("where")
 def test_a_layer_made_anew_between_two_looks_is_not_held_against_the_old_one() -> None:
     layer = nn.BatchNorm1d(4)
     norms = Norms.of([layer])

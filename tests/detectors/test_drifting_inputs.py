@@ -53,6 +53,43 @@ def test_a_trend_goes_on() -> None:
     assert said(DriftingInputs(), course(3000, skip_rms=skip)) == []
 
 
+def inputs(rms: Floats, mean: Floats | float = 0.0, jitter: float = 0.01) -> dict[str, Floats]:
+    """As a record holds them, of 1,000 elements."""
+    rms = rms * np.exp(jitter * np.random.default_rng(0).normal(0, 1, len(rms)))
+    return {"input_elements": np.full(len(rms), 1000.0), "input_sum": 1000.0 * mean * rms, "input_square": 1000.0 * rms**2}
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.2, 255.0])
+def test_inputs_of_another_scale_name_no_block(factor: float) -> None:
+    """Also where a normalisation hides it from every block."""
+    rms = np.where(np.arange(1000) < 600, 1.0, factor)
+    (opened, *_) = said(DriftingInputs(), course(1000, run=inputs(rms), skip_rms=stream()))
+    assert (opened.kind, opened.severity, opened.block) == ("drifting_inputs", "ticket", "")
+    assert 600 < opened.opened_step <= 600 + 7 * WINDOW
+    assert opened.evidence["factor"] == pytest.approx(factor, rel=0.02)
+
+
+def test_inputs_whose_mean_moves() -> None:
+    mean = np.where(np.arange(1000) < 600, 0.0, 0.3)
+    (opened, *_) = said(DriftingInputs(), course(1000, run=inputs(np.ones(1000), mean)))
+    assert opened.evidence["mean_moved"] == pytest.approx(0.3, abs=0.02)
+    assert "a mean of 0.3" in opened.seen
+
+
+def test_inputs_that_drift_are_told_once_and_not_of_the_blocks_too() -> None:
+    rms, skip = np.where(np.arange(1000) < 600, 1.0, 2.0), stream()
+    skip[600:] *= 2.0
+    (opened,) = said(DriftingInputs(), course(1000, run=inputs(rms), skip_rms=skip))[:1]
+    events = said(DriftingInputs(), course(1000, run=inputs(rms), skip_rms=skip))
+    assert {event.id for event in events} == {opened.id} and opened.block == ""
+
+
+def test_inputs_of_the_usual_spread_are_fine() -> None:
+    random = np.random.default_rng(3)
+    rms, mean = np.exp(0.2 * random.normal(0, 1, 3000)), 0.2 * random.normal(0, 1, 3000)
+    assert said(DriftingInputs(), course(3000, run=inputs(rms, mean))) == []
+
+
 def test_early_learning_is_none() -> None:
     skip = stream(2000) * (1 + 4 * (1 - np.exp(-np.arange(2000) / 100)))[:, None]
     assert said(DriftingInputs(), course(2000, skip_rms=skip)) == []
@@ -97,5 +134,5 @@ def test_a_real_training(tmp_path: Path) -> None:
         training.step(x + 5.0, labels)
     training.monitor.close()
     events = said(DriftingInputs(), recorded(tmp_path / "inputs"))
-    assert events and {event.block for event in events} == {"1"}
+    assert events and {event.block for event in events} == {""}, "the inputs themselves, and no block"
     assert abs(events[0].evidence["since"] - 520) <= 4 * WINDOW

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,4 +112,4 @@ def test_every_option_of_every_detector_says_what_it_is_for(make: Any) -> None:
     assert wrong == []
     assert made[make.name].everywhere == make.options()
     assert isinstance(made[make.name], Tuned)
-    assert np.array_equal(made[make.name].column("enabled", synthetic.sites(2)), [True, True])
+    assert made[make.name].column("enabled", synthetic.sites(2)).tolist() == [fields["enabled"].default] * 2
