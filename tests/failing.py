@@ -201,7 +201,7 @@ def exploding_gradients(folder: str) -> None:
     with torch.no_grad():
         model[2].down.weight *= 100  # type: ignore[union-attr, operator]
     training = Training("exploding-gradients", folder, model)
-    training.train(48)  # a little longer, and the block strays from its neighbours too
+    training.train(48)  # before the skip, too, has collapsed for long enough
     training.monitor.close()
 
 
@@ -262,7 +262,7 @@ def spike_warning(folder: str) -> None:
     training.train(420)
     for group in training.optimizer.param_groups:
         group["lr"] = 1e-5
-    for _ in range(60):  # a little longer, and it strays from its neighbours too
+    for _ in range(60):  # before the block has strayed for long enough
         with torch.no_grad():
             training.model[2].down.weight *= 1.025  # type: ignore[index, union-attr, operator]
         training.step(*training.batch(64))

@@ -51,7 +51,7 @@ class DeadBranch(Detector):
 
     *Delay.* 128 to 144 steps; 2,048 where the branch never grew.
 
-    *Expected false alarms.* None on 160,000 steps of 23 healthy trainings, but for one of a block of a single ReLU layer whose
+    *Expected false alarms.* None on 176,000 steps of 25 healthy trainings, but for one of a block of a single ReLU layer whose
     branch did die under a high learning rate and came back 500 steps later.
 
     *Reference.* Lu et al., "Dying ReLU and Initialization: Theory and Numerical Examples" (arXiv 1903.06733), here by what the add

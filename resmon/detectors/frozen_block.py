@@ -42,7 +42,7 @@ class FrozenBlock(Detector):
 
     *Delay.* 128 to 144 steps.
 
-    *Expected false alarms.* None on 160,000 steps of 23 healthy trainings. There is no chance in it: gradients of floating point
+    *Expected false alarms.* None on 176,000 steps of 25 healthy trainings. There is no chance in it: gradients of floating point
     numbers are not exactly 0 over 128 steps by chance.
 
     *Reference.* Gradual unfreezing as a user's choice: Howard and Ruder, arXiv 1801.06146.

@@ -56,7 +56,7 @@ class GrowingResidual(Detector):
 
     *Delay.* For growth by 1 % a step about 350 steps, of which 208 are the growth to a factor of 8.
 
-    *Expected false alarms.* None on 160,000 steps of 23 healthy trainings; the largest growth over the whole of one was 5.1 times
+    *Expected false alarms.* None on 176,000 steps of 25 healthy trainings; the largest growth over the whole of one was 5.1 times
     over 23 times its length, an exponent of 0.5.
 
     *Reference.* Heimersheim and Turner, "Residual stream norms grow exponentially over the forward pass", 2023; growth of weights

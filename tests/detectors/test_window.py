@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from resmon.detectors.history import History
+from resmon.detectors.history import History, Register
 from resmon.detectors.window import Window, Windows, median, rearranged
 from resmon.records import MAGNITUDE_COLUMNS, Columns, Floats, ResidualSite, ScalarRecord, StepRecord
 from tests import synthetic
@@ -131,3 +131,24 @@ def test_history_is_the_newest_values_of_each_site() -> None:
     np.testing.assert_array_equal(history.newest(1), [[50.0]])
     history.forget([0])
     assert history.count().tolist() == [0]
+
+
+def test_one_number_stays_with_its_site() -> None:
+    many = synthetic.sites(4)
+    register = Register(0.0)
+    register.arrange(many)
+    assert register.values.tolist() == [0, 0, 0, 0]
+    register.values = np.array([1.0, 2.0, 3.0, 4.0])
+    register.arrange(many[2:] + synthetic.sites(1, "other"))
+    assert register.values.tolist() == [3, 4, 0]
+    register.arrange(many)
+    assert register.values.tolist() == [0, 0, 3, 4]
+
+
+def test_what_is_there_and_not_finite_is_present() -> None:
+    gradient = np.full((16, 3), 0.1)
+    gradient[:, 1], gradient[:, 2] = NAN, 1e200  # whose square is infinite
+    with np.errstate(over="ignore"):
+        (window,) = windows_of(course(16, 3, gradient_norm=gradient))
+    assert window.present("gradient_norm").all(axis=0).tolist() == [True, False, True]
+    assert np.isnan(window.blocks("gradient_norm")).all(axis=0).tolist() == [False, True, True]
