@@ -76,8 +76,10 @@ enum {
 
 /* The normal scores of the quantiles, the probabilities below them, and the inverse of the density there. */
 static const double SCORE[KNOTS] = {-1.8, -1.2, -0.6, 0, 0.6, 1.2, 1.8};
-static const double BELOW[KNOTS] = {0.03593031911292579, 0.11506967022170822, 0.2742531177500736, 0.5, 0.7257468822499265, 0.8849303297782918, 0.9640696808870742};
-static const double PACE[KNOTS] = {12.666219, 5.149700, 3.000979, 2.506628, 3.000979, 5.149700, 12.666219};
+static const double BELOW[KNOTS] = {0.03593031911292579, 0.11506967022170822, 0.2742531177500736, 0.5,
+                                    0.7257468822499265, 0.8849303297782918, 0.9640696808870742};
+static const double PACE[KNOTS] = {12.666219061763103, 5.149700374140914, 3.0009788932802985, 2.5066282746310002,
+                                   3.0009788932802985, 5.149700374140914, 12.666219061763103};
 static const double HINGE[HINGES] = {0, 0.4, 0.8, 1.4, 2.0, 2.8};
 
 #define BOUND 2.5     /* scales of an error that a forecast and a correlation learn from, at most */

@@ -206,7 +206,7 @@ def test_increments_of_spread_and_shape_add_up_to_a_test_martingale(chart: chart
         a = min(abs(w), MOST)
         return float(c[0] + sum(b * max(a - hinge, 0) for b, hinge in zip(c[1:], HINGES, strict=True)))
 
-    expectation, _ = integrate.quad(lambda w: exp(increment(w)) * stats.norm.pdf(w), -9, 9, limit=200)
+    expectation, _ = integrate.quad(lambda w: exp(increment(w)) * stats.norm.pdf(w), -9, 9, limit=200, points=(-MOST, 0, MOST))
     assert expectation == pytest.approx(1, abs=2e-3)
     usual = np.linspace(-2.5, 2.5, 51)
     assert [increment(w) for w in usual] == pytest.approx(chart.odds(usual).tolist(), abs=0.35)  # hinges are near the ratio itself
