@@ -76,8 +76,10 @@ enum {
 
 /* The normal scores of the quantiles, the probabilities below them, and the inverse of the density there. */
 static const double SCORE[KNOTS] = {-1.8, -1.2, -0.6, 0, 0.6, 1.2, 1.8};
-static const double BELOW[KNOTS] = {0.03593031911292579, 0.11506967022170822, 0.2742531177500736, 0.5, 0.7257468822499265, 0.8849303297782918, 0.9640696808870742};
-static const double PACE[KNOTS] = {12.666219, 5.149700, 3.000979, 2.506628, 3.000979, 5.149700, 12.666219};
+static const double BELOW[KNOTS] = {0.03593031911292579, 0.11506967022170822, 0.2742531177500736, 0.5,
+                                    0.7257468822499265, 0.8849303297782918, 0.9640696808870742};
+static const double PACE[KNOTS] = {12.666219061763103, 5.149700374140914, 3.0009788932802985, 2.5066282746310002,
+                                   3.0009788932802985, 5.149700374140914, 12.666219061763103};
 static const double HINGE[HINGES] = {0, 0.4, 0.8, 1.4, 2.0, 2.8};
 
 #define BOUND 2.5     /* scales of an error that a forecast and a correlation learn from, at most */
@@ -101,7 +103,7 @@ static inline double within(double a, double most) { return larger(smaller(a, mo
 /* One step of a tile. `y` has NaN where there is no value; such a stream stays as it is. */
 WIDE static void follow(double (*restrict s)[TILE], const double *restrict y, double *restrict score, const double *restrict set)
 {
-    double live[TILE], wander[TILE], unrest[TILE];
+    double live[TILE], moves[TILE], wander[TILE], unrest[TILE];
 #pragma GCC ivdep
     for (int j = 0; j < TILE; j++) {
         double is = fabs(y[j]) <= DBL_MAX ? 1 : 0, n = s[COUNT][j] + is, on = n > CALIBRATION ? is : 0, seen = larger(n, 1);
@@ -109,21 +111,30 @@ WIDE static void follow(double (*restrict s)[TILE], const double *restrict y, do
         double phi = larger(smaller(s[PRODUCT][j] / larger(s[SQUARE][j], 0.25), 0.9), 0);
         double scale = larger(s[SCALE][j], set[LEAST]), wide = scale / sqrt(1 - phi * phi);
         double u = e - phi * within(before, BOUND * wide); /* what the error before does not tell of this one */
-        double q[KNOTS], d = 0, rate = 0, lowest = 0, z = SCORE[0];
+        double q[KNOTS], place, z = 0, rate = 0;
         for (int k = 0; k < KNOTS; k++)
             q[k] = s[QUANTILE + k][j];
-        for (int k = 0; k + 1 < KNOTS; k++) {
-            double step = SCORE[k + 1] - SCORE[k];
-            d = larger(q[k + 1] - q[k], CLOSEST * step * scale);
+        /* from the median outwards, so that quantiles which are too close to each other are put apart evenly */
+        place = q[KNOTS / 2];
+        for (int k = KNOTS / 2; k + 1 < KNOTS; k++) {
+            double step = SCORE[k + 1] - SCORE[k], d = larger(q[k + 1] - q[k], CLOSEST * step * scale);
             rate = step / d;
-            if (k == 0)
-                lowest = rate;
-            z += rate * smaller(larger(u - q[k], 0), d);
+            z += rate * smaller(larger(u - place, 0), d);
+            place += d;
         }
-        z += lowest * smaller(u - q[0], 0) + rate * larger(u - larger(q[KNOTS - 1], q[KNOTS - 2] + d), 0);
+        z += rate * larger(u - place, 0);
+        place = q[KNOTS / 2];
+        for (int k = KNOTS / 2; k > 0; k--) {
+            double step = SCORE[k] - SCORE[k - 1], d = larger(q[k] - q[k - 1], CLOSEST * step * scale);
+            rate = step / d;
+            z -= rate * smaller(larger(place - u, 0), d);
+            place -= d;
+        }
+        z -= rate * larger(place - u, 0);
         double w = within(z, set[MOST]);
         score[j] = on > 0 ? w : NAN;
         live[j] = n > set[WARM_UP] ? is : 0;
+        moves[j] = s[SCALE][j] >= set[LEAST] ? 1 : 0; /* one that stands still has neither spread nor shape */
 
         /* the wider the fewer values it has seen, as in a line through them */
         double bounded = within(e, BOUND * wide), learning = larger(set[LEARNING], 1 / seen) * on;
@@ -184,7 +195,7 @@ WIDE static void follow(double (*restrict s)[TILE], const double *restrict y, do
             for (int i = 0; i < HINGES; i++)
                 increment += c[i + 1] * larger(a - HINGE[i], 0);
             double old = sum[j], now = larger(old, 0) + increment, began = since[j], fresh = n[j];
-            double on = live[j], kept = evidence[j], told = larger(kept, weight * now / (1 + held * (unrest[j] - 1)));
+            double on = live[j] * moves[j], kept = evidence[j], told = larger(kept, weight * now / (1 + held * (unrest[j] - 1)));
             fresh = old <= 0 ? fresh : began;
             since[j] = on > 0 ? fresh : began;
             sum[j] = on > 0 ? now : old;

@@ -35,7 +35,7 @@ SUMS = 9  # charts that add up from where they last were at 0
 WINDOWS = (4, 8, 16, 32, 64, 128)
 RARE = 30_000  # values of a healthy stream in which a chart reaches its usual limit about once
 LIMIT = 18.0  # evidence that is an alarm
-BEGINS = 2.0  # evidence that any one value of a healthy stream reaches; each one more is e times as rare
+BEGINS, RARER = 0.5, 0.65  # a healthy stream's value reaches evidence E with probability exp(-0.5 - 0.65 E) at most (measured)
 
 # What the state has of each stream, in the order of its rows.
 FIELDS = (
@@ -149,7 +149,7 @@ class Charts:
     to move by more than it usually does. V is the same for the mean square of w. Page-Hinkley's test is CUSUM against a running
     mean, which the forecast is; the window is adaptive in that its length is the one, of six that double, that says most, each
     kept as two sums. Each statistic is divided by what it reaches alone once in 30,000 values of healthy streams, and multiplied
-    by log 30,000. The largest of these is the evidence: one more is about e times as rare, whatever the chart.
+    by log 30,000. The largest of these is the evidence: one more is two to three times as rare, whatever the chart.
 
     *Meaning.* An alarm is evidence above `limit`. `warm_up`: values before the charts begin. `gain`: over some 1 / gain values a
     stream's new level is no longer news. `learning`: the same of its noise. `least`: the least noise that a stream is taken to
@@ -163,8 +163,10 @@ class Charts:
 
     *Delay.* See benchmarks/DETECTORS.md, which also says what each chart earns.
 
-    *Expected false alarms.* On 2,000 streams of independent normal noise the evidence crosses 10 once in 6,000 values, 12 once in
-    28,000, 15 once in 280,000 and 18 once in 650,000; on noise of correlation 0.6, once in 3,500, 17,000, 150,000 and 1,000,000
+    *Expected false alarms.* On 1,000 streams of 4,000 values of independent normal noise the evidence crosses 10 once in 5,000
+    values, 12 once in 35,000, 15 once in 270,000 and 18 once in 3,000,000; on noise of correlation 0.6, which has to be learnt,
+    once in 2,300, 10,000, 81,000 and 430,000; in the first hundreds of values after the warm-up twice as often. A trend that bends
+    from one side of its noise to the other within 30 values sets off one stream in 60 in 500 values
     (tests/detectors/test_charts.py). A healthy training is not stationary over thousands of steps: many streams move together when
     the learning rate does, and whoever reads the evidence has to ask what explains it.
 
@@ -290,10 +292,10 @@ class Charts:
 
 def probability(evidence: float, values: int) -> float:
     """A bound of how likely a healthy stream reaches this evidence within so many values, as measured (see Charts)."""
-    return min(1.0, values * exp(BEGINS - evidence))
+    return min(1.0, values * exp(-BEGINS - RARER * evidence))
 
 
 def e_value(probability: float) -> float:
     """What may be averaged over streams: its expectation is at most 1 without a change (Vovk and Wang 2021, a mixed calibrator)."""
     p = max(probability, 1e-300)
-    return 1.0 if p >= 1 else (1 - p + p * log(p)) / (p * log(p) ** 2)
+    return 0.5 if p > 0.999 else (1 - p + p * log(p)) / (p * log(p) ** 2)
