@@ -123,9 +123,8 @@ class Episodes:
         for model, mine in models.items():
             lasting = self._row[mine] >= self._lasts
             if model in self._open:
-                yield from self._go_on(
-                    self._open[model], model, window, names, mine[self._row[mine] > 0], bool(known[mine].any()), tell
-                )
+                flags = bad & known
+                yield from self._go_on(model, window, names, mine[self._row[mine] > 0], flags, bool(known[mine].any()), tell)
             elif lasting.any():
                 yield self._opened(model, window, names, mine, lasting, tell, guilt)
 
@@ -165,8 +164,10 @@ class Episodes:
         return finding
 
     def _go_on(
-        self, episode: _Open, model: str, window: Window, names: Sequence[str], bad: Ints, seen: bool, tell: Telling
+        self, model: str, window: Window, names: Sequence[str], bad: Ints, now: Bools, seen: bool, tell: Telling
     ) -> Iterator[Finding]:
+        """`bad` are those that were so when they were seen last, `now` those that are so in this window."""
+        episode = self._open[model]
         if not len(bad):
             episode.calm += bool(seen)
             if episode.calm >= self._calm:
@@ -176,7 +177,7 @@ class Episodes:
         episode.calm = 0
         episode.windows += 1
         episode.blocks += [names[i] for i in bad if names[i] not in episode.blocks]
-        lead = next((int(i) for i in bad if names[i] == episode.finding.block), None)
+        lead = next((int(i) for i in bad if now[i] and names[i] == episode.finding.block), None)
         worse = False
         if episode.finding.severity == "ticket" and lead is not None:
             account = tell(lead, np.r_[lead, bad[bad != lead]])

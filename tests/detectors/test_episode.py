@@ -94,6 +94,21 @@ def test_a_block_that_is_not_there_neither_counts_nor_calms() -> None:
     assert [(event.state, event.evidence["since"]) for event in events] == [("opened", 0)]
 
 
+def test_nothing_is_asked_about_a_block_that_is_not_there() -> None:
+    """Its numbers are NaN in that window."""
+    episodes = made()
+    asked = []
+    for i, window in enumerate(windows(8)):
+        hidden = np.arange(4) == 1 if i >= 5 else np.zeros(4, bool)
+
+        def tell(lead: int, blocks: Ints, i: int = i) -> Account:
+            asked.append(i)
+            return Account("ticket", "It is so", expected="calm", seen="a storm", confidence=0.5)
+
+        list(episodes.take(window, np.arange(4) == 1, tell, unknown=hidden))
+    assert asked == [2, 3, 4]
+
+
 def test_models_have_findings_of_their_own() -> None:
     sites = [*synthetic.sites(2, "actor"), *synthetic.sites(2, "critic")]
     events = run(made(), [[0, 3]] * 3, sites=sites)
