@@ -12,6 +12,7 @@ from typing import Any
 
 from resmon.detectors import state
 from resmon.detectors.batch_norm import BatchNorm
+from resmon.detectors.change import Change
 from resmon.detectors.collapsed_skip import CollapsedSkip
 from resmon.detectors.dead_branch import DeadBranch
 from resmon.detectors.detector import Detector
@@ -55,6 +56,7 @@ DETECTORS: tuple[type[Detector], ...] = (
     GrowingResidual,
     StrayingBlock,
     StochasticDepth,
+    Change,
     DriftingInputs,
     Drift,
 )
