@@ -168,8 +168,8 @@ def _settings(results: Sequence[Result], names: Sequence[str]) -> str:
     return f"Tuned to a run length of {TARGET}; what it is on the streams of the other runs:\n\n" + table(head, rows)
 
 
-_DEFAULT = """Each with the limit and the settings that it has by default, river's on the logarithms as they are. The delays cannot be
-compared, as the run lengths differ; a detector that alarms at every turn is soon at every change."""
+_DEFAULT = """Each with the limit and the settings that it has by default, river's on the logarithms as they are. The delays cannot
+be compared, as the run lengths differ; a detector that alarms at every turn is soon at every change."""
 
 
 def _costs(clocks: dict[str, float]) -> str:
