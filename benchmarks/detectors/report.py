@@ -169,8 +169,7 @@ def _settings(results: Sequence[Result], names: Sequence[str]) -> str:
 
 
 _DEFAULT = """Each with the limit and the settings that it has by default, river's on the logarithms as they are. The delays cannot
-be
-compared, as the run lengths differ; a detector that alarms at every turn is soon at every change."""
+be compared, as the run lengths differ; a detector that alarms at every turn is soon at every change."""
 
 
 def _costs(clocks: dict[str, float]) -> str:

@@ -75,7 +75,7 @@ def candidates() -> list[tuple[str, dict[str, Any]]]:
 def tune(name: str, settings: dict[str, Any], every: int) -> Tuning:
     """Limits by the healthy tuning streams; the delay over the scenarios, each at its middle size."""
     who = contender(name, settings)
-    limits = {kind: limit_for(who, _some(_noise("tuning", kind).values, every)) for kind in (False, True)}
+    limits = _limits(who, "tuning", every)
     delays = {each.name: _score(who, "tuning", each, each.sizes[1], limits, every).delay for each in SCENARIOS}
     return Tuning(name, settings, limits, delays)
 
@@ -83,7 +83,7 @@ def tune(name: str, settings: dict[str, Any], every: int) -> Tuning:
 def try_tuned(best: Tuning, every: int) -> list[Result]:
     """On the scoring streams: with the limits of the tuning streams, and with those that the scoring streams themselves give."""
     who = contender(best.name, best.settings)
-    return [_tried(who, "tuned", best.limits, every), _tried(who, "level", None, every)]
+    return [_tried(who, "tuned", _limits(who, "tuning", every), every), _tried(who, "level", _limits(who, "scoring", every), every)]
 
 
 def try_default(name: str, every: int) -> Result:
@@ -91,15 +91,18 @@ def try_default(name: str, every: int) -> Result:
     return _tried(who, "default", dict.fromkeys((False, True), who.default), every)
 
 
-def _tried(who: Contender, how: str, limits: dict[bool, float] | None, every: int) -> Result:
+def _limits(who: Contender, use: str, every: int) -> dict[bool, float]:
+    return {kind: limit_for(who, _some(_noise(use, kind).values, every)) for kind in (False, True)}
+
+
+def _tried(who: Contender, how: str, limits: dict[bool, float], every: int) -> Result:
     healthy = {kind: _some(_noise("scoring", kind).values, every) for kind in (False, True)}
-    given = limits or {kind: limit_for(who, values) for kind, values in healthy.items()}
-    lengths = {kind: run_length(who.first_alarms(values, given[kind])) for kind, values in healthy.items()}
+    lengths = {kind: run_length(who.first_alarms(values, limits[kind])) for kind, values in healthy.items()}
     scores = {
-        scenario.name: {size: _score(who, "scoring", scenario, size, given, every) for size in scenario.sizes}
+        scenario.name: {size: _score(who, "scoring", scenario, size, limits, every) for size in scenario.sizes}
         for scenario in SCENARIOS
     }
-    return Result(who.name, how, who.settings, given, lengths, scores)
+    return Result(who.name, how, who.settings, limits, lengths, scores)
 
 
 def _score(who: Contender, use: str, scenario: Scenario, size: float, limits: dict[bool, float], every: int) -> Score:
