@@ -50,7 +50,7 @@ class Change(Detector):
     the largest, for the largest k with e_(k) >= m / (rate k), which bounds the expected share of false ones at `rate` however the
     streams depend on each other. Of these a stream counts whose evidence is 40, whose median of the newest window is at least 1.25
     times above or below that of the windows before the change, and whose level moved by 2 standard deviations of its noise; or
-    whose noise became 2.5 times as large.
+    whose noise, the mean distance from a window's median, became 2.5 times as large.
 
     *Meaning.* `change` (ticket, a symptom: it stands in the evidence of what explains it). One finding a model: the block whose
     stream changed first and its followers; where three quarters of the blocks move together it is the network that changed. The
@@ -76,7 +76,9 @@ class Change(Detector):
         super().__init__(tuned)
         self._sites: tuple[ResidualSite, ...] = ()
         self._charts = Charts(0)
-        self._medians: Floats = np.empty((REMEMBERED, len(STREAMS), 0))  # of windows, of logarithms; a ring
+        # Of windows, of logarithms, two rings: their medians, and the mean distances from these.
+        self._medians: Floats = np.empty((REMEMBERED, len(STREAMS), 0))
+        self._spreads: Floats = np.empty((REMEMBERED, len(STREAMS), 0))
         self._rates: list[float] = []  # of the newest windows, smallest and largest
         self._seen = 0  # windows
         self._episodes = Episodes(self.name, runbook="change", lasts=1, calm=TOLD, over="the new level has become the usual one")
@@ -87,7 +89,10 @@ class Change(Detector):
         with np.errstate(divide="ignore", invalid="ignore"):
             values = np.where(values > 0, np.log(values), np.nan)
             medians = np.log(np.stack([window.median(name) for name in STREAMS]))
-        self._medians[self._seen % REMEMBERED] = np.where(np.isfinite(medians), medians, np.nan)
+            spreads = np.log(np.abs(values - medians).sum(axis=0) / len(window))
+        row = self._seen % REMEMBERED
+        self._medians[row] = np.where(np.isfinite(medians), medians, np.nan)
+        self._spreads[row] = np.where(np.isfinite(spreads), spreads, np.nan)
         self._seen += 1
         rate = window.run("learning_rate")
         known = rate[rate > 0]
@@ -95,15 +100,18 @@ class Change(Detector):
         evidence = self._charts.block(values.reshape(len(window), -1)).max(axis=0, initial=0.0)
         found = self._found(evidence) if self._seen > BEGIN else {}
         bad = np.zeros(len(window.sites), bool)
-        first = np.full(len(window.sites), -np.inf)  # how long ago a block's streams began to change
+        guilt = np.full(len(window.sites), -np.inf)
+        earliest = max((chart.ago for chart, _ in found.values()), default=0)
         for (_, site), (chart, _) in found.items():
-            bad[site], first[site] = True, max(first[site], chart.ago)
+            bad[site] = True
+            if chart.ago > earliest - WINDOW:  # when a change began is known to some steps; which is clearer came first
+                guilt[site] = max(guilt[site], chart.evidence)
         bad &= self.watched(window)
 
         def tell(lead: int, blocks: Ints) -> Account:
             return self._account(window, lead, blocks, found)
 
-        return list(self._episodes.take(window, bad, tell, guilt=first))
+        return list(self._episodes.take(window, bad, tell, guilt=guilt))
 
     def _found(self, evidence: Floats) -> dict[tuple[int, int], tuple[Chart, float]]:
         """The streams that changed, by statistic and site: what their chart says, and by how much their level moved."""
@@ -122,10 +130,10 @@ class Change(Detector):
             windows = -(-chart.ago // WINDOW)
             block = self._sites[site].name
             if chart.direction == "wider":
-                move = log(max(chart.size, 1.0))
-                counts = chart.size >= self.tuned.at(block, "wider")
+                move = self._moved(self._spreads, statistic, site, windows)
+                counts = move >= log(self.tuned.at(block, "wider"))
             else:
-                move = self._moved(statistic, site, windows) if chart.direction in ("up", "down") else 0.0
+                move = self._moved(self._medians, statistic, site, windows) if chart.direction in ("up", "down") else 0.0
                 counts = abs(move) >= log(self.tuned.at(block, "factor")) and abs(chart.size) >= self.tuned.at(block, "noises")
             if counts and not self._is_explained(windows):
                 found[statistic, site] = chart, move
@@ -133,10 +141,10 @@ class Change(Detector):
         self._charts.reset(candidates)
         return found
 
-    def _moved(self, statistic: int, site: int, windows: int) -> float:
-        """From the median of the windows before the change to that of the newest, on the log scale; 0 where it is not known."""
+    def _moved(self, ring: Floats, statistic: int, site: int, windows: int) -> float:
+        """From what it was in the windows before the change to the newest, on the log scale; 0 where it is not known."""
         rows = (self._seen - 1 - np.arange(min(self._seen, REMEMBERED))) % REMEMBERED  # newest first
-        levels = self._medians[rows, statistic, site]
+        levels = ring[rows, statistic, site]
         before = levels[windows + 1 :]
         before = before[~np.isnan(before)][:8]
         return float(levels[0] - np.median(before)) if len(before) >= 2 and not np.isnan(levels[0]) else 0.0
@@ -195,4 +203,5 @@ class Change(Detector):
             ours[:] = rearranged(kept, self._sites, sites, 0.0).reshape(len(ours), -1)
         self._charts = charts
         self._medians = rearranged(self._medians, self._sites, sites, np.nan)
+        self._spreads = rearranged(self._spreads, self._sites, sites, np.nan)
         self._sites = sites

@@ -127,6 +127,12 @@ def drift() -> list[Item]:
     return course(1000, magnitude=magnitude)
 
 
+def change() -> list[Item]:
+    branch = np.full((1400, 6), 0.3)
+    branch[1200:, 3] = 0.6
+    return course(1400, branch_rms=branch)
+
+
 STIMULI: dict[str, Callable[[], list[Item]]] = {
     name: each for name, each in list(globals().items()) if isfunction(each) and each.__module__ == __name__
 }

@@ -104,7 +104,9 @@ def test_an_array_that_comes_back_can_be_written_to_and_is_nobody_elses() -> Non
     assert kept.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("thing", [object(), lambda: 1, len, np.array(["a"]), np.array([object()]), int, open], ids=lambda thing: type(thing).__name__)
+@pytest.mark.parametrize(
+    "thing", [object(), lambda: 1, len, np.array(["a"]), np.array([object()]), int, open], ids=lambda thing: type(thing).__name__
+)
 def test_what_is_no_state_is_refused(thing: object) -> None:
     with pytest.raises(TypeError, match="is no state"):
         state.save(Keeper(thing))
