@@ -64,5 +64,5 @@ def test_zero_initialised_branches_grow_in_health() -> None:
 def test_a_real_training(tmp_path: Path) -> None:
     torch.manual_seed(0)
     failing.spike_warning(str(tmp_path))
-    (opened,) = said(SpikeWarning(), recorded(tmp_path / "spike-warning"))
+    opened, _ = said(SpikeWarning(), recorded(tmp_path / "spike-warning"), end=True)
     assert opened.block == "2" and 420 <= opened.opened_step < 500
