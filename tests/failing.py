@@ -337,6 +337,20 @@ def straying_block(folder: str) -> None:
     training.monitor.close()
 
 
+def change(folder: str) -> None:
+    """The last weights of two of three blocks are halved: too many to stray, too little to be dead."""
+    training = Training("change", folder, normed())
+    training.train(900)
+    training.train(300)
+    with torch.no_grad():
+        for block in (1, 2):
+            training.model[block].down.weight.mul_(0.5)  # type: ignore[index, union-attr, operator]
+            training.model[block].down.bias.mul_(0.5)  # type: ignore[index, union-attr, operator]
+    for _ in range(40):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
 def stochastic_depth(folder: str) -> None:
     """After a validation the model is left in evaluation mode."""
     training = Training("stochastic-depth", folder, normed(Dropping))
@@ -424,6 +438,7 @@ FAILURES: dict[str, Callable[[str], None]] = {
         growing_residual,
         straying_block,
         stochastic_depth,
+        change,
         drifting_inputs,
         drift,
         batch_norm,

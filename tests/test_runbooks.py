@@ -44,6 +44,7 @@ STATUSES = {
     "growing-residual": 0,
     "straying-block": 0,
     "stochastic-depth": 0,
+    "change": 0,
     "drifting-inputs": 0,
     "drift": 0,
     "batch-norm": 0,

@@ -428,7 +428,8 @@ class Attempt:
                 self._maxima.push(merged.time, merged.sites, merged.gauges)
                 self._claim()
                 sites = self._counter_ranks.union([columns.sites for columns, _ in self._newest()])
-                self._budget.step(merged, sites, self._findings.open_blocks())
+                # A bookmark knows findings of steps that are read again; what is shown must not depend on that.
+                self._budget.step(merged, sites, self._findings.open_blocks(before=step))
 
     def _newest(self) -> list[tuple[Columns, StepRecord]]:
         return [rank.newest for _, rank in sorted(self.ranks.items()) if rank.newest is not None]

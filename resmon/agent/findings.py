@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Collection
 from dataclasses import asdict, replace
+from math import inf
 from pathlib import Path
 
 from resmon.flight import findings
@@ -60,9 +61,13 @@ class Merging:
         """How many series the findings make: those of one kind and block share theirs."""
         return len(self._kinds)
 
-    def open_blocks(self) -> set[tuple[str, str]]:
-        """Model and name of the blocks that open findings name."""
-        return {(finding.model, finding.block) for finding in self._newest.values() if finding.state != "closed"}
+    def open_blocks(self, before: float = inf) -> set[tuple[str, str]]:
+        """Model and name of the blocks that open findings name; of those that were opened before that step."""
+        return {
+            (finding.model, finding.block)
+            for finding in self._newest.values()
+            if finding.state != "closed" and finding.opened_step < before
+        }
 
     def open_in(self, rank: int) -> list[str]:
         """Ids of the findings that are open in a rank."""

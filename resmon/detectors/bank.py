@@ -56,9 +56,9 @@ DETECTORS: tuple[type[Detector], ...] = (
     GrowingResidual,
     StrayingBlock,
     StochasticDepth,
-    Change,
     DriftingInputs,
     Drift,
+    Change,
 )
 
 Fault = Callable[[str, Exception], None]  # the detector's name, and what it raised
@@ -97,7 +97,9 @@ class Bank:
     def _sort(self) -> None:
         """By what they override: most want windows only, and there are many."""
         self._by_step = [each for each in self._detectors if type(each).step is not Detector.step]
-        self._by_window = [each for each in self._detectors if type(each).window is not Detector.window]
+        # Symptoms last, so that what explains them in the same window has been told.
+        by_weight = sorted(self._detectors, key=lambda each: each.weight == "symptom")
+        self._by_window = [each for each in by_weight if type(each).window is not Detector.window]
         self._by_scalars = [each for each in self._detectors if type(each).scalars is not Detector.scalars]
 
     def step(self, record: StepRecord, sites: Sequence[ResidualSite]) -> list[Finding]:

@@ -15,7 +15,7 @@ from resmon.detectors.detector import Detector, Weight
 from resmon.detectors.episode import Account, Episodes
 from resmon.detectors.options import Options, Tuned
 from resmon.detectors.window import WINDOW, Window, by_model, rearranged
-from resmon.quantities import number
+from resmon.quantities import count, number
 from resmon.records import Finding, Floats, Ints, ResidualSite
 
 STREAMS = {
@@ -164,7 +164,7 @@ class Change(Detector):
         together = len(blocks) >= ALL * len(by_model(window.sites)[site.model]) and len(blocks) > 2
         since = max(0, window.step - chart.ago + 1)
         where = f"nearly all blocks, first in {site.name}" if together else site.name
-        more = f", and what {len(blocks) - 1} others give with it" if len(blocks) > 1 and not together else ""
+        more = f", together with {count(len(blocks) - 1, 'other block')}" if len(blocks) > 1 and not together else ""
         listed = [
             {
                 "block": window.sites[i].name,
