@@ -1,5 +1,5 @@
 # `make test` and `make demo` do all the set-up on a bare machine; no other step is needed.
-# The set-up is done once and again whenever pyproject.toml or the C source changes.
+# The set-up is done once and again whenever pyproject.toml or a C source changes.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -11,10 +11,10 @@ BIN := .venv/bin
 WORKERS ?= 2
 SHARED = --numprocesses $(WORKERS) --dist worksteal # so that tests which share a fixture mostly stay together
 
-.PHONY: help setup test test-slow lint demo bench bench-gpu faults clean
+.PHONY: help setup test test-slow lint demo bench bench-gpu bench-detectors faults clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: .venv/.stamp ## virtual environment, the pinned torch, Prometheus where apt can install it
 
@@ -37,19 +37,23 @@ bench: setup ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.house
 	$(BIN)/python -m benchmarks.reads
 	$(BIN)/python -m benchmarks.nonfinite
+	$(BIN)/python -m benchmarks.replay
 
 bench-gpu: setup ## likewise on an NVIDIA GPU, and how often the host waits for it
 	$(BIN)/python -m benchmarks.run --device cuda
+
+bench-detectors: setup ## how soon a change in a stream is told, against river's detectors at equal false alarms
+	$(BIN)/python -m benchmarks.detectors
 
 faults: setup ## put faults into trainings: what resmon finds, what it names, and what it says of healthy ones
 	$(BIN)/python -m benchmarks.faults
 
 clean: ## remove what the set-up and the tools made; runs/ stays
-	rm -rf .venv resmon/capture/_native.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv resmon/*/_native.*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch stands in the one command that installs everything, so that nothing can replace the pinned version.
-.venv/.stamp: pyproject.toml .ci/packages hatch_build.py resmon/capture/_native.c resmon/capture/_last_words.h
+.venv/.stamp: pyproject.toml .ci/packages hatch_build.py resmon/capture/_native.c resmon/capture/_last_words.h resmon/detectors/_native.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'resmon needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	PYTHON=$(PYTHON) bash .ci/packages
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv

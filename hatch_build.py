@@ -1,4 +1,4 @@
-"""Compiles resmon's native part while a wheel or an editable install is built."""
+"""Compiles resmon's native parts while a wheel or an editable install is built."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from setuptools import Distribution, Extension
 from setuptools.errors import BaseError, CCompilerError
 
-NAME = "resmon.capture._native"
-SOURCE = "resmon/capture/_native.c"
+SOURCES = {f"resmon.{room}._native": f"resmon/{room}/_native.c" for room in ("capture", "detectors")}
 # Sums are vectorised at -O3. A product and a sum stay two operations, as in torch, so that results are the same on every machine.
 FLAGS = ["/O2", "/fp:precise"] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-ffp-contract=off"]
 
@@ -22,8 +21,11 @@ LIBRARIES = ["dl", "m"] if sys.platform == "linux" else []
 
 class NativeBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002, hatchling names its arguments
-        extension = Extension(NAME, [SOURCE], extra_compile_args=FLAGS, libraries=LIBRARIES, py_limited_api=True)
-        command = Distribution({"name": "resmon", "ext_modules": [extension]}).get_command_obj("build_ext")
+        extensions = [
+            Extension(name, [source], extra_compile_args=FLAGS, libraries=LIBRARIES, py_limited_api=True)
+            for name, source in SOURCES.items()
+        ]
+        command = Distribution({"name": "resmon", "ext_modules": extensions}).get_command_obj("build_ext")
         command.inplace = True
         command.force = True
         with tempfile.TemporaryDirectory() as folder:
@@ -33,10 +35,10 @@ class NativeBuildHook(BuildHookInterface[Any]):
                 command.run()
             except (CCompilerError, BaseError) as error:
                 raise RuntimeError(
-                    f"resmon's native part, {SOURCE}, could not be compiled ({error}). It needs a C compiler and Python's headers: "
-                    "on Debian `apt-get install gcc python3-dev`, on macOS `xcode-select --install`."
+                    f"resmon's native parts, {' and '.join(SOURCES.values())}, could not be compiled ({error}). They need a C "
+                    "compiler and Python's headers: on Debian `apt-get install gcc python3-dev`, on macOS `xcode-select --install`."
                 ) from error
-        build_data["artifacts"] += ["/resmon/capture/_native.*.so", "/resmon/capture/_native*.pyd"]
+        build_data["artifacts"] += ["/resmon/*/_native.*.so", "/resmon/*/_native*.pyd"]
         build_data["pure_python"] = False
         # The limited C API serves every Python from the one that it names on.
         build_data["tag"] = f"cp311-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"

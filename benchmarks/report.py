@@ -71,9 +71,9 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def versions() -> dict[str, str]:
+def versions(names: Sequence[str] = ("torch", "transformers", "wandb", "tensorboard")) -> dict[str, str]:
     found = {"resmon": resmon.__version__, "python": platform.python_version()}
-    for name in ("torch", "transformers", "wandb", "tensorboard"):
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # it is not compared with then

@@ -261,7 +261,8 @@ def settings(
 ) -> None:
     """Show every setting, where its value comes from and what it is for. Names all that is wrong, with exit status 2."""
     from resmon.origins import VARIABLES, printable
-    from resmon.settings import Settings, resolve
+    from resmon.settings import Settings
+    from resmon.tuning import resolved as resolve
 
     resolved = resolve(dict(map(_name_and_value, arguments or ())))
     values = resolved.settings.model_dump(mode="json")
@@ -416,13 +417,112 @@ def postmortem(
     Console(soft_wrap=True).print(Text(printable(" ".join(report.summary))), Text(f"\n{path}"), sep="\n")
 
 
+def baseline(
+    action: Annotated[Literal["save", "compare"], typer.Argument(help="save NAME RUN, or compare RUN NAME.")],
+    first: Annotated[str, typer.Argument(metavar="NAME|RUN", help="save: the baseline's name, NAME.json here. compare: the run.")],
+    second: Annotated[str, typer.Argument(metavar="RUN|NAME", help="save: the run. compare: the baseline's name or file.")],
+    steps: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="These steps of the run; else its last half, before anything broke.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a baseline of that name.")] = False,
+    shift: Annotated[float, typer.Option(min=0.0, help="Population stability index from which on a block has drifted.")] = 0.1,
+    alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="False-discovery rate over the blocks.")] = 0.01,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    directory: Directory = None,
+) -> None:
+    """Save what a run's blocks put out while it was well, or compare a run with that. Exit status 1 where a block has drifted."""
+    from resmon import baseline as baselines
+    from resmon.origins import printable
+    from resmon.quantities import number
+
+    run, name = (second, first) if action == "save" else (first, second)
+    measured = baselines.measure(_run_folder(run, directory), *_step_range(steps))
+    path = baselines.file_of(name)
+    console = Console()
+    if action == "save":
+        baselines.save(measured, path, force)
+        text = f"{len(measured.blocks)} blocks of {measured.run}, steps {measured.first_step:,} to {measured.last_step:,}: {path}"
+        console.print(Text(printable(text)), soft_wrap=True)
+        return
+    compared = baselines.compare(measured, baselines.load(path), alpha, shift)
+    if as_json:
+        print(json.dumps(asdict(compared) | {"drifted": len(compared.drifted)}, indent=2, allow_nan=False))
+    else:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for title in ("block", "", "PSI", "JS", "KS", "Wasserstein", "p", "q", "samples"):
+            table.add_column(title, justify="left" if title in ("block", "") else "right", overflow="fold")
+        for row in compared.rows:
+            values = (row.population_stability, row.jensen_shannon, row.kolmogorov_smirnov, row.wasserstein, row.p, row.q)
+            style = {"drifted": "red", "shifted": "yellow", "same": "green"}[row.verdict]
+            block = printable(f"{row.model} {row.block}".strip())
+            table.add_row(Text(block), Text(row.verdict, style=style), *map(number, values), f"{row.samples:,.0f}")
+        console.print(table)
+        if compared.missing:
+            console.print(Text(printable(f"only on one side: {', '.join(compared.missing[:10])}"), style="yellow"), soft_wrap=True)
+        console.print(Text(printable(baselines.sentence(compared))), soft_wrap=True)
+    if compared.drifted:
+        raise typer.Exit(1)
+
+
+def replay(
+    run: Annotated[str, typer.Argument(help="Name of a run in the runs folder, or the path of its folder.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="DETECTOR.OPTION=VALUE",
+            help="Try this on top of the run's own settings, once for each; of some blocks: 'dead_branch[h.0.*].enabled=false'.",
+        ),
+    ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PACKAGE.MODULE:CLASS", help="A detector of your own to run too; its code is run."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    directory: Directory = None,
+) -> None:
+    """Run the detectors over a recorded run: what they say, as the agent did; with --set, what other settings would have said."""
+    from rich.progress import Progress
+
+    from resmon import replay_report
+    from resmon.detectors.own import OwnError, load
+    from resmon.replay import against, compare, settings_of
+    from resmon.replay import replay as replayed_of
+    from resmon.settings import Settings
+
+    attempt = _run_folder(run, directory)
+    try:
+        own = [load(name, [str(Path.cwd())]) for name in dict.fromkeys((*Settings.of().own_detectors, *(detector or ())))]
+    except OwnError as error:
+        raise ConfigurationError(f"{error}. docs/detectors.md shows how a detector is written.") from error
+    tried = settings_of(changes, own) if changes else None
+    progress = Console(stderr=True)
+    with Progress(console=progress, transient=True, disable=not progress.is_terminal) as bars:
+        bar: dict[int, Any] = {}
+
+        def show(rank: int, share: float) -> None:
+            if rank not in bar:
+                bar[rank] = bars.add_task(f"rank {rank}", total=1.0)
+            bars.update(bar[rank], completed=share)
+
+        replayed = replayed_of(attempt, [{}] if tried is None else [{}, tried], own, show)
+    agreement = None if replayed.under_way else against(attempt, replayed.events[0])
+    compared = None if tried is None else compare(replayed.findings(0), replayed.findings(1))
+    if as_json:
+        print(json.dumps(replay_report.as_json(replayed, agreement, compared), indent=2))
+    else:
+        Console().print(replay_report.render(replayed, agreement, compared, own), soft_wrap=False)
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("demo", demo),
     ("ls", list_runs),
     ("tail", tail),
     ("incidents", incidents),
     ("runbook", runbook),
+    ("replay", replay),
     ("diff", diff),
+    ("baseline", baseline),
     ("postmortem", postmortem),
     ("inspect", inspect),
     ("check", check),
@@ -498,6 +598,8 @@ def _value(value: Any) -> str:
     """A setting's value as one would write it."""
     if isinstance(value, list):
         return ", ".join(value)
+    if isinstance(value, dict):
+        return json.dumps(value) if value else ""
     return "–" if value is None else str(value)
 
 

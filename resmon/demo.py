@@ -122,8 +122,11 @@ def _train(
 
 
 def _name_the_first(console: Console, view: View) -> None:
-    # The loss leaves its level too, perhaps earlier; the question is which block.
-    findings = sorted(view.findings.values(), key=lambda finding: (not finding.block, finding.opened_step, finding.opened_time))
+    # The loss leaves its level too, perhaps earlier, and other signs come before; the question is which block broke.
+    findings = sorted(
+        view.findings.values(),
+        key=lambda finding: (not finding.block, finding.kind != "nonfinite", finding.opened_step, finding.opened_time),
+    )
     if not findings:
         console.print("This time it did not blow up; run it once more.", style="yellow")
         return

@@ -36,6 +36,7 @@ from resmon.kills import kills, memory_group
 from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.settings import Settings
 from resmon.targets import Reached, parse
+from resmon.tuning import resolved
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,17 +80,17 @@ def watch(
     Raises ConfigurationError where an argument cannot be used, the optimizer owns none of the model's parameters, or the
     directory cannot be written.
     """
-    chosen = Settings.of(
-        run=run,
-        model_name=model_name,
-        directory=directory,
-        listen=listen,
-        agent=agent,
-        start_step=start_step,
-        include=include,
-        exclude=exclude,
-        **settings,
-    )
+    given = {
+        "run": run,
+        "model_name": model_name,
+        "directory": directory,
+        "listen": listen,
+        "agent": agent,
+        "start_step": start_step,
+        "include": include,
+        "exclude": exclude,
+    }
+    chosen = resolved(given | settings).without_nits()
     models = dict(model) if isinstance(model, Mapping) else {"": model}
     return Monitor({key: unwrapped(each) for key, each in models.items()}, optimizer, chosen)
 
@@ -313,6 +314,7 @@ class _Flight:
             memory_group=None if group is None else str(group),
             group_kills=so_far.group,
             machine_kills=so_far.machine,
+            detectors=settings.detectors,
         )
         self._folder, self._info = folder, info
         self._writer = FlightWriter(folder, info, settings.budget)
@@ -431,12 +433,20 @@ def _git_commit() -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
+def _own_detectors(settings: Settings) -> dict[str, Any] | None:
+    """Their names, and where the agent is to look for them: here, and beside the script that trains."""
+    if not settings.own_detectors:
+        return None
+    folders = [str(Path.cwd()), *(str(Path(each).absolute()) for each in sys.path[:1])]
+    return {"names": list(settings.own_detectors), "folders": list(dict.fromkeys(folders))}
+
+
 def _serve(settings: Settings, folder: Path, reaction: Reaction | None) -> str:
     """Hand the flight to the agent. What goes wrong here costs the metrics, not the run."""
     if settings.agent == "off":
         return ""
     try:
-        register(folder, None if reaction is None else asdict(reaction))
+        register(folder, None if reaction is None else asdict(reaction), _own_detectors(settings))
         url = find_or_start(settings)
         home = runtime.folder()
         now = runtime.serving(home)

@@ -12,7 +12,7 @@ import re
 import tomllib
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +69,14 @@ class Given:
     setting: str
     value: Any
     origin: Origin
+    lines: Mapping[tuple[str, ...], int] = field(default_factory=dict)  # where what lies within it stands, by its path
+
+    def at(self, path: tuple[str, ...]) -> Origin:
+        """The place of what lies within it; its own where that is not known."""
+        found = next((path[:length] for length in range(len(path), 0, -1) if path[:length] in self.lines), ())
+        if not found:
+            return self.origin
+        return replace(self.origin, name=".".join((self.origin.name, *path)), line=self.lines[found])
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +122,8 @@ def in_environment(settings: Collection[str]) -> Iterator[Given | Nit]:
             yield Given(setting, value, origin)
 
 
-def in_file(settings: Collection[str]) -> Iterator[Given | Nit]:
-    """What stands in the current folder's resmon.toml, if there is one."""
+def in_file(settings: Collection[str], tables: Collection[str] = ()) -> Iterator[Given | Nit]:
+    """What stands in the current folder's resmon.toml, if there is one. `tables` are the settings that are tables there."""
     try:
         path = Path(FILE).absolute()
         text = path.read_bytes().decode()
@@ -135,13 +143,13 @@ def in_file(settings: Collection[str]) -> Iterator[Given | Nit]:
         return
     lines = _lines(text)
     for key, value in keys.items():
-        origin = Origin("file", key, str(path), lines[key])
-        if isinstance(value, dict):
+        origin = Origin("file", key, str(path), lines[key,])
+        if isinstance(value, dict) and key not in tables:
             yield Nit(origin, "this is a table; settings stand at the top of the file, outside of tables")
         elif key not in settings:
             yield Nit(origin, _no_setting(key, settings))
         else:
-            yield Given(key, value, origin)
+            yield Given(key, value, origin, {within[1:]: line for within, line in lines.items() if within[0] == key and within[1:]})
 
 
 def _no_setting(name: str, names: Collection[str], spelt: Callable[[str], str] = str) -> str:
@@ -149,17 +157,27 @@ def _no_setting(name: str, names: Collection[str], spelt: Callable[[str], str] =
     return "there is no such setting" + "".join(f"; the nearest is {spelt(near)}" for near in nearest)
 
 
-def _lines(text: str) -> dict[str, int]:
-    """The line on which each key of the outermost table first stands, in a text that is TOML."""
-    lines: dict[str, int] = {}
-    in_table = False
+def _lines(text: str) -> dict[tuple[str, ...], int]:
+    """The line on which each key first stands, by its path from the outermost table, in a text that is TOML."""
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()  # whose header came last
     for line, statement, keys in _statements(text):
         is_header = statement.lstrip().startswith("[")
-        if is_header or not in_table:
-            for key in keys:
-                lines.setdefault(key, line)
-        in_table = in_table or is_header
+        paths = [path if is_header else (*table, *path) for path in _paths(keys)]
+        for path in paths:
+            for length in range(1, len(path) + 1):
+                lines.setdefault(path[:length], line)
+        if is_header:
+            table = max(paths, key=len)
     return lines
+
+
+def _paths(keys: Mapping[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every key, also of those within tables."""
+    for key, value in keys.items():
+        yield (*before, key)
+        if isinstance(value, dict):
+            yield from _paths(value, (*before, key))
 
 
 def _broken_line(text: str) -> int:

@@ -68,13 +68,17 @@ DURATION_COLUMNS = len(DURATION_EDGES) + 1
 # `unknown_gradients` counts parameters whose gradient's share this rank cannot know: unless it is 0 there is no gradient_square.
 # `replicas` is the number of ranks that hold the same gradients, all of them; 1 where they hold parts, or where some do.
 # The seconds are parts of the duration (PHASES); what they leave is everything else that the loop does. `samples` is what the
-# models' first tensors have in their first dimension. Memory is in bytes, at most a tenth of a second old: of the process, and of
+# models' first tensors have in their first dimension; the sums over inputs are those of sampled elements of a model's first tensor
+# of floating-point numbers. Memory is in bytes, at most a tenth of a second old: of the process, and of
 # the devices that its models are on, in use, at peak, and what could still be had.
 PHASES = ("data", "forward", "backward", "optimizer")
 RUN_VALUES = (
     "duration",
     *(f"{phase}_seconds" for phase in PHASES),
     "samples",
+    "input_elements",
+    "input_sum",
+    "input_square",
     "learning_rate",
     "gradient_square",
     "stepped_square",
@@ -97,8 +101,9 @@ GROUP_VALUES = ("learning_rate", "gradient_square")
 # largest |y|; `fill` is how much of its dtype's range the largest number took, where operands or output have 16 bits;
 # `position_ratio` is the median of branch over skip at sampled positions; `dead` is the share of units that feed the branch's last
 # layer and no more differ from zero; `activation_bytes` is what autograd keeps of the block in one forward pass, `checkpoint_bytes`
-# how much of that a checkpoint of the block would not. Of these four, which are looked at in some steps only, the newest stands in
-# every row.
+# how much of that a checkpoint of the block would not; `norm_gap` is how far batch norms' running statistics are from the batches,
+# `norm_variance` the largest of their running variances, `norm_collapsed` the share of their channels with next to none. Of these
+# seven, which are looked at in some steps only, the newest stands in every row.
 Merge = Literal["sum", "largest", "smallest", "mean"]
 BLOCK_MERGES: Mapping[str, Merge] = {
     "skip_square": "sum",
@@ -114,6 +119,9 @@ BLOCK_MERGES: Mapping[str, Merge] = {
     "dead": "smallest",
     "activation_bytes": "sum",
     "checkpoint_bytes": "sum",
+    "norm_gap": "mean",
+    "norm_variance": "largest",
+    "norm_collapsed": "mean",
 }
 BLOCK_VALUES = tuple(BLOCK_MERGES)
 # Counts of a step and site: elements of the add's output, non-finite elements of the output and of its gradient; samples, and those
@@ -376,6 +384,7 @@ class RunInfo:
     memory_group: str | None = None
     group_kills: int | None = None
     machine_kills: int | None = None
+    detectors: dict[str, Any] = field(default_factory=dict)  # what was tuned of them (resmon.detectors.options)
 
 
 @dataclass(frozen=True, slots=True)

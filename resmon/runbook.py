@@ -92,8 +92,12 @@ class Trouble:
 
     @property
     def runbook(self) -> str | None:
-        """The one that the run asks for: its newest incident's, else its newest finding's; None where nothing is wrong."""
-        asked_for = [*(finding.runbook for finding in self.findings), *(incident.runbook for incident in self.incidents)]
+        """The one that the run asks for: its newest incident's, else its newest page's, else its newest ticket's.
+
+        None where nothing is wrong.
+        """
+        findings = sorted(self.findings, key=lambda finding: finding.severity == "page")
+        asked_for = [*(finding.runbook for finding in findings), *(incident.runbook for incident in self.incidents)]
         return next((name for name in reversed(asked_for) if name in names()), None)
 
     def incident(self, name: str) -> Incident | None:

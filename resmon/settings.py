@@ -5,10 +5,11 @@ Everything that is wrong is found at once, also a value that a stronger place ov
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,10 +18,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from resmon.errors import ConfigurationError
-from resmon.origins import Given, Nit, Origin, in_arguments, in_environment, in_file
+from resmon.origins import Given, Nit, Origin, in_arguments, in_environment, in_file, printable
 from resmon.targets import readable
 
 MIB = 1 << 20
+_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+# What is wrong within a setting's value that has the right form: the path there and a message. For settings whose right values
+# other rooms know.
+Check = Callable[[Any], Iterable[tuple[tuple[str, ...], str]]]
+_NO_CHECKS: Mapping[str, Check] = {}
 
 
 def _separated(value: Any) -> Any:
@@ -40,10 +47,21 @@ def _words(value: Any) -> Any:
 _OPERATORS = ("|", "||", "&", "&&", ";", "<", ">", ">>", ">&", "&>")
 
 
+def _table(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"must be a table, in a variable or a text as JSON ({error})") from error
+
+
 # Several in one string, separated by commas, or a list.
 Several = Annotated[tuple[str, ...], BeforeValidator(_separated)]
 # The words of a command, as a shell splits them, or a list.
 Words = Annotated[tuple[str, ...], BeforeValidator(_words)]
+# A table, or its JSON.
+Table = Annotated[dict[str, Any], BeforeValidator(_table)]
 
 
 class Settings(BaseModel):
@@ -65,7 +83,7 @@ class Settings(BaseModel):
         description="module patterns (as fnmatch; several in one string with commas); only sites in matching modules are watched",
     )
     exclude: Several = Field((), description="module patterns (as fnmatch); sites in matching modules are not watched")
-    budget: int = Field(512 * MIB, ge=1 * MIB, description="bytes that one rank's flight may take before older steps are thinned")
+    budget: int = Field(512 * MIB, ge=2 * MIB, description="bytes that one rank's flight may take before older steps are thinned")
     other_ranks: Literal["same", "own"] | None = Field(
         None,
         description="what ranks hold that neither DDP nor FSDP2 nor a DTensor accounts for: the same gradients (the loop averages "
@@ -100,6 +118,14 @@ class Settings(BaseModel):
     on_incident_timeout: float = Field(
         60.0, gt=0, allow_inf_nan=False, description="seconds after which on_incident's command is ended"
     )
+    detectors: Table = Field(
+        {},
+        description="what is tuned of the detectors, in tables by their names, with sites.PATTERN for some blocks only "
+        "(docs/detectors.md); in a variable as JSON",
+    )
+    own_detectors: Several = Field(
+        (), description="detectors of your own, each package.module:Class, that the agent runs too (docs/detectors.md)"
+    )
 
     @field_validator("listen")
     @classmethod
@@ -123,6 +149,23 @@ class Settings(BaseModel):
             raise ValueError("a command holds no null character")
         return value
 
+    @field_validator("detectors")
+    @classmethod
+    def _as_json_has_it(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            made = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"must hold numbers, texts, truths and tables ({error})") from error
+        return dict(made)
+
+    @field_validator("own_detectors")
+    @classmethod
+    def _module_and_class(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not _CLASS.fullmatch(name):
+                raise ValueError(f"{name!r} must be PACKAGE.MODULE:CLASS, such as mine.detectors:LoudBranch")
+        return value
+
     @field_validator("targets")
     @classmethod
     def _score_and_number(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -138,6 +181,9 @@ class Settings(BaseModel):
         Raises ConfigurationError that names every wrong key and value, and where each stands.
         """
         return resolve(arguments).without_nits()
+
+
+TABLES = ("detectors",)  # settings that are tables in resmon.toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,31 +205,36 @@ class Resolved:
         return self.settings
 
 
-def resolve(arguments: Mapping[str, Any]) -> Resolved:
+def resolve(arguments: Mapping[str, Any], checks: Mapping[str, Check] = _NO_CHECKS) -> Resolved:
     """Settings from all places, the strongest for each key. What is wrong there is told, not raised."""
     known = Settings.model_fields
     values: dict[str, Any] = {}
     origins = dict.fromkeys(known, Origin("default"))
     nits: list[Nit] = []
     # The weakest place first, so that stronger ones overwrite it.
-    for found in chain(in_file(known), in_environment(known), in_arguments(arguments, known)):
-        wrong = [found] if isinstance(found, Nit) else list(_nits(found))
+    for found in chain(in_file(known, TABLES), in_environment(known), in_arguments(arguments, known)):
+        wrong = [found] if isinstance(found, Nit) else list(_nits(found, checks.get(found.setting)))
         nits += wrong
         if isinstance(found, Given) and not wrong:
             values[found.setting], origins[found.setting] = found.value, found.origin
     return Resolved(Settings(**values), origins, tuple(nits))
 
 
-def _nits(given: Given) -> Iterator[Nit]:
+def _nits(given: Given, check: Check | None) -> Iterator[Nit]:
     """What is wrong with one value, looked at alone."""
     try:
-        Settings(**{given.setting: given.value})
+        made = Settings(**{given.setting: given.value})
     except ValidationError as error:
         for each in error.errors():
             item = "".join(f"item {part + 1} " for part in each["loc"][1:] if isinstance(part, int))
             # Of "Input should be ..." and its like the subject is the key, which the origin names.
             message = re.sub(r"^(Value error,|Input|String) ", "", each["msg"])
             yield Nit(given.origin, f"{item}{message} (got {_short(each['input'])})")
+        return
+    for path, message in check(getattr(made, given.setting)) if check is not None else ():
+        place = given.at(path)
+        said = message if place != given.origin else f"{printable('.'.join(path))}: {message}"
+        yield Nit(place, said)
 
 
 def _short(value: Any) -> str:

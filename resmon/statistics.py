@@ -23,6 +23,12 @@ is a mean of ratios. With skip operand s, branch operand f and their sum y at a 
 - activation_bytes: what autograd keeps for the backward pass between s and the add, in one forward pass of the size that the run
   had when it was last looked at: each storage once, to the block that finishes first, parameters and buffers left out. Of several
   ranks it is the sum.
+- norm_gap: how far the running statistics that batch norms of the branch and the projection evaluate with are from the batches that
+  they train on, in standard deviations: 0 where evaluation normalises as training does, 1 where it makes of every channel a
+  constant, or shifts it by a standard deviation. Root mean square over channels; capture/norms.py has the formula. With batches of
+  n independent values a channel it is about sqrt(1.5 / n) by chance alone. Infinite where a running statistic is not finite.
+- norm_variance: the largest running variance of a channel there; norm_collapsed_ratio: the share of channels whose running variance
+  is not above the eps that is added to it.
 - gradient_norm: the L2 norm of the gradients of the parameters on the way from s to the add; output_gradient_norm: that of the
   loss gradient at y.
 """
@@ -50,6 +56,9 @@ STATISTICS = (
     "output_peak",
     "headroom",
     "activation_bytes",
+    "norm_gap",
+    "norm_variance",
+    "norm_collapsed_ratio",
 )
 
 _VALUE = {name: i for i, name in enumerate(BLOCK_VALUES)}
@@ -117,5 +126,8 @@ def statistics(values: Floats, present: Bools, elements: Ints, counts: Ints) -> 
             "output_peak": of("peak"),
             "headroom": Column(-np.log2(of("fill").values), of("fill").present & (of("fill").values > 0)),
             "activation_bytes": of("activation_bytes"),
+            "norm_gap": of("norm_gap"),
+            "norm_variance": of("norm_variance"),
+            "norm_collapsed_ratio": of("norm_collapsed"),
         }
     return {name: found[name] for name in STATISTICS}

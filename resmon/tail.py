@@ -1,7 +1,8 @@
 """Runs as the terminal shows them, read from their flights: one that is followed, and all of a folder in a table.
 
 Nothing here needs the agent: whoever can read a run's folder can watch it, live or long after. Findings come from the file that the
-agent writes and, as detectors say the same of the same records wherever they run, from detectors that run here.
+agent writes. Where there is none, perhaps because no agent runs, detectors that run here say what they find in the newest steps;
+`resmon replay` runs them over a whole flight.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from resmon.detectors import DETECTORS, Detector
+from resmon.detectors import Bank
 from resmon.errors import FlightError, FlightVersionError
 from resmon.exporters.ranks import Ranks
 from resmon.flight import findings, incidents, layout, stalls
@@ -28,6 +29,7 @@ from resmon.records import OUTCOMES, Columns, Finding, Incident, Outcome, RunEnd
 from resmon.terminal import View, frame
 
 PERIOD = 0.25  # seconds between two frames
+DETECTED = 4096  # newest steps, over which detectors run here
 # Steps that wait for a slower rank before they are shown without it.
 WAITING = 256
 
@@ -47,6 +49,8 @@ class Tail:
     def poll(self) -> View:
         """Take in everything that is new."""
         self._find_ranks()
+        for finding in self._findings_on_file():  # first, as it says whether the detectors are needed
+            self._view = self._view.found(finding)
         new = True
         while new:
             new = False
@@ -66,6 +70,7 @@ class Tail:
                 continue
             try:
                 self._ranks[number] = _Rank(Follower(folder))
+                self._ranks[number].detect_from = _newest_step(folder) - DETECTED
             except FlightVersionError:
                 raise
             except FlightError as error:  # a rank that has just been made has no info yet
@@ -80,6 +85,7 @@ class Tail:
             return False
         alive = rank.follower.alive()  # asked first: what a process wrote until it died is on file by then
         items = rank.follower.poll()
+        detects = not self._findings_read  # else the agent says what there is to say
         for item in items:
             events: Iterable[Finding] = ()
             if isinstance(item, Columns):
@@ -87,11 +93,13 @@ class Tail:
             elif isinstance(item, StepRecord):
                 rank.newest = item
                 self._waiting.setdefault(item.step, {})[number] = (rank.columns, item)
-                events = [event for detector in rank.detectors for event in detector.step(item, rank.columns.sites)]
+                if detects and item.step >= rank.detect_from:
+                    events = rank.bank.step(item, rank.columns.sites)
             else:
                 if number == min(self._ranks):
                     self._view = self._view.logged(item)
-                events = [event for detector in rank.detectors for event in detector.scalars(item)]
+                if detects and item.step >= rank.detect_from:
+                    events = rank.bank.scalars(item)
             for event in events:
                 self._view = self._view.found(event)
         for incident in rank.lines.poll(ended=not alive):
@@ -102,8 +110,8 @@ class Tail:
             rank.end, concluded = conclude(rank.remains())
             if concluded is not None:
                 self._take(rank, concluded)
-            for detector in rank.detectors:
-                for event in detector.end(rank.newest.step if rank.newest else 0, rank.end.time):
+            if detects:
+                for event in rank.bank.end(rank.newest.step if rank.newest else 0, rank.end.time):
                     self._view = self._view.found(event)
         return bool(items)
 
@@ -132,13 +140,22 @@ class Tail:
         return findings.read(self._folder)[0]
 
 
+def _newest_step(rank_folder: Path) -> int:
+    """On file; 0 where there is none."""
+    follower = Follower(rank_folder, newest=True)
+    steps = [item.step for item in follower.poll() if isinstance(item, StepRecord)]
+    follower.close()
+    return max(steps, default=0)
+
+
 class _Rank:
     def __init__(self, follower: Follower) -> None:
         self.follower = follower
         self.columns = Columns()
         self.newest: StepRecord | None = None
         self.end: RunEnd | None = None
-        self.detectors: list[Detector] = [make() for make in DETECTORS]
+        self.bank = Bank(follower.info.detectors)
+        self.detect_from = 0  # the step from which on the bank is told
         self.incidents: dict[str, Incident] = {}
         number = layout.rank_number(follower.folder) or 0
         self.lines = Lines(follower.folder / layout.INCIDENTS, partial(incidents.of_json, rank=number), "an incident")

@@ -43,6 +43,7 @@ RATIO_DECADES = (-2.0, 1.0)
 # as a fault is for detectors to say.
 WARM, HOT = 2.0, 5.0
 STATES: tuple[FindingState, ...] = get_args(FindingState)  # in the order of a finding's life
+FINDINGS = 6  # that are shown
 INCIDENTS = 4  # that are shown
 RATE_WINDOW = 50  # steps over which steps per second and the monitor's cost are averaged
 
@@ -171,7 +172,7 @@ def frame(view: View, width: int = 100, height: int | None = None, now: float | 
     if view.goal is not None and view.end is None:
         parts.append(_progress(view, view.goal, now, width))
     parts.append(_figures(view, width))
-    findings = [_finding(finding) for finding in view.findings.values()]
+    findings = _findings(view)
     broke = list(view.incidents.values())
     incidents = [_incident(incident, view) for incident in broke[-INCIDENTS:]]
     if len(broke) > INCIDENTS:
@@ -285,8 +286,8 @@ def _blocks(view: View, width: int, room: int) -> RenderableType:
 
 
 def _worst(view: View, deviation: Floats) -> int | None:
-    """The block to look at first: of non-finite ones the one that a finding names, else the first in the model's order."""
-    named = {(finding.model, finding.block) for finding in view.findings.values() if finding.block}
+    """The block to look at first: of non-finite ones the one that a finding of these names, else the first in order."""
+    named = {(finding.model, finding.block) for finding in view.findings.values() if finding.kind == "nonfinite"}
     for i, site in enumerate(view.sites):
         if (site.model, site.name) in named and np.isinf(deviation[i]):
             return i
@@ -302,6 +303,17 @@ def _legend(deviation: Floats, worst: int | None, shown: int) -> str:
     elif worst is not None:
         notes.append(f"◀ ratio furthest from the block's own median, by a factor of {np.exp(deviation[worst]):.2f}")
     return "; ".join(notes)
+
+
+def _findings(view: View) -> list[RenderableType]:
+    """In the order in which they came; where they are many, pages stay, then what is open, then the newest."""
+    found = list(view.findings.values())
+    by_weight = sorted(found, key=lambda each: (each.severity != "page", each.state == "closed", -each.opened_step))
+    kept = {each.id for each in by_weight[:FINDINGS]}
+    shown: list[RenderableType] = [_finding(each) for each in found if each.id in kept]
+    if len(found) > FINDINGS:
+        shown.insert(0, Text(f"{len(found) - FINDINGS} findings more; resmon replay has them all", style="dim red"))
+    return shown
 
 
 def _finding(finding: Finding) -> RenderableType:

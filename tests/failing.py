@@ -43,6 +43,17 @@ class Block(nn.Module):
         return y
 
 
+class Dropping(Block):
+    """A block that loses its branch for a third of the samples in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.down(F.relu(self.up(self.norm(x))))
+        if self.training:
+            branch = branch * (torch.rand(len(x), 1) < 2 / 3) * 1.5
+        y: Tensor = x + branch
+        return y
+
+
 class Narrowing(nn.Module):
     """Halves height and width and doubles the channels, on one side of the addition only."""
 
@@ -57,6 +68,11 @@ class Narrowing(nn.Module):
 
 def network(wide: int = 2) -> nn.Sequential:
     return nn.Sequential(nn.Linear(WIDTH, WIDTH), Block(), Block(wide=wide), Block(), nn.Linear(WIDTH, CLASSES))
+
+
+def normed(block: Callable[[], nn.Module] = Block) -> nn.Sequential:
+    """One whose loss hardly depends on how large its stream is."""
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), block(), block(), block(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, CLASSES))
 
 
 def unfit() -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -179,6 +195,217 @@ def loss_divergence(folder: str) -> None:
     training.monitor.close()
 
 
+def exploding_gradients(folder: str) -> None:
+    """The last weights of the second block begin a hundred times too large."""
+    model = network()
+    with torch.no_grad():
+        model[2].down.weight *= 100  # type: ignore[union-attr, operator]
+    training = Training("exploding-gradients", folder, model)
+    training.train(48)  # before the skip, too, has collapsed for long enough
+    training.monitor.close()
+
+
+def vanishing_gradients(folder: str) -> None:
+    """A factor for the gradient of a shared trunk, meant for another of two losses, stays on."""
+    training = Training("vanishing-gradients", folder)
+    training.train(200)
+    training.model[3].register_forward_pre_hook(lambda _, inputs: 1e-3 * inputs[0] + (1 - 1e-3) * inputs[0].detach())  # type: ignore[index]
+    for _ in range(100):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def harder(training: Training) -> Training:
+    """The centres are nearer to each other: the loss stays well above zero, where gradients tell more."""
+    training.centres *= 0.4
+    return training
+
+
+class Clipped(Training):
+    """Clips the gradient's norm; `summed` is the loss over the batch, of which what is logged is the mean."""
+
+    summed = False
+
+    def step(self, x: Tensor, labels: Tensor) -> None:
+        loss = F.cross_entropy(self.model(x), labels)
+        self.optimizer.zero_grad()
+        (loss * len(x) if self.summed else loss).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+        self.optimizer.step()
+        self.monitor.log(loss=loss)
+
+
+def hidden_explosion(folder: str) -> None:
+    """The mean over the batch becomes a sum, and clipping hides it."""
+    training = Clipped("hidden-explosion", folder)
+    harder(training).train(320)
+    training.summed = True
+    for _ in range(100):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def rising_learning_rate(folder: str) -> None:
+    """A decay whose factor is 1.03 where it should be 0.97."""
+    training = Training("rising-learning-rate", folder)
+    training.train(200)
+    for _ in range(135):
+        for group in training.optimizer.param_groups:
+            group["lr"] *= 1.03
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def spike_warning(folder: str) -> None:
+    """A schedule that goes to 0, and something that lets the last weights of the second block grow from step to step."""
+    training = harder(Training("spike-warning", folder, rate=1e-3))
+    training.train(420)
+    for group in training.optimizer.param_groups:
+        group["lr"] = 1e-5
+    for _ in range(60):  # before the block has strayed for long enough
+        with torch.no_grad():
+            training.model[2].down.weight *= 1.025  # type: ignore[index, union-attr, operator]
+        training.step(*training.batch(64))
+    training.monitor.close()
+
+
+def oscillation(folder: str) -> None:
+    """The data are no longer shuffled: two classes, then the two others."""
+    training = harder(Training("oscillation", folder))
+    for _ in range(320):
+        training.step(*training.batch(128))
+    training.save(training.saved)
+    for i in range(140):
+        x, labels = training.batch(256)
+        half = labels // 2 == i % 2
+        training.step(x[half], labels[half])
+    training.monitor.close()
+
+
+def dead_branch(folder: str) -> None:
+    """A pruning mask of zeros, meant for another layer, is put on the last weights of the second block before each step."""
+    training = Training("dead-branch", folder)
+    training.train(160)
+    for _ in range(170):
+        with torch.no_grad():
+            for parameter in training.model[2].down.parameters():  # type: ignore[index, union-attr]
+                parameter.zero_()
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def frozen_block(folder: str) -> None:
+    """Somebody froze the second block for a comparison and forgot to thaw it."""
+    training = Training("frozen-block", folder)
+    training.train(160)
+    training.model[2].requires_grad_(False)  # type: ignore[index]
+    for _ in range(170):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def collapsed_skip(folder: str) -> None:
+    """The last weights of the second block are taken from a model of another scale."""
+    training = Training("collapsed-skip", folder, normed())
+    training.train(160)
+    with torch.no_grad():
+        for parameter in training.model[2].down.parameters():  # type: ignore[index, union-attr]
+            parameter.mul_(60)
+    for _ in range(110):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def growing_residual(folder: str) -> None:
+    """Something multiplies the first weights with 1.02 in each step from the three hundredth on."""
+    training = Training("growing-residual", folder, normed())
+    training.train(300)
+    for _ in range(330):
+        training.step(*training.batch())
+        with torch.no_grad():
+            training.model[0].weight.mul_(1.02)  # type: ignore[index, operator, union-attr]
+    training.monitor.close()
+
+
+def straying_block(folder: str) -> None:
+    """A scale of the second block's branch is lost in a change of the code, with which the run is taken up again."""
+    training = Training("straying-block", folder, normed())
+    training.train(420)
+    training.model[2].down.register_forward_hook(lambda _module, _inputs, output: 4 * output)  # type: ignore[index, union-attr]
+    for _ in range(80):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def change(folder: str) -> None:
+    """The last weights of two of three blocks are halved: too many to stray, too little to be dead."""
+    training = Training("change", folder, normed())
+    training.train(900)
+    training.train(300)
+    with torch.no_grad():
+        for block in (1, 2):
+            training.model[block].down.weight.mul_(0.5)  # type: ignore[index, union-attr, operator]
+            training.model[block].down.bias.mul_(0.5)  # type: ignore[index, union-attr, operator]
+    for _ in range(40):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def stochastic_depth(folder: str) -> None:
+    """After a validation the model is left in evaluation mode."""
+    training = Training("stochastic-depth", folder, normed(Dropping))
+    training.train(670)
+    training.model.eval()
+    for _ in range(110):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+def drifting_inputs(folder: str) -> None:
+    """From one shard of the data on, the values are no longer divided by their standard deviation."""
+    training = Training("drifting-inputs", folder, normed())
+    training.train(500)
+    for _ in range(110):
+        x, labels = training.batch()
+        training.step(4 * x, labels)
+    training.monitor.close()
+
+
+def drift(folder: str) -> None:
+    """From one step on the stream between two blocks has one bit a number, as in an experiment that was left switched on."""
+    training = Training("drift", folder, normed(), rate=1e-3)
+    training.train(620)
+    training.model[2].register_forward_hook(  # type: ignore[index]
+        lambda _module, _inputs, y: y + (y.sign() * y.std() - y).detach()
+    )
+    for _ in range(120):
+        training.step(*training.batch())
+    training.monitor.close()
+
+
+class NormalisedBlock(nn.Module):
+    """x + down(relu(norm(up(x)))), whose norm is a batch norm."""
+
+    def __init__(self, momentum: float) -> None:
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH, momentum=momentum), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.down(F.relu(self.norm(self.up(x))))
+        return y
+
+
+def batch_norm(folder: str) -> None:
+    """A momentum of 0.9, which other libraries call what is torch's 0.1, and batches of 4: statistics of the newest batch alone."""
+    blocks = (NormalisedBlock(momentum=0.9) for _ in range(3))
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *blocks, nn.Linear(WIDTH, CLASSES))
+    training = Training("batch-norm", folder, model)
+    for _ in range(400):
+        training.step(*training.batch(4))
+    training.save(training.saved)
+    training.monitor.close()
+
+
 def stalled(folder: str) -> None:
     """A data loader that waits for a batch that does not come."""
     training = Training("stalled", folder, stall_after=1.0)
@@ -199,6 +426,22 @@ FAILURES: dict[str, Callable[[str], None]] = {
         failed,
         overfitting,
         loss_divergence,
+        exploding_gradients,
+        vanishing_gradients,
+        hidden_explosion,
+        rising_learning_rate,
+        spike_warning,
+        oscillation,
+        dead_branch,
+        frozen_block,
+        collapsed_skip,
+        growing_residual,
+        straying_block,
+        stochastic_depth,
+        change,
+        drifting_inputs,
+        drift,
+        batch_norm,
     )
 }
 

@@ -91,6 +91,9 @@ class Training:
         duration = 0.25
         self.now = self.now + duration if time is None else time
         blocks = self.random.uniform(1.0, 100.0, (len(BLOCK_VALUES), count))
+        # As healthy blocks have them: shares, a ratio, and how much of its range a dtype has taken.
+        for name in ("norm_gap", "norm_collapsed", "dead", "fill", "position_ratio"):
+            blocks[BLOCK_VALUES.index(name)] /= 1000
         present = np.ones(blocks.shape, bool)
         counts = np.zeros((len(BLOCK_COUNTS), count), np.int64)
         counts[0] = 32

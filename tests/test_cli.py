@@ -390,16 +390,16 @@ def test_tail_shows_what_a_damaged_flight_still_holds(tmp_path: Path) -> None:
     assert "step 3 " in resmon("tail", "cut", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
 
 
-SETTINGS_FILE = "# ours\nbudget = 2000000\nsample = 64  # fewer\n"
+SETTINGS_FILE = "# ours\nbudget = 3000000\nsample = 64  # fewer\n"
 
 
 def test_settings_shows_where_each_value_comes_from(tmp_path: Path) -> None:
     (tmp_path / "resmon.toml").write_text(SETTINGS_FILE)
-    shown = resmon("settings", "run=digits", "targets=accuracy >= 0.95, loss <= 0.1", cwd=tmp_path, RESMON_BUDGET="1048576")
+    shown = resmon("settings", "run=digits", "targets=accuracy >= 0.95, loss <= 0.1", cwd=tmp_path, RESMON_BUDGET="2097152")
     assert (shown.returncode, shown.stderr) == (0, "")
     rows = {line.split()[0]: line for line in shown.stdout.splitlines() if line and not line.startswith(" ")}
     assert rows.keys() >= Settings.model_fields.keys()
-    assert re.search(r" 1048576 +RESMON_BUDGET +bytes that ", rows["budget"])
+    assert re.search(r" 2097152 +RESMON_BUDGET +bytes that ", rows["budget"])
     assert re.search(r" 64 +resmon.toml, line 3 +elements ", rows["sample"])
     assert re.search(r" digits +argument +name of the run", rows["run"])
     assert re.search(r" off +RESMON_AGENT ", rows["agent"])

@@ -108,7 +108,8 @@ def test_a_wheel_holds_what_the_demonstration_runs_and_the_runbooks(tmp_path: Pa
     assert result.returncode == 0, result.stderr
     wheel = zipfile.ZipFile(next(tmp_path.glob("resmon-*.whl")))
     assert {"resmon/examples/digits.py", "resmon/examples/char_gpt.py", "resmon/py.typed"} <= set(wheel.namelist())
-    assert any(re.fullmatch(r"resmon/capture/_native\.(.+\.)?(so|pyd)", name) for name in wheel.namelist())
+    for room in ("capture", "detectors"):
+        assert any(re.fullmatch(rf"resmon/{room}/_native\.(.+\.)?(so|pyd)", name) for name in wheel.namelist())
     assert {f"resmon/runbooks/{path.name}" for path in (ROOT / "runbooks").iterdir()} <= set(wheel.namelist())
     wheel.extractall(tmp_path / "installed")
     for arguments in ((), ("nonfinite",)):

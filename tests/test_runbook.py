@@ -24,7 +24,8 @@ from tests.flight.flights import begin, write
 
 SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 NAMES = runbook.names()
-WORDS = {"SIGKILL", "SIGSEGV", "SIGTERM", "SIGINT", "PID", "GPU", "RMS", "PACKAGE", "MODULE", "NAME"}  # in capitals, and no values
+# In capitals, and no values.
+WORDS = {"SIGKILL", "SIGSEGV", "SIGTERM", "SIGINT", "PID", "GPU", "RMS", "GELU", "PACKAGE", "MODULE", "NAME"}
 
 
 def resmon(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

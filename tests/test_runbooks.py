@@ -32,6 +32,22 @@ STATUSES = {
     "nonfinite": 0,  # nobody looked at the loss
     "overfitting": 0,
     "loss-divergence": 0,
+    "exploding-gradients": 0,
+    "vanishing-gradients": 0,
+    "hidden-explosion": 0,
+    "rising-learning-rate": 0,
+    "spike-warning": 0,
+    "oscillation": 0,
+    "dead-branch": 0,
+    "frozen-block": 0,
+    "collapsed-skip": 0,
+    "growing-residual": 0,
+    "straying-block": 0,
+    "stochastic-depth": 0,
+    "change": 0,
+    "drifting-inputs": 0,
+    "drift": 0,
+    "batch-norm": 0,
     "failed": 1,
     "out-of-memory": 1,
     "shape-mismatch": 1,
@@ -150,4 +166,6 @@ def test_every_failure_has_its_page_and_every_page_its_failure() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.keyword) and node.arg == "runbook" and isinstance(node.value, ast.Constant):
                 named |= {str(node.value.value)}
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Episodes":
+                named |= {str(each.value) for each in node.args[1:2] if isinstance(each, ast.Constant)}
     assert named - {""} == set(NAMES)

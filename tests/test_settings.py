@@ -25,6 +25,7 @@ import resmon
 from resmon.errors import ConfigurationError
 from resmon.origins import KUBERNETES, VARIABLES, Origin
 from resmon.settings import Resolved, Settings, resolve
+from resmon.tuning import resolved as resolved_by_watch
 
 PACKAGE = Path(resmon.__file__).parent
 
@@ -40,7 +41,7 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
     "start_step": st.integers(0, 1 << 53),
     "include": LIST,
     "exclude": LIST,
-    "budget": st.integers(1 << 20, 1 << 60),
+    "budget": st.integers(2 << 20, 1 << 60),
     "other_ranks": st.sampled_from(["same", "own"]),
     "on_nonfinite": st.sampled_from(["record", "skip_step", "raise"]),
     "sample": st.integers(16, 8192),
@@ -52,6 +53,13 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
     "stall_after": st.floats(0, 1e9),
     "on_incident": LIST,
     "on_incident_timeout": st.floats(0.001, 1e9),
+    "detectors": st.dictionaries(
+        st.sampled_from(["dead_branch", "loss_divergence"]),
+        st.dictionaries(st.just("ratio"), st.floats(1e-9, 1))
+        | st.fixed_dictionaries({"sites": st.dictionaries(WORD, st.just({}))}),
+        max_size=2,
+    ),
+    "own_detectors": st.lists(st.sampled_from(["mine:Loud", "a.b_2.c:D"]), max_size=2).map(tuple),
 }
 # A wrong value, as text, of every setting for which a text can be wrong.
 WRONG = {
@@ -68,6 +76,8 @@ WRONG = {
     "stall_after": "-1",
     "on_incident": "echo 'without end",
     "on_incident_timeout": "0",
+    "detectors": "[1]",
+    "own_detectors": "mine.Loud",
 }
 # From the weakest to the strongest.
 PLACES = ("file", "environment", "argument")
@@ -94,15 +104,22 @@ def folder(toml: str | bytes | None = None, **environment: str) -> Iterator[Path
 
 
 def as_toml(values: Mapping[str, Any]) -> str:
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())  # of these JSON is TOML
+    return "".join(f"{name} = {_as_toml(value)}\n" for name, value in values.items())
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_as_toml(each)}" for key, each in value.items()) + "}"
+    return json.dumps(value)  # of these JSON is TOML
 
 
 def as_environment(values: Mapping[str, Any]) -> dict[str, str]:
-    joined = {"on_incident": shlex.join}  # the others are lists, and this is a command
-    return {
-        f"RESMON_{name.upper()}": joined.get(name, ", ".join)(value) if isinstance(value, tuple) else str(value)
-        for name, value in values.items()
-    }
+    def text(name: str, value: Any) -> str:
+        if isinstance(value, tuple):
+            return (shlex.join if name == "on_incident" else ", ".join)(value)
+        return json.dumps(value) if isinstance(value, dict) else str(value)
+
+    return {f"RESMON_{name.upper()}": text(name, value) for name, value in values.items()}
 
 
 def resolved(given: Written) -> Resolved:
@@ -164,7 +181,7 @@ STATEMENTS = st.one_of(
             ("include = [\n  'a', # ]\n\n  '''b\n]''',\n]", "include"),
             ("'sample' = 20", "sample"),
             ('"max\\u005fseries" = 1_000', "max_series"),
-            ("budget = 0x100000", "budget"),
+            ("budget = 0x200000", "budget"),
         ]
     ),
 )
@@ -301,6 +318,52 @@ def test_what_kubernetes_sets_is_no_setting_and_no_error() -> None:
     assert not [name for name, value in names.items() if KUBERNETES.fullmatch(f"{name}={value}")]
 
 
+TUNED = """
+[detectors.dead_branch]
+ratio = 1e-6
+fal = 3
+
+[detectors.dead_branch.sites]
+"h.0.*".enabled = []
+"h.1.*" = 3
+
+[detectors.deadbranch]
+"""
+
+
+def test_what_is_wrong_within_a_table_is_told_with_its_own_line_and_the_nearest_name() -> None:
+    environment = {"RESMON_DETECTORS": '{"dead_branch": {"windows": 0}}'}
+    with folder(TUNED, **environment) as path:
+        nits = [str(nit).replace(f"{path}{os.sep}", "") for nit in resolved_by_watch({"detectors": {"loss_divergnce": {}}}).nits]
+    assert nits == [
+        "resmon.toml, line 10, detectors.deadbranch: there is no such detector; the nearest is dead_branch",
+        "resmon.toml, line 4, detectors.dead_branch.fal: there is no such option; the nearest is fall",
+        "resmon.toml, line 7, detectors.dead_branch.sites.h.0.*.enabled: should be a valid boolean (got [])",
+        "resmon.toml, line 8, detectors.dead_branch.sites.h.1.*: must be a table of options (got 3)",
+        "RESMON_DETECTORS: dead_branch.windows: should be greater than or equal to 1 (got 0)",
+        "argument detectors: loss_divergnce: there is no such detector; the nearest is loss_divergence",
+    ]
+
+
+def test_which_options_an_own_detector_has_is_not_known_here() -> None:
+    with folder("own_detectors = 'mine:Loud'\n[detectors.loud]\nfactor = 3\n[detectors.dead_branch]\nfactor = 3"):
+        assert [nit.origin.name for nit in resolved_by_watch({}).nits] == ["detectors.dead_branch.factor"]
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [("{", "must be a table, in a variable or a text as JSON"), ("3", "should be a valid dictionary"), ("[" * 9000, "must be a")],
+)
+def test_a_variable_that_holds_no_table_is_told(value: str, why: str) -> None:
+    (nit,) = messages(RESMON_DETECTORS=value)
+    assert nit.startswith(f"RESMON_DETECTORS: {why}")
+
+
+def test_a_table_holds_what_a_flight_can_hold() -> None:
+    (nit,) = messages("[detectors.mine]\nsince = 1979-05-27")
+    assert "resmon.toml, line 1, detectors: must hold numbers, texts, truths and tables" in nit
+
+
 def test_every_variable_that_the_code_names_is_known() -> None:
     """So that none is read or recommended that would be refused."""
     texts = {
@@ -337,9 +400,9 @@ def test_bad_settings_touch_nothing_of_a_training() -> None:
         randoms = torch.get_rng_state().tolist(), random.getstate()
         return [len(each) for each in hooks], len(optimizer._optimizer_step_pre_hooks), files, dict(os.environ), randoms
 
-    with folder("sampel = 3"):
+    with folder("sampel = 3\n[detectors.dead_branch]\nratoi = 1"):
         before = state()
-        with pytest.raises(ConfigurationError, match="sampel"):
+        with pytest.raises(ConfigurationError, match=r"(?s)sampel.*line 3, detectors\.dead_branch\.ratoi"):
             resmon.watch(model, optimizer, run="bad", agent="off")
         assert state() == before
         Path("resmon.toml").unlink()

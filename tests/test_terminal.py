@@ -198,3 +198,17 @@ def test_sparkline() -> None:
     assert len(sparkline(list(range(1000)), 40)) == 40
     decades = sparkline([10.0**-n for n in range(8)], 8)
     assert decades == "".join(reversed(BARS))  # a loss that spans decades is drawn on a logarithmic scale
+
+
+def test_of_many_findings_pages_stay_then_what_is_open_then_the_newest() -> None:
+    training = Training(sites(2))
+    view = view_of([training.step()], training.sites)
+    for step in range(12):
+        severity, state = ("page" if step == 1 else "ticket"), ("opened" if step in (1, 2) else "closed")
+        made = replace(
+            a_finding("h.0", state, f"number {step} of them"), id=str(step), kind="change", severity=severity, opened_step=step
+        )
+        view = view.found(made)
+    shown = text(view)
+    assert [step for step in range(12) if f"number {step} of them" in shown] == [1, 2, 8, 9, 10, 11]
+    assert "6 findings more" in shown

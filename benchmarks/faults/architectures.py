@@ -29,11 +29,14 @@ class Block:
     """A residual block: its name and the modules that it consists of, each with all that is below it.
 
     `projections` are layers whose output has to fit the other operand of the add: the last one of the branch, or the skip's own.
+    `ends` are the last layers of the branch that have weights: with all of these at zero nothing is left of it, and what multiplies
+    their outputs multiplies the branch.
     """
 
     name: str
     modules: tuple[str, ...]
     projections: tuple[str, ...]
+    ends: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +252,11 @@ class Attention(nn.Module):
         super().__init__()
         self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
         self.out = nn.Linear(WIDTH, WIDTH)
+        self.divisor = (WIDTH // 2) ** 0.5
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, 2, WIDTH // 2)).permute(2, 0, 3, 1, 4)
-        scores = q @ k.transpose(-2, -1) / (WIDTH // 2) ** 0.5
+        scores = q @ k.transpose(-2, -1) / self.divisor
         future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
         weights = F.dropout(scores.masked_fill(future, -torch.inf).softmax(-1), 0.1, self.training)
         mixed: Tensor = self.out((weights @ v).transpose(1, 2).flatten(2))
@@ -333,14 +337,17 @@ momentum = partial(SGD, lr=0.02, momentum=0.9)
 adam = partial(AdamW, lr=1e-3)
 
 
-def own_block(i: int, *projections: str) -> Block:
-    return Block(f"blocks.{i}", (f"blocks.{i}",), tuple(f"blocks.{i}.{name}" for name in projections))
+def own_block(i: int, *projections: str, ends: Sequence[str] = ()) -> Block:
+    """The projections end the branch, unless told otherwise."""
+    first, last = (tuple(f"blocks.{i}.{name}" for name in names) for names in (projections, ends or projections))
+    return Block(f"blocks.{i}", (f"blocks.{i}",), first, last)
 
 
 def two(inside: str, *parts: tuple[str, tuple[str, ...], tuple[str, ...]]) -> Iterable[Block]:
     """Blocks of a layer: the name, the modules, the projections, all below the layer."""
     for name, modules, projections in parts:
-        yield Block(f"{inside}.{name}", tuple(f"{inside}.{m}" for m in modules), tuple(f"{inside}.{p}" for p in projections))
+        last = tuple(f"{inside}.{p}" for p in projections)
+        yield Block(f"{inside}.{name}", tuple(f"{inside}.{m}" for m in modules), last, last)
 
 
 def layers(
@@ -380,12 +387,14 @@ _SERIAL = layers(
 
 def resnet_block(stage: int, layer: int, shortcut: bool = False) -> Block:
     path = f"resnet.encoder.stages.{stage}.layers.{layer}"
-    return Block(path, (path,), (f"{path}.{'shortcut' if shortcut else 'layer.1'}.convolution",))
+    return Block(
+        path, (path,), (f"{path}.{'shortcut' if shortcut else 'layer.1'}.convolution",), (f"{path}.layer.1.normalization",)
+    )
 
 
 def convnext_block(stage: int, layer: int) -> Block:
     path = f"convnext.encoder.stages.{stage}.layers.{layer}"
-    return Block(path, (path,), (f"{path}.pwconv2",))
+    return Block(path, (path,), (f"{path}.pwconv2",), (f"{path}.pwconv2",))
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -479,7 +488,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "ResNet, pre-activation, with a projection",
         lambda: Images(PreActivation, orders(3, "pre")),
         partial(images, "x"),
-        (own_block(0, "conv2"), own_block(1, "shortcut", "conv2"), own_block(2, "conv2")),
+        tuple(own_block(i, *(("shortcut", "conv2") if i == 1 else ("conv2",)), ends=("conv2",)) for i in range(3)),
         momentum,
         {},
         lambda i: Images(PreActivation, orders(3, "pre", i)),
@@ -488,7 +497,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "ResNet as torchvision's, adds and ReLUs in place",
         lambda: Images(Basic, orders(3, "post")),
         partial(images, "x"),
-        (own_block(0, "conv2"), own_block(1, "downsample.0", "conv2"), own_block(2, "conv2")),
+        tuple(own_block(i, *(("downsample.0", "conv2") if i == 1 else ("conv2",)), ends=("bn2",)) for i in range(3)),
         momentum,
         {},
         lambda i: Images(Basic, orders(3, "post", i)),
@@ -497,7 +506,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "ResNet, stochastic depth of samples",
         lambda: Images(Dropping, orders(3, "pre")),
         partial(images, "x"),
-        (own_block(0, "out"), own_block(1, "projection", "out"), own_block(2, "out")),
+        tuple(own_block(i, *(("projection", "out") if i == 1 else ("out",)), ends=("out",)) for i in range(3)),
         adam,
         {},
         lambda i: Images(Dropping, orders(3, "pre", i)),

@@ -48,7 +48,7 @@ class _TooFast(Injected):
 
 
 def explosion(trial: Trial) -> Outcome:
-    """Any finding of divergence or of values that are not finite, or such an incident, counts."""
+    """Any finding that pages, or an incident, counts."""
     for draw in range(DRAWS):
         training = trial.training()
         fault = _TooFast(trial, training, draw)
@@ -60,7 +60,7 @@ def explosion(trial: Trial) -> Outcome:
             following = Following(folder / RUN)
             following.close()
             found = resmon.load(folder / RUN).findings()
-            events = [(row.opened_step, row.summary) for row in found.itertuples() if row.kind != "overfitting"]
+            events = [(row.opened_step, row.summary) for row in found.itertuples() if row.severity == "page"]
             events += [(incident["step"], incident["summary"]) for incident in incidents_in(folder)]
         said = "; ".join(what for _, what in sorted(events))
         if not events:

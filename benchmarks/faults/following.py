@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 from resmon.agent.attempt import Attempt, Rank
-from resmon.detectors import DETECTORS
+from resmon.detectors import Bank
 from resmon.flight.reader import Follower
-from resmon.records import Columns, Finding, ScalarRecord, StepRecord
+from resmon.records import Columns, Finding, StepRecord
 
 
 def rank_folders(run: Path) -> list[Path]:
@@ -42,6 +41,10 @@ class Following:
         self._attempt.close()
 
 
+def _raise(name: str, error: Exception) -> None:
+    raise RuntimeError(f"the detector {name} failed") from error
+
+
 class Detecting:
     """The detectors of the agent, told of every step and every logged value of one rank in the agent's order.
 
@@ -51,17 +54,19 @@ class Detecting:
     def __init__(self, run: Path) -> None:
         self._run = run
         self._follower: Follower | None = None
-        self._detectors = [make() for make in DETECTORS]
+        self._bank = Bank(fault=_raise)
         self._columns = Columns()
         self._newest = (0, 0.0)
         self.steps = 0  # that the detectors were told of
         self.findings: dict[str, Finding] = {}  # by id, in their newest state
+        self.paged: set[str] = set()  # ids of those that were a page at any time
 
     def look(self) -> None:
         """Take in all that is new."""
         if self._follower is None:
             (folder,) = rank_folders(self._run)
             self._follower = Follower(folder)
+            self._bank = Bank(self._follower.info.detectors, fault=_raise)
         while items := self._follower.poll():
             for item in items:
                 if isinstance(item, Columns):
@@ -70,21 +75,19 @@ class Detecting:
                 if isinstance(item, StepRecord):
                     self.steps += item.complete
                     self._newest = (item.step, item.time)
-                for detector in self._detectors:
-                    told = (
-                        partial(detector.scalars, item)
-                        if isinstance(item, ScalarRecord)
-                        else partial(detector.step, item, self._columns.sites)
-                    )
-                    self._take(told())
+                    self._take(self._bank.step(item, self._columns.sites))
+                else:
+                    self._take(self._bank.scalars(item))
 
     def close(self) -> None:
         """The run is over."""
         self.look()
-        for detector in self._detectors:
-            self._take(detector.end(*self._newest))
+        self._take(self._bank.end(*self._newest))
         if self._follower is not None:
             self._follower.close()
 
     def _take(self, events: Iterable[Finding]) -> None:
-        self.findings |= {finding.id: finding for finding in events}
+        for finding in events:
+            self.findings[finding.id] = finding
+            if finding.severity == "page":
+                self.paged.add(finding.id)

@@ -65,7 +65,7 @@ class Quiet:
     last_loss: float
     skipped: int = 0  # steps that a gradient scaler skipped
     incidents: list[str] = field(default_factory=list)  # what they say
-    findings: list[dict[str, Any]] = field(default_factory=list)  # kind, severity, block, step, summary
+    findings: list[dict[str, Any]] = field(default_factory=list)  # as _short makes them
     commit: str = field(default="", compare=False)  # likewise as in Outcome
 
 
@@ -103,21 +103,24 @@ def one_cycle(part: float) -> float:
 
 
 class Plain(nn.Module):
-    """x + linear(norm(x)), or the branch alone under dropout, or dropped as a whole now and then."""
+    """x + relu(linear(norm(x))), the branch under dropout, dropped now and then, or ending in a layer that begins at zero."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
         self.norm = nn.LayerNorm(nets.WIDTH)
         self.fc = nn.Linear(nets.WIDTH, nets.WIDTH)
-        if kind == "zero":
-            nn.init.zeros_(self.fc.weight)
-            nn.init.zeros_(self.fc.bias)
+        if kind == "zero":  # not what feeds the ReLU: at 0 that passes no gradient, and the branch would never learn
+            self.out = nn.Linear(nets.WIDTH, nets.WIDTH)
+            nn.init.zeros_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "depth" and self.training and torch.rand(()) < 0.2:
             return x
         branch = torch.relu(self.fc(self.norm(x)))
+        if self.kind == "zero":
+            branch = self.out(branch)
         if self.kind == "dropout":
             branch = F.dropout(branch, 0.2, self.training)
         if self.kind == "drop path" and self.training:
@@ -175,7 +178,7 @@ HEALTHY: dict[str, Healthy] = {
     "plain-warm": Healthy("likewise, SGD 0.01, warm-up and cosine", plain(), _V, sgd(0.01), cosine, LONG, validates=True),
     "plain-steps": Healthy("likewise, SGD 0.01, in steps", plain(), _W, sgd(0.01), steps_down, LONG),
     "plain-restarts": Healthy("likewise, AdamW with warm restarts", plain(), _V, adamw(5e-3), restarts, LONG, validates=True),
-    "plain-cycle": Healthy("likewise, AdamW in one cycle, clipped", plain(), _V, adamw(1e-2), one_cycle, LONG, clip=1.0),
+    "plain-cycle": Healthy("likewise, AdamW in one cycle, clipped", plain(), _V, adamw(3e-3), one_cycle, LONG, clip=1.0),
     "plain-adam": Healthy("likewise, AdamW 1e-3", plain(), _V, adamw(1e-3), constant, LONG),
     "deep": Healthy("six such blocks, AdamW 1e-3", plain("", 6), _V, adamw(1e-3), cosine, MIDDLE),
     "zero": Healthy("two blocks, zero-initialised, AdamW 2e-3", plain("zero"), _V, adamw(2e-3), constant, LONG),
@@ -237,7 +240,7 @@ def train(name: str, steps: int | None = None, note: Callable[[Quiet], None] = l
                     round(last, 4),
                     skipped,
                     list(said),
-                    [_short(finding) for finding in detecting.findings.values()],
+                    [_short(finding, finding.id in detecting.paged) for finding in detecting.findings.values()],
                 )
 
             for step in range(steps):
@@ -288,5 +291,7 @@ def _validation(model: nn.Module, data: Data) -> float:
     return sum(found) / len(found)
 
 
-def _short(finding: Finding) -> dict[str, Any]:
-    return {name: getattr(finding, name) for name in ("kind", "severity", "block", "opened_step", "summary")}
+def _short(finding: Finding, paged: bool) -> dict[str, Any]:
+    """With the severity that it had at its worst: who was woken was woken."""
+    names = ("kind", "severity", "state", "block", "opened_step", "step", "summary")
+    return {name: getattr(finding, name) for name in names} | ({"severity": "page"} if paged else {})

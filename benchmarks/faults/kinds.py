@@ -1,6 +1,7 @@
 """The table of faults. A kind says how one of its trials is run; what is slow or has a process of its own joins as any other.
 
-`nonfinite.py` breaks values, `course.py` the course of a training, `structure.py` the network, `processes.py` the process.
+`nonfinite.py` breaks values, `course.py` the course of a training, `structure.py` the network, `processes.py` the process;
+`slow.py` spoils without breaking. The table says which kinds of findings are true of a slow fault: others are no detection of it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.faults import course, nonfinite, processes, structure
+from benchmarks.faults import course, nonfinite, processes, slow, structure
 from benchmarks.faults.architectures import ARCHITECTURES
 from benchmarks.faults.nonfinite import trial_of
 from benchmarks.faults.outcome import Outcome
@@ -33,10 +34,18 @@ class Kind:
     trials: int
     detected: str = USUAL  # what counts as that
     architectures: tuple[str, ...] = ALL
+    names: tuple[str, ...] = ()  # kinds of findings that are true of a slow fault
 
     def trial(self, name: str, number: int) -> Outcome:
         return self.run(Trial(name, number, self.architectures))
 
+
+def _slow(title: str, inject: slow.Inject, *names: str) -> Kind:
+    found = "a finding of the kind " + " or ".join(f"`{name}`" for name in names) + ", none that pages before the fault"
+    return Kind(title, partial(slow.trial_of, inject, names), FEW, found, names=names)
+
+
+_EXPLODES = ("nonfinite", "nonfinite_loss", "loss_divergence", "exploding_gradients", "growing_residual", "collapsed_skip")
 
 KINDS: dict[str, Kind] = {
     "forward-nan": Kind("NaN, forward", partial(trial_of, nonfinite.forward_nan), MANY),
@@ -56,6 +65,34 @@ KINDS: dict[str, Kind] = {
         course.explosion,
         FEW,
         "a page or an incident; the loss is more than twice what it was at the beginning, or not finite",
+    ),
+    "zeroed-branch": _slow("a branch that is 0, or fades to it", slow.ZeroedBranch, "dead_branch"),
+    "frozen-block": _slow("a block that learns no more", slow.FrozenBlock, "frozen_block"),
+    "rising-rate": _slow(
+        "a learning rate that rises slowly",
+        slow.RisingRate,
+        "rising_learning_rate",
+        "spike_warning",
+        "hidden_explosion",
+        "oscillation",
+        *_EXPLODES,
+    ),
+    "drifting-inputs": _slow("inputs that drift", slow.DriftingInputs, "drifting_inputs", "drift"),
+    "bad-init": _slow(
+        "a branch, or all, far too large from the start",
+        slow.BadInitialisation,
+        "vanishing_gradients",
+        "straying_block",
+        *_EXPLODES,
+    ),
+    "dropped-scale": _slow(
+        "a scale of a branch or of attention that is missing",
+        slow.DroppedScale,
+        "straying_block",
+        "collapsed_skip",
+        "drift",
+        "change",
+        "spike_warning",
     ),
     "order": Kind(
         "one block in the other order of activation",

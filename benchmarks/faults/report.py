@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -30,6 +30,7 @@ from benchmarks.report import Circumstances
 SHOWN = 20  # misses in the page; the JSON has all
 STEPS = 1_000_000  # healthy ones that are aimed at
 RUNS = 20
+PER, TICKETS = 10_000, 1.0  # steps, and tickets in so many that a healthy run may have
 _PACKAGE = re.compile(r"(?<!\S)/\S*/(?=(?:benchmarks|transformers)/)")  # the folders that a package lies in
 QUESTIONS = ("block", "operation", "line", "origin")
 HEAD = ("fault", "trials", "detected", "delay in steps", "block", "operation", "source line", "origin", "goal")
@@ -124,6 +125,10 @@ What they are put into:
 Which modules make which block is written down by hand in `benchmarks/faults/architectures.py`. Operation, module, step and values
 are drawn from the number of the trial. A fault that reaches neither the loss nor any gradient is drawn anew.
 
+Slow faults begin after some hundred healthy steps, or with the training; what comes to nothing is drawn anew, too. They are
+detected by a finding that is opened at their step or later and is true of them, if nothing paged before; the first that names a
+block has to name the right one.
+
 Right means: the block's name, and none for a fault outside of blocks; the operation and its module; file and number of the source
 line; the origin (forward, backward, loss, data, parameters, optimizer), of loss and data with exactly the rows of the batch. A
 proportion stands with its 95 % interval by Wilson. The goal is {100 * DETECTED:.0f} % detected and {100 * EXACT:.0f} % with the
@@ -150,9 +155,9 @@ def show(console: Console, outcomes: Sequence[Outcome], quiets: Sequence[Quiet])
         console.print(f"\n{outcome.kind} {outcome.trial}, {outcome.architecture}: {_wrong(outcome)}", style="red", highlight=False)
         console.print(Padding(f"done: {outcome.expected}\nsaid: {outcome.said}", (0, 2)), highlight=False)
     if quiets:
-        pages = sum(len(each.incidents) + sum(f["severity"] == "page" for f in each.findings) for each in quiets)
-        steps = sum(each.steps for each in quiets)
-        console.print(f"\n{len(quiets)} healthy runs, {steps:,} steps: {pages} pages", highlight=False)
+        steps, alarms = sum(each.steps for each in quiets), Alarms.of(quiets)
+        said = f"{alarms.pages} pages, {alarms.tickets} tickets, {alarms.rate:.2g} in {PER:,} steps"
+        console.print(f"\n{len(quiets)} healthy runs, {steps:,} steps: {said}", highlight=False)
 
 
 def _faults(outcomes: Sequence[Outcome]) -> str:
@@ -187,15 +192,43 @@ def _wrong(outcome: Outcome) -> str:
     return ", ".join(question for question in QUESTIONS if getattr(outcome, question) is False)
 
 
+@dataclass(frozen=True, slots=True)
+class Alarms:
+    """What was said of healthy runs, all of it false."""
+
+    incidents: int
+    paging: int  # findings
+    tickets: int
+    seen: int  # steps, by the detectors
+    kinds: Mapping[str, tuple[int, int]]  # of findings: that paged, and tickets
+
+    @classmethod
+    def of(cls, quiets: Sequence[Quiet]) -> Alarms:
+        findings = [finding for quiet in quiets for finding in quiet.findings]
+        said = Counter((finding["kind"], finding["severity"]) for finding in findings)
+        kinds = {kind: (said[kind, "page"], said[kind, "ticket"]) for kind in sorted({kind for kind, _ in said})}
+        paging, tickets = (sum(counts[i] for counts in kinds.values()) for i in (0, 1))
+        incidents, seen = sum(len(quiet.incidents) for quiet in quiets), sum(quiet.seen for quiet in quiets)
+        return cls(incidents, paging, tickets, seen, kinds)
+
+    @property
+    def pages(self) -> int:
+        return self.incidents + self.paging
+
+    @property
+    def rate(self) -> float:
+        """Tickets in PER steps."""
+        return self.tickets * PER / max(self.seen, 1)
+
+
 def _healthy(quiets: Sequence[Quiet]) -> str:
     if not quiets:
         return ""
-    steps, seen = sum(quiet.steps for quiet in quiets), sum(quiet.seen for quiet in quiets)
-    incidents = sum(len(quiet.incidents) for quiet in quiets)
-    severities = [finding["severity"] for quiet in quiets for finding in quiet.findings]
-    pages, tickets = severities.count("page") + incidents, severities.count("ticket")
+    steps, alarms = sum(quiet.steps for quiet in quiets), Alarms.of(quiets)
     enough = steps >= STEPS and len(quiets) >= RUNS
-    verdict = "met" if enough and not pages else "**missed**" if pages else f"no page so far, {STEPS:,} steps are aimed at"
+    silent = "met" if enough and not alarms.pages else "**missed**" if alarms.pages else "no page so far"
+    few = ("met" if enough else "so far") if alarms.rate <= TICKETS else "**missed**"
+    kinds = "; ".join(f"`{kind}` {pages} and {tickets}" for kind, (pages, tickets) in alarms.kinds.items())
     places = {name: place for place, name in enumerate(HEALTHY)}
     rows = [
         (
@@ -208,9 +241,10 @@ def _healthy(quiets: Sequence[Quiet]) -> str:
         for quiet in sorted(quiets, key=lambda each: places.get(each.name, len(places)))
     ]
     text = (
-        f"{len(quiets)} trainings in which nothing is wrong, {steps:,} steps together, of which the detectors saw {seen:,}. "
-        f"Incidents: {incidents}; findings that page: {severities.count('page')}; tickets: {tickets}. "
-        f"The goal, no page in {STEPS:,} steps of {RUNS} runs: {verdict}."
+        f"{len(quiets)} trainings in which nothing is wrong, {steps:,} steps together, of which the detectors saw {alarms.seen:,}. "
+        f"Incidents: {alarms.incidents}; findings that page: {alarms.paging}; tickets: {alarms.tickets}, {alarms.rate:.2g} in "
+        f"{PER:,} steps. The goals: no page in {STEPS:,} steps of {RUNS} runs: {silent}; at most {TICKETS:g} ticket in {PER:,} "
+        f"steps: {few}." + (f" Findings that page and tickets of each kind: {kinds}." if kinds else "")
     )
     return f"## Healthy runs\n\n{text}\n\n" + table(("training", "steps", "loss", "skipped by the scaler", "what was said"), rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 from torch import nn
 
@@ -25,8 +26,9 @@ def reordered(trial: Trial) -> Outcome:
     assert make is not None
     number = trial.random.randrange(len(trial.architecture.blocks))
     block = trial.architecture.blocks[number].name
+    swapped = replace(trial.architecture, make=lambda: make(number))
     with flight() as folder:
-        for run, training in (("healthy", trial.training()), ("swapped", trial.training(lambda: make(number)))):
+        for run, training in (("healthy", trial.training()), ("swapped", trial.training(swapped))):
             with resmon.watch(training.model, training.optimizer, run=run, directory=folder, agent="off") as monitor:
                 training.run(STEPS, _Nothing(), monitor.log)
         attempts = [max((folder / run).glob("attempt-*")) for run in ("healthy", "swapped")]

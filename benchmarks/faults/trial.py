@@ -119,13 +119,14 @@ class Trial:
     def step(self) -> int:
         return self.random.randint(EARLIEST, LATEST)
 
-    def training(self, make: Callable[[], nn.Module] | None = None) -> Training:
-        """A fresh one, each time the same."""
+    def training(self, variant: Architecture | None = None) -> Training:
+        """A fresh one, each time the same, of the trial's architecture or a variant of it."""
+        architecture = variant or self.architecture
         torch.set_num_threads(1)
         torch.manual_seed(self._seed)
-        model = (make or self.architecture.make)().train()
-        optimizer = self.architecture.optimizer(model.parameters())
-        return Training(self.architecture, model, optimizer, torch.Generator().manual_seed(self._seed))
+        model = architecture.make().train()
+        optimizer = architecture.optimizer(model.parameters())
+        return Training(architecture, model, optimizer, torch.Generator().manual_seed(self._seed))
 
     def outcome(self, detected: bool, expected: str, said: str, **answers: Any) -> Outcome:
         return Outcome(self.kind, self.number, self.name, detected, expected=expected, said=said, **answers)

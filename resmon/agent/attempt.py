@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from resmon.agent import figures
+from resmon.agent import bookmark, figures
+from resmon.agent.bookmark import Bookmark, BookmarkError, heading
 from resmon.agent.findings import FindingLog
 from resmon.agent.memory import RankMemory
 from resmon.agent.reaction import Reaction
 from resmon.catalogue import MAXIMUM_WINDOW
-from resmon.detectors import DETECTORS, Detector
+from resmon.detectors import Bank, Detector, state
 from resmon.errors import ResmonError
 from resmon.exporters.budget import MAX_SERIES, Budget, Fit
 from resmon.exporters.maxima import Maxima
@@ -42,22 +44,43 @@ WAITING = 256
 # Numbers (sites times steps) that are read at once of one rank, so that an agent that catches up with a long flight stays small.
 AT_ONCE = 20_000
 
+# Seconds between two bookmarks of a rank, and times as long as one takes: half a percent of the agent's time.
+SAVE_AFTER = 2.0
+SAVE_COST = 200
+
 Fault = Callable[[str, str], None]  # what it is about (of which it is said once), and what happened
 
 
 class Rank:
     """One rank's flight and the detectors that watch it."""
 
-    def __init__(self, follower: Follower, reaction: Reaction | None = None) -> None:
+    def __init__(
+        self,
+        follower: Follower,
+        reaction: Reaction | None = None,
+        own: Sequence[type[Detector]] = (),
+        kept: Path | None = None,
+    ) -> None:
         self.follower = follower
         self.reaction = reaction
+        self._own = own
+        self._bookmark = kept  # the file
+        self._heading = heading(follower.info, [f"{kind.__module__}:{kind.__qualname__}" for kind in own])
         self.info: RunInfo = follower.info
         self.columns = Columns()
         self.newest: tuple[Columns, StepRecord] | None = None
         self.end: RunEnd | None = None
         self.readable = True
-        self.detectors: list[Detector] = [make() for make in DETECTORS]
+        self.off: list[tuple[str, Exception]] = []  # detectors that failed, of which nobody was told yet
+        self.bank = self._new_bank()
         self.gaps = Gaps()
+        self.last: int | None = None  # newest step that the bank was told of
+        self.resumed: Bookmark | None = None
+        self.lost = ""  # why a bookmark that is there was not used
+        self._marks: deque[tuple[float, tuple[int, int]]] = deque()  # second of a record, and where the reading was
+        self._skipped_before = 0
+        self._next_save = 0.0
+        self._saved: int | None = None  # the step
         self.memory = RankMemory(self.info)
         self.checkpoint: Checkpoint | None = None  # the newest
         self.reached: list[Reached] = []
@@ -66,12 +89,79 @@ class Rank:
         self._incidents = Lines(follower.folder / layout.INCIDENTS, partial(incidents.of_json, rank=self.info.rank), "an incident")
         self._checkpoints = Lines(follower.folder / layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint")
         self._targets = Lines(follower.folder / layout.REACHED, partial(typed, Reached), "a target that was met")
+        self._resume()
 
     @property
     def skipped(self) -> int:
         """Damaged rows and lines that were skipped."""
         lines = (self._checkpoints, self._targets, self._incidents)
-        return self.follower.skipped + sum(len(each.skips) for each in lines)
+        return self._skipped_before + self.follower.skipped + sum(len(each.skips) for each in lines)
+
+    def _new_bank(self) -> Bank:
+        return Bank(self.info.detectors, self._own, self._off)
+
+    def _resume(self) -> None:
+        """Go on from the bookmark of the agent before, if there is one."""
+        if self._bookmark is None:
+            return
+        try:
+            found = bookmark.read(self._bookmark, self._heading)
+            if found is None:
+                return
+            bank, gaps = self._new_bank(), Gaps()
+            bank.restore(found.bank)
+            state.restore(gaps, found.gaps)
+        except (BookmarkError, state.StateError) as error:
+            self.lost = str(error)
+            return
+        self.resumed, self.bank, self.gaps, self.last = found, bank, gaps, found.step
+        self._skipped_before = found.skipped
+        # What is shown of the last minute is read again; the detectors are told only of what they have not seen.
+        self.follower.go_to(replace(found.position, steps=found.again))
+
+    def read(self, limit: int) -> Sequence[object]:
+        """The next items."""
+        before = self.follower.position.steps
+        items = self.follower.poll(limit)
+        first = next((item for item in items if isinstance(item, StepRecord)), None)
+        if first is not None:
+            self._marks.append((first.time, before))
+            newest = next(item.time for item in reversed(items) if isinstance(item, StepRecord))
+            while len(self._marks) > 1 and self._marks[1][0] < newest - MAXIMUM_WINDOW:
+                self._marks.popleft()
+        return items
+
+    def save(self, scores: Mapping[str, tuple[int, float]], losses: Sequence[tuple[float, float]], open_: Sequence[str]) -> None:
+        """Write a bookmark, unless nothing is new. Raises OSError or BookmarkError; it is not tried again at once then."""
+        if self._bookmark is None or self.last is None or self.last == self._saved or not self._marks:
+            return
+        started = time.monotonic()
+        self._next_save = math.inf
+        try:
+            position = self.follower.position
+            Bookmark(
+                step=self.last,
+                position=position,
+                again=self._marks[0][1],
+                skipped=self._skipped_before + self.follower.skipped,
+                open=tuple(open_),
+                scores=scores,
+                losses=tuple(losses),
+                bank=self.bank.state(),
+                gaps=state.save(self.gaps),
+            ).write(self._bookmark, self._heading)
+            self._saved = self.last
+        finally:
+            now = time.monotonic()
+            self._next_save = now + max(SAVE_AFTER, SAVE_COST * (now - started))
+
+    @property
+    def may_save(self) -> bool:
+        """Whether it is time to."""
+        return time.monotonic() >= self._next_save
+
+    def _off(self, detector: str, error: Exception) -> None:
+        self.off.append((detector, error))
 
     def killed_for_memory(self, remains: Remains) -> Ending | None:
         """A conclusion that only who has watched the kernel's counters can come to."""
@@ -160,7 +250,24 @@ class Attempt:
         return sum(rank.skipped for rank in self.ranks.values())
 
     def add(self, rank: Rank) -> None:
-        self.ranks[rank.info.rank] = rank
+        number = rank.info.rank
+        self.ranks[number] = rank
+        if rank.lost:
+            folder = rank.follower.folder
+            self._fault(
+                f"{folder} bookmark", f"{folder} is read from its first step again, as its bookmark is of no use: {rank.lost}"
+            )
+        if (before := rank.resumed) is not None:
+            self._findings.take_up(number, before.open, before.step)
+            for name, (step, value) in before.scores.items():
+                self._score(number, name, step, value)
+            losses = dict(self._losses)
+            for second, loss in before.losses:
+                losses[second] = float(np.fmax(loss, losses.get(second, np.nan)))
+            self._losses = deque(sorted(losses.items()))
+        if rank.bank.wrong:
+            wrong = "; ".join(map(str, rank.bank.wrong))
+            self._fault(f"{self.folder} detectors", f"{self.folder}: settings of detectors that cannot be used: {wrong}")
 
     def close(self) -> None:
         for rank in self.ranks.values():
@@ -192,13 +299,14 @@ class Attempt:
         rank.read_lines()
         if rank.readable:
             try:
-                items = rank.follower.poll(max(4, min(1000, AT_ONCE // (len(rank.columns.sites) or 100))))
+                items = rank.read(max(4, min(1000, AT_ONCE // (len(rank.columns.sites) or 100))))
             except Exception as error:  # noqa: BLE001 - one bad flight must not keep the agent from following the others
                 rank.readable = False
                 self._fault(str(rank.follower.folder), f"{rank.follower.folder} cannot be followed any further: {error}")
         for item in items:
             if isinstance(item, StepRecord):
-                if rank.newest is not None and item.step > rank.newest[1].step + 1:
+                new = rank.last is None or item.step > rank.last  # else it was read before this agent came
+                if new and rank.last is not None and item.step > rank.last + 1:
                     rank.gaps.interrupt()
                 rank.newest = (rank.columns, item)
                 rank.hear(item.time)
@@ -209,33 +317,45 @@ class Attempt:
                 self._waiting.setdefault(item.step, {})[number] = rank.newest
                 if len(self.ranks) == 1:
                     self._settle()
-                for detector in list(rank.detectors):
-                    self._detect(number, rank, detector, partial(detector.step, item, rank.columns.sites))
+                if new:
+                    rank.last = item.step
+                    self._take_findings(number, rank, rank.bank.step(item, rank.columns.sites))
             elif isinstance(item, ScalarRecord):
                 self._take_scalars(number, item)
                 rank.hear(item.time)
-                for detector in list(rank.detectors):
-                    self._detect(number, rank, detector, partial(detector.scalars, item))
+                self._take_findings(number, rank, rank.bank.scalars(item))
             elif isinstance(item, Columns):
                 rank.columns = item
+        if rank.may_save:
+            self._save(number, rank)
         if ended and not items:
+            self._save(number, rank)
             self._conclude(number, rank)
         elif not items and rank.readable and (stall := rank.stall()) is not None:
             self._write_down(rank, stall)
         return bool(items)
 
-    def _detect(self, number: int, rank: Rank, detector: Detector, ask: Callable[[], Iterable[Finding]]) -> None:
+    def save(self) -> None:
+        """This agent leaves: the next one is to go on from here."""
+        for number, rank in self.ranks.items():
+            if rank.end is None:
+                self._save(number, rank)
+
+    def _save(self, number: int, rank: Rank) -> None:
+        scores = {name: (step, value) for name, (step, other, value) in self._scores.items() if other == number}
         try:
-            events = list(ask())
-        except Exception as error:  # noqa: BLE001 - it would go wrong at every further step
-            rank.detectors.remove(detector)
-            name = type(detector).__name__
+            rank.save(scores, tuple(self._losses), self._findings.open_in(number))
+        except Exception as error:  # noqa: BLE001 - OSError, or what a detector of the user's own holds
+            self._fault(f"{rank.follower.folder} save", f"{rank.follower.folder}: no bookmark can be written: {error}")
+
+    def _take_findings(self, number: int, rank: Rank, events: Iterable[Finding]) -> None:
+        for name, error in rank.off:
             folder = rank.follower.folder
             self._fault(f"{folder} {name}", f"{folder}: the detector {name} is off from here: {error!r}")
-            return
+        rank.off.clear()
         for event in events:
             try:
-                self._findings.add(event, number)
+                self._findings.write(event, number)
             except OSError as error:
                 self._fault(f"{self.folder} findings", f"{self.folder / layout.FINDINGS} cannot be written: {error.strerror}")
 
@@ -254,8 +374,7 @@ class Attempt:
                 self._fault(str(folder / layout.END), f"{folder / layout.END} cannot be written: {error.strerror}")
         if incident is not None:
             self._write_down(rank, incident)
-        for detector in list(rank.detectors):
-            self._detect(number, rank, detector, partial(detector.end, rank.info.start_step if step is None else step, end.time))
+        self._take_findings(number, rank, rank.bank.end(rank.info.start_step if step is None else step, end.time))
         rank.end = end
         log.info("run %r, attempt %d, rank %d: %s", rank.info.run, rank.info.attempt, number, end.outcome)
 
@@ -277,9 +396,7 @@ class Attempt:
     def _take_scalars(self, number: int, record: ScalarRecord) -> None:
         """The newest step's value of each name; where several ranks log it, the lowest rank's."""
         for name, value in record.values.items():
-            step, rank, _ = self._scores.get(name, (-1, number, 0.0))
-            if record.step > step or (record.step == step and number <= rank):
-                self._scores[name] = (record.step, number, value)
+            self._score(number, name, record.step, value)
             self.ranks[number].gaps.add(record.step, name, value)
         loss = record.values.get("loss")
         if loss is not None:  # seconds of the records' own time, for the reasons that exporters/maxima.py gives
@@ -289,6 +406,11 @@ class Attempt:
             while self._losses and self._losses[-1][0] >= second:  # later ones: the clock was set back
                 loss = float(np.fmax(loss, self._losses.pop()[1]))
             self._losses.append((second, loss))
+
+    def _score(self, number: int, name: str, at: int, value: float) -> None:
+        step, rank, _ = self._scores.get(name, (-1, number, 0.0))
+        if at > step or (at == step and number <= rank):
+            self._scores[name] = (at, number, value)
 
     def _settle(self) -> None:
         """Merge, in order, every step that all living ranks have reached."""
@@ -306,7 +428,8 @@ class Attempt:
                 self._maxima.push(merged.time, merged.sites, merged.gauges)
                 self._claim()
                 sites = self._counter_ranks.union([columns.sites for columns, _ in self._newest()])
-                self._budget.step(merged, sites, self._findings.open_blocks())
+                # A bookmark knows findings of steps that are read again; what is shown must not depend on that.
+                self._budget.step(merged, sites, self._findings.open_blocks(before=step))
 
     def _newest(self) -> list[tuple[Columns, StepRecord]]:
         return [rank.newest for _, rank in sorted(self.ranks.items()) if rank.newest is not None]

@@ -17,6 +17,7 @@ from resmon.agent import runtime
 from resmon.agent.attempt import Attempt, Rank, key_of
 from resmon.agent.reaction import Reaction
 from resmon.agent.tally import Tally
+from resmon.detectors.own import load_all
 from resmon.errors import FlightError
 from resmon.exporters.budget import MAX_SERIES
 from resmon.exporters.prometheus import writable
@@ -61,6 +62,7 @@ class Roster:
         self._idle_since: float | None = None
         self._scrapes_at_idle = 0
         self.ready = False  # everything that was there at the start has been read
+        runtime.put_away_bookmarks(folder)
 
     def poll(self) -> bool:
         """Take in what is new; False where more waits to be read."""
@@ -88,6 +90,11 @@ class Roster:
         now = time.monotonic()
         seen = self._scrapes > self._scrapes_at_idle or now - self._idle_since >= SETTLED
         return seen and now - self._started >= self._linger
+
+    def leave(self) -> None:
+        """Note where this agent is in each flight, for the one that comes next."""
+        for followed in self._followed.values():
+            followed.attempt.save()
 
     def has_newcomers(self) -> bool:
         """Whether somebody has registered since the last poll."""
@@ -147,7 +154,10 @@ class Roster:
             if followed is None:
                 followed = self._followed[folder] = _Followed(Attempt(folder, self.fault, self._max_series), [])
                 log.info("following run %r, attempt %d, in %s", follower.info.run, follower.info.attempt, folder)
-            followed.attempt.add(Rank(follower, Reaction.of_json(runtime.on_incident(file))))
+            own, wrong = load_all(*runtime.own_detectors(file))
+            for each in wrong:
+                self.fault(f"{folder} {each}", f"{folder} is watched without a detector of yours: {each}")
+            followed.attempt.add(Rank(follower, Reaction.of_json(runtime.on_incident(file)), own, runtime.bookmark(file)))
             followed.registrations.append(file)
             followed.ended = None  # a rank that came late
 
@@ -174,6 +184,7 @@ class Roster:
     def _forget(self, file: Path) -> None:
         try:
             file.unlink(missing_ok=True)
+            runtime.bookmark(file).unlink(missing_ok=True)
         except OSError as error:
             self.fault(f"forget {file}", f"{file} cannot be removed: {error.strerror}")
             return  # it stays known, so that it is not taken for a newcomer

@@ -4,6 +4,7 @@
     start.lock     held for moments, by who starts an agent and by an agent that makes up its mind to leave; names the process that
                    was started and has not taken agent.lock yet
     runs/          registrations, one small JSON file per rank's folder, written by the training process
+    bookmarks/     of each registration, under its name, what an agent that comes next goes on from (bookmark.py)
     state.json     counters that survive a restart of the agent
     targets.json   the agent's address for Prometheus' file_sd; [] when no agent serves
     agent.log      what the agent says, where a training process started it
@@ -37,6 +38,7 @@ log = logging.getLogger("resmon.agent")
 LOCK = "agent.lock"
 GATE = "start.lock"
 RUNS = "runs"
+BOOKMARKS = "bookmarks"
 STATE = "state.json"
 TARGETS = "targets.json"
 LOG = "agent.log"
@@ -61,22 +63,27 @@ def folder() -> Path:
                 f"the runtime folder {path} is not a folder that is yours alone (owner {found.st_uid}, mode "
                 f"{stat.filemode(found.st_mode)}) and is not used. Remove it, or take away the others' right to write. {CHANGE_IT}"
             )
-        (path / RUNS).mkdir(mode=0o700, exist_ok=True)
+        for name in (RUNS, BOOKMARKS):
+            (path / name).mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise AgentError(f"the runtime folder {path} cannot be made: {error.strerror or error}. {CHANGE_IT}") from error
     return path
 
 
-def register(rank_folder: Path, on_incident: Mapping[str, Any] | None = None) -> None:
-    """Ask the agent to follow a rank's flight and to react to incidents. The folder holds its info.json already, by which one that
-    was deleted and made again is told from what was there before."""
+def register(
+    rank_folder: Path, on_incident: Mapping[str, Any] | None = None, own_detectors: Mapping[str, Any] | None = None
+) -> None:
+    """Ask the agent to follow a rank's flight, to react to incidents and to run detectors of the user's own. The folder holds its
+    info.json already, by which one that was deleted and made again is told from what was there before."""
     target = os.path.realpath(rank_folder)
     try:
         info = (rank_folder / layout.INFO).read_bytes()
     except OSError:
         info = b""
     name = hashlib.sha256(os.fsencode(target) + b"\0" + info).hexdigest()[:24]
-    layout.write_json(folder() / RUNS / f"{name}.json", {"rank_folder": target, "on_incident": on_incident})
+    layout.write_json(
+        folder() / RUNS / f"{name}.json", {"rank_folder": target, "on_incident": on_incident, "own_detectors": own_detectors}
+    )
 
 
 def registrations(runtime: Path) -> dict[Path, Path | None]:
@@ -100,6 +107,31 @@ def registrations(runtime: Path) -> dict[Path, Path | None]:
 def on_incident(registration: Path) -> Any:
     """What was registered to be done about incidents."""
     return _read_object(registration).get("on_incident")
+
+
+def own_detectors(registration: Path) -> tuple[list[str], list[str]]:
+    """Which detectors of the user's own were registered, and the folders that they may be imported from."""
+    content = _read_object(registration).get("own_detectors")
+    if not isinstance(content, dict):
+        return [], []
+    names, folders = content.get("names"), content.get("folders")
+    return [str(each) for each in names or ()], [str(each) for each in folders or ()]
+
+
+def bookmark(registration: Path) -> Path:
+    """The file of a registration's bookmark."""
+    return registration.parent.parent / BOOKMARKS / registration.name
+
+
+def put_away_bookmarks(runtime: Path) -> None:
+    """Those whose registration is gone."""
+    try:
+        with os.scandir(runtime / BOOKMARKS) as entries:
+            for entry in entries:
+                if not (runtime / RUNS / entry.name).exists():
+                    Path(entry.path).unlink(missing_ok=True)
+    except OSError:
+        pass  # a file more
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,11 @@ class Server:
             self._gpus.close()
             listener.close()
             reader.join(timeout=5)
+            if self._lock.acquire(timeout=1):  # else a turn of the reader hangs, and the bookmarks are as old as that
+                try:
+                    self._roster.leave()
+                finally:
+                    self._lock.release()
 
     def _leave(self) -> None:
         self._stop.set()

@@ -807,6 +807,77 @@ static PyObject *kept(PyObject *self, PyObject *const *arguments, Py_ssize_t giv
     return PyFloat_FromDouble(sum);
 }
 
+static PyObject *sampled(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    const void *data;
+    double *into;
+    enum dtype dtype;
+    size_t n, stride;
+    if (!expects(given, 5) || !address(arguments[0], &data) || !kind(arguments[1], &dtype) || !whole(arguments[2], &n) ||
+        !whole(arguments[3], &stride) || !address(arguments[4], &into) || !is_there(data, n))
+        return NULL;
+    if (stride == 0)
+        return PyErr_Format(PyExc_ValueError, "the stride is 0");
+    for (size_t i = 0; i < n; i += stride) {
+        double value = element(data, dtype, i);
+        into[0] += value;
+        into[1] += value * value;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *widened(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    const void *data;
+    double *into;
+    enum dtype dtype;
+    size_t n;
+    if (!expects(given, 4) || !address(arguments[0], &data) || !kind(arguments[1], &dtype) || !whole(arguments[2], &n) ||
+        !address(arguments[3], &into) || !is_there(data, n))
+        return NULL;
+    for (size_t i = 0; i < n; i++)
+        into[i] = element(data, dtype, i);
+    Py_RETURN_NONE;
+}
+
+/* See norms.py for what it means. */
+static PyObject *running(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    enum { DISTANCES, MOVED, LARGEST, COLLAPSED, CHANNELS, BROKEN };
+    const void *mean, *variance;
+    const double *before;
+    double *into, numbers[2];
+    enum dtype dtype;
+    size_t n;
+    if (!expects(given, 8) || !address(arguments[0], &mean) || !address(arguments[1], &variance) || !kind(arguments[2], &dtype) ||
+        !whole(arguments[3], &n) || !address(arguments[4], &before) || !address(arguments[7], &into) || !is_there(mean, n) ||
+        !is_there(variance, n))
+        return NULL;
+    for (int i = 0; i < 2; i++)
+        numbers[i] = PyFloat_AsDouble(arguments[5 + i]);
+    if (PyErr_Occurred())
+        return NULL;
+    double share = numbers[0], eps = numbers[1];
+    for (size_t i = 0; i < n; i++) {
+        double m = element(mean, dtype, i), v = element(variance, dtype, i);
+        into[BROKEN] += !isfinite(m) || !isfinite(v);
+        into[LARGEST] = v > into[LARGEST] ? v : into[LARGEST];
+        into[COLLAPSED] += v <= eps;
+        if (share == 0)
+            continue;
+        double spread = fmax(before[n + i] + eps, FLT_MIN);
+        double shift = (m - before[i]) / share, square = fmax(before[n + i] + (v - before[n + i]) / share, 0);
+        double distance = shift * shift / spread, factor = sqrt((square + eps) / spread) - 1;
+        distance += factor * factor;
+        if (!isnan(distance)) { /* where they were not finite before and are so now, nothing is known */
+            into[DISTANCES] += distance;
+            into[MOVED] += 1;
+        }
+    }
+    into[CHANNELS] += (double)n;
+    Py_RETURN_NONE;
+}
+
 static PyObject *accumulate(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     const double *from;
@@ -833,6 +904,9 @@ static PyMethodDef METHODS[] = {
     {"median_ratio", (PyCFunction)(void (*)(void))median_ratio, METH_FASTCALL, NULL},
     {"idle", (PyCFunction)(void (*)(void))idle, METH_FASTCALL, NULL},
     {"kept", (PyCFunction)(void (*)(void))kept, METH_FASTCALL, NULL},
+    {"sampled", (PyCFunction)(void (*)(void))sampled, METH_FASTCALL, NULL},
+    {"widened", (PyCFunction)(void (*)(void))widened, METH_FASTCALL, NULL},
+    {"running", (PyCFunction)(void (*)(void))running, METH_FASTCALL, NULL},
     {"accumulate", (PyCFunction)(void (*)(void))accumulate, METH_FASTCALL, NULL},
     {"addition", (PyCFunction)(void (*)(void))addition, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

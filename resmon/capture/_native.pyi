@@ -63,6 +63,17 @@ def kept(
     branch: int, branch_dtype: int, skip: int, skip_dtype: int, samples: int, size: int, square: float, kept: int, /
 ) -> float: ...
 
+# The sum of every `stride`-th element and that of their squares are added to the two float64 at `sums`.
+def sampled(data: int, dtype: int, elements: int, stride: int, sums: int, /) -> None: ...
+
+# The elements as float64, into `into`.
+def widened(data: int, dtype: int, elements: int, into: int, /) -> None: ...
+
+# A batch norm's running mean and variance, held against those of `before` (means and then variances, float64; not read where
+# `share` is 0): added to `into` are the channels' squared distances, how many these are, their largest variance, channels whose
+# variance is at most `eps`, all channels, and those that are not finite. norms.py says what a distance is.
+def running(mean: int, variance: int, dtype: int, channels: int, before: int, share: float, eps: float, into: int, /) -> None: ...
+
 # `into` += `source`, float64 both, of the first `sums` numbers; of the next `extremes` the larger stays.
 def accumulate(source: int, into: int, sums: int, extremes: int, /) -> None: ...
 

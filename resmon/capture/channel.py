@@ -25,12 +25,14 @@ from resmon.capture.columns import (
     BACKWARD_NONFINITE,
     BRANCH,
     CHECKPOINT,
+    COLLAPSED,
     COLUMNS,
     DEAD,
     ELEMENTS,
     EXTREMES,
     FILL,
     FORWARD_NONFINITE,
+    GAP,
     GRADIENT,
     KEPT,
     KEPT_SQUARE,
@@ -42,6 +44,7 @@ from resmon.capture.columns import (
     SAMPLES,
     SKIP,
     SUMS,
+    VARIANCE,
 )
 from resmon.capture.placement import is_distributed, local
 from resmon.capture.positions import Sampling, Units, median_ratio
@@ -52,6 +55,7 @@ from resmon.records import Floats, ResidualSite
 if TYPE_CHECKING:
     from resmon.capture.activations import Kept
     from resmon.capture.cells import Cell
+    from resmon.capture.norms import Norms
 
 # What a channel's row holds, COLUMNS each: what a pass has offered, and what has counted in the step.
 OF_PASS, IN_ALL = range(2)
@@ -105,6 +109,7 @@ class Channel:
         "gradient_unknown",
         "in_all",
         "kept",
+        "norms",
         "of_pass",
         "operands_unknown",
         "site",
@@ -124,6 +129,7 @@ class Channel:
         self.device = _CPU  # that its operands were on last
         self.stands_for: Channel = self
         self.kept: Kept | None = None  # by autograd, when it was last looked at
+        self.norms: Norms | None = None  # on branch and projection
         self.suspect = False  # something there was not finite, so that from now on it is counted
         self.distributed = False
         self.operands_unknown = self.gradient_unknown = ""
@@ -239,6 +245,12 @@ class Channel:
         if type(tensor) is not Tensor:
             tensor = self._local(tensor)
         self._note(self._units.dead(tensor, axis), DEAD)
+
+    def look_at_norms(self) -> None:
+        """The step at which the site has its turn is over."""
+        if self.norms is not None and (found := self.norms.look()) is not None:
+            for number, column in zip(found, (GAP, VARIANCE, COLLAPSED), strict=True):
+                self._note(number, column)
 
     def _note(self, number: Tensor | float, column: int) -> None:
         if isinstance(number, float) or fetch.is_here(number):

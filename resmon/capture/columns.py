@@ -28,6 +28,6 @@ SUMS = MAGNITUDES + CELLS
 PEAK, FILL = SUMS, SUMS + 1
 EXTREMES = 2
 # Of these the newest, NaN where it was nobody's turn: the median ratio of sampled positions, the share of dead units, bytes that
-# autograd keeps, and how many of them a checkpoint would not.
-MEDIAN, DEAD, ACTIVATION, CHECKPOINT = range(SUMS + EXTREMES, SUMS + EXTREMES + 4)
-COLUMNS = CHECKPOINT + 1
+# autograd keeps, and how many of them a checkpoint would not; what Norms.look says of batch norms.
+MEDIAN, DEAD, ACTIVATION, CHECKPOINT, GAP, VARIANCE, COLLAPSED = range(SUMS + EXTREMES, SUMS + EXTREMES + 7)
+COLUMNS = COLLAPSED + 1

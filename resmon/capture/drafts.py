@@ -38,6 +38,7 @@ from resmon.capture.columns import (
     SUMS,
 )
 from resmon.capture.fetch import Fetch, Later, Number, number
+from resmon.capture.inputs import InputSums
 from resmon.capture.measured import Measured
 from resmon.records import (
     BLOCK_COUNTS,
@@ -139,6 +140,7 @@ class Draft:
     seconds: float  # that the monitor has cost
     phases: Sequence[float | None]  # seconds of each of PHASES
     samples: int
+    inputs: InputSums
     memory: Mapping[str, float | None]  # by names of RUN_VALUES
     channels: Sequence[Channel]
     numbers: Floats  # [S, COLUMNS]
@@ -212,6 +214,7 @@ class Totals:
             "duration": draft.duration,
             **{f"{phase}_seconds": seconds for phase, seconds in zip(PHASES, draft.phases, strict=True)},
             "samples": float(draft.samples) if draft.samples else None,
+            **draft.inputs.values(arrived=arrived),
             **draft.memory,
             "learning_rate": float(groups[RATE, main])
             if main is not None and main < len(groups.T) and groups_present[RATE, main]

@@ -32,6 +32,7 @@ from resmon.capture.channel import Channel
 from resmon.capture.dataflow import Add, Trace, leaves
 from resmon.capture.fetch import is_capturing
 from resmon.capture.layers import Layer, Looks, last_layer
+from resmon.capture.norms import Norms
 from resmon.capture.positions import Sampling, channel_axis
 from resmon.capture.sleepers import Sleepers
 from resmon.capture.survey import Names, Sighting, Survey, is_watched
@@ -395,6 +396,7 @@ class ModelWatch:
             channel.axis = channel_axis(
                 site.shape, [tuple(p.shape) for m in branch for p in m._parameters.values() if p is not None]
             )
+            channel.norms = Norms.of(modules[path] for path in (*site.branch, *site.skip) if path in modules)
             self._layers[site.name] = last_layer([modules[path] for path in site.branch if ran.get(path) == 1], channel)
             planned = plan(sighting, channel)
             # Where a graph serves several layers, only a mode that is entered outside of it can tell them apart.

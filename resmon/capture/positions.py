@@ -41,6 +41,10 @@ class Sampling:
         """Whether the site of that number is looked at in this step."""
         return (self.step + site) % EVERY == 0
 
+    def turns(self, ahead: int = 0) -> slice:
+        """Which of all sites, in order, are looked at so many steps after this one."""
+        return slice(-(self.step + ahead) % EVERY, None, EVERY)
+
 
 def channel_axis(shape: Sequence[int], parameters: Sequence[Sequence[int]]) -> int:
     """Which dimension of an add's operands holds channels, by their shape and those of the branch's parameters in order of use.

@@ -37,6 +37,7 @@ from resmon.capture.drafts import Draft, Part, Totals, parts
 from resmon.capture.failures import Scene
 from resmon.capture.fetch import Fetch, held, is_capturing, number
 from resmon.capture.gradients import Gradients, Selection
+from resmon.capture.inputs import Inputs
 from resmon.capture.memory import Memory, device_memory, main_memory
 from resmon.capture.model import ModelWatch
 from resmon.capture.nonfinite import NonFinite, Policy
@@ -74,6 +75,7 @@ class Session:
         self._accelerators = Accelerators()
         self._sampling = Sampling(sample)
         self._sampling.step = start_step
+        self._inputs = Inputs(sample)
         self._watches = [
             ModelWatch(self, key, model, self._accelerators, include=include, exclude=exclude, sampling=self._sampling)
             for key, model in models.items()
@@ -212,6 +214,7 @@ class Session:
 
     def given(self, watch: ModelWatch, args: Any, kwargs: Any) -> None:
         self._nonfinite.pass_begun(watch, args, kwargs)
+        self._inputs.see(watch, args, kwargs)
 
     def gave(self, watch: ModelWatch, output: Any) -> None:
         self._nonfinite.pass_ended(watch, output)
@@ -377,10 +380,12 @@ class Session:
         if self._optimizers.groups != self._groups_told:
             self._tell_columns()
         numbers, shares = self._board[:0, IN_ALL], None
+        inputs = self._inputs.take(fetch)
         arriving: Sequence[Part] = ()
         if not self._stepped_aside:
             try:
                 gradients.send(fetch)
+                self._look_at_norms()
                 rows = (each for watch in self._watches for each in watch.take())
                 arriving = parts(fetch, self._channels, rows, self._accelerators.take())
                 numbers = self._board[:, IN_ALL].copy()
@@ -406,6 +411,7 @@ class Session:
             seconds=seconds + perf_counter() - started,
             phases=self._clock.take(),
             samples=max((watch.take_samples() for watch in self._watches), default=0),
+            inputs=inputs,
             memory=figures,
             channels=self._channels,
             numbers=numbers,
@@ -421,6 +427,13 @@ class Session:
             shares=shares,
             errors_total=self._errors_total,
         )
+
+    def _look_at_norms(self) -> None:
+        for channel in self._channels[self._sampling.turns()]:
+            channel.look_at_norms()
+        for channel in self._channels[self._sampling.turns(1)]:
+            if channel.norms is not None:
+                channel.norms.remember()
 
     def _shares(self, reasons: Sequence[str]) -> Floats:
         """What makes each site's output gradient this rank's share, NaN where that cannot be known, which the sites then say."""

@@ -8,26 +8,37 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import exp, inf, isfinite, log, sqrt
 from statistics import median
+from typing import Any
 
+from pydantic import Field
+
+from resmon.detectors.detector import Detector
 from resmon.detectors.noise import deviation
+from resmon.detectors.options import Options, Tuned
 from resmon.gaps import role
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
 WINDOW = 16  # logged losses that make a level: their median, which spikes do not move
-BEGIN = 5  # losses whose median is where the run began
 LASTS = 3  # windows in a row that are above, and the last of them not on its way back
+BEGIN = 5  # losses whose median is where the run began
 REMEMBERED = 32  # windows from which the noise is told
-FACTOR = log(1.5)  # that a rise takes at least
-NOISES = 6.0  # of single losses, that a rise takes
 WANDERING = 4.0  # of a level's usual moves, times the root of how many there were since the best (16 at most)
 PART = 0.1  # of what had been gained until the best, that a rise gives back
 RATE = 1.5  # a learning rate so many times that of the best level explains that the best is lost, but not
 BEGINNING = 0.8  # that the loss is back at so much of where the run began
 ENOUGH, SUDDEN_ENOUGH = 2.0, 10.0  # times the level at which the run began are a divergence without regard to noise
 SUDDEN = 8  # losses in a row that are ten times as large need no window
-SUDDEN_FACTOR = log(10.0)
 SUDDEN_NOISES = 10.0
 LEAST_LOSS = 1e-12  # that a loss of 0, to which one in 16 bits underflows, counts as
+
+
+class DivergenceOptions(Options):
+    factor: float = Field(default=1.5, gt=1, description="times its best level that a loss must be")
+    noises: float = Field(default=6.0, ge=0, description="times the noise of single losses that a rise must be")
+    windows: int = Field(
+        default=LASTS, ge=1, le=REMEMBERED, description="levels of 16 losses in a row that must be above the limit"
+    )
+    sudden: float = Field(default=10.0, gt=1, description="times its best level that a loss must be to need no window")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,7 @@ class _Level:
     rate: float | None
 
 
-class Divergence:
+class Divergence(Detector):
     """The logged training loss against its own best level.
 
     *Formula.* y = log(loss), of a loss of 0 as of 1e-12; from the first negative loss on, the loss itself. A level is the median
@@ -71,17 +82,26 @@ class Divergence:
     *Reference.* Levels by medians and rises by their own noise: a robust form of Page's one-sided test, as in river's PageHinkley.
     """
 
-    def __init__(self) -> None:
+    name = "loss_divergence"
+    options = DivergenceOptions
+
+    def __init__(self, tuned: Tuned[Any] | None = None) -> None:
+        super().__init__(tuned)
         self._name: str | None = None
         self._rate: float | None = None
         self._linear = False
         self._begin()
 
+    @property
+    def _options(self) -> DivergenceOptions:
+        options: DivergenceOptions = self.tuned.everywhere
+        return options
+
     def _begin(self) -> None:
         self._values: list[float] = []  # of the window that is open
         self._steps: list[int] = []
         self._newest: deque[tuple[int, float]] = deque(maxlen=SUDDEN)
-        self._levels: deque[_Level] = deque(maxlen=REMEMBERED + LASTS)
+        self._levels: deque[_Level] = deque(maxlen=REMEMBERED + self._options.windows)
         self._count = 0
         self._first: _Level | None = None
         self._best: _Level | None = None
@@ -89,6 +109,7 @@ class Divergence:
         self._above = 0  # losses in a row that are far above
         self._finding: Finding | None = None
         self._limit = inf  # below it the finding is over
+        self._rises: dict[tuple[float, float, float], float] = {}  # what `_rise` says until the next level
 
     def step(self, record: StepRecord, sites: Sequence[ResidualSite]) -> Iterable[Finding]:  # noqa: ARG002, a Detector's
         self._rate = record.run_value("learning_rate")
@@ -117,7 +138,7 @@ class Divergence:
         self._steps.append(step)
         self._newest.append((step, value))
         if self._finding is None and self._best is not None:
-            rise = self._rise(SUDDEN_FACTOR, SUDDEN_NOISES, 2 * WANDERING)
+            rise = self._rise(log(self._options.sudden), SUDDEN_NOISES, 2 * WANDERING)
             limit = self._above_which(rise, SUDDEN_ENOUGH)
             self._above = self._above + 1 if value > limit else 0
             if self._above >= SUDDEN and self._loses(now := median(each for _, each in self._newest)):
@@ -132,18 +153,20 @@ class Divergence:
     def _settle(self, level: _Level, step: int, time: float) -> Iterator[Finding]:
         self._levels.append(level)
         self._count += 1
+        self._rises.clear()
         if self._finding is not None:
             if level.value < self._limit:
                 yield self._finding.closed(step, time, "the loss came back")
                 self._finding = None
-        elif self._best is not None and self._count > LASTS:
-            rise = self._rise(FACTOR, NOISES, WANDERING)
-            newest = list(self._levels)[-LASTS:]
+        elif self._best is not None and self._count > self._options.windows:
+            rise = self._rise(log(self._options.factor), self._options.noises, WANDERING)
+            newest = list(self._levels)[-self._options.windows :]
             lowest, limit = min(each.value for each in newest), self._above_which(rise, ENOUGH)
             if lowest > limit and level.value > newest[0].value - rise / 4 and self._loses(lowest):
                 yield self._opened(step, time, level.value, newest[0].step, limit)
         if self._best is None or level.value < self._best.value:
             self._best, self._best_count = level, self._count
+            self._rises.clear()
 
     def _above_which(self, rise: float, most: float) -> float:
         """What a level or loss must be above; `most` times where the run began is enough, however noisy it was at its best."""
@@ -158,12 +181,16 @@ class Divergence:
     def _rise(self, factor: float, noises: float, wandering: float) -> float:
         """What a level or loss must be above the reference; the newest windows, which are judged, have no part in the noise."""
         assert self._best is not None  # noqa: S101, its callers asked
-        before = list(self._levels)[:-LASTS] or list(self._levels)
+        known = self._rises.get((factor, noises, wandering))
+        if known is not None:
+            return known
+        before = list(self._levels)[: -self._options.windows] or list(self._levels)
         single = median(each.noise for each in before)
         moves = deviation([after.value - level.value for level, after in pairwise(before)])
         since = min(16, self._count + 1 - self._best_count)
         least = factor if not self._linear else (exp(factor) - 1) * abs(self._best.value)
-        return max(least, noises * single, wandering * moves * sqrt(since))
+        rise = self._rises[factor, noises, wandering] = max(least, noises * single, wandering * moves * sqrt(since))
+        return rise
 
     def _loses(self, value: float) -> bool:
         """Whether a tenth of what had been gained is lost again."""

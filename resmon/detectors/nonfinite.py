@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from resmon.detectors.detector import Detector
+from resmon.detectors.options import Tuned
+from resmon.detectors.window import by_model, rearranged
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
@@ -38,6 +41,7 @@ ELEMENTS, FORWARD, BACKWARD = map(BLOCK_COUNTS.index, ("elements", "nonfinite_fo
 SIGNS = ("skip_rms", "branch_rms", "branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 
 HISTORY = 50  # steps back that tell what was usual
+TOGETHER = 16  # finite steps that are written into the history at once, which costs a tenth
 NAMES = 50  # names of blocks that the evidence lists; the count beside them is whole
 
 
@@ -65,6 +69,16 @@ class _Flags:
         return cls(skip, forward, backward, gradient, forward | backward | gradient)
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the history takes of a step."""
+
+    step: int
+    blocks: Floats
+    present: Bools  # and finite, in a block that is
+    elements: Ints
+
+
 @dataclass(slots=True)
 class _Episode:
     """One model being non-finite: from its first bad step until it was finite for CALM steps."""
@@ -78,7 +92,7 @@ class _Episode:
         return self.finding.closed(step, time, why, nonfinite_steps=self.steps)
 
 
-class NonFinite:
+class NonFinite(Detector):
     """Non-finite activations and gradients by block, and a non-finite loss that no block explains.
 
     *Meaning.* `nonfinite` (page), one per model and episode: a residual add's operands, its result, the loss gradient at its result
@@ -107,12 +121,17 @@ class NonFinite:
     forward order likewise; that a growing branch precedes it: Takase et al., Spike No More, arXiv 2312.16903.
     """
 
-    def __init__(self) -> None:
+    name = "nonfinite"
+    weight = "certain"
+
+    def __init__(self, tuned: Tuned[Any] | None = None) -> None:
+        super().__init__(tuned)
         self._sites: tuple[ResidualSite, ...] = ()
         self._models: dict[str, Ints] = {}
         self._history: Floats = np.empty((HISTORY, len(SIGNS), 0))
         self._history_steps = np.full(HISTORY, -1, np.int64)
         self._rows = 0
+        self._waiting: list[_Seen] = []  # for the history
         self._newest = -1
         self._episodes: dict[str, _Episode] = {}
         self._bad_steps: deque[int] = deque(maxlen=1024)
@@ -124,6 +143,10 @@ class NonFinite:
     def step(self, record: StepRecord, sites: Sequence[ResidualSite]) -> Iterable[Finding]:
         if sites is not self._sites:
             self._arrange(tuple(sites))
+        if self._is_usual(record):
+            self._newest, self._skips = record.step, 0
+            self._remember(_Seen(record.step, record.blocks, record.blocks_present, record.counts[ELEMENTS]))
+            return ()
         flags = _Flags.of(record)
         self._newest = record.step
         self._skips = self._skips + 1 if record.skipped else 0
@@ -136,7 +159,8 @@ class NonFinite:
                 if model in self._episodes or not searching or flags.forward[mine].any():
                     events.extend(self._model_step(record, model, mine, flags))
         events.extend(self._judge_skipping(record, searching))
-        self._remember(record, flags)
+        finite = record.blocks_present & ~flags.any & np.isfinite(record.blocks)
+        self._remember(_Seen(record.step, record.blocks, finite, record.counts[ELEMENTS]))
         while self._early_losses and self._early_losses[0][0] <= record.step:
             events.extend(self._judge_loss(*self._early_losses.popleft()))
         return events
@@ -159,35 +183,40 @@ class NonFinite:
         self._loss = self._outside = None
         return events
 
+    def _is_usual(self, record: StepRecord) -> bool:
+        """Whether everything is finite and nothing is open, so that there is nothing to judge."""
+        if record.skipped or self._episodes or self._outside is not None or self._early_losses:
+            return False
+        return bool(np.isfinite(record.blocks).all() and not record.counts[FORWARD : BACKWARD + 1].any())
+
     def _arrange(self, sites: tuple[ResidualSite, ...]) -> None:
         """Takes over a new set of sites; what is remembered of a site stays with it."""
-        places = {(site.model, site.name): i for i, site in enumerate(self._sites)}
-        history = np.full((HISTORY, len(SIGNS), len(sites)), np.nan)
-        for i, site in enumerate(sites):
-            before = places.get((site.model, site.name))
-            if before is not None:
-                history[:, :, i] = self._history[:, :, before]
-        self._history = history
+        self._settle()
+        self._history = rearranged(self._history, self._sites, sites, np.nan)
         self._sites = sites
-        models: dict[str, list[int]] = {}
-        for i, site in enumerate(sites):
-            models.setdefault(site.model, []).append(i)
-        self._models = {model: np.array(mine, np.int64) for model, mine in models.items()}
+        self._models = by_model(sites)
 
-    def _remember(self, record: StepRecord, flags: _Flags) -> None:
-        row = self._rows % HISTORY
-        self._rows += 1
-        self._history_steps[row] = record.step
-        squares = np.where(record.blocks_present & ~flags.any & np.isfinite(record.blocks), record.blocks, np.nan)
+    def _remember(self, seen: _Seen) -> None:
+        self._waiting.append(seen)
+        if len(self._waiting) >= TOGETHER:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Write what waits into the history."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        rows = (self._rows + np.arange(len(waiting))) % HISTORY
+        self._rows += len(waiting)
+        self._history_steps[rows] = [each.step for each in waiting]
+        present = np.stack([each.present for each in waiting], axis=1)
+        squares = np.where(present, np.stack([each.blocks for each in waiting], axis=1), np.nan)
+        elements = np.stack([each.elements for each in waiting])
         with np.errstate(divide="ignore", invalid="ignore"):
-            signs = self._history[row]
-            elements = record.counts[ELEMENTS]
-            signs[0] = np.sqrt(squares[SKIP] / elements)
-            signs[1] = np.sqrt(squares[BRANCH] / elements)
-            signs[2] = signs[1] / signs[0]
-            signs[3] = np.sqrt(squares[GRADIENT])
-            signs[4] = np.sqrt(squares[OUTPUT_GRADIENT])
+            skip, branch = np.sqrt(squares[SKIP] / elements), np.sqrt(squares[BRANCH] / elements)
+            signs = np.stack([skip, branch, branch / skip, np.sqrt(squares[GRADIENT]), np.sqrt(squares[OUTPUT_GRADIENT])], axis=1)
         signs[~np.isfinite(signs)] = np.nan
+        self._history[rows] = signs
 
     def _model_step(self, record: StepRecord, model: str, mine: Ints, flags: _Flags) -> Iterator[Finding]:
         episode = self._episodes.get(model)
@@ -285,6 +314,7 @@ class NonFinite:
 
     def _before(self, place: int) -> tuple[int | None, dict[str, float], dict[str, float]]:
         """The last finite step of a site, its values, and these over the median of the site's finite steps up to it."""
+        self._settle()
         finite = np.isfinite(self._history[:, :, place])
         rows = np.flatnonzero(finite.any(axis=1))
         if not len(rows):

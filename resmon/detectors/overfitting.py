@@ -6,18 +6,28 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
+from pydantic import Field
+
+from resmon.detectors.detector import Detector
 from resmon.detectors.noise import spread
+from resmon.detectors.options import Options, Tuned
 from resmon.directions import direction
 from resmon.gaps import Gap, Gaps, role
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
 
 LEAST = 8  # validations before anything is said
 WORSE = 4  # of the newest validations, all worse than the best by the rise
-NOISES = 4.0  # of validation, that a rise takes
-PART = 0.15  # of what validation had gained until its best, that a rise takes
 SHARE = 0.02  # of the best score itself, that a rise takes
 REMEMBERED = 33  # validations from which the noise is told
+
+
+class OverfittingOptions(Options):
+    validations: int = Field(default=LEAST, ge=3, description="validations before anything is said")
+    worse: int = Field(default=WORSE, ge=1, le=REMEMBERED - 1, description="of the newest validations, that must all be worse")
+    noises: float = Field(default=4.0, ge=0, description="times the noise of validation that a rise must be")
+    part: float = Field(default=0.15, ge=0, description="of what validation had gained until its best, that a rise must take back")
 
 
 @dataclass(slots=True)
@@ -40,7 +50,7 @@ class _Score:
     limit: float = 0.0  # below it the finding is over
 
 
-class Overfitting:
+class Overfitting(Detector):
     """Validation against training, for every score that is logged for both (resmon.gaps pairs them) and has a better direction.
 
     *Meaning.* `overfitting` (ticket): the last 4 validations were all worse than the best one by more than
@@ -61,7 +71,11 @@ class Overfitting:
     *Reference.* Generalisation loss and its patience: Prechelt, Early Stopping - but when?, 1998 (criteria GL and UP).
     """
 
-    def __init__(self) -> None:
+    name = "overfitting"
+    options = OverfittingOptions
+
+    def __init__(self, tuned: Tuned[Any] | None = None) -> None:
+        super().__init__(tuned)
         self._gaps = Gaps()
         self._scores: dict[str, _Score] = {}
         self._newest: int | None = None
@@ -125,13 +139,14 @@ class Overfitting:
                 score.finding = None
             return
         noise, training_noise = spread(score.validations), spread(score.trainings)
-        rise = max(NOISES * noise, PART * (score.first - score.best), SHARE * abs(score.best))
+        options: OverfittingOptions = self.tuned.everywhere
+        rise = max(options.noises * noise, options.part * (score.first - score.best), SHARE * abs(score.best))
         gained = score.best_training - training
         since = score.count - score.best_count
         if (
-            score.count < LEAST
-            or since < WORSE
-            or min(list(score.validations)[-WORSE:]) <= score.best + rise
+            score.count < options.validations
+            or since < options.worse
+            or min(list(score.validations)[-options.worse :]) <= score.best + rise
             or gained <= max(2 * training_noise, SHARE * abs(score.best_training))
         ):
             return

@@ -207,7 +207,7 @@ def _magnitudes(labels: _Labels, blocks: BlockTable) -> str:
 
 def _series(blocks: BlockTable) -> int:
     """How many lines the tables have of one run."""
-    gauges = sum(int(column.present.sum()) for column in blocks.gauges.values())
+    gauges = sum(int(column.present.sum()) for name, column in blocks.gauges.items() if PREFIX + name in BY_NAME)
     return gauges + len(blocks.rows) * (1 + len(_EXPORTED_LE) + 2)
 
 

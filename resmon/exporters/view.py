@@ -30,7 +30,7 @@ class BlockTable:
     """The blocks of one run, merged over the ranks of this machine; by stage where their series would be too many."""
 
     rows: tuple[Row, ...]
-    gauges: Mapping[str, Column]  # by the metric's name without its prefix resmon_block_
+    gauges: Mapping[str, Column]  # by the metric's name without its prefix resmon_block_; what is no metric is not exported
     nonfinite_steps: Ints  # cumulative [R]
     magnitude_buckets: Ints  # cumulative [R, MAGNITUDE_COLUMNS]
     magnitude_sum: Floats  # cumulative [R]

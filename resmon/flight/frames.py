@@ -185,8 +185,9 @@ class Flight:
         `gradient_norm` is over all parameters; `gradients` says whether it is (as the blocks' are) from "before clipping", which
         multiplied it with `clip_factor`, or "as stepped": no clipping was seen. A `skipped` step is one that a gradient scaler did
         not take. Times, in seconds, and memory, in bytes, are the largest of any rank's, free memory the smallest, samples all
-        ranks' together, a second's those over the step's duration; `ranks` says how many recorded the step. A logged name that is a
-        column already is called `logged_<name>`.
+        ranks' together, a second's those over the step's duration; `input_mean` and `input_rms` are of a model's sampled
+        inputs, all ranks' together (capture/inputs.py); `ranks` says how many recorded the step. A logged name that is a column
+        already is called `logged_<name>`.
         """
         spans = [(rank, span) for rank in self._ranks for span in rank.spans]
         logged = _logged(self._ranks)
@@ -222,6 +223,9 @@ class Flight:
         whole = np.bincount(group, _concatenate([span.complete for _, span in spans], np.bool_), minlength=count) == ranks
         skipped = np.bincount(group, _concatenate([span.skipped for _, span in spans], np.bool_), minlength=count) > 0
         samples, has_samples = total("samples")
+        elements, has_inputs = total("input_elements")
+        has_inputs &= elements > 0
+        elements[~has_inputs] = 1.0
         duration, has_duration = extreme("duration")
         time = np.zeros(count, np.int64)
         np.maximum.at(time, group, _concatenate([span.time for _, span in spans], np.int64))
@@ -242,6 +246,8 @@ class Flight:
             "monitor_seconds": largest("monitor_seconds"),
             "samples": _array(samples, has_samples),
             "samples_per_second": _array(samples / np.where(duration > 0, duration, np.nan), has_samples & (duration > 0)),
+            "input_mean": _array(total("input_sum")[0] / elements, has_inputs),
+            "input_rms": _array(np.sqrt(total("input_square")[0] / elements), has_inputs),
             **{
                 f"{where}memory{what}": _array(*extreme(f"{where}memory{what}", np.minimum if what == "_free" else np.maximum))
                 for where in ("", "device_")

@@ -152,10 +152,15 @@ def _folders(folder: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` whole: a reader sees the file as it was before or as it is after."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text and a line's end, whole or not at all likewise."""
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
+            file.write(text)
             file.write("\n")
         Path(temporary).replace(path)
     except BaseException:

@@ -70,6 +70,16 @@ class Skip:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a follower has read: segment and offset of steps and of scalars, and what it has read and not given yet."""
+
+    steps: tuple[int, int]
+    scalars: tuple[int, int]
+    held: tuple[ScalarRecord, ...]
+    last_step: int | None
+
+
 class Segments:
     """The rows of one kind in a rank's folder, in order, each once."""
 
@@ -81,6 +91,7 @@ class Segments:
         self._listed = 0  # the folder's time of change when it was listed
         self._current: _Segment | None = None
         self._after = -1  # segments up to here have been read or passed over
+        self._begin = (-1, 0)  # a segment, and where in it to begin
         self._rising = {"steps": "step", "bins": "first_step"}.get(kind)
         self._last = -1  # the newest row's step
         self.skips: list[Skip] = []
@@ -106,7 +117,7 @@ class Segments:
             self._after = following
             path = self._names[following]
             try:
-                self._current = _Segment(path, self._kind, self)
+                self._current = _Segment(path, self._kind, self, self._begin[1] if following == self._begin[0] else 0)
             except OSError as error:
                 if not isinstance(error, FileNotFoundError):  # else it was thinned meanwhile
                     self.skips.append(Skip(path, 0, 0, 0, f"cannot be opened: {error.strerror}"))
@@ -117,6 +128,16 @@ class Segments:
         if names:
             self.close()
             self._after = names[-min(segments_left, len(names))] - 1
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The segment that is read, and how far."""
+        return self._after, 0 if self._current is None else self._current.offset
+
+    def go_to(self, position: tuple[int, int]) -> None:
+        """Go on there; where that segment was thinned away, with the next one."""
+        self.close()
+        self._after, self._begin = position[0] - 1, position
 
     def newest(self) -> None:
         """Go on with the newest row on file."""
@@ -192,10 +213,11 @@ class Segments:
 class _Segment:
     """One file and how far it has been read."""
 
-    def __init__(self, path: Path, kind: Kind, among: Segments) -> None:
+    def __init__(self, path: Path, kind: Kind, among: Segments, begin: int = 0) -> None:
         self._path = path
         self._kind = kind
         self._among = among
+        self._least = begin
         self._descriptor = _open(path)
         self._offset = 0
         self._format: RowFormat | None = None
@@ -204,12 +226,17 @@ class _Segment:
     def close(self) -> None:
         os.close(self._descriptor)
 
+    @property
+    def offset(self) -> int:
+        """How far it has been read."""
+        return max(self._offset, self._least)
+
     def read(self, limit: int, final: bool) -> tuple[RowFormat, Records] | None:
         """The next rows. `final` says that the file grows no more, so that a row that is cut is damage."""
         try:
             while (size := os.fstat(self._descriptor).st_size) > self._offset:
                 form = self._format or self._recognise(size, final)
-                if form is None:
+                if form is None or size <= self._offset:  # it was read up to there before
                     return None
                 wanted = min(size - self._offset, max(form.size, min(limit * form.size, CHUNK)))
                 data = os.pread(self._descriptor, wanted, self._offset)
@@ -283,7 +310,7 @@ class _Segment:
 
     def _begin(self, form: RowFormat, expected: int, first: int) -> RowFormat:
         self._format = form
-        self._offset = first
+        self._offset = max(first, self._least)
         if first > expected:
             self._skip(expected, first - expected, "damaged" if expected else "damaged schema, read under another segment's")
         return form
@@ -529,6 +556,17 @@ class Follower:
         del held[:taken]
         return items
 
+    @property
+    def position(self) -> Position:
+        """Behind what the last `poll` gave."""
+        return Position(self._steps.position, self._scalars.position, tuple(self._held_back), self._last_step)
+
+    def go_to(self, position: Position) -> None:
+        """Go on there, before the first `poll`. A position that is none costs rows, no more."""
+        self._steps.go_to(position.steps)
+        self._scalars.go_to(position.scalars)
+        self._held_back, self._last_step = list(position.held), position.last_step
+
     def close(self) -> None:
         """Let the files go. Not to be polled after that."""
         self._steps.close()
@@ -597,6 +635,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "Outcome": (str,),
     "tuple[str, ...]": (list,),
     "dict[str, str]": (dict,),
+    "dict[str, Any]": (dict,),
 }
 
 
@@ -605,7 +644,7 @@ def typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
     made: dict[str, Any] = {}
     for field in fields(kind):
         if field.name not in values:
-            if field.default is MISSING:
+            if field.default is MISSING and field.default_factory is MISSING:
                 raise ValueError(f"{field.name} is missing")
             continue
         value: Any = values[field.name]
@@ -613,7 +652,7 @@ def typed(kind: type[Typed], values: Mapping[str, Any]) -> Typed:
             raise ValueError(f"{field.name} is {value!r:.80}")
         if isinstance(value, (int, float)) and not abs(value) < 1 << 64:  # NaN too
             raise ValueError(f"{field.name} is {value!r:.80}")
-        inner = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else []
+        inner = value if isinstance(value, list) else [*value, *value.values()] if field.type == "dict[str, str]" else []
         if not all(isinstance(item, str) for item in inner):
             raise ValueError(f"{field.name} is {value!r:.80}")
         made[field.name] = tuple(value) if isinstance(value, list) else value

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from resmon.detectors import DETECTORS
+from resmon.detectors import Bank
 from resmon.diff.runs import Run, Series, blocks_of, run_of
 from resmon.errors import FlightError
 from resmon.flight import findings as findings_file
@@ -176,7 +176,7 @@ def _detect(rank: Path, say: Progress) -> list[Finding]:
         follower = Follower(rank)
     except FlightError:  # its info is damaged; what the rows say is in the frames
         return []
-    detectors = [make() for make in DETECTORS]
+    bank = Bank(follower.info.detectors)
     columns, events, last = Columns(), [], None
     while items := follower.poll():
         for item in items:
@@ -184,14 +184,14 @@ def _detect(rank: Path, say: Progress) -> list[Finding]:
                 columns = item
             elif isinstance(item, StepRecord):
                 last = item
-                events += [event for detector in detectors for event in detector.step(item, columns.sites)]
+                events += bank.step(item, columns.sites)
             else:
-                events += [event for detector in detectors for event in detector.scalars(item)]
+                events += bank.scalars(item)
         if last is not None:
             say(f"asking the detectors, up to step {last.step:,}")
     follower.close()
     if last is not None:
-        events += [event for detector in detectors for event in detector.end(last.step, last.time)]
+        events += bank.end(last.step, last.time)
     return events
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from resmon.agent import runtime
-from resmon.catalogue import CATALOGUE
+from resmon.catalogue import BY_NAME, CATALOGUE
 from resmon.exporters.ranks import Ranks
 from resmon.flight.reader import Follower
 from resmon.records import MAGNITUDE_NONFINITE, StepRecord
@@ -78,7 +78,8 @@ def test_per_block_series_move_equal_the_flight_and_go_stale(house: House, prome
     trainer = house.trainer("digits", sites=4, pace=0.05, last=160, how="finished")
     series = '{run="digits",model="Net"}'
     names = {"h.0", "h.1", "h.2", "h.3"}
-    there = [name for name in STATISTICS if name != "keep_ratio"]  # nothing drops samples here
+    gauges = [name for name in STATISTICS if f"resmon_block_{name}" in BY_NAME]
+    there = [name for name in gauges if name != "keep_ratio"]  # nothing drops samples here
     for gauge in there:
         wait_for(lambda gauge=gauge: set(prometheus.query(f"resmon_block_{gauge}{series}")) == names)
     wait_for(lambda: prometheus.query(f"changes(resmon_block_skip_rms{series}[10s])").get("h.3", 0) >= 2)

@@ -14,12 +14,13 @@ import pytest
 from resmon.agent import roster as roster_module
 from resmon.agent import runtime
 from resmon.agent.roster import Roster
+from resmon.detectors import Detector
 from resmon.exporters.prometheus import Prometheus
 from resmon.exporters.view import AgentView, RunView, Stage
 from resmon.flight import journal, layout
 from resmon.flight.layout import boot_id, claim
 from resmon.flight.writer import FlightWriter
-from resmon.records import OUTCOMES, Checkpoint, Outcome, RunEnd, ScalarRecord, StepRecord
+from resmon.records import OUTCOMES, Checkpoint, Finding, Outcome, RunEnd, ScalarRecord, StepRecord
 from resmon.targets import Reached
 from tests import synthetic
 
@@ -322,11 +323,13 @@ def test_series_of_a_run_that_nobody_scrapes_go_in_the_end(runs: Path, runtime_f
 def test_a_detector_that_breaks_is_turned_off_and_counted(
     runs: Path, runtime_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken:
-        def step(self, record: StepRecord, sites: object) -> list[object]:
+    class Broken(Detector):
+        name = "broken"
+
+        def step(self, record: StepRecord, sites: object) -> list[Finding]:
             raise ZeroDivisionError(f"{record.step} {sites}")
 
-    monkeypatch.setattr("resmon.agent.attempt.DETECTORS", (Broken,))
+    monkeypatch.setattr("resmon.detectors.bank.DETECTORS", (Broken,))
     roster = Roster(runtime_folder, "0", linger=1.0)
     writer = Writer(runs)
     for _ in range(3):

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from resmon.capture.positions import EVERY
+from resmon.records import BLOCK_VALUES
 from tests.capture import models
 from tests.capture.loops import Memory, assert_gradients, norms, watch
 from tests.capture.test_session import assert_operands
@@ -163,3 +165,27 @@ def test_a_captured_graph_is_left_alone(caplog: pytest.LogCaptureFixture) -> Non
     graph.replay()
     assert "CUDA graph" in caplog.text
     assert not torch.equal(model[0].weight, twin[0].weight)
+
+
+def test_batch_norms_and_inputs_are_those_of_main_memory(nothing_waits: Callable[[bool], None]) -> None:
+    values = [BLOCK_VALUES.index(name) for name in ("norm_gap", "norm_variance", "norm_collapsed")]
+    start = models.mixed().train()
+    found = []
+    for device in ("cpu", "cuda"):
+        model = copy.deepcopy(start).to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        session, sink = watch(model, optimizer)
+        batches = [models.images(8, seed=i).to(device) for i in range(EVERY + 2)]
+        for i, batch in enumerate(batches):
+            nothing_waits(device == "cuda" and i >= 3)
+            optimizer.zero_grad()
+            model(batch).square().mean().backward()
+            optimizer.step()
+        nothing_waits(False)
+        settled(session)
+        found.append(sink.newest)
+    here, there = found
+    assert there.blocks_present[values].any() and (there.blocks_present[values] == here.blocks_present[values]).all()
+    assert there.blocks[values] == pytest.approx(here.blocks[values], rel=1e-2)
+    for name in ("input_elements", "input_sum", "input_square"):
+        assert there.run_value(name) == pytest.approx(here.run_value(name), rel=1e-5)

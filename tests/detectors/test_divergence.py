@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resmon.detectors.divergence import LASTS, SUDDEN, WINDOW, Divergence
+from resmon.detectors.divergence import LASTS, SUDDEN, WINDOW, Divergence, DivergenceOptions
+from resmon.detectors.options import Tuned
 from resmon.records import Finding, Floats
 from tests.detectors import digits
 from tests.detectors.scores import feed, healthy_loss, replay
@@ -167,3 +168,15 @@ def test_a_learning_rate_that_grows_too_large_diverges(rate: float, seed: int, t
     assert events and {event.kind for event in events} == {"loss_divergence"}
     assert 300 < events[0].opened_step <= 300 + WINDOW * (LASTS + 1)
     assert f"after the learning rate had risen from 0.001 to {rate:g}" in events[0].summary
+
+
+def test_it_is_tuned() -> None:
+    """Two windows more take two windows longer; a rise to three times the best is none where five are asked for."""
+    losses = falling(1000)
+    losses[600:] *= 3.0
+    usual, patient, deaf = (
+        feed(Divergence(Tuned(options)), ((i, {"loss": float(loss)}) for i, loss in enumerate(losses)))
+        for options in (DivergenceOptions(), DivergenceOptions(windows=LASTS + 2), DivergenceOptions(factor=5.0))
+    )
+    assert patient[0].opened_step - usual[0].opened_step == 2 * WINDOW
+    assert deaf == []

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from resmon.detectors import DETECTORS, Detector
 from resmon.detectors.nonfinite import CALM, SEARCH, NonFinite
 from resmon.records import Finding, ScalarRecord, StepRecord
 from tests.synthetic import Training, sites
@@ -297,32 +295,3 @@ def test_what_is_open_goes_on_through_skipped_steps() -> None:
     assert search(watched, 1, 1024.0)[0].id == opened.id  # it has reached the first blocks, and is not over
     assert watched.steps(CALM - 1) == []
     assert only(watched.step()).evidence["nonfinite_steps"] == 2
-
-
-@pytest.mark.parametrize("make", DETECTORS)
-def test_detectors_are_deterministic_and_their_findings_are_json(make: type[Detector]) -> None:
-    def replay() -> list[str]:
-        training, detector, random = Training(sites(6), seed=3), make(), np.random.default_rng(5)
-        events: list[Finding] = []
-        for _ in range(300):
-            bad = random.random() < 0.1
-            record = training.step(
-                forward=random.choice(6, 2).tolist() if bad else [], backward=random.choice(6, 3).tolist() if bad else []
-            )
-            events += detector.step(record, training.sites)
-            # It falls, its validation turns, and in the end it leaves its level.
-            step = record.step
-            scores = {"loss": 2.0 * 0.99**step * (50 if step > 240 else 1), "val_loss": 1.0 + abs(step - 100) / 100}
-            scores |= {"loss": NAN} if random.random() < 0.05 else {}
-            events += detector.scalars(ScalarRecord(step, record.time, scores))
-        events += detector.end(training.steps - 1, training.now)
-        assert {event.state for event in events} >= {"opened", "closed"}
-        state: dict[str, str] = {}
-        for event in events:  # the life cycle: opened once, then updated, then closed once
-            assert (event.state == "opened") == (event.id not in state)
-            assert state.get(event.id) != "closed"
-            state[event.id] = event.state
-        assert set(state.values()) == {"closed"}
-        return [json.dumps(asdict(event), allow_nan=False) for event in events]
-
-    assert replay() == replay()

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resmon.detectors.overfitting import LEAST, WORSE, Overfitting
+from resmon.detectors.options import Tuned
+from resmon.detectors.overfitting import LEAST, WORSE, Overfitting, OverfittingOptions
 from resmon.records import Finding, Floats
 from tests.detectors import digits
 from tests.detectors.scores import feed, noise, replay
@@ -75,6 +76,15 @@ def test_a_rise_that_is_small_against_what_was_gained_is_none() -> None:
 def test_nothing_is_said_of_few_validations() -> None:
     training, validation = curves(count=LEAST - 1, best=2, worse=1.0)
     assert said(training, validation) == []
+
+
+def test_it_is_tuned() -> None:
+    """Half the patience tells sooner; a larger part of what was gained is asked for, and nothing is said."""
+    (usual,) = said(*curves())
+    quick, slow = Tuned(OverfittingOptions(part=0.05, noises=3.0)), Tuned(OverfittingOptions(part=0.9))
+    (sooner,) = feed(Overfitting(quick), logged(*curves()))
+    assert sooner.opened_step < usual.opened_step
+    assert feed(Overfitting(slow), logged(*curves())) == []
 
 
 def test_one_that_comes_back_is_closed_and_the_end_closes() -> None:

@@ -250,6 +250,9 @@ def test_a_stage_holds_what_all_of_its_blocks_come_to() -> None:
             "branch_skip_ratio_median": values["position_ratio"][members].mean(),
             "dead_unit_ratio": values["dead"][members].mean(),
             "activation_bytes": values["activation_bytes"][members].sum(),
+            "norm_gap": values["norm_gap"][members].mean(),
+            "norm_variance": values["norm_variance"][members].max(),
+            "norm_collapsed_ratio": values["norm_collapsed"][members].mean(),
             **{f"{name}_max": whole.gauges[f"{name}_max"].values[members].max() for name in views.MAXIMA},
         }
         assert {name: gauge(table, name, stage) for name in table.gauges} == pytest.approx(expected, rel=1e-12)

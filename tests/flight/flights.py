@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from resmon.flight.layout import LOCK, claim
 from resmon.flight.reader import Follower, Item
 from resmon.flight.writer import FlightWriter
-from resmon.records import ScalarRecord, StepRecord
+from resmon.records import Columns, ScalarRecord, StepRecord
 from tests import synthetic
 
 BUDGET = 64 << 20
@@ -34,6 +35,17 @@ def write(writer: FlightWriter, training: synthetic.Training, steps: int) -> lis
         writer.scalars(ScalarRecord(record.step, record.time, {"loss": 1.0 / (1 + record.step)}))
         records.append(record)
     return records
+
+
+def record(writer: FlightWriter, items: Iterable[Item]) -> None:
+    """Write what is given as it comes."""
+    for item in items:
+        if isinstance(item, Columns):
+            writer.sites(item.sites, item.groups)
+        elif isinstance(item, StepRecord):
+            writer.step(item)
+        else:
+            writer.scalars(item)
 
 
 def read(folder: Path) -> list[Item]:

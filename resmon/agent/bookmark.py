@@ -1,0 +1,133 @@
+"""Where an agent is in a rank's flight and what its detectors have learnt until there, so that the next agent goes on from there.
+
+Without it a new agent reads a flight from its first step. That takes long, and where older steps were thinned meanwhile its
+detectors would see another run than those before. A bookmark lies in the runtime folder, which is the user's alone. It is of one
+flight, one version of resmon and one set of detectors with their settings; one that is not, or is damaged, is of no use, which is
+said once, and the flight is read from its first step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import resmon
+from resmon.flight import layout
+from resmon.flight.reader import Position
+from resmon.records import RunInfo, ScalarRecord
+
+LARGEST = 64 << 20  # bytes of a bookmark; a state that needs more is not kept
+FORMAT = 1
+
+
+class BookmarkError(Exception):
+    """What is there is no bookmark that can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bookmark:
+    """Of one rank."""
+
+    step: int  # the last one that the detectors were told of
+    position: Position  # behind it
+    again: tuple[int, int]  # where to begin reading for what is shown of the last minute: segment of steps and offset
+    skipped: int  # damaged rows until there
+    open: tuple[str, ...]  # ids of the findings that are open in this rank
+    scores: Mapping[str, tuple[int, float]]  # newest logged value by name, and its step
+    losses: tuple[tuple[float, float], ...]  # second, largest loss in it
+    bank: Mapping[str, Any]
+    gaps: Mapping[str, Any]
+
+    def write(self, path: Path, heading: Mapping[str, Any]) -> None:
+        """Raises OSError, and BookmarkError where it is too large."""
+        held = [[record.step, record.time, record.values] for record in self.position.held]
+        content = {
+            "heading": heading,
+            "step": self.step,
+            "steps": self.position.steps,
+            "scalars": self.position.scalars,
+            "held": held,
+            "last_step": self.position.last_step,
+            "again": self.again,
+            "skipped": self.skipped,
+            "open": self.open,
+            "scores": self.scores,
+            "losses": self.losses,
+            "bank": self.bank,
+            "gaps": self.gaps,
+        }
+        text = json.dumps(content)
+        if len(text) > LARGEST:
+            raise BookmarkError(f"what the detectors have learnt takes {len(text):,} bytes, more than {LARGEST:,}")
+        layout.write_text(path, text)
+
+
+def heading(info: RunInfo, own: Sequence[str]) -> dict[str, Any]:
+    """What a bookmark must be of to be used."""
+    return {
+        "format": FORMAT,
+        "resmon": resmon.__version__,
+        "launch": info.launch,
+        "boot_id": info.boot_id,
+        "run": info.run,
+        "attempt": info.attempt,
+        "rank": info.rank,
+        "detectors": info.detectors,
+        "own_detectors": list(own),
+    }
+
+
+def read(path: Path, of: Mapping[str, Any]) -> Bookmark | None:
+    """The bookmark there; None where there is none. Raises BookmarkError."""
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(LARGEST + 1))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BookmarkError(f"it cannot be read: {error!r:.200}") from error
+    try:
+        if content["heading"] != of:
+            differing = sorted(name for name in of if content["heading"].get(name) != of[name])
+            raise BookmarkError(f"it is of another {', '.join(differing) or 'form'}")
+        held = [ScalarRecord(_whole(step), _number(time), _values(values)) for step, time, values in content["held"]]
+        last_step = content["last_step"]
+        return Bookmark(
+            step=_whole(content["step"]),
+            position=Position(
+                _place(content["steps"]), _place(content["scalars"]), tuple(held), None if last_step is None else _whole(last_step)
+            ),
+            again=_place(content["again"]),
+            skipped=_whole(content["skipped"]),
+            open=tuple(map(str, content["open"])),
+            scores={str(name): (_whole(step), _number(value)) for name, (step, value) in content["scores"].items()},
+            losses=tuple((_number(second), _number(loss)) for second, loss in content["losses"]),
+            bank=dict(content["bank"]),
+            gaps=dict(content["gaps"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BookmarkError(f"it is damaged: {error!r:.200}") from error
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -1 <= value < 1 << 62:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is no number")
+    return float(value)
+
+
+def _place(value: Any) -> tuple[int, int]:
+    segment, offset = value
+    return _whole(segment), max(0, _whole(offset))
+
+
+def _values(values: Any) -> dict[str, float]:
+    return {str(name): _number(value) for name, value in values.items()}

@@ -1,0 +1,97 @@
+"""What the model is given, step by step: sums over a sample of its inputs, which tell inputs that drift from those that are harder.
+
+A normalisation behind the stem hides a drift of the inputs from every block. Of the first floating-point tensor among the model's
+arguments a sample is summed, that of a histogram in size and place (sample.py), and squared; tokens are numbers of rows and not
+measured. Where several models are watched it is the one that was given such a tensor first, for another's are of another kind (a
+discriminator's images beside a generator's noise). Evaluation counts nothing. Passes that begin inside a graph of the compiler have
+tensors without numbers there: the sums are absent, as they are of integer inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resmon.capture import _native, fetch
+from resmon.capture.dataflow import leaves
+from resmon.capture.fetch import OBSERVED, Fetch, Later
+from resmon.capture.placement import local
+from resmon.capture.sample import flat, places, stride
+from resmon.capture.sums import CODES, is_dense
+from resmon.records import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class InputSums:
+    """Of a step's samples: elements, and what the host has summed already besides what arrives."""
+
+    elements: int
+    sums: Floats  # of the elements, of their squares
+    arriving: Later | None
+
+    def values(self, *, arrived: bool) -> dict[str, float]:
+        """By names of records.RUN_VALUES; none where there is nothing, or where it did not arrive."""
+        if not self.elements or not (arrived or self.arriving is None):
+            return {}
+        with np.errstate(over="ignore", invalid="ignore"):
+            total, square = self.sums if self.arriving is None else self.sums + self.arriving.numbers().reshape(-1, 2).sum(0)
+        return {"input_elements": float(self.elements), "input_sum": float(total), "input_square": float(square)}
+
+
+class Inputs:
+    """Gathers a step's sums; `most` elements of a tensor are sampled."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._whose: object | None = None  # the model
+        self._clear()
+
+    def _clear(self) -> None:
+        self._elements = 0
+        self._sums: Floats = np.zeros(2)
+        self._elsewhere: list[Tensor] = []
+
+    def see(self, model: object, args: Any, kwargs: Any) -> None:
+        """A pass of `model` begins with these."""
+        if self._whose is not None and self._whose is not model:
+            return
+        tensor = _first(args, kwargs)
+        if tensor is None:
+            return
+        self._whose = model
+        if fetch.is_here(tensor) and tensor.dtype in CODES:
+            step = stride(tensor.shape, self._most)
+            if not is_dense(tensor):  # the sample is copied, element by element
+                tensor, step = tensor.detach()[places(tensor.shape, self._most)], 1
+            elements = tensor.numel()
+            _native.sampled(tensor.data_ptr(), CODES[tensor.dtype], elements, step, self._sums.ctypes.data)
+            self._elements += -(-elements // step)
+        else:
+            sample = flat(tensor, self._most).double()
+            self._elements += sample.numel()
+            self._elsewhere.append(torch.stack((sample.sum(), sample.square().sum())))
+
+    def take(self, by: Fetch) -> InputSums:
+        """What the step has gathered; the next one begins."""
+        elsewhere = self._elsewhere
+        arriving = by.add(torch.cat([each.to(elsewhere[0].device) for each in elsewhere])) if elsewhere else None
+        found = InputSums(self._elements, self._sums, arriving)
+        self._clear()
+        return found
+
+
+def _first(args: Any, kwargs: Any) -> Tensor | None:
+    """The tensor that is looked at, or the part of it that lies on this rank."""
+    for _, tensor in leaves((args, kwargs)):
+        if tensor.is_floating_point():
+            if type(tensor) is not Tensor:
+                tensor, share = local(tensor)
+                if not share.known:
+                    return None
+            readable = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type in OBSERVED
+            return tensor if readable and tensor.numel() and tensor.dim() else None
+    return None
