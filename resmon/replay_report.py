@@ -58,17 +58,17 @@ def render(
 
 
 def _table(found: Sequence[Finding]) -> Table:
-    table = _columns("severity", "since", "until", "finding")
+    table = _columns("severity", "opened", "closed", "finding")
     for finding in found:
-        table.add_row(Text(finding.severity, _STYLES[finding.severity]), *_span(finding), Text(printable(finding.summary)))
+        table.add_row(Text(finding.severity, _STYLES[finding.severity]), *_span(finding), _said(finding))
     return table
 
 
 def _changes(changes: Sequence[Change]) -> Table:
-    table = _columns("with it", "severity", "since", "until", "finding")
+    table = _columns("with it", "severity", "opened", "closed", "finding")
     for change in changes:
         finding = change.finding
-        said = Text(printable(finding.summary))
+        said = _said(finding)
         if change.what:
             said.append(f"\n{printable(change.what)}", "bold")
         table.add_row(Text(change.how, _STYLES[change.how]), finding.severity, *_span(finding), said)
@@ -78,8 +78,13 @@ def _changes(changes: Sequence[Change]) -> Table:
 def _columns(*names: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in names:
-        table.add_column(name, justify="right" if name in ("since", "until") else "left", overflow="fold")
+        table.add_column(name, justify="right" if name in ("opened", "closed") else "left", overflow="fold")
     return table
+
+
+def _said(finding: Finding) -> Text:
+    """What it is, by the name under which it is tuned, and in words."""
+    return Text.assemble((finding.kind, "bold"), f": {printable(finding.summary)}")
 
 
 def _span(finding: Finding) -> tuple[str, str]:

@@ -72,7 +72,8 @@ level makes the trial a missed one. Correlated noise is what was recorded, throu
 river's detectors take one stream each. A threshold that serves streams of every scale needs streams that are alike, so tuning
 chose the best for each of them among: the logarithms in units of their noise, and the errors of the charts' forecasts in units of
 theirs, which are free of trends, with the charts' gain and a smaller one. It chose their other settings too, by the mean delay
-over the scenarios at middle size. The settings of ours were found on the tuning streams by hand. KSWIN takes so long that it was
+over the scenarios at middle size. The settings of ours were found on the tuning streams by hand, but
+the streams to score on were looked at while the set was designed. KSWIN takes so long that it was
 tried on one trial in {EVERY}, with the windows that it has by default; the grids of the other two were tuned so."""
 
 

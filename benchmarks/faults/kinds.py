@@ -88,6 +88,7 @@ KINDS: dict[str, Kind] = {
     "dropped-scale": _slow(
         "a scale of a branch or of attention that is missing",
         slow.DroppedScale,
+        "exploding_gradients",
         "straying_block",
         "collapsed_skip",
         "drift",

@@ -302,7 +302,8 @@ def _chain_fixes(paths: Sequence[str], shape: Shape, wanted: Shape, modules: dic
                     return
                 channels[i] = changed
     if not spatial:
-        yield _fix(chain, channels)
+        if channels:  # else the shape is as it is wanted, and something else is wrong
+            yield _fix(chain, channels)
         return
     if axis == len(shape) - 1:
         return

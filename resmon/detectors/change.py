@@ -98,7 +98,9 @@ class Change(Detector):
         known = rate[rate > 0]
         self._rates = [*self._rates[1 - REMEMBERED :], float(np.median(known)) if len(known) else np.nan]
         evidence = self._charts.block(values.reshape(len(window), -1)).max(axis=0, initial=0.0)
-        found = self._found(evidence) if self._seen > BEGIN else {}
+        found = self._found(evidence)
+        if self._seen <= BEGIN:  # it has been seen, and is no news later
+            found = {}
         bad = np.zeros(len(window.sites), bool)
         guilt = np.full(len(window.sites), -np.inf)
         earliest = max((chart.ago for chart, _ in found.values()), default=0)

@@ -157,9 +157,9 @@ class Charts:
     leave a stream as it is.
 
     *Trade-off.* A higher limit costs delay in proportion to itself, and saves false alarms exponentially. A smaller gain keeps
-    small and slow changes in sight for longer, and takes a trend that bends for a change. One value never is an alarm, however far
-    away, as 4^2 / 2 and 1.4 x 4 - 0.98 are less than any chart's usual limit: a spike is no change. A move of less than about one
-    noise that comes slowly is learnt before it is told.
+    small and slow changes in sight for longer, and takes a trend that bends for a change. One value alone is no alarm, however far
+    away, as 4^2 / 2 and 1.4 x 4 - 0.98 are less than any chart's usual limit; a chart that stands high already it may push over. A
+    move of less than about one noise that comes slowly is learnt before it is told.
 
     *Delay.* See benchmarks/DETECTORS.md, which also says what each chart earns. There the EWMA chart earns nothing and the window
     next to nothing. They are kept for what they know: the EWMA's mean square is W, the window's sums are a move's size and onset.

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from resmon.detectors.detector import Detector
-from resmon.detectors.episode import Account, Episodes
+from resmon.detectors.episode import Account, Episodes, with_others
 from resmon.detectors.history import History, Register
 from resmon.detectors.options import Options, Tuned
 from resmon.detectors.window import Window
@@ -96,7 +96,7 @@ class CollapsedSkip(Detector):
             site, since = sites[lead], self._episodes.since(lead)
             was = self._was.values[lead] >= LEAST if cancels[lead] else not np.isnan(usual[lead])
             page = was and self._episodes.windows(lead) >= self.tuned.at(site.name, "page")
-            others = f", and {len(all_) - 1} others with it" if len(all_) > 1 else ""
+            others = with_others(all_)
             evidence = {
                 "branch_skip_ratio": ratio[lead],
                 "usual": usual[lead],

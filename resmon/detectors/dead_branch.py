@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from resmon.detectors.detector import Detector
-from resmon.detectors.episode import Account, Episodes
+from resmon.detectors.episode import Account, Episodes, with_others
 from resmon.detectors.history import History, Register
 from resmon.detectors.options import Options, Tuned
 from resmon.detectors.window import WINDOW, Window
@@ -102,7 +102,7 @@ class DeadBranch(Detector):
         def tell(lead: int, all_: Ints) -> Account:
             site, since = sites[lead], self._episodes.since(lead)
             page = not never[lead] and self._episodes.windows(lead) >= self.tuned.at(site.name, "page")
-            others = f", and {len(all_) - 1} others with it" if len(all_) > 1 else ""
+            others = with_others(all_)
             evidence = {"branch_skip_ratio": ratio[lead], "usual": usual[lead], "dead_unit_ratio": units[lead]}
             expected, seen = f"a branch/skip ratio near {number(usual[lead])}, as over the windows before", number(ratio[lead])
             first = f"The branch of {site.name} has added nothing since step {since}{others}"

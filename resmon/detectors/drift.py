@@ -11,7 +11,7 @@ from pydantic import Field
 
 from resmon.detectors import distances
 from resmon.detectors.detector import Detector, Weight
-from resmon.detectors.episode import Account, Episodes
+from resmon.detectors.episode import Account, Episodes, with_others
 from resmon.detectors.history import History
 from resmon.detectors.options import Options, Tuned
 from resmon.detectors.window import Window, rearranged
@@ -100,7 +100,7 @@ class Drift(Detector):
 
         def tell(lead: int, all_: Ints) -> Account:
             site, since = sites[lead], self._episodes.since(lead)
-            others = f", and {len(all_) - 1} others with it" if len(all_) > 1 else ""
+            others = with_others(all_)
             now, then = newest[lead], reference[lead]
             return Account(
                 "ticket",

@@ -208,6 +208,11 @@ class Episodes:
 RUN = ResidualSite("", "", "identity", (), (), ())  # what a rule about the run is of
 
 
+def with_others(blocks: Ints, before: str = "") -> str:
+    """The others of those that are bad, as the end of a clause: ", and 2 others with it"; nothing where there is one block."""
+    return f", and {before}{count(len(blocks) - 1, 'other')} with it" if len(blocks) > 1 else ""
+
+
 def plain(evidence: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON has it: numpy's numbers as Python's, and None for a number that is not finite."""
     return {name: _plain(value) for name, value in evidence.items()}

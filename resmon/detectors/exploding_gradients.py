@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from resmon.detectors.detector import Detector
-from resmon.detectors.episode import Account, Episodes
+from resmon.detectors.episode import Account, Episodes, with_others
 from resmon.detectors.history import Usual
 from resmon.detectors.loss_level import LossLevel
 from resmon.detectors.options import Options, Tuned
@@ -110,7 +110,7 @@ class ExplodingGradients(Detector):
 
         def tell(lead: int, all_: Ints) -> Account:
             site, since = sites[lead], self._episodes.since(lead)
-            others = f", and {len(all_) - 1} others with it" if len(all_) > 1 else ""
+            others = with_others(all_)
             if risen[lead]:
                 times, usual = exp(rise[lead]), exp(self._usual.level[lead])
                 page = times >= self.tuned.at(site.name, "page_factor") and self._episodes.windows(lead) >= self.tuned.at(

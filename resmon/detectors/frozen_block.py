@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from resmon.detectors.detector import Detector
-from resmon.detectors.episode import Account, Episodes
+from resmon.detectors.episode import Account, Episodes, with_others
 from resmon.detectors.history import Register
 from resmon.detectors.options import Options, Tuned
 from resmon.detectors.window import Window
@@ -79,7 +79,7 @@ class FrozenBlock(Detector):
         def tell(lead: int, all_: Ints) -> Account:
             site, since = sites[lead], int(self._last.values[lead]) + 1
             after = self.tuned.at(site.name, "page")
-            others = f", and {len(all_) - 1} others with it" if len(all_) > 1 else ""
+            others = with_others(all_)
             absent = not window.present("gradient_norm")[:, lead].any()
             how = "there is none" if absent else "0"
             return Account(

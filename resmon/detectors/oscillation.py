@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from resmon import quantities
 from resmon.detectors.detector import Detector, Weight
 from resmon.detectors.episode import RUN, Account, Episodes
 from resmon.detectors.history import Usual
@@ -124,7 +125,7 @@ class Oscillation(Detector):
             )
 
         def of_block(lead: int, all_: Ints) -> Account:
-            others = f" (and {len(all_) - 1} others')" if len(all_) > 1 else ""
+            others = f" and of {quantities.count(len(all_) - 1, 'other block')}" if len(all_) > 1 else ""
             return account(
                 lead, f"The branch/skip ratio of {window.sites[lead].name}{others}", self._episodes.since(lead) - EARLIER
             )

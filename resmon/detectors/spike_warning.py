@@ -15,7 +15,7 @@ from resmon.detectors.history import History, Usual
 from resmon.detectors.loss_level import LossLevel
 from resmon.detectors.options import Options, Tuned
 from resmon.detectors.window import Window, rearranged
-from resmon.quantities import number
+from resmon.quantities import count, number
 from resmon.records import Finding, Floats, Ints, ResidualSite
 
 SETTLED = 24  # windows of history
@@ -86,7 +86,7 @@ class SpikeWarning(Detector):
 
         def tell(lead: int, all_: Ints) -> Account:
             site, since, usual = sites[lead], self._episodes.since(lead), exp(self._usual.level[lead])
-            others = f", and {len(all_) - 1} others' with it" if len(all_) > 1 else ""
+            others = f" and of {count(len(all_) - 1, 'other block')}" if len(all_) > 1 else ""
             return Account(
                 "ticket",
                 f"The branch/skip ratio of {site.name}{others} has been rising since step {since}, to {number(ratio[lead])}, "

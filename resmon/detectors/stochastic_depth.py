@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from resmon.detectors.detector import Detector
-from resmon.detectors.episode import Account, Episodes
+from resmon.detectors.episode import Account, Episodes, with_others
 from resmon.detectors.history import Register
 from resmon.detectors.options import Options, Tuned
 from resmon.detectors.window import Window, rearranged
@@ -116,7 +116,7 @@ class StochasticDepth(Detector):
 
         def tell(lead: int, all_: Ints) -> Account:
             site, since = sites[lead], self._episodes.since(lead)
-            others = f", and {len(all_) - 1} others with it" if len(all_) > 1 else ""
+            others = with_others(all_)
             evidence = {
                 "keep_ratio": now[lead],
                 "usual": q[lead],

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from resmon.detectors.detector import Detector, Weight
-from resmon.detectors.episode import Account, Episodes
+from resmon.detectors.episode import Account, Episodes, with_others
 from resmon.detectors.history import History, Register
 from resmon.detectors.noise import MAD
 from resmon.detectors.options import Options, Tuned
@@ -116,7 +116,7 @@ class StrayingBlock(Detector):
 
         def tell(lead: int, all_: Ints) -> Account:
             site, since = sites[lead], self._episodes.since(lead)
-            others = f", and {len(all_) - 1} others with it" if len(all_) > 1 else ""
+            others = with_others(all_)
             if outlies[lead]:
                 return Account(
                     "ticket",

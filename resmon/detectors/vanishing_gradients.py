@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from resmon.detectors.detector import Detector
-from resmon.detectors.episode import Account, Episodes
+from resmon.detectors.episode import Account, Episodes, with_others
 from resmon.detectors.exploding_gradients import jumps
 from resmon.detectors.history import Usual
 from resmon.detectors.loss_level import LossLevel
@@ -94,7 +94,7 @@ class VanishingGradients(Detector):
         def tell(lead: int, all_: Ints) -> Account:
             site, since = sites[lead], self._episodes.since(lead)
             page = self._episodes.windows(lead) >= self.tuned.at(site.name, "page")
-            others = f", and at {len(all_) - 1} others with it" if len(all_) > 1 else ""
+            others = with_others(all_, "at ")
             if fallen[lead]:
                 lost = self._lost_in(lead, fallen, window)
                 others += f"; it is lost in {lost}" if lost else ""

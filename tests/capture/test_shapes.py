@@ -20,7 +20,7 @@ import resmon
 from resmon.capture.diagnoses import diagnose
 from resmon.capture.discovery import discover
 from resmon.capture.failures import Scene
-from resmon.capture.fixes import layer_of
+from resmon.capture.fixes import _chain_fixes, layer_of
 from resmon.flight import incidents
 from resmon.records import Incident, ResidualSite
 from tests.zoo import attention, convolutional
@@ -567,3 +567,11 @@ def test_the_block_is_named_whichever_it_is(case: Case, fault: Callable[..., boo
         if not best["added"]:
             apply(model, best["code"])
             model(*args, **kwargs)
+
+
+def test_a_chain_that_makes_what_is_wanted_needs_no_fix() -> None:
+    """As in an attention whose operands fit each other, and whose mask does not."""
+    modules: dict[str, nn.Module] = {"fc": nn.Linear(4, 8)}
+    assert list(_chain_fixes(("fc",), (2, 8), (2, 8), modules)) == []
+    (fix,) = _chain_fixes(("fc",), (2, 8), (2, 6), modules)
+    assert fix.code == "fc = nn.Linear(4, 6)"
