@@ -215,7 +215,9 @@ def sentence(comparison: Comparison) -> str:
     drifted, rows = comparison.drifted, comparison.rows
     beside = f"from the baseline of {comparison.baseline}"
     if not drifted:
-        return f"No block of {comparison.run} has drifted {beside} ({count(len(rows), 'block')} compared)."
+        said = f"No block of {comparison.run} has drifted {beside} ({count(len(rows), 'block')} compared)"
+        shifted = sum(row.verdict == "shifted" for row in rows)
+        return f"{said}; {shifted} shifted: more than chance, and too little to matter." if shifted else f"{said}."
     worst = max(drifted, key=lambda row: row.population_stability)
     return (
         f"{len(drifted)} of {count(len(rows), 'block')} of {comparison.run} have drifted {beside}: most {worst.block}, "

@@ -433,7 +433,6 @@ def baseline(
     """Save what a run's blocks put out while it was well, or compare a run with that. Exit status 1 where a block has drifted."""
     from resmon import baseline as baselines
     from resmon.origins import printable
-    from resmon.quantities import number
 
     run, name = (second, first) if action == "save" else (first, second)
     measured = baselines.measure(_run_folder(run, directory), *_step_range(steps))
@@ -449,13 +448,15 @@ def baseline(
         print(json.dumps(asdict(compared) | {"drifted": len(compared.drifted)}, indent=2, allow_nan=False))
     else:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for title in ("block", "", "PSI", "JS", "KS", "Wasserstein", "p", "q", "samples"):
+        for title in ("block", "", "PSI", "JS", "KS", "Wasserstein", "q", "samples"):
             table.add_column(title, justify="left" if title in ("block", "") else "right", overflow="fold")
         for row in compared.rows:
-            values = (row.population_stability, row.jensen_shannon, row.kolmogorov_smirnov, row.wasserstein, row.p, row.q)
+            distances = (row.population_stability, row.jensen_shannon, row.kolmogorov_smirnov, row.wasserstein)
+            values = [f"{value:.4f}" for value in distances]
+            values.append("<0.0001" if row.q < 1e-4 else f"{row.q:.4f}")
             style = {"drifted": "red", "shifted": "yellow", "same": "green"}[row.verdict]
             block = printable(f"{row.model} {row.block}".strip())
-            table.add_row(Text(block), Text(row.verdict, style=style), *map(number, values), f"{row.samples:,.0f}")
+            table.add_row(Text(block), Text(row.verdict, style=style), *values, f"{row.samples:,.0f}")
         console.print(table)
         if compared.missing:
             console.print(Text(printable(f"only on one side: {', '.join(compared.missing[:10])}"), style="yellow"), soft_wrap=True)
