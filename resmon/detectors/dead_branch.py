@@ -42,7 +42,8 @@ class DeadBranch(Detector):
 
     *Meaning.* `dead_branch` (ticket; a page after 64 windows): a branch gave something and gives nothing any more: dead units,
     weights that a decay or a wrong mask brought to 0, an output that is multiplied with 0. Where its units are dead, a bias of the
-    last layer may still be added, so that the ratio stays above 0: it is the same for every input. Under stochastic depth a branch
+    last layer may still be added, so that the ratio stays above 0: it is the same for every input, and a ticket however long it
+    lasts, as ReLU blocks die in trainings that go on well without them. Under stochastic depth a branch
     is at 0 where it was dropped for every sample of a window. A branch that is 0 from the start is zero-initialised; it says
     nothing until it has grown, unless no gradient comes to it that could make it grow (a ticket only).
 
@@ -101,7 +102,7 @@ class DeadBranch(Detector):
 
         def tell(lead: int, all_: Ints) -> Account:
             site, since = sites[lead], self._episodes.since(lead)
-            page = not never[lead] and self._episodes.windows(lead) >= self.tuned.at(site.name, "page")
+            page = bool(fell[lead]) and self._episodes.windows(lead) >= self.tuned.at(site.name, "page")
             others = with_others(all_)
             evidence = {"branch_skip_ratio": ratio[lead], "usual": usual[lead], "dead_unit_ratio": units[lead]}
             expected, seen = f"a branch/skip ratio near {number(usual[lead])}, as over the windows before", number(ratio[lead])

@@ -66,9 +66,10 @@ def test_where_no_block_learns_none_is_named() -> None:
 
 
 def test_dead_units_whose_bias_is_still_added() -> None:
-    units = np.full((600, 6), 0.1)
+    units = np.full((1600, 6), 0.1)
     units[200:, 4] = 1.0
-    (finding,) = said(DeadBranch(), course(600, dead=units))
+    (finding,) = said(DeadBranch(), course(1600, dead=units))  # and it never is a page
+    assert finding.severity == "ticket"
     assert finding.block == "h.4" and "what its branch adds is constant" in finding.summary
     assert finding.evidence["dead_unit_ratio"] == 1.0
     assert said(DeadBranch(), course(600, dead=np.full((600, 6), 1.0))) == [], "it has never been another"
