@@ -168,10 +168,6 @@ class BatchNorm(Detector):
 
         yield from self._collapse.take(window, bad, tell, unknown=np.isnan(collapsed), guilt=collapsed)
 
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        episodes: tuple[Episodes, ...] = (self._gap, self._variance, self._collapse, self._nonfinite)
-        return [event for each in episodes for event in each.end(step, time)]
-
 
 def _others(all_: Ints) -> str:
     others = len(all_) - 1

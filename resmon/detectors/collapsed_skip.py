@@ -119,6 +119,3 @@ class CollapsedSkip(Detector):
         self._growth.values = np.fmax(self._growth.values, growth)
         self._was.values = self._was.values + (~bad & ~unknown)
         return events
-
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)

@@ -121,9 +121,6 @@ class DeadBranch(Detector):
         self._newest.push(np.where(low, np.nan, ratio))
         return events
 
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)
-
 
 def _others_learn(window: Window, learns: Bools) -> Bools:
     """Whether any block of the same model has a gradient, [S]."""

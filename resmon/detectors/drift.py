@@ -126,9 +126,6 @@ class Drift(Detector):
                 guilt[mine] = bad[mine] & (far[mine] >= np.where(bad[mine], far[mine], 0.0).max(initial=0.0) / 2)
         return list(self._episodes.take(window, bad, tell, unknown=~known, guilt=guilt))
 
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)
-
 
 def in_order(histogram: Ints) -> Ints:
     """Zeros first, then by magnitude; without what is not finite."""

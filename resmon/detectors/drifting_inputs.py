@@ -132,9 +132,6 @@ class DriftingInputs(Detector):
 
         return [*events, *self._episodes.take(window, bad, tell)]
 
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return [*self._of_inputs.end(step, time), *self._episodes.end(step, time)]
-
     def _judge_inputs(self, window: Window) -> tuple[list[Finding], bool]:
         """What is said of the model's inputs themselves, and whether they are off."""
         elements, total, square = (np.nansum(window.run(f"input_{name}")) for name in ("elements", "sum", "square"))

@@ -178,9 +178,6 @@ class ExplodingGradients(Detector):
                     found[known[1:]] = True
         return found
 
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)
-
 
 def jumps(behind: Floats, window: Window) -> Floats:
     """By how much the log gradient norm at the output of the block before is above that at each block's own; NaN at the first."""

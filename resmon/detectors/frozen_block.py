@@ -101,6 +101,3 @@ class FrozenBlock(Detector):
             steps = np.where(there, window.steps[:, None], -1).max(axis=0)
             self._last.values = np.where(learns, steps, self._last.values)
         return events
-
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)

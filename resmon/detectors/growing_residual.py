@@ -136,6 +136,3 @@ class GrowingResidual(Detector):
             self._reference.values, self._reference_at = self._next.values, self._next_at
             self._next.values, self._next_at = y, self._seen
         return events
-
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)

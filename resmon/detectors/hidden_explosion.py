@@ -101,6 +101,3 @@ class HiddenExplosion(Detector):
         if not bad:
             self._lowest = min(self._lowest, level)
         return events
-
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)

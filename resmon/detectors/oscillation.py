@@ -142,9 +142,6 @@ class Oscillation(Detector):
             each.push(deviation[count + i : count + i + 1], keep=bad[count + i : count + i + 1])
         return events
 
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return [*self._episodes.end(step, time), *self._run_episodes.end(step, time)]
-
 
 def swings(values: Floats) -> tuple[Floats, Floats, Floats, Floats]:
     """Of each column [STRETCH, N]: the share of the strongest period in all movement, its amplitude, the standard deviation of the

@@ -91,6 +91,3 @@ class Plateau(Detector):
             )
 
         return list(self._episodes.run(window, bad, tell))
-
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)

@@ -147,9 +147,6 @@ class RisingLearningRate(Detector):
             self._rise = _Rise(step, before, self._highest, rate, first=False)
         self._highest = max(self._highest, rate)
 
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)
-
 
 def _rate(window: Window) -> float:
     """The newest learning rate, the largest of all parameter groups."""

@@ -115,6 +115,3 @@ class SpikeWarning(Detector):
             self._newest.arrange(sites)
             self._highest = rearranged(self._highest, self._sites, sites, np.nan)
             self._sites = sites
-
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)

@@ -156,9 +156,6 @@ class StochasticDepth(Detector):
         square = np.where(there, (kept - samples * rate) ** 2 / variance, 0.0).sum(axis=0)
         return np.concatenate([counted, [square, np.count_nonzero(there, axis=0)]])
 
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)
-
 
 def _rate(kept: Any, samples: Any) -> Any:
     """With half a sample of each kind more, so that it is neither 0 nor 1."""

@@ -176,9 +176,6 @@ class StrayingBlock(Detector):
         self._outlier.values = np.where(outlies, outlier + 1, 0.0)
         return above, outlies
 
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)
-
 
 def _kind(site: ResidualSite) -> tuple[str, ...]:
     """The branch's operations without the shapes of their parameters."""

@@ -146,6 +146,3 @@ class VanishingGradients(Detector):
             if len(known) > 2 and level[known[-1]] - level[known[0]] > log(self.tuned.everywhere.depth):
                 found[known[1:]] = True
         return found
-
-    def end(self, step: int, time: float) -> Iterable[Finding]:
-        return self._episodes.end(step, time)
