@@ -16,6 +16,7 @@ import numpy as np
 from resmon.detectors.noise import deviation
 from resmon.detectors.window import Window
 from resmon.gaps import role
+from resmon.records import Floats
 
 REMEMBERED = 32  # windows that tell what is usual
 BEGIN = 4  # windows whose highest level is where the run began
@@ -29,6 +30,7 @@ class LossLevel:
     """
 
     def __init__(self) -> None:
+        self.values: Floats = np.zeros(0)  # of the window's steps, [n]; NaN all where one was ever negative: it has no logarithm
         self.now = nan
         self.usual = nan  # median of the windows before this one
         self.noise = nan  # robust standard deviation of a window's level, from its moves
@@ -45,14 +47,16 @@ class LossLevel:
             self.best = min(self.best, self.now) if self.now == self.now else self.best
         if self._name is None:
             self._name = next((name for name in window.scalars if role(name) == ("loss", False)), None)
-        values = window.scalars.get(self._name) if self._name is not None else None
-        values = values[~np.isnan(values)] if values is not None else np.zeros(0)
-        self._negative = self._negative or bool((values < 0).any())
+        none = np.full(len(window), nan)
+        logged = window.scalars.get(self._name, none) if self._name is not None else none
+        self._negative = self._negative or bool((logged < 0).any())
+        self.values = none if self._negative else logged
+        values = self.values[~np.isnan(self.values)]
         if self._levels:
             self.usual = median(self._levels)
             moves = [after - before for before, after in zip(self._levels, list(self._levels)[1:], strict=False)]
             self.noise = deviation(moves) / 2**0.5 if len(moves) > 1 else nan
-        self.now = nan if self._negative or not len(values) else log(max(float(np.median(values)), LEAST_LOSS))
+        self.now = nan if not len(values) else log(max(float(np.median(values)), LEAST_LOSS))
         if self.now != self.now:
             return
         self._count += 1

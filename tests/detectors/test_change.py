@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from resmon.detectors.change import BEGIN, REMEMBERED, Change
+from resmon.detectors.change import BEGIN, Change
 from resmon.detectors.options import Tuned
+from resmon.detectors.streams import REMEMBERED
 from resmon.detectors.window import WINDOW
 from resmon.records import Floats
 from tests import synthetic
@@ -99,6 +100,72 @@ def test_streams_that_only_learn(seed: int) -> None:
     falls = (1 + np.arange(steps)[:, None] / random.uniform(50, 500, blocks)) ** -random.uniform(0.1, 1.0, blocks)
     courses = {name: falls * np.exp(0.1 * noise) for name in ("branch_rms", "gradient_norm", "output_gradient_norm")}
     assert said(Change(), course(steps, blocks, seed=seed, **courses)) == []
+
+
+def loss(factor: float, steps: int = 2200, every: int = 1) -> Floats:
+    """Falls slowly and is `factor` times as large from BEFORE on, with noise; logged `every` so many steps."""
+    steady = 2.0 / (1 + np.arange(steps) / 2000) * np.exp(0.03 * np.random.default_rng(7).normal(0, 1, steps))
+    steady[BEFORE:] *= factor
+    steady[np.arange(steps) % every != 0] = np.nan
+    return steady
+
+
+@pytest.mark.parametrize("factor", [1.4, 4.0])
+def test_a_loss_that_rises_for_good_is_the_runs(factor: float) -> None:
+    opened, *others = said(Change(), course(2200, scalars={"train/loss": loss(factor)}))
+    assert (opened.kind, opened.severity, opened.block) == ("change", "ticket", "")
+    assert BEFORE <= opened.opened_step <= BEFORE + 4 * WINDOW and abs(opened.evidence["since"] - BEFORE) <= 4
+    assert [(each["block"], each["statistic"]) for each in opened.evidence["streams"]] == [("", "loss")]
+    assert opened.evidence["streams"][0]["factor"] == pytest.approx(factor, rel=0.1)
+    assert opened.summary.startswith("The loss changed by a factor of ")
+    assert [event.state for event in others] == ["closed"]
+
+
+def test_a_loss_that_falls_is_no_news() -> None:
+    assert said(Change(), course(2200, scalars={"loss": loss(0.4)})) == []
+
+
+def test_a_loss_that_is_logged_now_and_then() -> None:
+    steps = 8000
+    seldom = np.full(steps, np.nan)
+    seldom[::10] = 2.0 * np.exp(0.03 * np.random.default_rng(7).normal(0, 1, steps // 10))
+    seldom[5000:] *= 1.6
+    opened, *_ = said(Change(), course(steps, 2, scalars={"loss": seldom}))
+    assert 5000 <= opened.opened_step <= 5000 + 40 * 10
+    assert abs(opened.evidence["since"] - 5000) <= 40  # four logged values
+
+
+def test_a_loss_that_was_negative_is_not_followed() -> None:
+    shifted = loss(4.0)
+    shifted[100] = -0.5
+    assert said(Change(), course(2200, scalars={"loss": shifted})) == []
+
+
+def test_a_gradient_norm_of_the_model() -> None:
+    square = np.where(np.arange(2200) < BEFORE, 1.0, 9.0) * np.exp(0.1 * np.random.default_rng(3).normal(0, 1, 2200))
+    opened, *_ = said(Change(), course(2200, run={"gradient_square": square}))
+    assert opened.block == "" and "gradient norm of the model changed by a factor of 3" in opened.summary
+
+
+def test_blocks_that_moved_with_the_loss_are_the_finding() -> None:
+    events = said(Change(), course(2200, scalars={"loss": loss(3.0)}, branch_rms=level(3.0, [3], 2200)))
+    assert {event.block for event in events} == {"h.3"}
+    assert {"h.3", ""} <= {each["block"] for each in events[0].evidence["streams"]}
+
+
+@pytest.mark.parametrize("moved", [0.1, 10.0])
+def test_a_learning_rate_explains_a_loss(moved: float) -> None:
+    rate = np.where(np.arange(2200) < BEFORE - 20, 0.1, 0.1 * moved)
+    assert said(Change(), course(2200, run={"learning_rate": rate}, scalars={"loss": loss(3.0)})) == []
+
+
+def test_a_block_that_skips_steps_changes_since_the_step_that_it_did() -> None:
+    branch, kept = level(3.0, [3], 3000, at=2000), np.ones((3000, 6))
+    kept[np.arange(3000) % 3 != 0, 3] = np.nan  # stochastic depth
+    opened, *_ = said(
+        Change(), course(3000, **{name: branch * kept if name == "branch_rms" else kept for name in ("branch_rms", "skip_rms")})
+    )
+    assert opened.block == "h.3" and abs(opened.evidence["since"] - 2000) <= 12
 
 
 def test_nothing_is_said_at_the_beginning() -> None:
