@@ -115,6 +115,33 @@ def test_agents_that_follow_on_each_other_say_what_one_would_have_said(
 
 
 @pytest.mark.usefixtures("eager")
+def test_every_rank_has_its_bookmark(tmp_path: Path, runtime_folder: Path) -> None:
+    """Two ranks that are written and read in the same turns, followed by one agent and by some that are killed."""
+
+    def findings_of(name: str, killed: float) -> tuple[list[Finding], int]:
+        ranks = [Run(tmp_path / name, troubled(seed, 900), rank=seed, world_size=2) for seed in range(2)]
+        chance, deaths = random.Random(5), random.Random(6)
+        roster, agents = Roster(runtime_folder, "0", linger=1000.0), 1
+        while any([rank.goes_on(chance.randint(1, 120)) for rank in ranks]):
+            poll(roster)
+            if deaths.random() < killed:
+                roster, agents = Roster(runtime_folder, "0", linger=1000.0), agents + 1
+                poll(roster)
+                followed = roster._followed[ranks[0].folder.parent]
+                assert all(rank.resumed is not None for rank in followed.attempt.ranks.values())
+        for rank in ranks:
+            rank.ends()
+        poll(roster)
+        assert not roster._said
+        return ranks[0].findings, agents
+
+    expected, _ = findings_of("twin", 0.0)
+    found, agents = findings_of("runs", 0.3)
+    assert agents > 4 and {event.evidence["rank"] for event in expected} == {0, 1}
+    assert found == expected
+
+
+@pytest.mark.usefixtures("eager")
 def test_what_is_exported_goes_on_too(tmp_path: Path, runtime_folder: Path) -> None:
     """Counters, gauges, the maxima and the largest loss of the last minute, scores, gaps, findings: as of who was there."""
     run = Run(tmp_path / "runs", troubled())
