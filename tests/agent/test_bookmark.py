@@ -122,7 +122,7 @@ def test_every_rank_has_its_bookmark(tmp_path: Path, runtime_folder: Path) -> No
         ranks = [Run(tmp_path / name, troubled(seed, 900), rank=seed, world_size=2) for seed in range(2)]
         chance, deaths = random.Random(5), random.Random(6)
         roster, agents = Roster(runtime_folder, "0", linger=1000.0), 1
-        while any([rank.goes_on(chance.randint(1, 120)) for rank in ranks]):
+        while sum(rank.goes_on(chance.randint(1, 120)) for rank in ranks):
             poll(roster)
             if deaths.random() < killed:
                 roster, agents = Roster(runtime_folder, "0", linger=1000.0), agents + 1
