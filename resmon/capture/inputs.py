@@ -1,10 +1,11 @@
 """What the model is given, step by step: sums over a sample of its inputs, which tell inputs that drift from those that are harder.
 
 A normalisation behind the stem hides a drift of the inputs from every block. Of the first floating-point tensor among the model's
-arguments a sample is summed, that of a histogram in size and place (sample.py), and squared; tokens are numbers of rows and not
-measured. Where several models are watched it is the one that was given such a tensor first, for another's are of another kind (a
-discriminator's images beside a generator's noise). Evaluation counts nothing. Passes that begin inside a graph of the compiler have
-tensors without numbers there: the sums are absent, as they are of integer inputs.
+arguments a sample is summed, that of a histogram in size and place (sample.py), and squared; of a model that is given integers
+only, the first of these: what the mean of tokens' numbers is says nothing, but that it changes says that they are others. Where
+several models are watched it is the one that was given such a tensor first, for another's are of another kind (a discriminator's
+images beside a generator's noise). Evaluation counts nothing. Passes that begin inside a graph of the compiler have tensors without
+numbers there: the sums are absent.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from resmon.capture.placement import local
 from resmon.capture.sample import flat, places, stride
 from resmon.capture.sums import CODES, is_dense
 from resmon.records import Floats
+
+INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,10 @@ class Inputs:
             elements = tensor.numel()
             _native.sampled(tensor.data_ptr(), CODES[tensor.dtype], elements, step, self._sums.ctypes.data)
             self._elements += -(-elements // step)
+        elif fetch.is_here(tensor) and type(tensor) is Tensor:  # integers
+            numbers = flat(tensor, self._most).numpy().astype(np.float64)
+            self._elements += numbers.size
+            self._sums += numbers.sum(), np.square(numbers).sum()
         else:
             sample = flat(tensor, self._most).double()
             self._elements += sample.numel()
@@ -85,13 +92,17 @@ class Inputs:
 
 
 def _first(args: Any, kwargs: Any) -> Tensor | None:
-    """The tensor that is looked at, or the part of it that lies on this rank."""
-    for _, tensor in leaves((args, kwargs)):
-        if tensor.is_floating_point():
-            if type(tensor) is not Tensor:
-                tensor, share = local(tensor)
-                if not share.known:
-                    return None
-            readable = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type in OBSERVED
-            return tensor if readable and tensor.numel() and tensor.dim() else None
-    return None
+    """The tensor that is looked at, or the part of it that lies on this rank: of floats, else of integers."""
+    tensors = [tensor for _, tensor in leaves((args, kwargs))]
+    tensor = next(
+        (each for each in tensors if each.is_floating_point()),
+        next((each for each in tensors if each.dtype in INTEGERS and each.dim()), None),
+    )
+    if tensor is None:
+        return None
+    if type(tensor) is not Tensor:
+        tensor, share = local(tensor)
+        if not share.known:
+            return None
+    readable = tensor.layout is torch.strided and not tensor.is_nested and tensor.device.type in OBSERVED
+    return tensor if readable and tensor.numel() and tensor.dim() else None

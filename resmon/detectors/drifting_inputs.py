@@ -40,8 +40,8 @@ class DriftingInputsOptions(Options):
 class DriftingInputs(Detector):
     """The model's inputs, the stream as it enters the first block, and all branches at once, against their own levels and trends.
 
-    *Formula.* Over windows of 16 steps x = log RMS of the inputs and their mean in parts of their RMS, where they are floating-
-    point numbers; log median(skip_rms) of each model's first block; and log median(branch_rms) of all blocks. The newest 4
+    *Formula.* Over windows of 16 steps x = log RMS of the inputs (of tokens: of their numbers) and their mean in parts of their
+    RMS; log median(skip_rms) of each model's first block; and log median(branch_rms) of all blocks. The newest 4
     windows' median is compared with 12 windows that end 8 windows before: with their median, and with where their trend (the
     difference of their halves) leads to. d is the smaller of both where they agree in direction, else 0; s is the robust spread of
     the 12 around their trend. Bad is one of these, the last two only where the learning rate is at most 1.25 times the smallest of
@@ -57,8 +57,8 @@ class DriftingInputs(Detector):
 
     Of inputs that moved themselves the finding names no block, and says nothing of blocks that move with them.
 
-    *Trade-off.* Of tokens there is no RMS, and a normalisation before the first block hides a scale; tokens that are others, but as
-    usual in sum, move nothing here. A change that takes longer than 24 windows is a trend. Nothing is said in the first 28 windows.
+    *Trade-off.* A normalisation before the first block hides a scale; tokens that are others, but as usual in sum, move nothing
+    here. A change that takes longer than 24 windows is a trend. Nothing is said in the first 28 windows.
 
     *Delay.* A sudden change: 64 to 96 steps. One over 300 steps: 96 to 240.
 

@@ -80,13 +80,32 @@ def test_the_first_floats_of_each_pass(where: str, dtype: torch.dtype, monkeypat
     session.detach()
 
 
-def test_absent_of_integers_and_of_steps_without_a_pass() -> None:
-    embedding = nn.Sequential(nn.Embedding(8, WIDTH), loops.network(WIDTH))
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_the_first_integers_where_there_are_no_floats(where: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if where == "elsewhere":
+        monkeypatch.setattr(fetch, "is_here", lambda tensor: False)
+    embedding = nn.Sequential(nn.Embedding(60_000, WIDTH), loops.network(WIDTH))
     optimizer = torch.optim.SGD(embedding.parameters(), lr=0.01)
     session, sink = loops.watch(embedding, optimizer)
-    step(embedding, optimizer, torch.arange(8))
-    assert [sink.newest.run_value(name) for name in (ELEMENTS, SUM, SQUARE)] == [None] * 3
+    tokens = torch.randint(0, 60_000, (4, 7), dtype=dtype)
+    for given_ in (tokens, tokens.t(), tokens[:, ::2]):
+        step(embedding, optimizer, given_)
+        assert_sums(sink.newest, given_)
     session.detach()
+
+
+def test_a_mask_and_a_number_are_no_tokens() -> None:
+    inputs, by, tokens = Inputs(256), Fetch(), torch.tensor([5, 7])
+    inputs.see(
+        "model", (torch.tensor(3), torch.ones(2, dtype=torch.bool)), {"tokens": tokens, "later": torch.zeros(9, dtype=torch.int64)}
+    )
+    assert inputs.take(by).values(arrived=True) == {ELEMENTS: 2.0, SUM: 12.0, SQUARE: 74.0}
+    inputs.see("model", (torch.ones(2, dtype=torch.bool),), {})
+    assert inputs.take(by).values(arrived=True) == {}
+
+
+def test_of_steps_without_a_pass() -> None:
     model = loops.network(WIDTH)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     session, sink = loops.watch(model, optimizer)
