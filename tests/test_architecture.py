@@ -22,6 +22,7 @@ GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets"
     "footprint",
     "quantities",
     "kills",
+    "rules",
 }
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
 HOUSE = {"agent", "diff", "postmortem", "assets", "alertmanager"}

@@ -1,0 +1,29 @@
+"""Queries, by a real parser: what is wrong with one, and which metrics it reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import promql_parser
+
+
+def nit(query: str) -> str | None:
+    """What is wrong with a query; None where it parses."""
+    try:
+        promql_parser.parse(query)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def metrics(query: str) -> frozenset[str]:
+    """The names of every series that a query selects. Raises ValueError where it does not parse."""
+    found: set[str] = set()
+
+    def visit(node: Any) -> bool:
+        if isinstance(node, promql_parser.VectorSelector):
+            found.add(node.name or "")
+        return True
+
+    promql_parser.walk(promql_parser.parse(query), visit)
+    return frozenset(found)
