@@ -124,7 +124,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "resmon_run_end_timestamp_seconds",
         "gauge",
         "seconds",
-        ("run",),
+        ("run", "outcome"),
         "Unix time at which it ended; absent while it is under way.",
     ),
     Metric(

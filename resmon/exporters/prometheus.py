@@ -272,6 +272,10 @@ def _outcomes(view: AgentView) -> Iterator[Sample]:
     return (((run.run, _models(run), run.outcome), 1.0) for run in view.runs if run.outcome is not None)
 
 
+def _ends(view: AgentView) -> Iterator[Sample]:
+    return (((run.run, run.outcome), run.ended) for run in view.runs if run.outcome is not None and run.ended is not None)
+
+
 def _models(run: RunView) -> str:
     """What stands for all models of a run in its own series."""
     return ",".join(run.info.models.values())
@@ -419,7 +423,7 @@ def _agent(value: Callable[[AgentView], float]) -> Callable[[AgentView], Iterato
 _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_run_info": _run_info,
     "resmon_run_start_timestamp_seconds": _per_run(lambda run: run.started),
-    "resmon_run_end_timestamp_seconds": _per_run(lambda run: run.ended),
+    "resmon_run_end_timestamp_seconds": _ends,
     "resmon_run_outcome": _outcomes,
     "resmon_run_blocks": _per_model(lambda run: run.watched),
     "resmon_run_folded_blocks": _per_model(lambda run: run.folded),

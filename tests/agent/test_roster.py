@@ -222,7 +222,7 @@ def test_the_outcome_is_there_from_the_end_on_and_not_of_the_attempt_that_follow
     assert shown(roster, "resmon_run_start_timestamp_seconds") == {'{run="digits"}': 1000.0}
     writer.end("failed")
     assert shown(roster, "resmon_run_outcome") == {'{model="Net",outcome="failed",run="digits"}': 1.0}
-    assert shown(roster, "resmon_run_end_timestamp_seconds") == {'{run="digits"}': writer.training.now}
+    assert shown(roster, "resmon_run_end_timestamp_seconds") == {'{outcome="failed",run="digits"}': writer.training.now}
     Writer(runs, launch="b", started=2000.0)
     assert shown(roster, "resmon_run_outcome") == shown(roster, "resmon_run_end_timestamp_seconds") == {}
     assert shown(roster, "resmon_run_start_timestamp_seconds") == {'{run="digits"}': 2000.0}
