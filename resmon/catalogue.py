@@ -117,7 +117,22 @@ CATALOGUE: tuple[Metric, ...] = (
     ),
     # Per run.
     Metric(
-        "resmon_run_info", "gauge", "", ("run", "attempt", "models", "host", "world_size", "git_commit", "torch", "resmon"), "1."
+        "resmon_run_info", "gauge", "", ("run", "attempt", "model", "host", "world_size", "git_commit", "torch", "resmon"), "1."
+    ),
+    Metric("resmon_run_start_timestamp_seconds", "gauge", "seconds", ("run",), "Unix time at which the attempt began here."),
+    Metric(
+        "resmon_run_end_timestamp_seconds",
+        "gauge",
+        "seconds",
+        ("run", "outcome"),
+        "Unix time at which it ended; absent while it is under way.",
+    ),
+    Metric(
+        "resmon_run_outcome",
+        "gauge",
+        "",
+        (*RUN, "outcome"),
+        "1 from the end of the attempt for as long as its series last; absent while it is under way.",
     ),
     Metric("resmon_run_blocks", "gauge", "", RUN, "Residual blocks watched."),
     Metric(
@@ -221,7 +236,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "",
         ("run", "model", "block", "finding", "severity"),
-        "1 while the finding is open, then 0.",
+        "1 while the finding is open and until two scrapes have had it, then 0.",
     ),
     Metric("resmon_incidents_total", "counter", "", ("run", "kind"), "What broke in the attempt's ranks, by kind of failure."),
     Metric("resmon_run_stalled", "gauge", "", ("run",), "1 while a rank's process lives and makes no step, else 0."),

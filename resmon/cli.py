@@ -515,6 +515,40 @@ def replay(
         Console().print(replay_report.render(replayed, agreement, compared, own), soft_wrap=False)
 
 
+def assets(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIRECTORY", help="Folder below which alerts/ is; the current one unless given.")
+    ] = Path(),
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit status 1 where a file is not as it would be.")] = False,
+    runbooks: Annotated[str | None, typer.Option(metavar="URL", help="Where the runbooks are; runbook_url begins with it.")] = None,
+    dashboards: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where the dashboards are; dashboard_url begins with it.")
+    ] = None,
+) -> None:
+    """Write alert rules, recording rules and their unit tests for Prometheus, from resmon's own tables."""
+    from resmon.assets import Links, differing, write
+
+    for option, url in (("--runbooks", runbooks), ("--dashboards", dashboards)):
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ConfigurationError(f"{option} {url!r} is no address; it begins with http:// or https://.")
+    given = {"runbooks": runbooks, "dashboards": dashboards}
+    links = Links(**{name: url.rstrip("/") for name, url in given.items() if url is not None})
+    if check:
+        stale = differing(folder, links)
+        for path in stale:
+            print(f"{folder / path} is not as it would be written now")
+        if stale:
+            print("resmon assets, with the same options, writes them anew")
+            raise typer.Exit(1)
+        return
+    try:
+        written = write(folder, links)
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error
+    for path in written:
+        print(folder / path)
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("demo", demo),
     ("ls", list_runs),
@@ -529,6 +563,7 @@ VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("check", check),
     ("explain", explain),
     ("agent", agent),
+    ("assets", assets),
     ("settings", settings),
 )
 

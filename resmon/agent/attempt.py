@@ -273,6 +273,11 @@ class Attempt:
         for rank in self.ranks.values():
             rank.follower.close()
 
+    def scraped(self, enough: int) -> None:
+        """Note that a scrape has had everything; so many are all."""
+        if self.caught_up:
+            self._findings.scraped(enough)
+
     def poll(self, deadline: float) -> bool:
         """Take in what the ranks have written since the last time; False where `deadline` (monotonic) came first."""
         while True:
@@ -475,6 +480,9 @@ class Attempt:
             findings=self._findings.newest(),
             incidents=tuple(incidents.newest(each for _, rank in ranks for each in rank.incidents.values())),
             is_stalled=any(rank.is_stalled for _, rank in ranks),
+            started=min(rank.info.started for _, rank in ranks),
+            ended=None if self.outcome is None else max(rank.end.time for _, rank in ranks if rank.end is not None),
+            unseen=self._findings.unseen,
             # The lowest rank that logs both sides speaks for the run.
             gaps={score: gap.gap for _, rank in reversed(ranks) for score, gap in rank.gaps.newest.items()},
             reached=first_reached(reached for _, rank in ranks for reached in rank.reached),

@@ -88,6 +88,7 @@ class FindingLog(Merging):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
+        self._scrapes: dict[str, int] = {}  # by id, of the findings that were opened before this agent's eyes; few enough to matter
         self._told = _events(path)
         self._whole = _ends_whole(path)
 
@@ -95,8 +96,19 @@ class FindingLog(Merging):
         """Take an event. Raises OSError where it cannot be written; in memory it stands then, too."""
         new = self.add(event, rank)
         if new is not None:
+            if new.state == "opened":
+                self._scrapes[new.id] = 0
             self._append(new)
             self.told(new)
+
+    @property
+    def unseen(self) -> frozenset[str]:
+        """Ids of findings that are new, over or not, and that not enough scrapes have had."""
+        return frozenset(self._scrapes)
+
+    def scraped(self, enough: int) -> None:
+        """Note that a scrape has had everything; so many are enough for a finding to have been seen."""
+        self._scrapes = {id_: scrapes + 1 for id_, scrapes in self._scrapes.items() if scrapes + 1 < enough}
 
     def take_up(self, rank: int, open_: Collection[str], step: int) -> None:
         """Go on after a step at which these were open in a rank: what the file holds of before is not said again."""

@@ -3,6 +3,11 @@
 An attempt comes with the registration of its first rank. When its last rank has ended it is counted, once and for all agents that
 come after; its series stay until Prometheus has had the last values, and then it goes, with its registrations. Then its series
 are missing from the exposition, which is how Prometheus knows that they are over.
+
+A count is shown to scrapers once they have had the former one from this agent: Prometheus sees no increase in a series that begins
+with it, and an agent that a training process starts is often scraped for the first time when that run is over. What is held back
+when an agent leaves the next one shows, in the same way. Whoever scrapes for the first time after others have twice, and 15 seconds
+after them, gets the counts as they are.
 """
 
 from __future__ import annotations
@@ -58,6 +63,9 @@ class Roster:
         self._labels: dict[str, Path] = {}  # value of the label run -> the run's folder
         self._said: set[str] = set()
         self._scrapes = 0
+        self._first_scrape: float | None = None  # monotonic, as the others
+        self._newest_scrape: float | None = None
+        self._scrapes_at_release: int | None = None
         self._started = time.monotonic()
         self._idle_since: float | None = None
         self._scrapes_at_idle = 0
@@ -76,6 +84,9 @@ class Roster:
         for folder, followed in list(self._followed.items()):
             if followed.ended is not None and self._may_go(followed, followed.ended):
                 self._dismiss(folder, followed)
+        if self._tally.holds_back and self._scrapers_are_known():
+            self._tally.release()
+            self._scrapes_at_release = self._scrapes
         if self._followed:
             self._idle_since = None
         elif self._idle_since is None:
@@ -89,6 +100,9 @@ class Roster:
             return False
         now = time.monotonic()
         seen = self._scrapes > self._scrapes_at_idle or now - self._idle_since >= SETTLED
+        owed = self._tally.holds_back or self._scrapes_at_release == self._scrapes  # counts that somebody waits for
+        if owed and self._newest_scrape is not None and now - self._newest_scrape < self._linger:
+            return False
         return seen and now - self._started >= self._linger
 
     def leave(self) -> None:
@@ -102,7 +116,13 @@ class Roster:
 
     def scraped(self) -> None:
         """Note that a scrape has had everything."""
+        now = time.monotonic()
+        if self._first_scrape is None:
+            self._first_scrape = now
+        self._newest_scrape = now
         self._scrapes += 1
+        for followed in self._followed.values():
+            followed.attempt.scraped(SCRAPES)
 
     def fault(self, about: str, message: str) -> None:
         """Count what went wrong, and say it unless it has been said of the same thing."""
@@ -118,6 +138,7 @@ class Roster:
             version=self._version,
             runs=tuple(attempt.view(label) for label, attempt in self._labelled(attempts)),
             runs_total=dict(self._tally.runs),
+            runs_exported=dict(self._tally.exported),
             runs_active=sum(attempt.outcome is None for attempt in attempts),
             skipped_rows=self._tally.skipped_rows + sum(attempt.skipped for attempt in attempts),
             errors=self._tally.errors,
@@ -165,6 +186,12 @@ class Roster:
         followed.ended, followed.scrapes_at_end = time.monotonic(), self._scrapes
         if attempt.outcome is not None:
             self._tally.count(attempt.key, attempt.outcome)
+
+    def _scrapers_are_known(self) -> bool:
+        """Whether all who scrape have had the counts as they were when this agent came, as far as one can tell."""
+        if self._first_scrape is None or self._scrapes < SCRAPES:
+            return False
+        return time.monotonic() - self._first_scrape >= min(SETTLED, self._linger)
 
     def _may_go(self, followed: _Followed, ended: float) -> bool:
         since = time.monotonic() - ended

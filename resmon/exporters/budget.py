@@ -68,6 +68,7 @@ def own_series(models: int, ranks: int, scores: int, groups: int, findings: int,
         "phase": len(PHASES) + 1,
         "target": targets,
         "kind": len(INCIDENT_KINDS),
+        "outcome": 1,
     }
     total = 0
     for metric in CATALOGUE:

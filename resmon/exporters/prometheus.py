@@ -264,9 +264,21 @@ def _durations(metric: Metric, view: AgentView) -> Family:
 def _run_info(view: AgentView) -> Iterator[Sample]:
     for run in view.runs:
         info = run.info
-        models = ",".join(info.models.values())
         versions = (info.git_commit or "", info.torch, info.resmon)
-        yield (run.run, str(info.attempt), models, info.host, str(info.world_size), *versions), 1.0
+        yield (run.run, str(info.attempt), _models(run), info.host, str(info.world_size), *versions), 1.0
+
+
+def _outcomes(view: AgentView) -> Iterator[Sample]:
+    return (((run.run, _models(run), run.outcome), 1.0) for run in view.runs if run.outcome is not None)
+
+
+def _ends(view: AgentView) -> Iterator[Sample]:
+    return (((run.run, run.outcome), run.ended) for run in view.runs if run.outcome is not None and run.ended is not None)
+
+
+def _models(run: RunView) -> str:
+    """What stands for all models of a run in its own series."""
+    return ",".join(run.info.models.values())
 
 
 def _per_model(blocks: Callable[[RunView], Mapping[str, int]]) -> Callable[[AgentView], Iterator[Sample]]:
@@ -296,7 +308,7 @@ def _findings(view: AgentView) -> Iterator[Sample]:
         for finding, is_open in run.findings:
             model = run.info.models.get(finding.model, finding.model)
             labels = (run.run, model, finding.block, finding.kind, finding.severity)
-            active[labels] = max(active.get(labels, 0.0), float(is_open))
+            active[labels] = max(active.get(labels, 0.0), float(is_open or finding.id in run.unseen))
         yield from active.items()
 
 
@@ -410,6 +422,9 @@ def _agent(value: Callable[[AgentView], float]) -> Callable[[AgentView], Iterato
 # Where the samples of gauges and counters come from; the catalogue holds the rest.
 _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_run_info": _run_info,
+    "resmon_run_start_timestamp_seconds": _per_run(lambda run: run.started),
+    "resmon_run_end_timestamp_seconds": _ends,
+    "resmon_run_outcome": _outcomes,
     "resmon_run_blocks": _per_model(lambda run: run.watched),
     "resmon_run_folded_blocks": _per_model(lambda run: run.folded),
     "resmon_run_series_limit": _per_run(lambda run: run.max_series),
@@ -450,7 +465,7 @@ _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_finding_active": _findings,
     "resmon_incidents_total": _incidents,
     "resmon_run_stalled": _per_run(lambda run: float(run.is_stalled)),
-    "resmon_runs_total": lambda view: (((outcome,), view.runs_total.get(outcome, 0)) for outcome in OUTCOMES),
+    "resmon_runs_total": lambda view: (((outcome,), view.runs_exported.get(outcome, 0)) for outcome in OUTCOMES),
     "resmon_runs_active": _agent(lambda view: view.runs_active),
     "resmon_agent_info": lambda view: [((view.version,), 1.0)],
     "resmon_agent_skipped_rows_total": _agent(lambda view: view.skipped_rows),

@@ -92,6 +92,9 @@ class RunView:
     checkpoint: Checkpoint | None = None  # the newest
     incidents: tuple[Incident, ...] = ()  # of all its ranks, in the order of time
     is_stalled: bool = False  # a rank lives and does not go on
+    started: float = 0.0  # Unix seconds
+    ended: float | None = None  # None while it is under way
+    unseen: frozenset[str] = frozenset()  # ids of findings that are over, perhaps, and that not every scraper has had yet
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,6 +104,7 @@ class AgentView:
     version: str
     runs: tuple[RunView, ...]
     runs_total: Mapping[Outcome, int]
+    runs_exported: Mapping[Outcome, int]  # of these, those that may be shown to scrapers, who have to see the former count first
     runs_active: int
     skipped_rows: int
     errors: int

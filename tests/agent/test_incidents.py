@@ -228,7 +228,7 @@ def test_a_process_that_is_stopped_stalls_goes_on_and_is_killed(house: House, po
     os.kill(trainer.pid, signal.SIGSTOP)
     wait_for(lambda: scrape(url).one("resmon_run_stalled") == 1)
     trainer.kill()
-    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="stalled") == 1)
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="stalled") == 1)
     assert scrape(url).one("resmon_incidents_total", kind="stalled") == 2
     ids = [event["id"] for event in events(rank_folder(house))]
     assert len(ids) == 4 and len(set(ids)) == 2
@@ -246,6 +246,6 @@ def test_killed_while_no_agent_lived(house: House, port: int) -> None:
     assert not (rank_folder(house) / layout.END).exists()
     house.agent(port)
     url = house.ready(port)
-    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="killed") == 1)
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="killed") == 1)
     assert scrape(url).one("resmon_incidents_total", kind="killed") == 1
     assert len(list((house.runtime / runtime.RUNS).iterdir())) == 1

@@ -119,11 +119,26 @@ def test_a_run_that_is_killed_and_one_with_nan_and_hostile_names(house: House, p
     wait_for(lambda: math.isnan(prometheus.query(f"resmon_block_branch_rms{{run={quoted}}}")["h.2"]))
     assert prometheus.query(f"resmon_block_nonfinite_steps_total{{run={quoted}}}")["h.0"] == 0
     trainer.kill()
+    wait_for(lambda: prometheus.query("resmon_finding_active") == {"h.2": 0.0})
     wait_for(lambda: prometheus.query('resmon_runs_total{outcome="killed"}').get("") == 1)
     # The count was there at 0 before: the increase is seen.
     assert prometheus.query('increase(resmon_runs_total{outcome="killed"}[1m])')[""] > 0
-    wait_for(lambda: prometheus.query("resmon_finding_active") == {"h.2": 0.0})
     assert prometheus.query("up") == {"": 1.0}
+
+
+def test_a_run_that_dies_before_the_first_scrape_is_seen_to_end(house: House, prometheus: Server, port: int) -> None:
+    """Its agent's first run: the count was never scraped at 0 before the run was over, and the run lived for a second."""
+    trainer = house.trainer("brief", pace=0.05, last=20, how="failed")
+    assert trainer.wait(30) == 0
+    house.agent(port)
+    failed = 'resmon_run_outcome{run="brief",model="Net",outcome="failed"}'
+    wait_for(lambda: prometheus.query(failed) == {"": 1.0})
+    assert prometheus.query('resmon_runs_total{outcome="failed"}') == {"": 0.0}  # held back
+    wait_for(lambda: prometheus.query('increase(resmon_runs_total{outcome="failed"}[1m])').get("", 0) > 0, 30)
+    success = 'sum(increase(resmon_runs_total{outcome="finished"}[1m])) / sum(increase(resmon_runs_total[1m]))'
+    assert prometheus.query(success) == {"": 0.0}
+    wait_for(lambda: not prometheus.query(failed), 30)  # by the mark of staleness
+    assert prometheus.query(f"max_over_time({failed}[5m])") == {"": 1.0}
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def test_all_ranks_of_a_machine_are_merged(house: House, port: int) -> None:
     url = house.ready(port)
     trainer = torchrun(house, port)
     assert trainer.wait(90) == 0, house.output(trainer)
-    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="finished") == 1)
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="finished") == 1)
     now = scrape(url)
     assert_blocks(now)
     elements = stack.BATCH * stack.LENGTH * stack.WIDTH  # few enough that the sample of each rank is all that it has
@@ -50,7 +50,7 @@ def test_one_rank_that_is_watched_speaks_for_replicas(house: House, port: int) -
     url = house.ready(port)
     trainer = torchrun(house, port, WATCHES="1")
     assert trainer.wait(90) == 0, house.output(trainer)
-    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="finished") == 1)
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="finished") == 1)
     now = scrape(url)
     truth = stack.truth(stack.stack())[-1]
     assert len(now.all("resmon_steps_total")) == 1
@@ -65,7 +65,7 @@ def test_a_rank_that_is_killed_ends_the_attempt_as_killed(house: House, port: in
     url = house.ready(port)
     trainer = torchrun(house, port, DIES="1")
     assert trainer.wait(90) != 0
-    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="killed") == 1)
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="killed") == 1)
     now = scrape(url)
     assert now.one("resmon_steps_total", rank="1") == 2
-    assert sum(now.all("resmon_runs_total").values()) == 1
+    wait_for(lambda: sum(scrape(url).all("resmon_runs_total").values()) == 1)

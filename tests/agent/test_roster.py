@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -115,6 +116,139 @@ def test_a_run_from_its_first_step_to_its_end(roster: Roster, runs: Path) -> Non
     view = poll(roster)
     assert only(view).outcome == "finished"
     assert (view.runs_total["finished"], view.runs_active) == (1, 0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """The roster's monotonic clock: one number, to be moved."""
+    now = [time.monotonic()]
+    with monkeypatch.context() as patch:
+        patch.setattr(roster_module.time, "monotonic", lambda: now[0])
+        yield now
+
+
+def exported(roster: Roster, outcome: Outcome = "killed") -> float:
+    """What a scrape is shown of the runs that ended so."""
+    view = poll(roster)
+    roster.scraped()
+    text = Prometheus().render(view, "")[0].decode()
+    return float(text.split(f'resmon_runs_total{{outcome="{outcome}"}} ')[1].split()[0])
+
+
+def test_a_count_is_shown_once_two_scrapes_fifteen_seconds_apart_have_had_the_former(
+    roster: Roster, runs: Path, clock: list[float]
+) -> None:
+    writer = Writer(runs)
+    writer.step()
+    writer.die()
+    assert exported(roster) == 0  # it was born and killed before the first scrape
+    assert poll(roster).runs_total["killed"] == 1
+    clock[0] += 14
+    assert exported(roster) == 0
+    clock[0] += 1
+    assert exported(roster) == 1
+    again = Writer(runs, launch="b")
+    again.die()
+    assert exported(roster) == 2  # who scrapes here has had the former count
+
+
+def test_one_scrape_is_not_enough_however_long_ago(roster: Roster, runs: Path, clock: list[float]) -> None:
+    """Of two servers that scrape once a minute the second one comes half a minute later."""
+    Writer(runs).die()
+    assert exported(roster) == 0
+    clock[0] += 30
+    assert exported(roster) == 0
+    clock[0] += 30
+    assert exported(roster) == 1
+
+
+def test_the_next_agent_begins_with_what_the_one_before_it_showed(
+    roster: Roster, runs: Path, runtime_folder: Path, clock: list[float]
+) -> None:
+    Writer(runs).die()
+    assert exported(roster) == 0
+    again = Roster(runtime_folder, "0", linger=1000.0)  # the first was killed
+    assert exported(again) == 0
+    clock[0] += 20
+    assert exported(again) == 0  # one scrape of its own; a server may not have seen the first one's
+    assert exported(again) == 1
+    assert exported(Roster(runtime_folder, "0", linger=1000.0)) == 1  # no agent shows less than one before
+
+
+def test_an_agent_stays_until_what_it_holds_back_has_been_scraped(runtime_folder: Path, runs: Path, clock: list[float]) -> None:
+    roster = Roster(runtime_folder, "0", linger=90.0)
+    Writer(runs).end()
+    assert exported(roster, "finished") == 0
+    clock[0] += 60
+    assert exported(roster, "finished") == 0
+    clock[0] += 31  # nobody has scraped the run's end twice, but it is 90 seconds ago
+    assert poll(roster).runs == ()
+    clock[0] += 16
+    poll(roster)
+    assert not roster.is_over()  # the count was released a moment ago, and the next scrape is to have it
+    clock[0] += 13
+    assert exported(roster, "finished") == 1
+    assert roster.is_over()
+
+
+def test_an_agent_that_nobody_scrapes_any_more_does_not_wait(runtime_folder: Path, runs: Path, clock: list[float]) -> None:
+    roster = Roster(runtime_folder, "0", linger=90.0)
+    Writer(runs).end()
+    assert exported(roster, "finished") == 0
+    clock[0] += 89
+    poll(roster)
+    clock[0] += 16
+    poll(roster)
+    clock[0] += 16
+    poll(roster)
+    assert roster.is_over()
+    assert Roster(runtime_folder, "0", 90.0).view(0.0).runs_exported["finished"] == 0  # the next one shows the increase
+
+
+def shown(roster: Roster, name: str) -> dict[str, float]:
+    """Of one metric the samples, by what stands between the braces."""
+    text = Prometheus().render(poll(roster), "")[0].decode()
+    return {
+        line.removeprefix(name).rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith(name + "{")
+    }
+
+
+def test_the_outcome_is_there_from_the_end_on_and_not_of_the_attempt_that_follows(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs, started=1000.0)
+    writer.step()
+    assert shown(roster, "resmon_run_outcome") == shown(roster, "resmon_run_end_timestamp_seconds") == {}
+    assert shown(roster, "resmon_run_start_timestamp_seconds") == {'{run="digits"}': 1000.0}
+    writer.end("failed")
+    assert shown(roster, "resmon_run_outcome") == {'{model="Net",outcome="failed",run="digits"}': 1.0}
+    assert shown(roster, "resmon_run_end_timestamp_seconds") == {'{outcome="failed",run="digits"}': writer.training.now}
+    Writer(runs, launch="b", started=2000.0)
+    assert shown(roster, "resmon_run_outcome") == shown(roster, "resmon_run_end_timestamp_seconds") == {}
+    assert shown(roster, "resmon_run_start_timestamp_seconds") == {'{run="digits"}': 2000.0}
+
+
+def test_the_outcome_of_several_models_is_one_series(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs, models={"g": "Generator", "d": "Discriminator"})
+    writer.end()
+    assert list(shown(roster, "resmon_run_outcome")) == ['{model="Generator,Discriminator",outcome="finished",run="digits"}']
+
+
+def test_a_finding_that_was_over_before_it_was_scraped_is_shown_to_two_scrapes(
+    roster: Roster, runs: Path, runtime_folder: Path
+) -> None:
+    writer = Writer(runs)
+    writer.step()
+    writer.step(forward=[1])
+    writer.end("nonfinite")
+    series = '{block="h.1",finding="nonfinite",model="Net",run="digits",severity="page"}'
+    assert [is_open for _, is_open in only(poll(roster)).findings] == [False]
+    for _ in range(2):
+        assert shown(roster, "resmon_finding_active") == {series: 1.0}
+        roster.scraped()
+    assert shown(roster, "resmon_finding_active") == {series: 0.0}
+    # What another agent has told is no news.
+    assert shown(Roster(runtime_folder, "0", 1000.0), "resmon_finding_active") == {series: 0.0}
 
 
 def test_gauges_are_of_one_step_and_counters_of_each_ranks_newest(roster: Roster, runs: Path) -> None:

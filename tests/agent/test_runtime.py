@@ -110,6 +110,31 @@ def test_the_tally_counts_once_and_survives(tmp_path: Path) -> None:
     assert "new" in again.counted
 
 
+def test_what_is_exported_is_on_disk_and_lags_until_it_is_released(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    tally = Tally(path)
+    assert not tally.holds_back
+    tally.count("a", "killed")
+    assert tally.holds_back and tally.exported["killed"] == 0
+    assert Tally.load(path).exported["killed"] == 0  # whoever comes next begins there
+    tally.release()
+    assert not tally.holds_back and Tally.load(path).exported["killed"] == 1
+    tally.count("b", "killed")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match=r"state\.json"):
+        tally.release()
+    assert tally.exported["killed"] == 1  # what could not be noted is not shown
+
+
+def test_the_tally_of_an_agent_that_held_nothing_back(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    path.write_text('{"runs_total": {"killed": 3}, "counted": {}, "skipped_rows": 0, "errors": 0}')
+    assert Tally.load(path).exported["killed"] == 3
+    path.write_text('{"runs_total": {"killed": 3}, "exported": {"killed": 9}, "counted": {}, "skipped_rows": 0, "errors": 0}')
+    assert Tally.load(path).exported["killed"] == 3
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"[" * 10_000, b'{"runs_total": 1, "counted": 2}', b"\xff", b'{"runs_total":{}}']
 )

@@ -99,7 +99,7 @@ def test_an_agent_without_work_leaves_and_cleans_up(house: House, port: int) -> 
     agent = house.agent(port, linger=1.0)
     trainer = house.trainer(last=5, pace=PACE, how="finished")
     url = house.ready(port)
-    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="finished") == 1)
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="finished") == 1)
     assert trainer.wait(20) == 0
     wait_for(lambda: not scrape(url).all("resmon_run_info"))  # `linger` seconds after the end
     assert agent.wait(20) == 0  # and one more scrape, which the last line made
@@ -128,7 +128,7 @@ def test_a_trainer_that_is_killed(house: House, port: int) -> None:
     wait_for(lambda: (scrape(url).one("resmon_steps_total") or 0) > 5)
     assert scrape(url).one("resmon_runs_total", outcome="killed") == 0  # at 0 from the start
     trainer.kill()
-    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="killed") == 1)
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="killed") == 1)
     end = json.loads((rank_folder(house) / layout.END).read_text())
     assert end["outcome"] == "killed"
     assert end["step"] == int(house.output(trainer).split()[-1])  # every step that it had said to be on file
@@ -147,7 +147,7 @@ def test_the_figures_of_a_process_are_live(house: House, port: int) -> None:
     assert now.one("resmon_process_threads") == threads
     wait_for(lambda: (scrape(url).one(names[0]) or 0) > (now.one(names[0]) or 0))
     trainer.kill()
-    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="killed") == 1)
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="killed") == 1)
     after = scrape(url)
     assert after.all("resmon_steps_total")
     assert not any(after.all(name) for name in names)
@@ -159,7 +159,7 @@ def test_ranks_of_one_launch(house: House, port: int) -> None:
     ranks = [house.trainer(rank=rank, world=2, pace=PACE, last=20, how="finished", launch="one") for rank in range(2)]
     url = house.ready(port)
     assert [rank.wait(30) for rank in ranks] == [0, 0]
-    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="finished") == 1)
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="finished") == 1)
     now = scrape(url)
     assert len(now.all("resmon_steps_total")) == 2
     assert len(now.all("resmon_block_skip_rms")) == 3
@@ -171,7 +171,7 @@ def test_killing_the_agent_disturbs_nothing_and_the_next_one_goes_on(house: Hous
     live = house.trainer("live", pace=PACE, last=100_000, how="nonfinite")
     url = house.ready(port)
     ended.wait(20)
-    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="failed") == 1)
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="failed") == 1)
     wait_for(lambda: scrape(url).one("resmon_finding_active", run="live"))
     before = scrape(url)
     first.kill()
@@ -185,7 +185,7 @@ def test_killing_the_agent_disturbs_nothing_and_the_next_one_goes_on(house: Hous
     assert len(counters) > 50
     for key in counters:
         assert after.samples[key] >= before.samples[key], key
-    assert after.one("resmon_runs_total", outcome="failed") == 1
+    wait_for(lambda: scrape(url).one("resmon_runs_total", outcome="failed") == 1)  # once its scrapers are known
     assert after.one("resmon_finding_active", run="live") == 1
     assert live.poll() is None
     wait_for(lambda: len(house.output(live).split()) > written + 10)

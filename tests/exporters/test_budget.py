@@ -164,7 +164,7 @@ def test_the_rooms_own_count_is_what_is_exported() -> None:
     of_blocks = [line for line in found if line.startswith("resmon_block_")]
     assert len(of_blocks) == 10 * BLOCK_SERIES
     scores = 1  # the loss is a score, but has a family of its own
-    absent = 5 * 3 + 4  # what the agent sees of each rank's process; gap, epoch, and two of checkpoints
+    absent = 5 * 3 + 6  # what the agent sees of each rank's process; gap, epoch, two of checkpoints and two of the end
     assert len(found) - len(of_blocks) == own_series(1, 3, 1, 2, 0) - scores - absent
 
 
@@ -176,7 +176,7 @@ def test_a_label_that_the_budget_does_not_know_is_an_error_of_this_test() -> Non
             and metric.labels != BLOCK
             and "finding" not in metric.labels
         ):
-            assert set(metric.labels) <= {"run", "model", "rank", "score", "group", "phase", "target", "kind"}
+            assert set(metric.labels) <= {"run", "model", "rank", "score", "group", "phase", "target", "kind", "outcome"}
 
 
 def test_where_all_blocks_fit_nothing_is_folded() -> None:

@@ -81,7 +81,8 @@ def full_view(block_names: Iterable[str] = ("h.0", "h.1"), run: str = "digits", 
     finding = Finding("i", "opened", "nonfinite", "page", "", blocks[0].name, 1, 1.0, 1, 1.0, "s", "e", "s", 0.9, "nonfinite")
     about = info(run=run, models={"": model}, host=run, git_commit=model, targets=(views.REACHED, views.MISSED))
     scores = {"loss": 1.5, "accuracy": 0.5, "epoch": 3.0}
-    return views.agent(views.run(blocks, [training.step() for _ in range(3)], about, scores, ((finding, True),)))
+    shown = views.run(blocks, [training.step() for _ in range(3)], about, scores, ((finding, True),))
+    return views.agent(replace(shown, outcome="failed", ended=1012.0))
 
 
 @formats
@@ -195,7 +196,7 @@ def test_hostile_names_come_back_as_they_were(kind: str) -> None:
             if metric.labels == BLOCK and metric.kind == "gauge":
                 keys = of(found, metric.name, run=run, model=model)
                 assert {dict(key)["block"] for key in keys} == set(HOSTILE)
-        assert one(found, "resmon_run_info", run=run, models=model, host=run) == 1
+        assert one(found, "resmon_run_info", run=run, model=model, host=run) == 1
 
 
 @formats

@@ -97,3 +97,9 @@ def test_promtool_reads_and_runs_them(tmp_path: Path) -> None:
     for command in (["check", "rules", "rules.yaml"], ["test", "rules", "tests.yaml"]):
         found = subprocess.run([program("promtool"), *command], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_groups_are_evaluated_in_the_order_that_is_asked_for() -> None:
+    made = yaml.safe_load(unit_test_file(["rules.yaml"], [], "", order=["b", "a"]))
+    assert made == {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "group_eval_order": ["b", "a"], "tests": []}
+    assert "group_eval_order" not in yaml.safe_load(unit_test_file(["rules.yaml"], [], ""))

@@ -1,0 +1,74 @@
+"""The table of files that are written from tables, and what tells a file that is not as it would be written now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from resmon.assets import cases
+from resmon.assets.findings import finding_alerts
+from resmon.assets.links import Links
+from resmon.assets.machines import MERGED
+from resmon.assets.runs import run_alerts
+from resmon.rules import Case, Group, rule_file, unit_test_file
+
+HEADER = "Written by `resmon assets` from the tables in resmon/assets, and not by hand: the next one writes it anew."
+RULES = "alerts/resmon.yaml"
+
+
+def groups(links: Links) -> list[Group]:
+    """The rules of alerts/resmon.yaml."""
+    return [
+        Group("resmon-machines", [merged.rule() for merged in MERGED]),
+        Group("resmon-findings", finding_alerts(links)),
+        Group("resmon-runs", run_alerts(links)),
+    ]
+
+
+def _rules(links: Links) -> str:
+    return rule_file(
+        groups(links), f"{HEADER}\nAlerts and aggregates of resmon for Prometheus 2.42 or newer; docs/alerts.md has them all."
+    )
+
+
+def _tests(made: Callable[[Links], list[Case]]) -> Callable[[Links], str]:
+    return lambda links: unit_test_file(
+        ["../resmon.yaml"], made(links), f"{HEADER}\nRun with promtool test rules.", order=[group.name for group in groups(links)]
+    )
+
+
+# What is written, below the folder that is given. A file more is a row more.
+OUTPUTS: dict[str, Callable[[Links], str]] = {
+    RULES: _rules,
+    "alerts/tests/findings.yaml": _tests(cases.of_findings),
+    "alerts/tests/runs.yaml": _tests(cases.of_runs),
+    "alerts/tests/machines.yaml": _tests(cases.of_machines),
+}
+
+
+def rendered(links: Links) -> dict[str, str]:
+    """Every file by its path, as it would be written now."""
+    return {path: make(links) for path, make in OUTPUTS.items()}
+
+
+def write(directory: Path, links: Links) -> list[str]:
+    """Write what is not as it should be; the paths of what was written. Raises OSError."""
+    files = rendered(links)
+    changed = [path for path, text in files.items() if _content(directory / path) != text.encode()]
+    for path in changed:
+        file = directory / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(files[path].encode())
+    return changed
+
+
+def differing(directory: Path, links: Links) -> list[str]:
+    """The paths of files that are not there, or not as they would be written now."""
+    return [path for path, text in rendered(links).items() if _content(directory / path) != text.encode()]
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
