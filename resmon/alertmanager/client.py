@@ -77,26 +77,28 @@ class Alertmanager:
     def create(
         self,
         matchers: Sequence[Matcher],
-        duration: str | float,
+        until: str | float | datetime,
         comment: str,
         *,
         author: str = "",
         starts: datetime | None = None,
     ) -> Silence:
-        """A silence that begins now (or at `starts`, by the server's clock) and lasts `duration` (2h, or seconds).
+        """A silence that begins now (or at `starts`) and lasts 2h, or some seconds, or until a time, by the server's clock.
 
         Raises ConfigurationError for one that names nothing, ServerError where it could not be made, or where nobody knows.
         """
         checked(matchers, comment)
-        lasts = timedelta(seconds=length(duration))
+        lasts = None if isinstance(until, datetime) else timedelta(seconds=length(until))
         answer = self._ask("GET", "/status")  # whose clock, and which member
         now = answer.clock.now()
+        ends = until if isinstance(until, datetime) else (starts or now) + (lasts or timedelta())
+        length((ends - (starts or now)).total_seconds())
         # What begins in the past begins now, the server says; a minute covers what its date does not tell.
         begins = now - timedelta(minutes=1) if starts is None else starts
         body = {
             "matchers": [_matcher(each) for each in matchers],
             "startsAt": moment(begins),
-            "endsAt": moment((now if starts is None else starts) + lasts),
+            "endsAt": moment(ends),
             "createdBy": author or default_author(),
             "comment": comment.strip(),
         }
