@@ -18,6 +18,7 @@ from resmon.errors import (
     FlightVersionError,
     NonFiniteError,
     ResmonError,
+    ServerError,
 )
 from resmon.records import Finding, Incident, ResidualSite
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from resmon.capture.marker import residual_add
     from resmon.flight.frames import Flight, load
     from resmon.monitor import Monitor, watch
+    from resmon.planned import maintenance
 
 __version__ = "0.1.0"
 
@@ -42,8 +44,10 @@ __all__ = [
     "NonFiniteError",
     "ResidualSite",
     "ResmonError",
+    "ServerError",
     "discover",
     "load",
+    "maintenance",
     "residual_add",
     "watch",
 ]
@@ -53,6 +57,7 @@ _ELSEWHERE = {
     "Monitor": "resmon.monitor",
     "discover": "resmon.capture.discovery",
     "load": "resmon.flight.frames",
+    "maintenance": "resmon.planned",
     "residual_add": "resmon.capture.marker",
     "watch": "resmon.monitor",
 }

@@ -549,6 +549,72 @@ def assets(
         print(folder / path)
 
 
+def silence(
+    action: Annotated[
+        Literal["add", "list", "extend", "expire"], typer.Argument(help="add one, list them, extend ID or expire ID.")
+    ] = "add",
+    identity: Annotated[str | None, typer.Argument(metavar="ID", help="Of the silence to extend or to expire.")] = None,
+    run: Annotated[str | None, typer.Option("--run", "-r", help="Alerts of this run.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Alerts of this model, whatever the run.")] = None,
+    block: Annotated[str | None, typer.Option("--block", "-b", help="Alerts of this block.")] = None,
+    alert: Annotated[str | None, typer.Option("--alert", "-a", help="Alerts of this name, such as ResmonDeadBranch.")] = None,
+    matcher: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL=VALUE", help="Any label, once for each: 'block=~\"h[.].*\"', also != and !~.")
+    ] = None,
+    lasts: Annotated[str | None, typer.Option("--for", help="How long from now: 30m, 2h, 1d12h; 30d at the most.")] = None,
+    comment: Annotated[str | None, typer.Option("--comment", "-c", help="Why: whoever is on call reads it.")] = None,
+    author: Annotated[str | None, typer.Option(help="Who; user@host unless named.")] = None,
+    expired: Annotated[bool, typer.Option("--expired", help="List those that are over, too.")] = False,
+    alertmanager: Annotated[
+        str | None, typer.Option(metavar="URL", help="Alertmanager's address; the settings' unless named.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Keep alerts from notifying anybody for a time. What is planned is silenced; the alerts still fire and are seen."""
+    from resmon.alertmanager import Alertmanager, Matcher, skew_sentence, written
+    from resmon.alertmanager.table import as_json as jsonable
+    from resmon.alertmanager.table import covers, table
+    from resmon.settings import Settings
+
+    names = {"run": run, "model": model, "block": block, "alertname": alert}
+    matchers = [Matcher(name, value) for name, value in names.items() if value] + [Matcher.parse(each) for each in matcher or ()]
+    _fits_action(action, identity, lasts, comment, bool(matchers))
+    console = Console(soft_wrap=True)
+    with Alertmanager.of(Settings.of(alertmanager=alertmanager).alertmanager) as client:
+        if action == "list":
+            found = [each for each in client.silences(*matchers) if expired or each.state != "expired"]
+            if as_json:
+                print(json.dumps([jsonable(each) for each in found], indent=2))
+            elif found:
+                Console().print(table(found, client.now()))
+            else:
+                console.print("nothing is silenced")
+        elif action == "add":
+            made = client.create(matchers, lasts or "", comment or "", author=author or "")
+            alerts = client.alerts(*made.matchers, silenced=True)
+            if as_json:
+                print(json.dumps(jsonable(made) | {"alerts": len(alerts)}, indent=2))
+            else:
+                left, until = written((made.ends - client.now()).total_seconds()), f"{made.ends:%Y-%m-%d %H:%M:%S} UTC"
+                console.print(Text(f"{covers(made)} is silenced for {left}, until {until}."))
+                console.print(Text(f"Of alerts that are there now it covers {len(alerts):,}."))
+                console.print(Text(f"resmon silence extend {made.id} --for 2h\nresmon silence expire {made.id}"))
+        elif action == "extend":
+            made = client.extend(identity or "", lasts or "")
+            if as_json:
+                print(json.dumps(jsonable(made), indent=2))
+            else:
+                console.print(Text(f"{covers(made)} is silenced until {made.ends:%Y-%m-%d %H:%M:%S} UTC, as {made.id}."))
+        else:
+            made = client.expire(identity or "")
+            if as_json:
+                print(json.dumps(jsonable(made), indent=2))
+            else:
+                console.print(Text(f"{covers(made)} has not been silenced any more since {made.ends:%Y-%m-%d %H:%M:%S} UTC."))
+        if not as_json and (said := skew_sentence(client.skew)):
+            console.print(Text(said, style="yellow"))
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("demo", demo),
     ("ls", list_runs),
@@ -562,6 +628,7 @@ VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("inspect", inspect),
     ("check", check),
     ("explain", explain),
+    ("silence", silence),
     ("agent", agent),
     ("assets", assets),
     ("settings", settings),
@@ -647,6 +714,17 @@ def _step_range(text: str | None) -> tuple[int | None, int | None]:
     if not colon or not all(end == "" or (end.isascii() and end.isdecimal()) for end in (first, last)):
         raise ConfigurationError(f"--steps {text!r} cannot be read; write FIRST:LAST, such as 500:1000, 500: or :1000.")
     return int(first) if first else None, int(last) if last else None
+
+
+def _fits_action(action: str, identity: str | None, lasts: str | None, comment: str | None, matchers: bool) -> None:
+    """Raises ConfigurationError with all that `resmon silence` was told too much or too little of for what it is to do."""
+    needed = {"an ID": (identity, ("extend", "expire")), "--for": (lasts, ("add", "extend")), "--comment": (comment, ("add",))}
+    nits = [f"{action} needs {name}" for name, (value, actions) in needed.items() if action in actions and not value]
+    nits += [f"{action} takes no {name.removeprefix('an ')}" for name, (value, on) in needed.items() if action not in on and value]
+    if matchers and action in ("extend", "expire"):
+        nits.append(f"{action} takes an ID and no matchers")
+    if nits:
+        raise ConfigurationError(f"{'; '.join(nits)}. `resmon silence --help` shows what each takes.")
 
 
 def _paths(paths: tuple[str, ...], module: str) -> str:

@@ -37,3 +37,28 @@ class UnobservableError(ResmonError):
 
 class NonFiniteError(ResmonError):
     """A step whose gradients are NaN or infinite, where `on_nonfinite="raise"` asks for that; the message is the incident's."""
+
+
+class ServerError(ResmonError):
+    """Alertmanager or Prometheus cannot be reached, refused what was asked, or is something else.
+
+    `status` is the answer's, None where none came, and `said` the server's own words. `uncertain`: what was asked may have been
+    done all the same. `passing`: it may go well a moment later, not before `wait` seconds if the server named any.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        said: str = "",
+        uncertain: bool = False,
+        passing: bool = False,
+        wait: float = 0.0,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.said = said
+        self.uncertain = uncertain
+        self.passing = passing
+        self.wait = wait

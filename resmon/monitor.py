@@ -49,6 +49,12 @@ LONGEST_LOCATION = 8192  # characters of a checkpoint's path or URL
 _monitors: weakref.WeakKeyDictionary[Any, Monitor] = weakref.WeakKeyDictionary()
 
 
+def newest_run() -> str | None:
+    """The run that this process watches, the one that was begun last where there are several; None where it watches none."""
+    monitors = [monitor for monitor in _monitors.values() if monitor._is_open()]
+    return monitors[-1].run if monitors else None
+
+
 def watch(
     model: nn.Module | Mapping[str, nn.Module],
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
@@ -143,6 +149,11 @@ class Monitor:
     def directory(self) -> Path:
         """The run's folder: `resmon.load` reads it."""
         return self._flight.directory
+
+    @property
+    def run(self) -> str | None:
+        """The run's name, which is the label `run`; None as long as this process does not know its rank and nobody gave one."""
+        return self._flight.run
 
     def log(self, **scalars: Any) -> None:
         """Record numbers of the step that is under way or just over: `loss=`, `accuracy=`, any name.
@@ -278,6 +289,10 @@ class _Flight:
     @property
     def directory(self) -> Path:
         return self._settings.directory.absolute() / safe_name(self._run or self._proposed)
+
+    @property
+    def run(self) -> str | None:
+        return self._run
 
     def open(self) -> FlightWriter:
         """Claim this rank's place in the run and begin to write. Raises ConfigurationError where that cannot be."""

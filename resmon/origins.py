@@ -26,6 +26,18 @@ VARIABLES: Mapping[str, str] = {
     "RESMON_ATTEMPT": "set for on_incident's command, as RESMON_RUN and RESMON_DIRECTORY are: the attempt that it is about",
     "RESMON_RANK": "likewise, its rank",
     "RESMON_INCIDENT": "likewise, what broke: failed, nonfinite, killed, stalled, ...",
+    "RESMON_ALERTMANAGER_USER": "name with which Alertmanager is asked, by basic authentication",
+    "RESMON_ALERTMANAGER_PASSWORD": "likewise, the password",
+    "RESMON_ALERTMANAGER_TOKEN": "bearer token with which it is asked instead",
+    "RESMON_ALERTMANAGER_CA": "file of the authority that signed its certificate, in PEM form; the system's unless named",
+    "RESMON_ALERTMANAGER_CERTIFICATE": "file of the certificate to show it, with the key or beside it",
+    "RESMON_ALERTMANAGER_KEY": "likewise, the key's own file",
+    "RESMON_PROMETHEUS_USER": "as for Alertmanager, of Prometheus",
+    "RESMON_PROMETHEUS_PASSWORD": "likewise, the password",
+    "RESMON_PROMETHEUS_TOKEN": "bearer token with which it is asked instead",
+    "RESMON_PROMETHEUS_CA": "file of the authority that signed its certificate",
+    "RESMON_PROMETHEUS_CERTIFICATE": "file of the certificate to show it",
+    "RESMON_PROMETHEUS_KEY": "likewise, the key's own file",
     "RESMON_REPLACED": "set for the agent: the variables that it was started with other values of, as JSON",
 }
 

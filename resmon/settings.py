@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
@@ -22,6 +23,7 @@ from resmon.origins import Given, Nit, Origin, in_arguments, in_environment, in_
 from resmon.targets import readable
 
 MIB = 1 << 20
+_USER = re.compile("//[^/\\s]*@")  # and password, in an address
 _CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 # What is wrong within a setting's value that has the right form: the path there and a message. For settings whose right values
@@ -42,6 +44,22 @@ def _words(value: Any) -> Any:
             f"{min(meant)} is the shell's, and there is none around the command: write sh -c '...', or a list of words"
         )
     return tuple(shlex.split(value))
+
+
+def _address(url: str) -> str:
+    """A server's address, without a slash at its end."""
+    if _USER.search(url):
+        raise ValueError("an address holds no name and password; they are set in the environment (docs/oncall.md)")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{url!r} is no address ({error})") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or not url.isprintable() or " " in url:
+        raise ValueError(f"{url!r} must be http://HOST:PORT or https://HOST:PORT, with a path if the server has a prefix")
+    if parts.query or parts.fragment:
+        raise ValueError(f"{url!r} must end with the path; what follows ? or # is not part of an address")
+    return url.rstrip("/")
 
 
 _OPERATORS = ("|", "||", "&", "&&", ";", "<", ">", ">>", ">&", "&>")
@@ -127,6 +145,13 @@ class Settings(BaseModel):
         (), description="detectors of your own, each package.module:Class, that the agent runs too (docs/detectors.md)"
     )
 
+    alertmanager: Several = Field(
+        (),
+        description="address of Alertmanager, such as http://alertmanager:9093, with its path prefix if it has one; several are "
+        "the members of a cluster (in one string with commas)",
+    )
+    prometheus: str | None = Field(None, description="address of Prometheus, of which a post-mortem asks which alerts fired")
+
     @field_validator("listen")
     @classmethod
     def _address_and_port(cls, value: str) -> str:
@@ -165,6 +190,16 @@ class Settings(BaseModel):
             if not _CLASS.fullmatch(name):
                 raise ValueError(f"{name!r} must be PACKAGE.MODULE:CLASS, such as mine.detectors:LoudBranch")
         return value
+
+    @field_validator("alertmanager")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_address, value))
+
+    @field_validator("prometheus")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        return None if value is None else _address(value)
 
     @field_validator("targets")
     @classmethod
@@ -238,5 +273,5 @@ def _nits(given: Given, check: Check | None) -> Iterator[Nit]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = _USER.sub("//…@", repr(value))  # a password is nobody's to read
     return text if len(text) <= 80 else f"{text[:79]}…"

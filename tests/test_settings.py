@@ -59,6 +59,17 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
         | st.fixed_dictionaries({"sites": st.dictionaries(WORD, st.just({}))}),
         max_size=2,
     ),
+    "alertmanager": st.lists(
+        st.builds(
+            "{}://{}:{}{}".format,
+            st.sampled_from(["http", "https"]),
+            st.sampled_from(["127.0.0.1", "[::1]", "host"]),
+            st.integers(1, 65535),
+            st.sampled_from(["", "/alertmanager"]),
+        ),
+        max_size=2,
+    ).map(tuple),
+    "prometheus": st.sampled_from(["http://127.0.0.1:9090", "https://prometheus.example/prefix"]),
     "own_detectors": st.lists(st.sampled_from(["mine:Loud", "a.b_2.c:D"]), max_size=2).map(tuple),
 }
 # A wrong value, as text, of every setting for which a text can be wrong.
@@ -77,6 +88,8 @@ WRONG = {
     "on_incident": "echo 'without end",
     "on_incident_timeout": "0",
     "detectors": "[1]",
+    "alertmanager": "http://host:9093,https://me:secret@host",
+    "prometheus": "host:9090",
     "own_detectors": "mine.Loud",
 }
 # From the weakest to the strongest.
