@@ -11,7 +11,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 SHARED = --numprocesses $(WORKERS) --dist worksteal # so that tests which share a fixture mostly stay together
 
-.PHONY: help setup test test-slow lint demo bench bench-gpu bench-detectors faults clean
+.PHONY: help setup test test-slow lint demo oncall-demo bench bench-gpu bench-detectors faults clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -31,6 +31,9 @@ lint: setup ## ruff and mypy
 
 demo: setup ## train on real digits with the live view, then let it blow up
 	$(BIN)/resmon demo
+
+oncall-demo: setup ## from a bad step to the pager: agent, Prometheus, Alertmanager and a page, on this machine
+	$(BIN)/python examples/oncall.py
 
 bench: setup ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.run
