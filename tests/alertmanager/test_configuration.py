@@ -186,6 +186,10 @@ def test_what_has_no_model_is_grouped_by_its_run(client: Alertmanager, heard: He
         for run in ("x", "y")
         for name, more in {"ResmonStale": {}, "ResmonLossDivergence": {"finding": "loss_divergence"}}.items()
     )
+    gone = {"alertname": "ResmonAgentGone", "severity": "page"}
+    client.post(Alert(gone | {"instance": "m:9699", "run": run, "model": f"model-{run}"}) for run in "xyz")
+    wait_for(lambda: [e for e in heard.of("/page") if e["groupLabels"] == {"alertname": "ResmonAgentGone", "instance": "m:9699"}])
+    assert len([e for e in heard.of("/page") if e["groupLabels"].get("instance") == "m:9699"]) == 1
     kinds = {"ResmonStale", "ResmonLossDivergence"}
 
     def groups() -> set[tuple[str, str]]:
@@ -204,6 +208,15 @@ SCENES: dict[str, list[tuple[dict[str, str], bool]]] = {
         (finding("loss_divergence", "dead", "killed", "", "page"), False),
         (finding("nonfinite", "dead", "killed", "h.2", "page"), True),  # it may be why
         (finding("drift", "alive", "killed"), True),
+        ({"alertname": "ResmonSlowSteps", "run": "dead", "model": "killed", "severity": "ticket"}, False),
+        ({"alertname": "ResmonSlowSteps", "run": "alive", "model": "killed", "severity": "ticket"}, True),
+        ({"alertname": "ResmonSeriesBudget", "model": "killed", "severity": "ticket"}, True),
+    ],
+    "of a run whose agent is gone nothing is known": [
+        ({"alertname": "ResmonAgentGone", "run": "unheard", "model": "gone", "severity": "page", "instance": "a:9699"}, True),
+        ({"alertname": "ResmonRunStale", "run": "unheard", "model": "gone", "severity": "ticket"}, False),
+        ({"alertname": "ResmonRunStale", "run": "heard", "model": "gone", "severity": "ticket"}, True),
+        (finding("loss_divergence", "unheard", "gone", "", "page"), True),
     ],
     "a block that is not finite has neighbours": [
         (finding("nonfinite", "nan", "nan", "h.2", "page"), True),
