@@ -190,6 +190,9 @@ def test_what_has_no_model_is_grouped_by_its_run(client: Alertmanager, heard: He
     client.post(Alert(gone | {"instance": "m:9699", "run": run, "model": f"model-{run}"}) for run in "xyz")
     wait_for(lambda: [e for e in heard.of("/page") if e["groupLabels"] == {"alertname": "ResmonAgentGone", "instance": "m:9699"}])
     assert len([e for e in heard.of("/page") if e["groupLabels"].get("instance") == "m:9699"]) == 1
+    burn = {"alertname": "ResmonSloFinite", "severity": "page", "slo": "finite"}
+    client.post(Alert(burn | {"service": service}) for service in ("vision", "language"))
+    wait_for(lambda: {e["groupLabels"].get("service") for e in heard.of("/page")} >= {"vision", "language"})
     kinds = {"ResmonStale", "ResmonLossDivergence"}
 
     def groups() -> set[tuple[str, str]]:
@@ -223,7 +226,8 @@ SCENES: dict[str, list[tuple[dict[str, str], bool]]] = {
         (finding("exploding_gradients", "nan", "nan", "h.3", "page"), False),
         (finding("dead_branch", "nan", "nan", "h.2"), False),
         (finding("nonfinite_loss", "nan", "nan", "", "page"), False),
-        (outcome("nonfinite", "nan", "nan"), False),
+        (finding("nonfinite", "ended", "nan", "h.2", "page"), True),
+        (outcome("nonfinite", "ended", "nan"), False),
         (finding("exploding_gradients", "other", "nan", "h.3", "page"), True),
         (outcome("nonfinite", "short", "nan"), True),  # no scrape saw its finding
     ],
