@@ -75,10 +75,13 @@ def quoted(text: str) -> str:
 def _courses(content: Any) -> tuple[Course, ...]:
     if content["data"]["resultType"] != "matrix":
         raise ValueError("no matrix")
-    return tuple(
+    made = tuple(
         Course(
             {str(name): str(value) for name, value in each["metric"].items()},
             tuple((float(time), float(value)) for time, value in each["values"]),
         )
         for each in content["data"]["result"]
     )
+    if not all(math.isfinite(time) for course in made for time, _ in course.samples):
+        raise ValueError("a time that is none")
+    return made

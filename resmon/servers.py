@@ -36,6 +36,7 @@ TIMEOUT = 10.0  # seconds for one answer
 ATTEMPTS = 4
 PAUSE = 0.25  # seconds before the first repetition; each further one waits twice as long
 LONGEST_PAUSE = 5.0  # also where a server asks for more
+FARTHEST = 20 * 365 * 86400.0  # seconds between two clocks; a date that is farther away is none
 LARGEST = 64 << 20  # bytes of an answer
 LONGEST = 500  # characters of what a server said
 
@@ -318,6 +319,8 @@ def _clock(response: httpx.Response, sent: float, began: float) -> Clock:
     try:
         date = parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError, TypeError, OverflowError):
+        return Clock(datetime.fromtimestamp(came, UTC), read)
+    if abs(date - came) > FARTHEST:
         return Clock(datetime.fromtimestamp(came, UTC), read)
     took = read - began
     low, high = date - sent - took, date + 1 - sent

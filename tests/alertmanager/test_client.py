@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from resmon.alertmanager import Alert, Alertmanager, Matcher, default_author, skew_sentence
+from resmon.alertmanager import Alert, AlertGroup, Alertmanager, KnownAlert, Matcher, Silence, Status, default_author, skew_sentence
 from resmon.errors import ConfigurationError, ServerError
 from resmon.servers import Connection
 from tests.alertmanager.servers import SILENT, Server, answering, forward, reply, running
@@ -495,6 +497,34 @@ def test_what_is_no_alertmanager(status: int, content: Any, said: str) -> None:
     assert url in str(error.value)
 
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.sampled_from(["", "a", "2026-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "active"]),
+    lambda each: (
+        st.lists(each, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                "id matchers status startsAt endsAt updatedAt createdBy comment state labels annotations fingerprint receivers "
+                "name silencedBy inhibitedBy alerts receiver cluster config versionInfo original version uptime peers value "
+                "isRegex".split()
+            ),
+            each,
+            max_size=8,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+def test_whatever_a_server_sends_is_a_value_or_a_sentence(content: Any) -> None:
+    for make in (Silence.of, KnownAlert.of, AlertGroup.of, Status.of):
+        with suppress(ValueError):
+            make(content)
+
+
 def test_a_server_that_asks_to_wait_is_waited_for_but_not_for_ever() -> None:
     def handle(handler: BaseHTTPRequestHandler, before: int) -> None:
         reply(handler, *((503, None) if before < 2 else (200, [])), Retry_After="2" if before == 0 else "900")
@@ -532,6 +562,8 @@ def test_a_date_says_how_wrong_a_clock_is_at_the_least() -> None:
     clock = _clock(Response(), time.time(), time.monotonic())  # type: ignore[arg-type]
     assert 98 < clock.ahead <= 100
     assert abs((clock.now() - datetime.now(UTC)).total_seconds() - 100) < 1.5
+    Response.headers = {"Date": "Fri, 31 Dec 9999 23:59:59 GMT"}
+    assert _clock(Response(), time.time(), time.monotonic()).ahead == 0  # type: ignore[arg-type]
     Response.headers = {"Date": "yesterday"}
     assert _clock(Response(), time.time(), time.monotonic()).ahead == 0  # type: ignore[arg-type]
 
