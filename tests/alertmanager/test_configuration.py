@@ -180,6 +180,22 @@ def test_a_second_run_of_a_model_adds_no_second_page(client: Alertmanager, heard
     assert wait_for(lambda: pages()[2:])[0]["groupKey"] != page["groupKey"]
 
 
+def test_a_run_that_ends_of_nan_is_no_second_page(client: Alertmanager, heard: Heard) -> None:
+    """The finding ends with the run, and with it what inhibits the page of the run's end."""
+
+    def pages() -> list[dict[str, Any]]:
+        return [each for each in heard.of("/page") if each["groupLabels"].get("model") == "ends"]
+
+    first = finding("nonfinite", "ends", "ends", "h.2", "page")
+    client.post([Alert(first), Alert(outcome("nonfinite", "ends", "ends"))])
+    (page,) = wait_for(pages)
+    assert [alert["labels"]["alertname"] for alert in page["alerts"]] == ["ResmonNonfinite"]
+    client.post([Alert(first, ends=datetime.now(UTC))])
+    later = wait_for(lambda: pages()[1:])[0]
+    assert later["groupKey"] == page["groupKey"] and later["status"] == "firing"
+    assert ("ResmonRunNonfinite", "firing") in {(alert["labels"]["alertname"], alert["status"]) for alert in later["alerts"]}
+
+
 def test_what_has_no_model_is_grouped_by_its_run(client: Alertmanager, heard: Heard) -> None:
     client.post(
         Alert({"alertname": name, "severity": "page", "run": run, **more})
