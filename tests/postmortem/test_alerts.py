@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import time
 import urllib.request
@@ -41,17 +42,37 @@ class World:
     alertmanager: Server
     began: float
     folder: Path
-    silence: str
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Some seconds in which alerts come and go."""
     folder = tmp_path_factory.mktemp("world")
-    began = time.time()
+    (folder / "prometheus.yml").write_text("global: {evaluation_interval: 1s}\nrule_files: [rules*.yaml]\n")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [program("prometheus"), f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'tsdb'}"]
+    with running(folder / "alertmanager") as alertmanager, Alertmanager.of([alertmanager.url]) as client:
+        matchers = [Matcher("run", "digits"), Matcher("block", "h[.][12]", is_regex=True)]
+        client.create(matchers, "1h", "pruned on purpose", author="me@here")
+        process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"])
+        try:
+            wait_for(lambda: _is_ready(url))
+            began = time.time()
+            (folder / "rules.yaml").write_text(rule_file([Group("alerts", rules(began), "1s")], ""))
+            process.send_signal(signal.SIGHUP)  # read the rules
+            made = World(url, alertmanager, began, record(folder / "runs", steps=20, started=began, outcome="failed"))
+            time.sleep(max(0.0, began + 10 - time.time()))
+            yield made
+        finally:
+            process.kill()
+            process.wait()
+
+
+def rules(began: float) -> list[Alert]:
     of_block = {"severity": "page", "run": "digits", "model": "Net", "block": "h.2"}
     ticket = {"severity": "ticket", "run": "digits"}
-    rules = [
+    return [
         Alert("ResmonDeadBranch", between(began + 3, began + 7), of_block, {}, lasts="1s"),
         Alert("ResmonDrift", between(began + 3, began + 9e9), {**ticket, "block": "h.0"}, {}),
         Alert("ResmonBlip", between(began + 4, began + 5), ticket, {}),
@@ -62,23 +83,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         Alert("NodeDown", between(began + 3, began + 9e9), {"severity": "page"}, {}),
         Alert("ResmonDrift", between(began + 3, began + 9e9), {"severity": "ticket", "run": HOSTILE}, {}),
     ]
-    (folder / "rules.yaml").write_text(rule_file([Group("alerts", rules, "1s")], ""))
-    (folder / "prometheus.yml").write_text("global: {evaluation_interval: 1s}\nrule_files: [rules.yaml]\n")
-    port = free_port()
-    command = [program("prometheus"), f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'tsdb'}"]
-    with running(folder / "alertmanager") as alertmanager, Alertmanager.of([alertmanager.url]) as client:
-        matchers = [Matcher("run", "digits"), Matcher("block", "h[.][12]", is_regex=True)]
-        silence = client.create(matchers, "1h", "pruned on purpose", author="me@here")
-        process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"])
-        try:
-            url = f"http://127.0.0.1:{port}"
-            wait_for(lambda: _is_ready(url))
-            made = World(url, alertmanager, began, record(folder / "runs", steps=20, started=began, outcome="failed"), silence.id)
-            time.sleep(max(0.0, began + 10 - time.time()))
-            yield made
-        finally:
-            process.kill()
-            process.wait()
 
 
 def _is_ready(url: str) -> bool:
