@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from resmon.alertmanager import Alert, AlertGroup, Alertmanager, KnownAlert, Matcher, Silence, Status, default_author, skew_sentence
 from resmon.errors import ConfigurationError, ServerError
 from resmon.servers import Connection
-from tests.alertmanager.servers import SILENT, Server, answering, forward, reply, running
+from tests.alertmanager.servers import SILENT, Server, answering, forward, reply, running, wait_for
 from tests.ports import free_port
 
 # "secret", by bcrypt with cost 4.
@@ -170,6 +170,30 @@ def test_a_member_that_is_down_is_passed_by(server: Server) -> None:
         client.post([Alert({"alertname": "Member"})])
     with Alertmanager.of([nobody, nobody], attempts=1) as client, pytest.raises(ServerError, match="cannot be reached"):
         client.post([Alert({"alertname": "Member"})])
+
+
+def test_the_members_of_a_cluster_are_one(tmp_path: Path) -> None:
+    """A silence made at one is prolonged and ended at the other when the first is gone."""
+    ports = free_port(), free_port()
+    clusters = [
+        (f"--cluster.listen-address=127.0.0.1:{mine}", f"--cluster.peer=127.0.0.1:{other}", "--cluster.gossip-interval=50ms")
+        for mine, other in (ports, ports[::-1])
+    ]
+    with (
+        running(tmp_path / "a", cluster=clusters[0]) as first,
+        running(tmp_path / "b", cluster=clusters[1]) as second,
+        Alertmanager.of([first.url, second.url], attempts=1) as client,
+        Alertmanager.of([second.url]) as at_second,
+    ):
+        wait_for(lambda: at_second.status().peers == 2 and client.status().peers == 2)
+        client.post([Alert({"alertname": "Cluster"})])
+        assert len(at_second.alerts()) == 1  # handed to both
+        made = client.create(named("cluster"), "1h", "why")
+        wait_for(lambda: at_second.silences())
+        first.stop()
+        longer = client.extend(made.id, "2h")
+        assert longer.id == made.id and longer.ends - made.ends > timedelta(minutes=59)
+        assert client.expire(made.id).state == "expired"
 
 
 def test_it_comes_back_while_one_asks(tmp_path: Path) -> None:
