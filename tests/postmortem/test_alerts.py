@@ -18,6 +18,7 @@ from resmon.cli import main
 from resmon.errors import ServerError
 from resmon.postmortem import markdown, page
 from resmon.postmortem.alerts import AFTER, Alerts, asked, history
+from resmon.postmortem.alerts import Alert as Shown
 from resmon.postmortem.case import Case, read
 from resmon.postmortem.report import make
 from resmon.prometheus import Prometheus, quoted
@@ -178,6 +179,16 @@ def test_the_reports_show_them(world: World) -> None:
     plain = make([world.folder])
     assert plain.alerts is None
     assert "<h2>Alerts</h2>" not in page.render(plain) and "## Alerts" not in markdown.render(plain)
+
+
+def test_labels_and_comments_become_no_part_of_the_page(world: World) -> None:
+    script = "<script>alert(1)</script> | [link](http://evil)\n# heading"
+    alert = Shown(script, script, script, {"run": script}, 1000.0, None, None, (script,))
+    report = replace(make([world.folder]), alerts=Alerts((alert,), (script,)))
+    html, text = page.render(report), markdown.render(report)
+    assert "<script>alert(1)" not in html and html.count("&lt;script&gt;alert(1)") == 5
+    assert "<script>" not in text and "[link](" not in text and "\n# heading" not in text
+    assert "1970-01-01 00:16:40 UTC" in html and "goes on" in html
 
 
 def test_the_command_asks_the_servers_that_are_named(
