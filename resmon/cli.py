@@ -380,13 +380,21 @@ def postmortem(
     ] = None,
     form: Annotated[str, typer.Option("--format", "-f", help="html, markdown or json.")] = "html",
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    prometheus: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask this Prometheus which alerts fired; the settings' unless named.")
+    ] = None,
+    alertmanager: Annotated[
+        str | None, typer.Option(metavar="URL", help="Ask this Alertmanager which of them were silenced; likewise.")
+    ] = None,
     directory: Directory = None,
 ) -> None:
     """Tell what happened to a run that broke: what was first, what followed, why, what to do; beside healthy runs, if named."""
     from resmon.origins import printable
     from resmon.postmortem import markdown, page
+    from resmon.postmortem.alerts import asked
     from resmon.postmortem.report import as_json as jsonable
     from resmon.postmortem.report import make
+    from resmon.settings import Settings
     from resmon.tail import find_runs
 
     endings = {"html": "html", "markdown": "md", "json": "json"}
@@ -394,9 +402,11 @@ def postmortem(
         raise ConfigurationError(f"--format {form} is none. There are: {', '.join(endings)}.")
     folder = _runs_directory(directory)
     folders = [path for run in runs for path in find_runs(run, folder)]
+    servers = Settings.of(prometheus=prometheus, alertmanager=alertmanager)
+    ask = asked(servers.prometheus, servers.alertmanager) if servers.prometheus else None
     progress = Console(stderr=True)
     with progress.status("reading") as status:
-        report = make(folders, lambda what: status.update(Text(printable(what))))
+        report = make(folders, lambda what: status.update(Text(printable(what))), ask)
         status.update("writing")
         if form == "json":
             text = json.dumps(jsonable(report), indent=2, allow_nan=False) + "\n"

@@ -36,6 +36,7 @@ TIMEOUT = 10.0  # seconds for one answer
 ATTEMPTS = 4
 PAUSE = 0.25  # seconds before the first repetition; each further one waits twice as long
 LONGEST_PAUSE = 5.0  # also where a server asks for more
+FARTHEST = 20 * 365 * 86400.0  # seconds between two clocks; a date that is farther away is none
 LARGEST = 64 << 20  # bytes of an answer
 LONGEST = 500  # characters of what a server said
 
@@ -139,15 +140,14 @@ class Connection:
         Raises ServerError where none does. It is `uncertain` where the request may have been carried out all the same.
         """
         members = [self.access.urls.index(member)] if member is not None else self._in_turn()
-        uncertain = False
         for attempt in range(self._attempts):
             for index in members:
                 try:
                     answer = self._once(self.access.urls[index], method, path, params, body)
                 except ServerError as error:
-                    uncertain |= error.uncertain
-                    if not error.passing or (error.uncertain and not repeatable):
-                        raise self._with_doubt(error, uncertain, repeatable) from error.__cause__
+                    error.uncertain &= not repeatable  # done twice it comes to the same
+                    if not error.passing or error.uncertain:
+                        raise
                     failed = error
                 else:
                     self._first = index
@@ -155,15 +155,11 @@ class Connection:
             if attempt + 1 < self._attempts:
                 pause = PAUSE * 2**attempt * random.uniform(0.5, 1.0)
                 self._sleep(min(LONGEST_PAUSE, max(pause, failed.wait)))
-        raise self._with_doubt(failed, uncertain, repeatable) from failed.__cause__
+        raise failed
 
     def _in_turn(self) -> list[int]:
         count = len(self.access.urls)
         return [(self._first + i) % count for i in range(count)]
-
-    def _with_doubt(self, error: ServerError, uncertain: bool, repeatable: bool) -> ServerError:
-        error.uncertain = uncertain and not repeatable
-        return error
 
     def _once(self, url: str, method: str, path: str, params: Params, body: Any) -> Answer:
         import httpx
@@ -176,15 +172,18 @@ class Connection:
             with client.stream(method, f"{url}{path}", params=list(params), content=content, headers=headers) as response:
                 text = self._body(response, began, url)
         except (httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise self._failed(url, f"cannot be reached within {self._timeout:g} s", "", error, uncertain=False) from error
+            advice = f"Is it running? {_named_by(self.access.service)}"
+            raise self._passing(url, f"cannot be reached within {self._timeout:g} s", advice) from error
         except httpx.ConnectError as error:
             self._refused(url, error)
         except httpx.TimeoutException as error:
             said = f"did not answer within {self._timeout:g} s"
-            raise self._failed(url, said, "Look whether it is overloaded, or ask again later.", error, uncertain=True) from error
+            raise self._passing(url, said, "Look whether it is overloaded, or ask again later.", uncertain=True) from error
         except httpx.TransportError as error:
+            if "SSL" in str(error):  # a server says so late that it wants a client's certificate
+                self._refused(url, error)
             said = f"broke the connection off ({_short(str(error)) or type(error).__name__})"
-            raise self._failed(url, said, "Look whether it is being restarted.", error, uncertain=True) from error
+            raise self._passing(url, said, "Look whether it is being restarted.", uncertain=True) from error
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             said = f"cannot be asked ({_short(str(error))})"
             raise ServerError(f"{self.name} at {url} {said}. {_named_by(self.access.service)}") from error
@@ -234,10 +233,10 @@ class Connection:
                 raise ServerError(f"{self.name} at {url} answered with more than {LARGEST >> 20} MiB. Ask for less of it.")
             if time.monotonic() - began > 2 * self._timeout:
                 said = f"had not said all within {2 * self._timeout:g} s"
-                raise self._failed(url, said, "Look whether it is overloaded, or ask for less.", None, uncertain=True)
+                raise self._passing(url, said, "Look whether it is overloaded, or ask for less.", uncertain=True)
         return b"".join(parts)
 
-    def _refused(self, url: str, error: httpx.ConnectError) -> NoReturn:
+    def _refused(self, url: str, error: httpx.TransportError) -> NoReturn:
         text = str(error)
         prefix = f"RESMON_{self.access.service.upper()}_"
         if "CERTIFICATE_VERIFY_FAILED" in text:
@@ -252,11 +251,10 @@ class Connection:
                 f"{self.name} at {url} and this program cannot agree on a secure connection ({_short(text)}). If it asks for "
                 f"a client's certificate, name its files in {prefix}CERTIFICATE and {prefix}KEY."
             ) from error
-        raise self._failed(
-            url, f"cannot be reached ({_short(text)})", f"Is it running? {_named_by(self.access.service)}", error, uncertain=False
-        ) from error
+        advice = f"Is it running? {_named_by(self.access.service)}"
+        raise self._passing(url, f"cannot be reached ({_short(text)})", advice) from error
 
-    def _failed(self, url: str, said: str, advice: str, _: Exception | None, *, uncertain: bool) -> ServerError:
+    def _passing(self, url: str, said: str, advice: str, *, uncertain: bool = False) -> ServerError:
         return ServerError(f"{self.name} at {url} {said}. {advice}".rstrip(), uncertain=uncertain, passing=True)
 
     def _complain(self, url: str, response: httpx.Response, text: bytes) -> NoReturn:
@@ -318,6 +316,8 @@ def _clock(response: httpx.Response, sent: float, began: float) -> Clock:
     try:
         date = parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError, TypeError, OverflowError):
+        return Clock(datetime.fromtimestamp(came, UTC), read)
+    if abs(date - came) > FARTHEST:
         return Clock(datetime.fromtimestamp(came, UTC), read)
     took = read - began
     low, high = date - sent - took, date + 1 - sent

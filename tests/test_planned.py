@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import pytest
 import resmon
 import resmon.planned
 from resmon.alertmanager import Alertmanager, Matcher, Silence, default_author, keeper
-from tests.alertmanager.servers import Server, running, wait_for
+from tests.alertmanager.servers import Server, answering, forward, reply, running, wait_for
 from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +55,7 @@ def active(client: Alertmanager, run: str) -> list[Silence]:
 def test_the_silence_begins_and_ends_with_the_window(server: Server, client: Alertmanager) -> None:
     began = time.monotonic()
     with resmon.maintenance("replanned learning rate", run="window", block="h.0", for_="2h", alertmanager=server.url) as window:
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < 0.5
         (silence,) = wait_for(lambda: active(client, "window"))
         assert {str(each) for each in silence.matchers} == {'run="window"', 'block="h.0"'}
         assert silence.comment.startswith("replanned learning rate [resmon.maintenance ") and silence.author == default_author()
@@ -62,7 +63,7 @@ def test_the_silence_begins_and_ends_with_the_window(server: Server, client: Ale
         assert silence.ends - datetime.now(UTC) <= timedelta(seconds=keeper.LIFE)
         assert wait_for(lambda: window.silence) == silence.id
         leaving = time.monotonic()
-    assert time.monotonic() - leaving < 0.1
+    assert time.monotonic() - leaving < 0.5
     wait_for(lambda: not active(client, "window"), 5)
     assert len(silences(client, "window")) == 1
 
@@ -73,8 +74,8 @@ def test_it_is_kept_alive_and_never_outlives_what_was_planned(
     monkeypatch.setattr(keeper, "LIFE", 3.0)
     monkeypatch.setattr(keeper, "BEAT", 0.5)
     caplog.set_level(logging.INFO, "resmon")
-    planned = datetime.now(UTC) + timedelta(seconds=6)
-    with resmon.maintenance("longer than planned", run="planned", for_=6.0, alertmanager=server.url) as window:
+    planned = datetime.now(UTC) + timedelta(seconds=8)
+    with resmon.maintenance("longer than planned", run="planned", for_=8.0, alertmanager=server.url) as window:
         (first,) = wait_for(lambda: active(client, "planned"))
         assert first.ends < planned - timedelta(seconds=1)
         ends = []
@@ -171,7 +172,7 @@ def test_an_alertmanager_that_is_down_is_told_once_and_asked_again(
         server.stop()
         began = time.monotonic()
         with resmon.maintenance("why", run="down", alertmanager=server.url) as window:
-            assert time.monotonic() - began < 0.2
+            assert time.monotonic() - began < 0.5
             wait_for(lambda: "cannot be reached" in caplog.text)
             server.start()
             with Alertmanager.of([server.url]) as client:
@@ -186,6 +187,60 @@ def test_an_alertmanager_that_is_down_is_told_once_and_asked_again(
     assert len(warnings) == 1 and "It is tried again while the window lasts" in warnings[0], warnings
 
 
+def test_a_program_that_ends_does_not_wait_for_an_alertmanager_that_hangs(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        code = f"import time, resmon\nwith resmon.maintenance('why', run='a', alertmanager={url!r}): time.sleep(1)"
+        began = time.monotonic()
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        # Also whoever reads what it prints sees the end of it: the keeper has no part of its pipes.
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, check=False, timeout=30
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("ends_at_once", [False, True])
+def test_a_silence_whose_answer_was_lost_is_found_again(server: Server, client: Alertmanager, ends_at_once: bool) -> None:
+    """The connection breaks off when it has been made, and the server has faults for a while."""
+    run = f"doubt-{ends_at_once}"
+    faults = [0]
+
+    def handle(handler: BaseHTTPRequestHandler, _: int) -> None:
+        status, body = forward(handler, server.url)
+        if handler.command == "POST" and not faults[0]:
+            faults[0] = 6
+            handler.close_connection = True
+        elif faults[0] > 1:
+            faults[0] -= 1
+            reply(handler, 503)
+        else:
+            reply(handler, status, body)
+
+    with answering(handle) as (url, _):
+        with resmon.maintenance("why", run=run, alertmanager=url) as window:
+            wait_for(lambda: faults[0])
+            if not ends_at_once:
+                assert wait_for(lambda: window.silence) == silences(client, run)[0].id
+        wait_for(lambda: silences(client, run) and not active(client, run), 15)
+        assert len(silences(client, run)) == 1
+
+
+def test_the_keeper_asks_with_the_credentials_of_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str | None] = set()
+
+    def handle(handler: BaseHTTPRequestHandler, _: int) -> None:
+        seen.add(handler.headers.get("Authorization"))
+        reply(handler, *forward(handler, server.url))
+
+    monkeypatch.setenv("RESMON_ALERTMANAGER_TOKEN", "t0ken")
+    with answering(handle) as (url, _), resmon.maintenance("why", run="token", alertmanager=url) as window:
+        wait_for(lambda: window.silence)
+        assert b"t0ken" not in Path(f"/proc/{window._process.pid}/cmdline").read_bytes()  # type: ignore[union-attr]
+    assert seen == {"Bearer t0ken"}
+
+
 def test_an_alertmanager_that_hangs_delays_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", free_port())) as listening:
         began = time.monotonic()
@@ -193,7 +248,7 @@ def test_an_alertmanager_that_hangs_delays_nothing(caplog: pytest.LogCaptureFixt
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
             with resmon.maintenance("why", run="hangs", alertmanager=url) as window:
                 pass
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 1.5
         assert window.silence is None
 
 

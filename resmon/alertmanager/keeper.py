@@ -25,12 +25,13 @@ from typing import Any, Literal
 from resmon.alertmanager.client import Alertmanager
 from resmon.alertmanager.matchers import Matcher
 from resmon.alertmanager.values import Silence, moment
-from resmon.errors import ResmonError, ServerError
+from resmon.errors import ConfigurationError, ResmonError, ServerError
 
 LIFE = 180.0  # seconds that the silence lasts if nobody keeps it alive
 BEAT = 60.0  # seconds between two prolongations
 LOOK = 0.5  # seconds between two looks whether the process is still there
 ENDING = 60.0  # seconds for which the end is tried to be told
+LAST = 2.0  # seconds before the planned end in which nothing is begun any more: the server's date tells whole seconds
 TIMEOUT = 5.0  # seconds for one answer
 TOLERANCE = timedelta(seconds=2)  # of times that are compared with the server's
 
@@ -86,6 +87,10 @@ class Keeper:
                 wait = min(self._plan.beat, 2.0**failures, max(0.0, self._left()))
                 self._tell("failed", why=str(error))
                 continue
+            except ConfigurationError:
+                if self._left() > LAST:
+                    raise
+                is_ours, wait = True, max(0.0, self._left())  # the answer was so slow that the end has come
             if not is_ours:
                 return
         self._end()
@@ -97,6 +102,8 @@ class Keeper:
         """See to it that the silence is there and lasts; False where somebody else has decided about it."""
         # Both clocks are read at one moment, so that the end is not late by what a slow answer takes.
         now = self._client.now()
+        if self._left() < LAST:
+            return True
         ends = now + timedelta(seconds=min(self._plan.life, self._left()))
         found = self._found()
         if found is not None and self._silence is not None:

@@ -20,16 +20,12 @@ _ESCAPES = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 
 @dataclass(frozen=True, slots=True)
 class Matcher:
-    """`name="value"`, or with =~, != or !~. Raises ConfigurationError for a name that no label can have."""
+    """`name="value"`, or with =~, != or !~."""
 
     name: str
     value: str
     is_regex: bool = False
     is_equal: bool = True
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ConfigurationError(f"{self.name!r} is no label's name: letters, digits and _, and no digit first.")
 
     @classmethod
     def parse(cls, text: str) -> Matcher:
@@ -52,6 +48,11 @@ class Matcher:
         if self.is_regex:
             return "=~" if self.is_equal else "!~"
         return "=" if self.is_equal else "!="
+
+    @property
+    def has_usual_name(self) -> bool:
+        """Whether every Alertmanager takes the name; newer ones take any, in silences that others made."""
+        return _NAME.fullmatch(self.name) is not None
 
     def __str__(self) -> str:
         escaped = self.value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

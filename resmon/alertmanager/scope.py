@@ -23,7 +23,11 @@ _ANYTHING = ("0", "q", "Zq7-x_9", "a b.c/d:e", "\N{GREEK SMALL LETTER OMEGA}\N{C
 
 def checked(matchers: Sequence[Matcher], comment: str) -> None:
     """Raises ConfigurationError that names all that is wrong with a silence for these matchers."""
-    nits = []
+    nits = [
+        f"{each.name!r} is no label's name: letters, digits and _, and no digit first"
+        for each in matchers
+        if not each.has_usual_name
+    ]
     if not matchers:
         nits.append("it names nothing, so it would match every alert")
     elif not any(_names(matcher) for matcher in matchers):

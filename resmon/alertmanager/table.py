@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from rich.table import Table
@@ -19,27 +19,28 @@ _STYLES = {"active": "green", "pending": "yellow", "expired": "dim"}
 def table(silences: Sequence[Silence], now: datetime) -> Table:
     """One row a silence; times are told from `now`, which is the server's."""
     made = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("id", "state", "time", "silences", "by", "comment"):
-        made.add_column(name, no_wrap=name in ("id", "state", "time"), overflow="fold")
+    for name in ("id", "state", "silences"):
+        made.add_column(name, no_wrap=name != "silences", overflow="fold")
     for each in silences:
-        made.add_row(
-            Text(printable(each.id)),
-            Text(each.state, style=_STYLES[each.state]),
-            time_of(each, now),
-            Text(covers(each)),
-            Text(printable(each.author)),
-            Text(printable(each.comment)),
-        )
+        state = Text.assemble((each.state, _STYLES[each.state]), f" {time_of(each, now)}")
+        why = Text(printable(f"{each.comment} ({each.author})"), style="dim")
+        made.add_row(Text(printable(each.id)), state, Text("\n").join([Text(covers(each)), why]))
     return made
 
 
 def time_of(silence: Silence, now: datetime) -> str:
     """When it begins or ends."""
     if silence.state == "pending":
-        return f"in {written((silence.starts - now).total_seconds())}"
+        return f"in {_rounded(silence.starts - now)}"
     if silence.state == "active":
-        return f"{written((silence.ends - now).total_seconds())} more"
-    return f"{written((now - silence.ends).total_seconds())} ago"
+        return f"for {_rounded(silence.ends - now)}"
+    return f"since {_rounded(now - silence.ends)}"
+
+
+def _rounded(length: timedelta) -> str:
+    """To the minute, from an hour on."""
+    seconds = length.total_seconds()
+    return written(60 * round(seconds / 60) if seconds >= 3570 else seconds)
 
 
 def covers(silence: Silence) -> str:

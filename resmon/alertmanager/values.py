@@ -193,4 +193,7 @@ def _time(content: Any, key: str) -> datetime:
     time = datetime.fromisoformat(_text(content, key))
     if time.tzinfo is None:
         raise ValueError(f"{key} has no time zone")
-    return time.astimezone(UTC)
+    try:
+        return time.astimezone(UTC)
+    except OverflowError as error:  # of the year 1 or 9999
+        raise ValueError(f"{key} is no time that can be") from error

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from resmon.postmortem.evidence import Suspect
-from resmon.postmortem.page import card, compared, environment_of, events, facts, side_by_side
+from resmon.postmortem.page import ALERT_COLUMNS, alert_rows, card, compared, environment_of, events, facts, side_by_side
 from resmon.postmortem.report import Report
 from resmon.quantities import in_units
 
@@ -92,6 +92,13 @@ def _lines(report: Report) -> Iterator[str]:
         yield ""
         rows = [(f"{f.opened_step:,}", f.kind, f.block or "–", f.severity, f.summary) for f in case.findings]
         yield from _table(("step", "finding", "block", "severity", "summary"), rows)
+    if report.alerts is not None:
+        yield "## Alerts"
+        yield ""
+        if rows_of := alert_rows(report):
+            yield from _table(ALERT_COLUMNS, rows_of)
+        yield from (f"- {escaped(note)}" for note in report.alerts.notes)
+        yield ""
     beside = side_by_side(report)
     if beside is not None:
         yield "## Beside the other runs"

@@ -82,6 +82,8 @@ def render(report: Report) -> str:
         indicated=indicated,
         unlikely=[suspect for suspect in report.suspects if suspect not in indicated],
         findings=case.findings,
+        alerts=report.alerts,
+        alert_rows=alert_rows(report),
         beside=side_by_side(report),
         healthy_peers=any(other.healthy for other in report.others),
         compared=compared(report),
@@ -174,6 +176,20 @@ def events(report: Report) -> Sequence[dict[str, str]]:
         }
         for event in report.timeline
     ]
+
+
+ALERT_COLUMNS = ("alert", "severity", "of", "pending from", "firing from", "until", "silenced")
+
+
+def alert_rows(report: Report) -> list[tuple[str, ...]]:
+    """The alerts, under ALERT_COLUMNS."""
+    rows = []
+    for alert in report.alerts.alerts if report.alerts is not None else ():
+        of = alert.block or alert.labels.get("slo") or alert.labels.get("instance") if "run" not in alert.labels else alert.block
+        times = [moment(each) if each is not None else "–" for each in (alert.pending, alert.fired)]
+        until = moment(alert.until) if alert.until is not None else "goes on"
+        rows.append((alert.name, alert.severity or "–", of or "–", *times, until, "; ".join(alert.silenced) or "–"))
+    return rows
 
 
 def side_by_side(report: Report) -> dict[str, Any] | None:

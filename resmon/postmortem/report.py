@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import resmon
 from resmon.diff.comparison import Comparison, compare
 from resmon.diff.report import as_json as comparison_as_json
 from resmon.errors import FlightError, FlightVersionError
+from resmon.postmortem.alerts import Alerts
 from resmon.postmortem.case import Case, Progress, read
 from resmon.postmortem.causes import weigh
 from resmon.postmortem.departures import Departure, departures, leading_up
@@ -66,14 +67,17 @@ class Report:
     runbook: str
     comparison: Comparison | None
     notes: tuple[str, ...]
+    alerts: Alerts | None = None  # None where no server was asked
 
     @property
     def title(self) -> str:
         return f"Post-mortem of {self.case.name}" if not self.case.healthy else f"Report on {self.case.name}"
 
 
-def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
+def make(folders: Sequence[Path], say: Progress = lambda _: None, ask: Callable[[Case], Alerts] | None = None) -> Report:
     """The report on the first of these attempts that broke, beside the others; on the first of all where none did.
+
+    `ask` finds the alerts of that attempt, where there is a server that knows them.
 
     Raises FlightError where none of them can be read, FlightVersionError where a newer resmon wrote one.
     """
@@ -105,6 +109,8 @@ def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
     found = [each for each in case.findings if each.opened_step == case.trouble]
     runbook = next((each.runbook for each in (incident, *found, *indicated) if each and each.runbook), "")
     comparison, note = _compared(case, others, say)
+    if ask is not None:
+        say(f"{case.name}: asking which alerts fired")
     return Report(
         case=case,
         others=others,
@@ -117,6 +123,7 @@ def make(folders: Sequence[Path], say: Progress = lambda _: None) -> Report:
         runbook="" if case.healthy and not indicated else runbook,
         comparison=comparison,
         notes=(*notes, *case.notes, *note),
+        alerts=None if ask is None else ask(case),
     )
 
 
@@ -243,6 +250,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "blocks": list(case.blocks),
         "incidents": [_plain(asdict(each)) for each in case.incidents],
         "findings": [_plain(asdict(each)) for each in case.findings],
+        "alerts": None if report.alerts is None else _plain(asdict(report.alerts)),
         "checkpoints": [_plain(asdict(each)) for each in case.checkpoints],
         "last_good_checkpoint": report.checkpoint or None,
         "timeline": [_plain(asdict(each)) for each in report.timeline],

@@ -33,13 +33,21 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = ""
 class Server:
     """An Alertmanager with its data in `folder`; it can be stopped and started again there."""
 
-    def __init__(self, folder: Path, configuration: str = SILENT, *options: str, scheme: str = "http", prefix: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        configuration: str = SILENT,
+        *options: str,
+        scheme: str = "http",
+        prefix: str = "",
+        cluster: tuple[str, ...] = ("--cluster.listen-address=",),
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}{prefix}"
         self._folder = folder
         (folder / "alertmanager.yml").write_text(configuration)
-        self._options = [*options, f"--web.route-prefix={prefix or '/'}"]
+        self._options = [*options, *cluster, f"--web.route-prefix={prefix or '/'}"]
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -49,7 +57,6 @@ class Server:
             f"--config.file={self._folder / 'alertmanager.yml'}",
             f"--storage.path={self._folder / 'data'}",
             f"--web.listen-address=127.0.0.1:{self.port}",
-            "--cluster.listen-address=",
             "--log.level=warn",
             *self._options,
         ]

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from resmon.alertmanager import Alert, Alertmanager, Matcher, default_author, skew_sentence
+from resmon.alertmanager import Alert, AlertGroup, Alertmanager, KnownAlert, Matcher, Silence, Status, default_author, skew_sentence
 from resmon.errors import ConfigurationError, ServerError
 from resmon.servers import Connection
-from tests.alertmanager.servers import SILENT, Server, answering, forward, reply, running
+from tests.alertmanager.servers import SILENT, Server, answering, forward, reply, running, wait_for
 from tests.ports import free_port
 
 # "secret", by bcrypt with cost 4.
@@ -170,6 +172,30 @@ def test_a_member_that_is_down_is_passed_by(server: Server) -> None:
         client.post([Alert({"alertname": "Member"})])
 
 
+def test_the_members_of_a_cluster_are_one(tmp_path: Path) -> None:
+    """A silence made at one is prolonged and ended at the other when the first is gone."""
+    ports = free_port(), free_port()
+    clusters = [
+        (f"--cluster.listen-address=127.0.0.1:{mine}", f"--cluster.peer=127.0.0.1:{other}", "--cluster.gossip-interval=50ms")
+        for mine, other in (ports, ports[::-1])
+    ]
+    with (
+        running(tmp_path / "a", cluster=clusters[0]) as first,
+        running(tmp_path / "b", cluster=clusters[1]) as second,
+        Alertmanager.of([first.url, second.url], attempts=1) as client,
+        Alertmanager.of([second.url]) as at_second,
+    ):
+        wait_for(lambda: at_second.status().peers == 2 and client.status().peers == 2)
+        client.post([Alert({"alertname": "Cluster"})])
+        assert len(at_second.alerts()) == 1  # handed to both
+        made = client.create(named("cluster"), "1h", "why")
+        wait_for(lambda: at_second.silences())
+        first.stop()
+        longer = client.extend(made.id, "2h")
+        assert longer.id == made.id and longer.ends - made.ends > timedelta(minutes=59)
+        assert client.expire(made.id).state == "expired"
+
+
 def test_it_comes_back_while_one_asks(tmp_path: Path) -> None:
     with running(tmp_path) as server, Alertmanager.of([server.url]) as client:
         made = client.create(named("back"), "1h", "why")
@@ -285,7 +311,9 @@ def test_tls_and_a_client_certificate(certificates: Path, tmp_path: Path, monkey
         with pytest.raises(ServerError, match=r"certificate that cannot be trusted.*RESMON_ALERTMANAGER_CA"):
             status()
         monkeypatch.setenv("RESMON_ALERTMANAGER_CA", str(certificates / "ca.pem"))
-        with pytest.raises(ServerError, match=r"certificate"):
+        with pytest.raises(
+            ServerError, match=r"cannot agree .* asks for a client's certificate, name its files in RESMON_ALERTMANAGER_CERT"
+        ):
             status()
         monkeypatch.setenv("RESMON_ALERTMANAGER_CERTIFICATE", str(certificates / "client.pem"))
         monkeypatch.setenv("RESMON_ALERTMANAGER_KEY", str(certificates / "server.key"))
@@ -495,6 +523,34 @@ def test_what_is_no_alertmanager(status: int, content: Any, said: str) -> None:
     assert url in str(error.value)
 
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.sampled_from(["", "a", "2026-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "active"]),
+    lambda each: (
+        st.lists(each, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                "id matchers status startsAt endsAt updatedAt createdBy comment state labels annotations fingerprint receivers "
+                "name silencedBy inhibitedBy alerts receiver cluster config versionInfo original version uptime peers value "
+                "isRegex".split()
+            ),
+            each,
+            max_size=8,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+def test_whatever_a_server_sends_is_a_value_or_a_sentence(content: Any) -> None:
+    for make in (Silence.of, KnownAlert.of, AlertGroup.of, Status.of):
+        with suppress(ValueError):
+            make(content)
+
+
 def test_a_server_that_asks_to_wait_is_waited_for_but_not_for_ever() -> None:
     def handle(handler: BaseHTTPRequestHandler, before: int) -> None:
         reply(handler, *((503, None) if before < 2 else (200, [])), Retry_After="2" if before == 0 else "900")
@@ -532,6 +588,8 @@ def test_a_date_says_how_wrong_a_clock_is_at_the_least() -> None:
     clock = _clock(Response(), time.time(), time.monotonic())  # type: ignore[arg-type]
     assert 98 < clock.ahead <= 100
     assert abs((clock.now() - datetime.now(UTC)).total_seconds() - 100) < 1.5
+    Response.headers = {"Date": "Fri, 31 Dec 9999 23:59:59 GMT"}
+    assert _clock(Response(), time.time(), time.monotonic()).ahead == 0  # type: ignore[arg-type]
     Response.headers = {"Date": "yesterday"}
     assert _clock(Response(), time.time(), time.monotonic()).ahead == 0  # type: ignore[arg-type]
 

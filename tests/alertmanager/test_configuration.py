@@ -20,7 +20,7 @@ from tests.programs import program
 
 FOLDER = Path(__file__).parent.parent.parent / "alerts"
 FILE = FOLDER / "alertmanager.yml"
-INTERVAL = 1.2  # seconds of group_interval in the copies that run here
+INTERVAL = 2.0  # seconds of group_interval in the copies that run here
 
 
 def rule_files() -> list[Path]:
@@ -168,7 +168,7 @@ def test_a_second_run_of_a_model_adds_no_second_page(client: Alertmanager, heard
     time.sleep(0.3)
     client.post([Alert(outcome("killed", "second", "one"))])
     # Nothing until the group's interval is over; then it is told of the same group, and once.
-    time.sleep(max(0.0, INTERVAL - 0.5 - (time.monotonic() - began)))
+    time.sleep(max(0.0, INTERVAL - 1.0 - (time.monotonic() - began)))
     assert pages() == [page]
     later = wait_for(lambda: pages()[1:])
     time.sleep(INTERVAL * 1.5)
@@ -180,12 +180,35 @@ def test_a_second_run_of_a_model_adds_no_second_page(client: Alertmanager, heard
     assert wait_for(lambda: pages()[2:])[0]["groupKey"] != page["groupKey"]
 
 
+def test_a_run_that_ends_of_nan_is_no_second_page(client: Alertmanager, heard: Heard) -> None:
+    """The finding ends with the run, and with it what inhibits the page of the run's end."""
+
+    def pages() -> list[dict[str, Any]]:
+        return [each for each in heard.of("/page") if each["groupLabels"].get("model") == "ends"]
+
+    first = finding("nonfinite", "ends", "ends", "h.2", "page")
+    client.post([Alert(first), Alert(outcome("nonfinite", "ends", "ends"))])
+    (page,) = wait_for(pages)
+    assert [alert["labels"]["alertname"] for alert in page["alerts"]] == ["ResmonNonfinite"]
+    client.post([Alert(first, ends=datetime.now(UTC))])
+    later = wait_for(lambda: pages()[1:])[0]
+    assert later["groupKey"] == page["groupKey"] and later["status"] == "firing"
+    assert ("ResmonRunNonfinite", "firing") in {(alert["labels"]["alertname"], alert["status"]) for alert in later["alerts"]}
+
+
 def test_what_has_no_model_is_grouped_by_its_run(client: Alertmanager, heard: Heard) -> None:
     client.post(
         Alert({"alertname": name, "severity": "page", "run": run, **more})
         for run in ("x", "y")
         for name, more in {"ResmonStale": {}, "ResmonLossDivergence": {"finding": "loss_divergence"}}.items()
     )
+    gone = {"alertname": "ResmonAgentGone", "severity": "page"}
+    client.post(Alert(gone | {"instance": "m:9699", "run": run, "model": f"model-{run}"}) for run in "xyz")
+    wait_for(lambda: [e for e in heard.of("/page") if e["groupLabels"] == {"alertname": "ResmonAgentGone", "instance": "m:9699"}])
+    assert len([e for e in heard.of("/page") if e["groupLabels"].get("instance") == "m:9699"]) == 1
+    burn = {"alertname": "ResmonSloFinite", "severity": "page", "slo": "finite"}
+    client.post(Alert(burn | {"service": service}) for service in ("vision", "language"))
+    wait_for(lambda: {e["groupLabels"].get("service") for e in heard.of("/page")} >= {"vision", "language"})
     kinds = {"ResmonStale", "ResmonLossDivergence"}
 
     def groups() -> set[tuple[str, str]]:
@@ -204,13 +227,23 @@ SCENES: dict[str, list[tuple[dict[str, str], bool]]] = {
         (finding("loss_divergence", "dead", "killed", "", "page"), False),
         (finding("nonfinite", "dead", "killed", "h.2", "page"), True),  # it may be why
         (finding("drift", "alive", "killed"), True),
+        ({"alertname": "ResmonSlowSteps", "run": "dead", "model": "killed", "severity": "ticket"}, False),
+        ({"alertname": "ResmonSlowSteps", "run": "alive", "model": "killed", "severity": "ticket"}, True),
+        ({"alertname": "ResmonSeriesBudget", "model": "killed", "severity": "ticket"}, True),
+    ],
+    "of a run whose agent is gone nothing is known": [
+        ({"alertname": "ResmonAgentGone", "run": "unheard", "model": "gone", "severity": "page", "instance": "a:9699"}, True),
+        ({"alertname": "ResmonRunStale", "run": "unheard", "model": "gone", "severity": "ticket"}, False),
+        ({"alertname": "ResmonRunStale", "run": "heard", "model": "gone", "severity": "ticket"}, True),
+        (finding("loss_divergence", "unheard", "gone", "", "page"), True),
     ],
     "a block that is not finite has neighbours": [
         (finding("nonfinite", "nan", "nan", "h.2", "page"), True),
         (finding("exploding_gradients", "nan", "nan", "h.3", "page"), False),
         (finding("dead_branch", "nan", "nan", "h.2"), False),
         (finding("nonfinite_loss", "nan", "nan", "", "page"), False),
-        (outcome("nonfinite", "nan", "nan"), False),
+        (finding("nonfinite", "ended", "nan", "h.2", "page"), True),
+        (outcome("nonfinite", "ended", "nan"), False),
         (finding("exploding_gradients", "other", "nan", "h.3", "page"), True),
         (outcome("nonfinite", "short", "nan"), True),  # no scrape saw its finding
     ],

@@ -104,6 +104,14 @@ def test_a_silence_that_matches_everything_is_refused(matcher: Matcher) -> None:
             checked(matchers, "why")
 
 
+def test_a_name_that_not_every_server_takes_is_refused_and_read() -> None:
+    """Newer servers have silences with such names, made by others: they are shown."""
+    matcher = Matcher("modèle", "a")
+    with pytest.raises(ConfigurationError, match="'modèle' is no label's name"):
+        checked([matcher], "why")
+    assert str(matcher) == 'modèle="a"' and matcher.fits("a")
+
+
 def test_all_that_is_wrong_with_a_silence_is_said_at_once() -> None:
     with pytest.raises(ConfigurationError, match=r"names nothing.* no comment.* Name a model"):
         checked([], " ")

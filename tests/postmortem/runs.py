@@ -52,14 +52,16 @@ def record(
     names: tuple[str, ...] = (),
     budget: int = 64 << 20,
     stride: int = 1,
+    started: float = 1000.0,
     **info: Any,
 ) -> Path:
     """The attempt's folder. `outcome` None leaves no end mark, as SIGKILL does."""
-    folder, writer = begin(directory, run, budget=budget, boot_id=boot_id(), started=1000.0, **info)
+    folder, writer = begin(directory, run, budget=budget, boot_id=boot_id(), started=started, **info)
     sites = synthetic.sites(blocks)
     if names:
         sites = tuple(replace(site, name=name, module=name) for site, name in zip(sites, names, strict=True))
     training = synthetic.Training(sites)
+    training.now += started - 1000.0
     writer.sites(sites)
     for i in range(steps):
         step = i * stride

@@ -1,0 +1,87 @@
+"""A client of Prometheus' HTTP API, as far as resmon asks it: the course of a query over a span of time.
+
+https://prometheus.io/docs/prometheus/latest/querying/api/#range-queries
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from resmon.errors import ServerError
+from resmon.servers import Access, Clock, Connection
+
+MOST = 11_000  # points of a series that the server gives, https://github.com/prometheus/prometheus/blob/v2.42.0/web/api/v1/api.go
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A series over time: Unix seconds and values."""
+
+    labels: Mapping[str, str]
+    samples: tuple[tuple[float, float], ...]
+
+
+class Prometheus:
+    """One server. Closed by `close`, or by leaving the `with` block."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._clock: Clock | None = None
+
+    @classmethod
+    def of(cls, url: str, **options: Any) -> Prometheus:
+        """With the credentials of the environment; `options` are those of `Connection`. Raises ConfigurationError."""
+        return cls(Connection(Access.of("prometheus", [url]), **options))
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def skew(self) -> float:
+        """Seconds that the server's clock is ahead of ours at the least (negative: behind), by the newest answer."""
+        return self._clock.ahead if self._clock is not None else 0.0
+
+    def courses(self, query: str, start: float, end: float, step: float) -> tuple[Course, ...]:
+        """What a query gives at `start` and every `step` seconds on. Raises ServerError, also where the query is none."""
+        if not math.isfinite(end - start) or (end - start) / step >= MOST:
+            raise ValueError(f"{(end - start) / step:,.0f} points are more than the {MOST:,} that a server gives")
+        params = [("query", query), ("start", f"{start:.3f}"), ("end", f"{end:.3f}"), ("step", f"{step:.3f}")]
+        answer = self._connection.ask("GET", "/api/v1/query_range", params=params)
+        self._clock = answer.clock
+        try:
+            return _courses(answer.content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ServerError(
+                f"what answers at {answer.url} does not speak as Prometheus' API does ({error!r}). Is the address right?"
+            ) from error
+
+
+def quoted(text: str) -> str:
+    """A text as a string in a query."""
+    return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False)
+
+
+def _courses(content: Any) -> tuple[Course, ...]:
+    if content["data"]["resultType"] != "matrix":
+        raise ValueError("no matrix")
+    made = tuple(
+        Course(
+            {str(name): str(value) for name, value in each["metric"].items()},
+            tuple((float(time), float(value)) for time, value in each["values"]),
+        )
+        for each in content["data"]["result"]
+    )
+    if not all(math.isfinite(time) for course in made for time, _ in course.samples):
+        raise ValueError("a time that is none")
+    return made
