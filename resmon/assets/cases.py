@@ -40,7 +40,7 @@ def of_findings(links: Links) -> list[Case]:
         _raised(links),
         _on_two_machines(links),
         _over_at_once(links),
-        _own(links),
+        *_own(links),
     ]
 
 
@@ -139,7 +139,7 @@ def _over_at_once(links: Links) -> Case:
     )
 
 
-def _own(links: Links) -> Case:
+def _own(links: Links) -> Iterator[Case]:
     firing = Firing(
         _block_labels("loud_branch", "ticket"),
         {
@@ -151,11 +151,18 @@ def _own(links: Links) -> Case:
         },
     )
     known = [_found(told.finding, "page", "1x20") for told in TOLD]
-    return Case(
-        "a finding of a user's own detector is told, and by that alert no other",
-        [_found("loud_branch", "ticket", "0x4 1x10"), *known],
-        [AlertTest("4m", "ResmonOwnFinding"), AlertTest("5m", "ResmonOwnFinding", [firing])],
+    alert = "ResmonOwnFinding"
+    yield Case(
+        "a finding of a user's own detector is told beside all others, until it is over",
+        [_found("loud_branch", "ticket", "0x4 1x4 0x20"), *known],
+        [
+            AlertTest("4m", alert),
+            AlertTest("5m", alert, [firing]),
+            AlertTest("16m", alert, [firing]),
+            AlertTest("17m", alert),
+        ],
     )
+    yield Case("findings of the usual detectors are not told as a user's own", known, [AlertTest("10m", alert)])
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------------

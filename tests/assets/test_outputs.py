@@ -58,7 +58,9 @@ def test_a_check_asks_for_the_same_options(tmp_path: Path) -> None:
     assert resmon(*options, cwd=tmp_path).returncode == 0
     assert resmon(*options, "--check", cwd=tmp_path).returncode == 0
     assert resmon("--check", cwd=tmp_path).returncode == 1
-    rules = [rule for group in yaml.safe_load((tmp_path / "alerts" / "resmon.yaml").read_text())["groups"] for rule in group["rules"]]
+    rules = [
+        rule for group in yaml.safe_load((tmp_path / "alerts" / "resmon.yaml").read_text())["groups"] for rule in group["rules"]
+    ]
     alerts = [rule["annotations"] for rule in rules if "alert" in rule]
     assert all(each["runbook_url"].startswith("https://wiki.example/books/") for each in alerts)
     assert not any("books//" in each["runbook_url"] for each in alerts)
