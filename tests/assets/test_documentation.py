@@ -27,8 +27,8 @@ def alerts() -> Iterator[str]:
             name, labels, runbook = rule["alert"], rule.get("labels", {}), rule["annotations"]["runbook_url"].rpartition("/")[2]
             finding = re.search(r'finding="(\w+)"', rule["expr"])
             outcome = labels.get("outcome")
-            read = sorted(metrics(rule["expr"]) - {"resmon_run_info"}) or ["resmon_run_info"]
-            reads = f"finding `{finding[1]}`" if finding else f"outcome `{outcome}`" if outcome else f"`{read[0]}`"
+            read = ", ".join(f"`{metric}`" for metric in sorted(metrics(rule["expr"])))
+            reads = f"finding `{finding[1]}`" if finding else f"outcome `{outcome}`" if outcome else read
             severity = labels.get("severity") or severities.get(name, "as found")
             yield (
                 f"| {name} | {reads} | {rule.get('for', '0')} | {rule.get('keep_firing_for', '0')} | {severity} "
