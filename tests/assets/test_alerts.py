@@ -38,7 +38,9 @@ QUERY = re.compile(r'printf "((?:[^"\\]|\\.)*)"[^|}]*\| query')
 
 def cases() -> Iterator[dict[str, Any]]:
     for path in TESTS:
-        yield from yaml.safe_load(path.read_text())["tests"]
+        content = yaml.safe_load(path.read_text())
+        if content["rule_files"] == ["../resmon.yaml"]:
+            yield from content["tests"]
 
 
 CASES = list(cases())

@@ -111,6 +111,7 @@ def test_a_run_that_is_killed_after_two_seconds_is_paged_and_taken_up_it_is_not(
     assert prometheus.firing("ResmonRunKilled")
     house.trainer("brief", pace=0.05, last=100_000, how="finished", launch="again")
     wait_for(lambda: not prometheus.firing("ResmonRunKilled"), 40)
+    prometheus.assert_rules_evaluate()  # with two attempts in what they look back on
     assert prometheus.fired() == {"ResmonRunKilled"}
 
 
@@ -130,6 +131,20 @@ def test_nothing_fires_for_a_healthy_run_that_finishes_and_an_agent_that_leaves(
     assert pending == set()  # not even about to
     assert prometheus.fired() == set()
     prometheus.assert_rules_evaluate()
+
+
+def test_a_run_of_any_name_is_paged_with_its_value(house: House, prometheus: Server, port: int) -> None:
+    """What is asked for as the alert fires has the name in a query, and so have the addresses."""
+    hostile = 'a"b\\c\nd{}=,é🤖/../%s %q {{ .x }}\x01\u2028&var-run=x#'
+    house.agent(port)
+    house.trainer(hostile, pace=0.05, last=100_000, how="nonfinite")
+    (alert,) = wait_for(lambda: prometheus.firing("ResmonNonfinite"), 40)
+    assert alert["labels"]["run"] == hostile
+    annotations = alert["annotations"]
+    assert annotations["summary"] == f"Non-finite values: run {hostile}, model Net, block h.2"
+    assert "The block was non-finite in " in annotations["description"]
+    parameters = urllib.parse.parse_qs(urllib.parse.urlsplit(annotations["dashboard_url"]).query)
+    assert parameters == {"var-run": [hostile], "var-model": ["Net"], "var-block": ["h.2"]}
 
 
 @pytest.mark.slow
