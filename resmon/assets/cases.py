@@ -545,6 +545,14 @@ def _healthy() -> Case:
 _BLOCK = {"run": "digits", "model": "Net", "block": "h.2"}
 _RUN = {"run": "digits"}
 
+# What is there on every machine that has a share of a norm.
+_BESIDE = {
+    "resmon_block_gradient_norm": "resmon_block_nonfinite_steps_total",
+    "resmon_block_output_gradient_norm": "resmon_block_nonfinite_steps_total",
+    "resmon_gradient_norm": "resmon_run_info",
+    "resmon_group_gradient_norm": "resmon_group_learning_rate",
+}
+
 # Of each rule what two machines show, and what the run's series is.
 _TWO: dict[str, tuple[str, dict[str, str], str, str, float]] = {
     "run_model_block:resmon_block_gradient_norm:sqrt_sum_squares": ("resmon_block_gradient_norm", _BLOCK, "3", "4", 5),
@@ -587,7 +595,7 @@ _TWO: dict[str, tuple[str, dict[str, str], str, str, float]] = {
 
 
 def of_machines(_: Links) -> list[Case]:
-    return [*(_two(record) for record in _TWO), _ratio(), _durations()]
+    return [*(_two(record) for record in _TWO), *_shares(), _ratio(), _durations()]
 
 
 def _sample(record: str, value: float, **labels: str) -> QueryTest:
@@ -602,8 +610,50 @@ def _two(record: str) -> Case:
     holds = next(merged.holds for merged in MERGED if merged.record == record)
     return Case(
         f"{record} of two machines ({holds})",
-        [_series(metric, f"{here}x20", A, **labels), _series(metric, f"{there}x20", B, **labels)],
+        [
+            _series(metric, f"{here}x20", A, **labels),
+            _series(metric, f"{there}x20", B, **labels),
+            *(_series(_BESIDE[metric], "1x20", agent, **labels) for agent in (A, B) if metric in _BESIDE),
+        ],
         queries=[_sample(record, value, **shown)],
+    )
+
+
+def _shares() -> Iterator[Case]:
+    for record, (metric, labels, _, _, _) in _TWO.items():
+        if metric in _BESIDE:
+            yield Case(
+                f"{record} is absent where a machine that has its part lacks its share",
+                [
+                    _series(metric, "3x20", A, **labels),
+                    *(_series(_BESIDE[metric], "1x20", agent, **labels) for agent in (A, B)),
+                ],
+                queries=[QueryTest("10m", record, [])],
+            )
+    record, model = "run_model_block:resmon_block_gradient_norm:sqrt_sum_squares", {"run": "digits", "model": "Net"}
+    of_a = [
+        _series("resmon_block_gradient_norm", "3x20", A, **_BLOCK),
+        _series("resmon_block_nonfinite_steps_total", "0x20", A, **_BLOCK),
+        _series("resmon_run_folded_blocks", "700x20", A, **model),
+    ]
+    yield Case(
+        "a block of a run that is folded is its machine's where there is one",
+        of_a,
+        queries=[_sample(record, 3, **_BLOCK)],
+    )
+    yield Case(
+        "a block of a run that is folded is absent over two machines, of which the other may fold it",
+        [*of_a, _series("resmon_run_folded_blocks", "700x20", B, **model)],
+        queries=[QueryTest("10m", record, [])],
+    )
+    yield Case(
+        "a block that is on one machine of two, as in a pipeline, is that machine's",
+        [
+            *of_a[:2],
+            _series("resmon_run_folded_blocks", "0x20", A, **model),
+            _series("resmon_run_folded_blocks", "0x20", B, **model),
+        ],
+        queries=[_sample(record, 3, **_BLOCK)],
     )
 
 
