@@ -4,8 +4,8 @@ Exact: gradient norms (each machine's square is its part of the whole square, DE
 of step durations, what is a largest or a least. A norm is absent where a machine lacks its share, and a block's where the run is on
 several machines and folded. Whether all machines of a run are scraped no rule can tell.
 
-Root mean squares have no element counts beside them; they are exact where each machine works on equally many elements a step, as data
-parallel training with equal batches does, and ratios come from them.
+Root mean squares have no element counts beside them; they are exact where each machine works on equally many elements a step, as
+data parallel training with equal batches does, and ratios come from them.
 
 The histogram of activation magnitudes has no rule, as its buckets are most of a run's series: sum by (run, model, block, le) of it
 is exact where it is asked for. A run on several machines is counted in `resmon_runs_total` by each of them.
