@@ -529,7 +529,9 @@ def assets(
     folder: Annotated[
         Path, typer.Argument(metavar="DIRECTORY", help="Folder below which alerts/ is; the current one unless given.")
     ] = Path(),
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit status 1 where a file is not as it would be.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit status 1 where a file is not as it would be.")
+    ] = False,
     runbooks: Annotated[str | None, typer.Option(metavar="URL", help="Where the runbooks are; runbook_url begins with it.")] = None,
     dashboards: Annotated[
         str | None, typer.Option(metavar="URL", help="Where the dashboards are; dashboard_url begins with it.")

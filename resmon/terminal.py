@@ -348,9 +348,13 @@ def _rate(view: View) -> float | None:
 
 def _cost(view: View) -> str:
     spent, monitor = sum(duration for duration, _ in view.recent), sum(own for _, own in view.recent)
+    errors = view.record.errors_total if view.record is not None else 0
+    told = f"resmon has met {errors:,} {'error' if errors == 1 else 'errors'} of its own" if errors else ""
     if spent <= 0:
-        return ""
+        return told
     share = f"resmon takes {100 * monitor / spent:.1f} % of a step"
+    if told:  # first, as the line may be cut
+        return f"{told}; {share}"
     if not view.sites:
         return share
     each = 1e6 * monitor / len(view.recent) / len(view.sites)

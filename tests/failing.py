@@ -1,7 +1,7 @@
 """Trainings that fail, each in its own way: `python -m tests.failing DIRECTORY`, with the agent's settings in the environment.
 
 One process imports torch and is forked for each failure in turn, whose run bears its name. Prints the statuses that they left with,
-once all but `stalled` have ended: that one hangs until it is killed, and its process id is printed with the others' statuses.
+once all but the LIVING have ended: these go on until they are killed, and their process ids are printed with the others' statuses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import resmon
+from resmon.capture import channel
+from resmon.detectors import Account, Detector, Episodes, Window
+from resmon.records import Finding, Ints
 
 WIDTH, CLASSES = 32, 4
 
@@ -414,10 +417,103 @@ def stalled(folder: str) -> None:
     training.train()
 
 
+def agent_gone(folder: str) -> None:
+    """It goes on, and nobody follows it: the agent was killed, or there never was one, as here."""
+    training = Training("agent-gone", folder)
+    while True:
+        training.step(*training.batch())
+        time.sleep(0.1)
+
+
+def stale_run(folder: str) -> None:
+    """A data loader that waits for ever, in a run that was told not to look for stalls."""
+    training = Training("stale-run", folder, stall_after=0)
+    training.train()
+    time.sleep(3600)
+
+
+def monitor_errors(folder: str) -> None:
+    """A fault of resmon's own, which is put in here: from there on its probes raise."""
+
+    def broken(*_: object) -> float:
+        raise RuntimeError("a fault that was put in")
+
+    training = Training("monitor-errors", folder)
+    training.train()
+    channel.square_sum = broken  # type: ignore[assignment]
+    training.train(20)
+    training.monitor.close()
+
+
+def series_budget(folder: str) -> None:
+    """Sixty blocks, and room for twenty series each."""
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *(Block(wide=1) for _ in range(60)), nn.Linear(WIDTH, CLASSES))
+    training = Training("series-budget", folder, model, max_series=1200)
+    training.train(5)
+    training.monitor.close()
+
+
+def slow_steps(folder: str) -> None:
+    """The storage of the training data has become slow: each batch waits for 60 ms."""
+    training = Training("slow-steps", folder)
+    training.train(300)
+    quick = training.batch
+
+    def slow(size: int = 16) -> tuple[Tensor, Tensor]:
+        time.sleep(0.06)
+        return quick(size)
+
+    training.batch = slow  # type: ignore[method-assign]
+    training.train(30)
+    training.monitor.close()
+
+
+def memory_headroom(folder: str) -> None:
+    """Losses are kept with their graphs, in a list for a plot, as `losses.append(loss)` does."""
+    training = Training("memory-headroom", folder, greedy()[0])
+    kept = []
+    for _ in range(50):
+        x, labels = training.batch()
+        kept.append(torch.ones(1 << 18).mul(F.cross_entropy(training.model(x), labels)))
+        training.step(x, labels)
+        time.sleep(0.01)  # memory is looked up at most ten times a second
+    training.save(training.saved)
+    training.monitor.close()
+
+
+class LoudBranch(Detector):
+    """A detector of the user's own: branches that give more than 0.3 of their skip."""
+
+    name = "loud_branch"
+
+    def __init__(self, tuned: object = None) -> None:
+        super().__init__(tuned)  # type: ignore[arg-type]
+        self._episodes = Episodes("loud_branch", "own-finding")
+
+    def window(self, window: Window) -> Iterable[Finding]:
+        def account(lead: int, _blocks: Ints) -> Account:
+            first = f"The branch of {window.sites[lead].name} is loud since step {window.first_step}"
+            return Account("ticket", first, "at most 0.3 of the skip", "more than that", 0.9)
+
+        return self._episodes.take(window, window.median("branch_skip_ratio") > 0.3, account)
+
+
+def own_finding(folder: str) -> None:
+    """Something that only the user's own detector finds wrong."""
+    training = Training("own-finding", folder)
+    training.train(64)
+    training.monitor.close()
+
+
+# These go on until they are killed.
+LIVING = ("stalled", "agent-gone", "stale-run")
+
 FAILURES: dict[str, Callable[[str], None]] = {
     function.__name__.replace("_", "-"): function
     for function in (
         stalled,
+        agent_gone,
+        stale_run,
         killed,
         nonfinite,
         out_of_memory,
@@ -442,6 +538,11 @@ FAILURES: dict[str, Callable[[str], None]] = {
         drifting_inputs,
         drift,
         batch_norm,
+        monitor_errors,
+        series_budget,
+        slow_steps,
+        memory_headroom,
+        own_finding,
     )
 }
 
@@ -457,10 +558,11 @@ def main(folder: str) -> None:
             torch.manual_seed(0)
             fail(folder)  # what it raises ends this process as it would any script
             return
-        statuses[name] = child if name == "stalled" else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        statuses[name] = child if name in LIVING else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     print(json.dumps(statuses), flush=True)
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(statuses["stalled"], 0)
+    for name in LIVING:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(statuses[name], 0)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,14 @@ def test_a_trace_keeps_the_whole_course_in_bounded_room() -> None:
     assert set(np.diff(trace.kept)) == {trace.stride}
 
 
+def test_errors_of_the_monitors_own_are_told() -> None:
+    made = sites(2)
+    record = Training(made).step()
+    assert "of its own" not in text(view_of([record], made))
+    assert "resmon has met 1 error of its own; resmon takes 0.4 %" in text(view_of([replace(record, errors_total=1)], made))
+    assert "resmon has met 3 errors of its own" in text(view_of([replace(record, errors_total=3)], made))
+
+
 def test_a_frame_shows_what_the_record_says() -> None:
     made = sites(2)
     training = Training(made)

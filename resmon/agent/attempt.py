@@ -480,8 +480,9 @@ class Attempt:
             findings=self._findings.newest(),
             incidents=tuple(incidents.newest(each for _, rank in ranks for each in rank.incidents.values())),
             is_stalled=any(rank.is_stalled for _, rank in ranks),
-            started=min(rank.info.started for _, rank in ranks),
-            ended=None if self.outcome is None else max(rank.end.time for _, rank in ranks if rank.end is not None),
+            started=(started := min(rank.info.started for _, rank in ranks)),
+            # Not before it began, though the clock was set back: what began after an end is another attempt.
+            ended=None if self.outcome is None else max(started, *(rank.end.time for _, rank in ranks if rank.end is not None)),
             unseen=self._findings.unseen,
             # The lowest rank that logs both sides speaks for the run.
             gaps={score: gap.gap for _, rank in reversed(ranks) for score, gap in rank.gaps.newest.items()},

@@ -40,7 +40,7 @@ def of_findings(links: Links) -> list[Case]:
         _raised(links),
         _on_two_machines(links),
         _over_at_once(links),
-        _own(links),
+        *_own(links),
     ]
 
 
@@ -139,7 +139,7 @@ def _over_at_once(links: Links) -> Case:
     )
 
 
-def _own(links: Links) -> Case:
+def _own(links: Links) -> Iterator[Case]:
     firing = Firing(
         _block_labels("loud_branch", "ticket"),
         {
@@ -151,11 +151,18 @@ def _own(links: Links) -> Case:
         },
     )
     known = [_found(told.finding, "page", "1x20") for told in TOLD]
-    return Case(
-        "a finding of a user's own detector is told, and by that alert no other",
-        [_found("loud_branch", "ticket", "0x4 1x10"), *known],
-        [AlertTest("4m", "ResmonOwnFinding"), AlertTest("5m", "ResmonOwnFinding", [firing])],
+    alert = "ResmonOwnFinding"
+    yield Case(
+        "a finding of a user's own detector is told beside all others, until it is over",
+        [_found("loud_branch", "ticket", "0x4 1x4 0x20"), *known],
+        [
+            AlertTest("4m", alert),
+            AlertTest("5m", alert, [firing]),
+            AlertTest("16m", alert, [firing]),
+            AlertTest("17m", alert),
+        ],
     )
+    yield Case("findings of the usual detectors are not told as a user's own", known, [AlertTest("10m", alert)])
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------------
@@ -538,6 +545,14 @@ def _healthy() -> Case:
 _BLOCK = {"run": "digits", "model": "Net", "block": "h.2"}
 _RUN = {"run": "digits"}
 
+# What is there on every machine that has a share of a norm.
+_BESIDE = {
+    "resmon_block_gradient_norm": "resmon_block_nonfinite_steps_total",
+    "resmon_block_output_gradient_norm": "resmon_block_nonfinite_steps_total",
+    "resmon_gradient_norm": "resmon_run_info",
+    "resmon_group_gradient_norm": "resmon_group_learning_rate",
+}
+
 # Of each rule what two machines show, and what the run's series is.
 _TWO: dict[str, tuple[str, dict[str, str], str, str, float]] = {
     "run_model_block:resmon_block_gradient_norm:sqrt_sum_squares": ("resmon_block_gradient_norm", _BLOCK, "3", "4", 5),
@@ -580,7 +595,7 @@ _TWO: dict[str, tuple[str, dict[str, str], str, str, float]] = {
 
 
 def of_machines(_: Links) -> list[Case]:
-    return [*(_two(record) for record in _TWO), _ratio(), _durations()]
+    return [*(_two(record) for record in _TWO), *_shares(), _ratio(), _durations()]
 
 
 def _sample(record: str, value: float, **labels: str) -> QueryTest:
@@ -595,8 +610,50 @@ def _two(record: str) -> Case:
     holds = next(merged.holds for merged in MERGED if merged.record == record)
     return Case(
         f"{record} of two machines ({holds})",
-        [_series(metric, f"{here}x20", A, **labels), _series(metric, f"{there}x20", B, **labels)],
+        [
+            _series(metric, f"{here}x20", A, **labels),
+            _series(metric, f"{there}x20", B, **labels),
+            *(_series(_BESIDE[metric], "1x20", agent, **labels) for agent in (A, B) if metric in _BESIDE),
+        ],
         queries=[_sample(record, value, **shown)],
+    )
+
+
+def _shares() -> Iterator[Case]:
+    for record, (metric, labels, _, _, _) in _TWO.items():
+        if metric in _BESIDE:
+            yield Case(
+                f"{record} is absent where a machine that has its part lacks its share",
+                [
+                    _series(metric, "3x20", A, **labels),
+                    *(_series(_BESIDE[metric], "1x20", agent, **labels) for agent in (A, B)),
+                ],
+                queries=[QueryTest("10m", record, [])],
+            )
+    record, model = "run_model_block:resmon_block_gradient_norm:sqrt_sum_squares", {"run": "digits", "model": "Net"}
+    of_a = [
+        _series("resmon_block_gradient_norm", "3x20", A, **_BLOCK),
+        _series("resmon_block_nonfinite_steps_total", "0x20", A, **_BLOCK),
+        _series("resmon_run_folded_blocks", "700x20", A, **model),
+    ]
+    yield Case(
+        "a block of a run that is folded is its machine's where there is one",
+        of_a,
+        queries=[_sample(record, 3, **_BLOCK)],
+    )
+    yield Case(
+        "a block of a run that is folded is absent over two machines, of which the other may fold it",
+        [*of_a, _series("resmon_run_folded_blocks", "700x20", B, **model)],
+        queries=[QueryTest("10m", record, [])],
+    )
+    yield Case(
+        "a block that is on one machine of two, as in a pipeline, is that machine's",
+        [
+            *of_a[:2],
+            _series("resmon_run_folded_blocks", "0x20", A, **model),
+            _series("resmon_run_folded_blocks", "0x20", B, **model),
+        ],
+        queries=[_sample(record, 3, **_BLOCK)],
     )
 
 

@@ -1,8 +1,11 @@
 """A run's numbers over all its machines, as recording rules: each agent merges the ranks of its own machine and knows no other.
 
 Exact: gradient norms (each machine's square is its part of the whole square, DESIGN.md, law 3), whatever is counted, the histogram
-of step durations, what is a largest or a least. Root mean squares have no element counts beside them; they are exact where each
-machine works on equally many elements a step, as data parallel training with equal batches does, and ratios come from them.
+of step durations, what is a largest or a least. A norm is absent where a machine lacks its share, and a block's where the run is on
+several machines and folded. Whether all machines of a run are scraped no rule can tell.
+
+Root mean squares have no element counts beside them; they are exact where each machine works on equally many elements a step, as
+data parallel training with equal batches does, and ratios come from them.
 
 The histogram of activation magnitudes has no rule, as its buckets are most of a run's series: sum by (run, model, block, le) of it
 is exact where it is asked for. A run on several machines is counted in `resmon_runs_total` by each of them.
@@ -33,9 +36,19 @@ class Merged:
         return Recording(self.record, self.expr)
 
 
-def _norm(level: str, metric: str) -> Merged:
+# Of two machines and more, on which the blocks that have series of their own need not be the same.
+_FOLDED = (
+    "unless on (run, model) (\n"
+    "  max by (run, model) (resmon_run_folded_blocks) > 0 and count by (run, model) (resmon_run_folded_blocks) > 1\n"
+    ")"
+)
+
+
+def _norm(level: str, metric: str, machines: str, more: str = "") -> Merged:
+    """A norm from the machines' shares, absent where one of them lacks; `machines` is there for each that has its part."""
     by = level.replace("_", ", ")
-    return Merged(f"{level}:{metric}:sqrt_sum_squares", f"sqrt(sum by ({by}) ({metric} ^ 2))")
+    expr = f"sqrt(sum by ({by}) ({metric} ^ 2))\nand count by ({by}) ({metric}) == count by ({by}) ({machines})"
+    return Merged(f"{level}:{metric}:sqrt_sum_squares", f"{expr}\n{more}".strip())
 
 
 def _rms(of: str) -> Merged:
@@ -44,10 +57,10 @@ def _rms(of: str) -> Merged:
 
 
 MERGED: tuple[Merged, ...] = (
-    _norm(BLOCK, "resmon_block_gradient_norm"),
-    _norm(BLOCK, "resmon_block_output_gradient_norm"),
-    _norm("run", "resmon_gradient_norm"),
-    _norm("run_group", "resmon_group_gradient_norm"),
+    _norm(BLOCK, "resmon_block_gradient_norm", "resmon_block_nonfinite_steps_total", _FOLDED),
+    _norm(BLOCK, "resmon_block_output_gradient_norm", "resmon_block_nonfinite_steps_total", _FOLDED),
+    _norm("run", "resmon_gradient_norm", "resmon_run_info"),
+    _norm("run_group", "resmon_group_gradient_norm", "resmon_group_learning_rate"),
     _rms("skip"),
     _rms("branch"),
     _rms("output"),

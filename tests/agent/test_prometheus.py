@@ -87,7 +87,7 @@ def test_per_block_series_move_equal_the_flight_and_go_stale(house: House, prome
     house.agent(port, linger=6.0)
     assert trainer.wait(60) == 0
 
-    wait_for(lambda: prometheus.query('resmon_runs_total{outcome="finished"}').get("") == 1)
+    wait_for(lambda: prometheus.query('resmon_run_outcome{outcome="finished"}') == {"": 1.0})
     follower, record = newest(house, "digits")
     wait_for(lambda: prometheus.query("resmon_steps_total").get("0") == record.steps_total == 161)
     merged = Ranks().step([(follower.columns, record)])
@@ -106,7 +106,7 @@ def test_per_block_series_move_equal_the_flight_and_go_stale(house: House, prome
     started = time.monotonic()
     wait_for(lambda: not prometheus.query(f"resmon_block_skip_rms{series}"), 20)
     assert time.monotonic() - started < 15  # by the mark of staleness: without it, series stay for five minutes
-    assert prometheus.query("resmon_runs_total") != {}
+    wait_for(lambda: prometheus.query('max_over_time(resmon_runs_total{outcome="finished"}[2m])') == {"": 1.0})
     assert prometheus.query(f"count_over_time(resmon_block_skip_rms{series}[2m])").keys() == names
 
 

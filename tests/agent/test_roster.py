@@ -228,6 +228,13 @@ def test_the_outcome_is_there_from_the_end_on_and_not_of_the_attempt_that_follow
     assert shown(roster, "resmon_run_start_timestamp_seconds") == {'{run="digits"}': 2000.0}
 
 
+def test_a_run_in_which_the_clock_was_set_back_ends_when_it_began(roster: Roster, runs: Path) -> None:
+    writer = Writer(runs, started=5000.0)
+    writer.step(time=1000.0)
+    writer.flight.end(RunEnd("finished", 1001.0, 0))
+    assert list(shown(roster, "resmon_run_end_timestamp_seconds").values()) == [5000.0]
+
+
 def test_the_outcome_of_several_models_is_one_series(roster: Roster, runs: Path) -> None:
     writer = Writer(runs, models={"g": "Generator", "d": "Discriminator"})
     writer.end()
