@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.errors import ConfigurationError
+
+NEARLY_GONE = 0.25  # of a budget
 
 Specs = Annotated[
     list[Path] | None, typer.Argument(metavar="[SPEC...]", help="Files in sloth's form; resmon's own objectives unless named.")
@@ -99,9 +101,7 @@ def report(
     for each in found:
         name = "/".join([each.service, each.slo, *(f"{label}={value}" for label, value in each.labels.items())])
         left = each.budget_left
-        style: Literal["", "green", "yellow", "red"] = (
-            "" if left is None else "red" if left <= 0 else "yellow" if left < 0.25 else "green"
-        )
+        style = "" if left is None else "red" if left <= 0 else "yellow" if left < NEARLY_GONE else "green"
         table.add_row(
             Text(printable(name)),
             _number(each.objective, lambda value: f"{100 * value:.6g} %"),

@@ -6,7 +6,7 @@ import re
 
 UNITS = {"y": 365 * 86400, "w": 7 * 86400, "d": 86400, "h": 3600, "m": 60, "s": 1}
 
-_FORM = re.compile("".join(rf"(?:(\d{{1,9}}){unit})?" for unit in UNITS))
+_FORM = re.compile("".join(rf"(?:(\d{{1,9}}){unit})?" for unit in UNITS), re.ASCII)
 
 
 def parsed(text: str) -> int:

@@ -35,7 +35,7 @@ def file(objectives: Sequence[Objective], windows: Windows, addresses: Addresses
 
 
 def cases(objective: Objective, windows: Windows, addresses: Addresses) -> Iterator[Case]:
-    scene = _Scene(objective, windows, addresses)
+    scene = Scene(objective, windows, addresses)
     for severity in SEVERITIES:
         if severity in objective.tiers:
             for pair in windows.of(severity):
@@ -47,7 +47,7 @@ def cases(objective: Objective, windows: Windows, addresses: Addresses) -> Itera
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
     """What is recorded of an objective, as a case gives it."""
 
     objective: Objective
@@ -231,7 +231,7 @@ COURSES: dict[str, tuple[Course, int, bool]] = {
 
 @dataclass(frozen=True)
 class _FromMetrics:
-    scene: _Scene
+    scene: Scene
     course: Course
     whole: int
     counted: bool

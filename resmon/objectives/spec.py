@@ -93,7 +93,8 @@ class Objective:
     tiers: Mapping[Severity, Tier] = field(default_factory=dict)  # those that are on
     minimum_events: int | None = None  # in the long window, for an alert to fire; None: MINIMUM_EVENTS, where their number is known
     events: Query | None = None  # how many there were, where that is not the SLI's total
-    place: Nit | None = field(default=None, compare=False)  # where its `objective` stands
+    named: Nit | None = field(default=None, compare=False)  # where its name stands
+    place: Nit | None = field(default=None, compare=False)  # where its `objective` does
 
     @property
     def guard(self) -> int:
@@ -154,10 +155,11 @@ def duplicates(found: Iterable[Objective]) -> Iterator[Nit]:
     seen: dict[tuple[str, str], Objective] = {}
     for each in found:
         first = seen.setdefault((each.service, each.name), each)
-        if first is not each and each.place is not None and first.place is not None:
-            same = f"line {first.place.line}" if first.place.path == each.place.path else f"{first.place.path}, {first.place.line}"
-            message = f"{each.service} has an objective {each.name!r} already, in {same}; give it another name"
-            yield each.place._replace(keys=(*each.place.keys[:-1], "name"), message=message)
+        if first is not each and each.named is not None and first.named is not None:
+            same = "" if first.named.path == each.named.path else f"{first.named.path}, "
+            yield each.named._replace(
+                message=f"{each.service} has an objective {each.name!r} already, in {same}line {first.named.line}; give it another name"
+            )
 
 
 def never_firing(objective: Objective, windows: Windows) -> Iterator[Nit]:
@@ -234,6 +236,7 @@ def _objective(document: Document, head: _Head, i: int, slo: _Slo) -> Objective:
         },
         minimum_events=slo.resmon.minimum_events,
         events=slo.resmon.events_query,
+        named=document.nit(("slos", i, "name"), ""),
         place=document.nit(("slos", i, "objective"), ""),
     )
 
