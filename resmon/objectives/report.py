@@ -101,7 +101,7 @@ class Server:
 
 
 def _vector(client: Any, query: str, shown: str) -> list[tuple[dict[str, str], float]]:
-    raw = b""
+    raw = bytearray()
     with client.stream("POST", "api/v1/query", data={"query": query}) as response:
         for piece in response.iter_bytes():
             raw += piece
@@ -122,7 +122,7 @@ def _vector(client: Any, query: str, shown: str) -> list[tuple[dict[str, str], f
         raise PrometheusError(f"{shown} does not answer as Prometheus does ({said}); --prometheus names another.") from error
 
 
-def _text(raw: bytes) -> str:
+def _text(raw: bytearray) -> str:
     return repr(raw[:80].decode("utf-8", "replace"))
 
 

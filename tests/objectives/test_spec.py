@@ -109,8 +109,12 @@ def test_the_whole_form_is_read(tmp_path: Path) -> None:
     assert (availability.percent, availability.budget) == (Decimal("99.9"), Fraction(1, 1000))
     assert availability.description == "Requests are answered."
     assert availability.labels == {
-        **{"owner": "payments", "repo": "acme/shop", "tier": "2", "generated": "true"},
-        **{"category": "availability", "version": "0.20"},
+        "owner": "payments",
+        "repo": "acme/shop",
+        "tier": "2",
+        "generated": "true",
+        "category": "availability",
+        "version": "0.20",
     }
     assert isinstance(availability.sli, Events)
     assert availability.sli.bad.over(300) == 'sum(rate(requests_total{job="shop",code=~"(5..|429)"}[5m]))'
@@ -129,8 +133,10 @@ def test_the_whole_form_is_read(tmp_path: Path) -> None:
     assert isinstance(wireless.sli, Raw) and wireless.counted is None and wireless.guard == 0
     assert not events.tiers
     assert list(spec.remarks(wireless)) == [
-        "home/wireless: its queries do not say how many events there were, so its alerts have no guard against few of them; "
-        "resmon.events_query says it"
+        (
+            "home/wireless: its queries do not say how many events there were, so its alerts have no guard against few of them; "
+            "resmon.events_query says it"
+        )
     ]
     assert "both alerts are off" in next(spec.remarks(events))
     assert not list(spec.remarks(availability))
@@ -190,7 +196,7 @@ def test_all_mistakes_of_a_file_are_named_at_once_by_line(tmp_path: Path) -> Non
         "line 2, servise: there is no such key; the nearest is service",
         "line 3, service: must begin and end with a letter or digit, with only letters, digits and .-_ between (got 'my shop')",
         "line 4, labels: 'slo' is a label that says which objective it is; take another name",
-        "line 7, slos[0].objective: 100 leaves no error budget, so there is nothing that could burn; take 99.9 or another below 100",
+        "line 7, slos[0].objective: 100 leaves no error budget, so there is nothing that could burn; take 99.9",
         "line 10, slos[0].sli.events.error_query: does not parse with a window of 5m: unclosed left parenthesis",
         "line 11, slos[0].sli.events.total_query: must have {{.window}} where the length of the window goes, as in",
         "line 12, slos[1].name: must begin and end with a letter or digit",
