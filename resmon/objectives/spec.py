@@ -164,18 +164,19 @@ def duplicates(found: Iterable[Objective]) -> Iterator[Nit]:
 def never_firing(objective: Objective, windows: Windows) -> Iterator[Nit]:
     """An alert needs a share of bad events of factor x budget; from 1 on there is no such share, and nobody is ever told."""
     for severity in SEVERITIES:
-        if severity not in objective.tiers or objective.place is None:
+        pairs = windows.of(severity)
+        if severity not in objective.tiers or objective.place is None or not pairs:
             continue
-        for pair in windows.of(severity):
-            needed = pair.factor * objective.budget
-            if needed >= 1:
-                least = _above(100 * (1 - 1 / pair.factor))
-                yield objective.place._replace(
-                    message=f"{pair} could never fire: a burn rate of {float(pair.factor):.4g} with a budget of "
-                    f"{float(100 * objective.budget):.4g} % needs {float(100 * needed):.4g} % of bad events. "
-                    f"Set the objective to {least} or more, take a policy with lower burn rates (--policy burn-rate-2), "
-                    f"or switch that alert off (alerting.{severity}_alert.disable: true)"
-                )
+        pair = max(pairs, key=lambda each: each.factor)  # what lets this one fire lets all of them
+        needed = pair.factor * objective.budget
+        if needed >= 1:
+            least = _above(100 * (1 - 1 / pair.factor))
+            yield objective.place._replace(
+                message=f"{pair} could never fire: a burn rate of {float(pair.factor):.4g} with a budget of "
+                f"{float(100 * objective.budget):.4g} % needs {float(100 * needed):.4g} % of bad events. "
+                f"Set the objective to {least} or more, take a policy with lower burn rates (--policy burn-rate-2), "
+                f"or switch that alert off (alerting.{severity}_alert.disable: true)"
+            )
 
 
 def _above(percent: Fraction) -> str:
