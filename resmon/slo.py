@@ -39,6 +39,9 @@ def generate(
     from resmon.objectives import generation
     from resmon.objectives.rules import Addresses
 
+    for option, url in (("--runbooks", runbooks), ("--dashboards", dashboards)):
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ConfigurationError(f"{option} {url!r} is no address; it begins with http:// or https://.")
     usual = Addresses()
     addresses = Addresses(runbooks or usual.runbooks, dashboards or usual.dashboards)
     made = generation.make(specs, policy, period, addresses)

@@ -60,17 +60,26 @@ class Query:
             yield "reads no series, so it would always say the same"
 
     @cached_property
-    def functions(self) -> frozenset[str]:
-        """The names of the functions that it calls. Only of one without nits."""
-        found: set[str] = set()
+    def nodes(self) -> tuple[Any, ...]:
+        """Its syntax tree, node by node. Only of one without nits."""
+        found: list[Any] = []
 
         def visit(node: Any) -> bool:
-            if isinstance(node, promql_parser.Call):
-                found.add(str(node.func.name))
+            found.append(node)
             return True
 
         promql_parser.walk(promql_parser.parse(self.over(TRIED)), visit)
-        return frozenset(found)
+        return tuple(found)
+
+    @cached_property
+    def functions(self) -> frozenset[str]:
+        """The names of the functions that it calls."""
+        return frozenset(str(node.func.name) for node in self.nodes if isinstance(node, promql_parser.Call))
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether it asks another query at every step of a window, which costs as much as the window is long."""
+        return any(isinstance(node, promql_parser.SubqueryExpr) for node in self.nodes)
 
     @property
     def is_per_second(self) -> bool:

@@ -144,7 +144,7 @@ def standings(server: Server) -> list[Standing]:
     for key, found in [*((k, f) for k, f in whole.items() if _name(k) not in with_parts), *parts.items()]:
         same = next((other for of, other in whole.items() if _name(of) == _name(key)), {})
         own = set(key) - {pair for of in whole if _name(of) == _name(key) for pair in of}
-        known = {name: value for name, value in (same | found).items() if not math.isnan(value)}
+        known = {name: value for name, value in (same | found).items() if math.isfinite(value)}
         alerts = {labels.get("severity", "") for labels, _ in firing if _is_of(labels, _name(key), own)}
         service, slo = _name(key)
         ordered = tuple(sorted(alerts, key=lambda severity: (severity != "page", severity)))

@@ -1,9 +1,9 @@
 """The rules of an objective: what is recorded of its error budget, and the two alerts that tell when it burns too fast.
 
 Series have slok/sloth's names; `service` and `slo` say whose they are. Ratios are sums over sums, whatever the window: up to six
-hours the objective's own queries are asked over the window; what is longer would read too many samples at every evaluation, and
-is summed, bad events and all events apart, from what was recorded of the shortest window. A query whose values cannot be added up
-(a count of series, say) and a raw ratio are asked over every window.
+hours (one, where they have subqueries) the objective's own queries are asked over the window; what is longer would read too many
+samples at every evaluation, and is summed, bad events and all events apart, from what was recorded of the shortest window. A query
+whose values cannot be added up (a count of series, say) and a raw ratio are asked over every window.
 
 One burn is one alert: both pairs of windows of a severity are one expression, no label tells which of them it was, and the ticket
 is left out while the page fires. Where a window has too few events to tell anything no alert fires.
@@ -23,6 +23,9 @@ from resmon.rules import Alert, Group, Recording, Rule, rule_file
 
 # The longest window over which an objective's own queries are asked: 1,440 samples of each series at a scrape every 15 s.
 DIRECT = 6 * 3600
+
+# That of one with a subquery, which asks anew for every minute of its window.
+DIRECT_NESTED = 3600
 
 # How often the rules are evaluated. Events in longer windows are summed over evaluations, so it is part of the arithmetic.
 INTERVAL = 60
@@ -95,7 +98,7 @@ def _shares(objective: Objective, windows: Windows) -> Iterator[Recording]:
         length = durations.written(window)
         if not isinstance(sli, Events):
             yield Recording(RATIO + length, f"({sli.ratio.over(window)})", labels)
-        elif summed and window > max(DIRECT, shortest):
+        elif summed and window > max(_direct(sli), shortest):
             bad, total = (
                 f"sum_over_time({name}{durations.written(shortest)}{selector(objective)}[{length}])" for name in (BAD, TOTAL)
             )
@@ -110,6 +113,11 @@ def _shares(objective: Objective, windows: Windows) -> Iterator[Recording]:
                 yield Recording(TOTAL + length, _events(f"({sli.total.over(window)})", sli.total, window), labels)
         if counted is not None and counted is objective.events and window in asked:
             yield Recording(COUNTED + length, _events(f"({counted.over(window)})", counted, window), labels)
+
+
+def _direct(sli: Events) -> int:
+    """The longest window over which these are asked themselves."""
+    return DIRECT_NESTED if sli.bad.is_nested or sli.total.is_nested else DIRECT
 
 
 def _bad(sli: Events, window: int) -> str:

@@ -115,6 +115,12 @@ class Objective:
         return self.sli.total if self.sli.total.is_additive or self.minimum_events is not None else None
 
     @property
+    def grouping(self) -> frozenset[str]:
+        """The labels by which its queries tell parts apart, as far as can be seen."""
+        queries = [self.sli.bad, self.sli.total] if isinstance(self.sli, Events) else [self.sli.ratio]
+        return frozenset(label for query in queries for label in query.labels or ())
+
+    @property
     def budget(self) -> Fraction:
         """The share that may be bad, exactly."""
         return 1 - Fraction(self.percent) / 100
@@ -215,7 +221,16 @@ def objectives(document: Document) -> tuple[list[Objective], list[Nit]]:
             nits += _told(document, ("slos", i), error, _Slo)
     if head is None:
         return [], nits
-    return [_objective(document, head, i, slo) for i, slo in made], nits
+    found = []
+    for i, slo in made:
+        objective = _objective(document, head, i, slo)
+        both = sorted(objective.grouping & {*OWN_LABELS, *objective.labels})
+        if both:
+            message = f"tells parts apart by {both[0]}, and that label is the objective's own here; it would make them one"
+            nits.append(document.nit(("slos", i, "sli"), message))
+        else:
+            found.append(objective)
+    return found, nits
 
 
 def _objective(document: Document, head: _Head, i: int, slo: _Slo) -> Objective:

@@ -81,7 +81,7 @@ def test_the_table_of_series() -> None:
     named = set(re.findall(r"`(slo:[\w:]+)`", PAGE))
     assert named <= recorded
     assert {re.sub(r"\d+[mhd]$", "", name) for name in recorded} == {re.sub(r"\d+[mhd]$", "", name) for name in named}
-    assert rules.DIRECT == 6 * 3600 and rules.INTERVAL == 60
+    assert (rules.DIRECT, rules.DIRECT_NESTED, rules.INTERVAL) == (6 * 3600, 3600, 60)
 
 
 def commands() -> Iterator[tuple[str, str]]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
-from resmon.objectives import generation, proofs, rules, windows
+from resmon.objectives import durations, generation, proofs, rules, windows
 from resmon.objectives.rules import Addresses
 from resmon.objectives.windows import SEVERITIES
+from resmon.rules import Case, QueryTest, Sample, Series, unit_test_file
 from tests.objectives.specs import load, service, slo, written
 from tests.programs import program
 
@@ -89,6 +92,54 @@ def test_every_shipped_objective_is_tried_healthy_and_at_every_edge() -> None:
         counted = proofs.COURSES[objective.name][2]
         assert sum("and not in the one before" in name for name in names) == (counted and "page" in objective.tiers)
         assert sum("one event, a bad one, tells nothing" in name for name in names) == counted
+
+
+def expected(shares: dict[int, float], events: dict[int, int], factors: list[tuple[str, int, int, float]], budget: float) -> str:
+    """Who is told, by arithmetic of its own."""
+    burning = {
+        severity
+        for severity, short, long, factor in factors
+        if shares[short] > factor * budget and shares[long] > factor * budget and events[long] >= 10
+    }
+    return "page" if "page" in burning else "ticket" if "ticket" in burning else ""
+
+
+WORKBOOKS = [
+    ("page", 300, 3600, 14.4),
+    ("page", 1800, 21_600, 6.0),
+    ("ticket", 7200, 86_400, 3.0),
+    ("ticket", 21_600, 259_200, 1.0),
+]
+TWICE = [("page", 300, 3600, 2.0), ("page", 1800, 21_600, 2.0), ("ticket", 7200, 86_400, 1.5), ("ticket", 21_600, 259_200, 1.0)]
+
+
+@pytest.mark.parametrize(("policy", "factors"), [("workbook", WORKBOOKS), ("burn-rate-2", TWICE)])
+def test_whatever_the_windows_hold_the_right_one_alert_fires_or_none(
+    policy: str, factors: list[tuple[str, int, int, float]], tmp_path: Path
+) -> None:
+    over = windows.policy(policy).windows()
+    (objective,) = load(tmp_path, service(slo()), over)
+    scene, chance, told = proofs.Scene(objective, over, Addresses()), random.Random(policy), Counter[str]()
+    cases = []
+    for i in range(150):
+        usual = 10 ** chance.uniform(-4, -1.5)
+        shares = {length: usual * 10 ** chance.uniform(-0.4, 0.4) for length in (300, 1800, 3600, 7200, 21_600, 86_400, 259_200)}
+        events = {length: chance.choice((9, 10, 10_000)) for length in (3600, 21_600, 86_400, 259_200)}
+        who = expected(shares, events, factors, 0.001)
+        told[who] += 1
+        series = [each for each in scene.recorded(shares) if "events" not in each.series]
+        labels = 'service="shop",slo="availability"'
+        series += [
+            Series(f"slo:sli_total:events{durations.written(length)}{{{labels}}}", f"{n}x10") for length, n in events.items()
+        ]
+        fires = [Sample(f'{{severity="{who}"}}', 1)] if who else []
+        cases.append(Case(f"case {i}", series, queries=[QueryTest("5m", "count by (severity) (ALERTS)", fires)]))
+    assert min(told.values()) > 10 and set(told) == {"page", "ticket", ""}
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "slo.yaml").write_text(rules.file([objective], over, Addresses(), ""))
+    (tmp_path / "tests" / "slo.yaml").write_text(unit_test_file(["../slo.yaml"], cases, ""))
+    found = promtool(tmp_path)
+    assert found.returncode == 0, found.stdout + found.stderr
 
 
 BROKEN: dict[str, Callable[[str], str]] = {

@@ -61,6 +61,14 @@ def test_up_to_six_hours_queries_are_asked_and_beyond_sums_are_summed(tmp_path: 
     assert metrics(found["slo:sli_error:ratio_rate6h"].expr) == {"requests_total"}
     for window in ("1d", "3d", "30d"):
         assert metrics(found[f"slo:sli_error:ratio_rate{window}"].expr) == {"slo:sli_error:events5m", "slo:sli_total:events5m"}
+    nested = (
+        "events: {error_query: 'sum_over_time(count(a)[{{.window}}:])', total_query: 'sum_over_time(count(b)[{{.window}}:])'}\n"
+    )
+    found = recordings(tmp_path, service(slo(sli=nested)))
+    assert metrics(found["slo:sli_error:ratio_rate1h"].expr) == {"a", "b"}
+    assert metrics(found["slo:sli_error:ratio_rate2h"].expr) == {"slo:sli_error:events5m", "slo:sli_total:events5m"}
+    counted = "events: {error_query: 'count(max_over_time(a[{{.window}}]))', total_query: 'count(max_over_time(b[{{.window}}]))'}\n"
+    assert metrics(recordings(tmp_path, service(slo(sli=counted)))["slo:sli_error:ratio_rate30d"].expr) == {"a", "b"}
     raw = recordings(tmp_path, service(slo(sli=RAW)))
     assert raw["slo:sli_error:ratio_rate30d"].expr == "(errors:ratio30d)"
     assert not [name for name in raw if "events" in name]

@@ -266,6 +266,13 @@ def test_queries_that_do_not_fit_together(bad: str, total: str, why: str, tmp_pa
         load(tmp_path, service(slo(sli=events(bad, total))))
 
 
+@pytest.mark.parametrize("label", ["service", "slo", "team"])
+def test_a_label_by_which_queries_tell_parts_apart_is_not_the_objectives_own(label: str, tmp_path: Path) -> None:
+    sli = events(f"sum by ({label}) (rate(a[{{{{.window}}}}]))", f"sum by ({label}) (rate(b[{{{{.window}}}}]))")
+    with pytest.raises(ConfigurationError, match=rf"line 6, slos\[0\]\.sli: tells parts apart by {label}"):
+        load(tmp_path, service(slo(sli=sli, more="labels: {team: a}\n")))
+
+
 @pytest.mark.parametrize("text", ["0", "-5", "100", "100.0", "101", ".nan", ".inf", "x", "", "1e-30", "99." + "9" * 20, "[99]"])
 def test_an_objective_lies_between_0_and_100(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"line 5, slos\[0\]\.objective: (must be a number|100 leaves)"):
