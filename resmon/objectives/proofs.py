@@ -21,8 +21,8 @@ from resmon.objectives.windows import SEVERITIES, Pair, Severity, Windows
 from resmon.rules import AlertTest, Case, Firing, QueryTest, Sample, Series, unit_test_file
 
 NEAR = Fraction(1, 1000)  # how far below and above a burn rate is tried
-AT = "5m"
-LAST = 10  # minutes of a case whose windows are given
+AT = "1m"
+LAST = 2  # minutes of a case whose windows are given
 STEADY = 12  # minutes of a case with a steady share of bad events
 
 Course = Callable[[Sequence[int], int], list[Series]]
