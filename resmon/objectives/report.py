@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resmon.errors import ResmonError
+from resmon.errors import PrometheusError
 from resmon.objectives import rules
 
 PATIENCE = 10.0  # seconds that an answer may take
@@ -29,10 +29,6 @@ FIRING = 'ALERTS{alertstate="firing",slo!="",service!=""}'
 
 # Labels that say which alert it is and not which part of an objective.
 _OF_ALERTS = ("__name__", "alertname", "alertstate", "severity", "tier")
-
-
-class PrometheusError(ResmonError):
-    """A Prometheus that cannot be asked, or whose answer is none."""
 
 
 @dataclass(frozen=True, slots=True)

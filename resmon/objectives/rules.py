@@ -85,7 +85,7 @@ def group(objective: Objective, windows: Windows, addresses: Addresses | None = 
     """One group, so that alerts see what was recorded in the same evaluation."""
     rules: list[Rule] = [*_shares(objective, windows), *_budget(objective, windows)]
     rules += alerts(objective, windows, addresses or Addresses())
-    return Group(f"slo-{objective.service}-{objective.name}", rules, interval=durations.written(INTERVAL))
+    return Group(f"slo {objective.service}/{objective.name}", rules, interval=durations.written(INTERVAL))
 
 
 def _shares(objective: Objective, windows: Windows) -> Iterator[Recording]:

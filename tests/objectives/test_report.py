@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from resmon.errors import PrometheusError
 from resmon.objectives import generation, report
-from resmon.objectives.report import PrometheusError, Server, Standing, standings
+from resmon.objectives.report import Server, Standing, standings
 from tests.objectives.conftest import Page, prometheus, wait_for
 from tests.objectives.specs import service, slo, written
 from tests.ports import free_port
