@@ -337,11 +337,16 @@ def _labels(values: dict[str, str]) -> dict[str, str]:
 
 
 def _annotations(values: dict[str, str]) -> dict[str, str]:
-    for name, value in values.items():
+    for name in values:
         if not _LABEL.fullmatch(name):
             raise _wrong(f"{name!r:.60} is no name of an annotation; take letters, digits and _")
+    return _templates(values)
+
+
+def _templates(values: dict[str, str]) -> dict[str, str]:
+    for name, value in values.items():
         if value.count("{{") != value.count("}}"):
-            raise _wrong(f"{name} has {{{{ without }}}}; Prometheus fills annotations in as templates")
+            raise _wrong(f"{name} has not as many {{{{ as }}}}; Prometheus fills labels and annotations of alerts in as templates")
     return values
 
 
@@ -355,6 +360,7 @@ _Percent = Annotated[Decimal, BeforeValidator(_percent)]
 _Query = Annotated[Query, BeforeValidator(lambda value: _query("" if value is None else str(value)))]
 _Table = Annotated[dict[str, str], BeforeValidator(_empty_table)]
 _Labels = Annotated[_Table, AfterValidator(_labels)]
+_AlertLabels = Annotated[_Labels, AfterValidator(_templates)]
 _Annotations = Annotated[_Table, AfterValidator(_annotations)]
 _Plugins = Annotated[Any, BeforeValidator(_no_plugins)]
 
@@ -413,13 +419,13 @@ class _Sli(_Model):
 
 class _Meta(_Model):
     disable: bool = False
-    labels: _Labels = Field(default_factory=dict)
+    labels: _AlertLabels = Field(default_factory=dict)
     annotations: _Annotations = Field(default_factory=dict)
 
 
 class _Alerting(_Model):
     name: Annotated[_Text, AfterValidator(_alert)] = ""
-    labels: _Labels = Field(default_factory=dict)
+    labels: _AlertLabels = Field(default_factory=dict)
     annotations: _Annotations = Field(default_factory=dict)
     page_alert: Annotated[_Meta, BeforeValidator(_empty_table)] = Field(default_factory=_Meta)
     ticket_alert: Annotated[_Meta, BeforeValidator(_empty_table)] = Field(default_factory=_Meta)

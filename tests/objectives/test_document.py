@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resmon.errors import ConfigurationError
@@ -100,6 +100,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @given(st.text(alphabet="ab:-[]{}&*!|>'\"#\n ,?%@~<", max_size=60))
+@settings(deadline=None)
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:
         documents = parse(text.encode(), "f")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resmon.objectives import durations
@@ -30,5 +30,6 @@ def test_it_is_written_as_prometheus_does(seconds: int, text: str) -> None:
 
 
 @given(st.integers(1, 10**9))
+@settings(deadline=None)
 def test_what_is_written_is_read(seconds: int) -> None:
     assert durations.parsed(durations.written(seconds)) == seconds

@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resmon.objectives import rules, windows
@@ -239,6 +239,7 @@ def test_a_long_window_weighs_events_and_not_minutes(tmp_path: Path) -> None:
 
 
 @given(st.fractions(0, 10**6), st.floats(0, 1e9))
+@settings(deadline=None)
 def test_a_number_in_a_query_is_the_same_float(fraction: Fraction, value: float) -> None:
     assert float(rules.number(fraction)) == float(fraction) and float(rules.number(value)) == value
     assert nit(f"a > {rules.number(fraction)}") is None and nit(f"a > {rules.number(value)}") is None

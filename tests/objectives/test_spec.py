@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resmon.errors import ConfigurationError
@@ -238,8 +238,12 @@ def test_reserved_names(name: str, tmp_path: Path) -> None:
         (service(more="labels: {a: ''}\n"), "line 3, labels: a has no value"),
         (service(slo(more="alerting: {name: a b}\n")), "line 10, slos[0].alerting.name: must be one word"),
         (
+            service(slo(more="alerting: {page_alert: {labels: {team: 'x }}'}}\n")),
+            "line 10, slos[0].alerting.page_alert.labels: team has not as many {{ as }}",
+        ),
+        (
             service(slo(more="alerting: {annotations: {summary: '{{ $value'}}\n")),
-            "line 10, slos[0].alerting.annotations: summary has {{ without }}",
+            "line 10, slos[0].alerting.annotations: summary has not as many {{ as }}",
         ),
     ],
 )
@@ -320,6 +324,7 @@ def with_factor(factor: Fraction) -> Windows:
 
 
 @given(st.decimals("0.001", "99.999", places=3), st.fractions(Fraction(1, 100), 1000, max_denominator=100))
+@settings(deadline=None)
 def test_what_is_refused_could_not_fire_and_what_is_advised_could(percent: Decimal, factor: Fraction) -> None:
     objective = Objective(
         "shop", "a", percent, Raw(spec.Query("a{{.window}}")), tiers={"page": Tier()}, place=spec.Nit(("objective",), "", 1)
@@ -337,6 +342,7 @@ def test_what_is_refused_could_not_fire_and_what_is_advised_could(percent: Decim
 
 
 @given(st.decimals("0.000001", "99.999999", places=6))
+@settings(deadline=None)
 def test_the_budget_is_what_the_objective_leaves(percent: Decimal) -> None:
     objective = Objective("shop", "a", percent, Raw(spec.Query("a{{.window}}")))
     assert float(objective.budget) == pytest.approx(1 - float(percent) / 100, rel=1e-6, abs=1e-15)

@@ -6,7 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resmon.errors import ConfigurationError
@@ -72,6 +72,7 @@ def policy(folder: Path, period: str = "30d", share: str = "2", short: str = "5m
     short=st.integers(1, 3600),
     long=st.integers(1, 3 * DAY),
 )
+@settings(deadline=None)
 def test_a_factor_is_share_times_period_over_long_window(
     days: int, other: int, share: float, short: int, long: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
