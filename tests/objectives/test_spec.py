@@ -238,7 +238,7 @@ def test_reserved_names(name: str, tmp_path: Path) -> None:
         (service(more="labels: {a: ''}\n"), "line 3, labels: a has no value"),
         (service(slo(more="alerting: {name: a b}\n")), "line 10, slos[0].alerting.name: must be one word"),
         (
-            service(slo(more="alerting: {page_alert: {labels: {team: 'x }}'}}\n")),
+            service(slo(more="alerting: {page_alert: {labels: {team: 'x }}'}}}\n")),
             "line 10, slos[0].alerting.page_alert.labels: team has not as many {{ as }}",
         ),
         (
