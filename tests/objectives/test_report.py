@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -73,6 +74,9 @@ def test_runs_that_fail_burn_the_budget_and_page(page: Page, tmp_path: Path) -> 
         told = {each["slo"]: each for each in printed}["training-success"]
         assert told["objective"] == 0.95 and told["firing"] == ["page"] and told["labels"] == {}
         assert {each["slo"]: each for each in printed}["step-time"]["budget_left"] is None
+        with urllib.request.urlopen(f"{url}/api/v1/rules", timeout=10) as answer:
+            loaded = [rule for group in json.load(answer)["data"]["groups"] for rule in group["rules"]]
+        assert len(loaded) > 100 and {(rule["health"], rule.get("lastError", "")) for rule in loaded} == {("ok", "")}
 
 
 def _there(url: str) -> dict[str, Standing]:
