@@ -188,6 +188,13 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("resmon_steps_total", "counter", "", ("run", "rank"), "Optimizer steps attempted and recorded in this attempt."),
     Metric("resmon_skipped_steps_total", "counter", "", ("run", "rank"), "Steps that a gradient scaler skipped."),
     Metric("resmon_clipped_steps_total", "counter", "", ("run", "rank"), "Steps whose gradients clipping made smaller."),
+    Metric(
+        "resmon_nonfinite_steps_total",
+        "counter",
+        "",
+        ("run", "rank"),
+        "Steps with NaN or infinite values in a block, its gradients or their norm; gradients of skipped steps do not count.",
+    ),
     Metric("resmon_step_duration_seconds", "histogram", "seconds", ("run", "rank"), "Time from one step boundary to the next."),
     Metric(
         "resmon_step_phase_seconds_total",

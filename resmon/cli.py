@@ -16,6 +16,7 @@ from rich.text import Text
 
 from resmon.errors import ConfigurationError, DiscoveryError, ResmonError
 from resmon.quantities import size
+from resmon.slo import application as slo
 
 FOLDER = "Folder of the runs; runs/ unless settings say otherwise."
 Directory = Annotated[Path | None, typer.Option("--directory", "-d", help=FOLDER)]
@@ -647,6 +648,10 @@ VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
 )
 
 
+# Verbs that have verbs of their own.
+GROUPS: tuple[tuple[str, Callable[[], typer.Typer]], ...] = (("slo", slo),)
+
+
 def application() -> typer.Typer:
     """The command with all its verbs."""
     made = typer.Typer(
@@ -658,6 +663,8 @@ def application() -> typer.Typer:
     made.callback()(_options)
     for name, function in VERBS:
         made.command(name)(function)
+    for name, verbs in GROUPS:
+        made.add_typer(verbs(), name=name)
     return made
 
 

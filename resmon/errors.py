@@ -31,6 +31,10 @@ class AgentError(ResmonError):
     """The agent could not be started, found or served."""
 
 
+class PrometheusError(ResmonError):
+    """A Prometheus that cannot be asked, or whose answer is none."""
+
+
 class UnobservableError(ResmonError):
     """Tensors came to be where this version cannot read them. It ends the observation of the blocks, and nothing else."""
 

@@ -200,6 +200,15 @@ class StepRecord:
     magnitude_buckets: Ints  # cumulative [S, MAGNITUDE_COLUMNS]: sampled |y|
     magnitude_sum: Floats  # cumulative [S]: sum of the sampled finite |y|
 
+    @property
+    def is_nonfinite(self) -> bool:
+        """Whether anything watched was NaN or infinite; gradients of a step that a scaler skips are how it finds its scale."""
+        _, forward, backward, *_ = self.counts
+        if forward.any() or self.skipped:
+            return bool(forward.any())
+        norm = self.run_value("gradient_square")
+        return bool(backward.any()) or (norm is not None and not math.isfinite(norm))
+
     def run_value(self, name: str) -> float | None:
         """The run-level value `name`, or None where it is absent."""
         i = RUN_VALUES.index(name)

@@ -173,6 +173,13 @@ def failed(folder: str) -> None:
     training.step(*torch.load(shard))
 
 
+def error_budget(folder: str) -> None:
+    """One of many, all for the same reason."""
+    training = Training("error-budget", folder)
+    training.train()
+    training.step(*torch.load(Path(folder) / "shard-00012.pt"))
+
+
 def overfitting(folder: str) -> None:
     """Sixty examples, a third of them labelled at random, learnt by heart."""
     training = Training("overfitting", folder)
@@ -520,6 +527,7 @@ FAILURES: dict[str, Callable[[str], None]] = {
         shape_mismatch,
         interrupted,
         failed,
+        error_budget,
         overfitting,
         loss_divergence,
         exploding_gradients,

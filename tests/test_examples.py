@@ -97,7 +97,7 @@ def test_the_demonstration_and_what_it_tells_to_do_next(
         assert re.search(r"digits|stages\.\d\.\d", pasted.stdout), command
 
 
-def test_a_wheel_holds_what_the_demonstration_runs_and_the_runbooks(tmp_path: Path) -> None:
+def test_a_wheel_holds_what_the_demonstration_runs_the_runbooks_and_the_objectives(tmp_path: Path) -> None:
     source = tmp_path / "source"  # the native part is compiled where its source lies, which here others import it from
     source.mkdir()
     for file in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
@@ -117,3 +117,6 @@ def test_a_wheel_holds_what_the_demonstration_runs_and_the_runbooks(tmp_path: Pa
         assert shown.returncode == 0, shown.stderr
         expected = (ROOT / "runbooks" / "nonfinite.md").read_text().strip() if arguments else "nonfinite\n"
         assert expected in shown.stdout
+    made = run([sys.executable, "-m", "resmon", "slo", "generate"], tmp_path, PYTHONPATH=str(tmp_path / "installed"))
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "alerts" / "slo.yaml").read_text() == (ROOT / "alerts" / "slo.yaml").read_text()

@@ -75,6 +75,7 @@ class Rank:
         self.bank = self._new_bank()
         self.gaps = Gaps()
         self.last: int | None = None  # newest step that the bank was told of
+        self.nonfinite = 0  # steps that were, until then
         self.resumed: Bookmark | None = None
         self.lost = ""  # why a bookmark that is there was not used
         self._marks: deque[tuple[float, tuple[int, int]]] = deque()  # second of a record, and where the reading was
@@ -115,7 +116,7 @@ class Rank:
             self.lost = str(error)
             return
         self.resumed, self.bank, self.gaps, self.last = found, bank, gaps, found.step
-        self._skipped_before = found.skipped
+        self._skipped_before, self.nonfinite = found.skipped, found.nonfinite
         # What is shown of the last minute is read again; the detectors are told only of what they have not seen.
         self.follower.go_to(replace(found.position, steps=found.again))
 
@@ -144,6 +145,7 @@ class Rank:
                 position=position,
                 again=self._marks[0][1],
                 skipped=self._skipped_before + self.follower.skipped,
+                nonfinite=self.nonfinite,
                 open=tuple(open_),
                 scores=scores,
                 losses=tuple(losses),
@@ -324,6 +326,7 @@ class Attempt:
                     self._settle()
                 if new:
                     rank.last = item.step
+                    rank.nonfinite += item.is_nonfinite
                     self._take_findings(number, rank, rank.bank.step(item, rank.columns.sites))
             elif isinstance(item, ScalarRecord):
                 self._take_scalars(number, item)
@@ -465,6 +468,7 @@ class Attempt:
                     rank.newest[1] if rank.newest else None,
                     rank.newest[0].groups if rank.newest else (),
                     figures.process(rank.follower.folder) if rank.end is None else None,
+                    rank.nonfinite,
                 )
                 for number, rank in ranks
             ),

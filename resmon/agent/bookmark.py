@@ -20,7 +20,7 @@ from resmon.flight.reader import Position
 from resmon.records import RunInfo, ScalarRecord
 
 LARGEST = 64 << 20  # bytes of a bookmark; a state that needs more is not kept
-FORMAT = 1
+FORMAT = 2
 
 
 class BookmarkError(Exception):
@@ -35,6 +35,7 @@ class Bookmark:
     position: Position  # behind it
     again: tuple[int, int]  # where to begin reading for what is shown of the last minute: segment of steps and offset
     skipped: int  # damaged rows until there
+    nonfinite: int  # non-finite steps until there
     open: tuple[str, ...]  # ids of the findings that are open in this rank
     scores: Mapping[str, tuple[int, float]]  # newest logged value by name, and its step
     losses: tuple[tuple[float, float], ...]  # second, largest loss in it
@@ -53,6 +54,7 @@ class Bookmark:
             "last_step": self.position.last_step,
             "again": self.again,
             "skipped": self.skipped,
+            "nonfinite": self.nonfinite,
             "open": self.open,
             "scores": self.scores,
             "losses": self.losses,
@@ -102,6 +104,7 @@ def read(path: Path, of: Mapping[str, Any]) -> Bookmark | None:
             ),
             again=_place(content["again"]),
             skipped=_whole(content["skipped"]),
+            nonfinite=_whole(content["nonfinite"]),
             open=tuple(map(str, content["open"])),
             scores={str(name): (_whole(step), _number(value)) for name, (step, value) in content["scores"].items()},
             losses=tuple((_number(second), _number(loss)) for second, loss in content["losses"]),

@@ -446,6 +446,7 @@ _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_steps_total": _per_rank(_counter("steps_total")),
     "resmon_skipped_steps_total": _per_rank(_counter("skipped_total")),
     "resmon_clipped_steps_total": _per_rank(_counter("clipped_total")),
+    "resmon_nonfinite_steps_total": _per_rank(lambda run, i: run.ranks[i].nonfinite_steps),
     "resmon_step_phase_seconds_total": _phases,
     "resmon_samples_total": _per_rank(_counter("samples_total")),
     **{

@@ -67,6 +67,7 @@ class RankView:
     record: StepRecord | None
     groups: tuple[str, ...] = ()  # the names of the record's parameter groups
     process: ProcessView | None = None  # None where it is gone or cannot be seen
+    nonfinite_steps: int = 0  # cumulative
 
 
 @dataclass(frozen=True, slots=True, eq=False)

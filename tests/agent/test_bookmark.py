@@ -163,6 +163,7 @@ def test_what_is_exported_goes_on_too(tmp_path: Path, runtime_folder: Path) -> N
     assert only(second.view(0.0)).findings == only(first.view(0.0)).findings
     for _ in range(3):
         assert exposition(second) == exposition(first) != []
+        assert 'resmon_nonfinite_steps_total{rank="0",run="digits"} 13.0' in exposition(second)  # 12 in a row, and one
         run.goes_on(60)
         scraped(first)
         scraped(second)
@@ -209,6 +210,7 @@ def changed(content: dict[str, Any], **more: Any) -> str:
         (lambda _: "[" * 9000, "cannot be read"),
         (lambda _: "[]", "damaged"),
         (lambda text: changed(json.loads(text), step="x"), "damaged"),
+        (lambda text: changed(json.loads(text), nonfinite=None), "damaged"),
         (lambda text: changed(json.loads(text), steps=[1]), "damaged"),
         (lambda text: changed(json.loads(text), bank={}), "no such part"),
         (lambda text: changed(json.loads(text), gaps={"objects": [], "attributes": {}}), "another version's"),

@@ -136,6 +136,7 @@ def test_the_tables_hold_the_views_numbers(kind: str) -> None:
     assert one(found, "resmon_steps_total", run="digits", rank="0") == 3
     assert one(found, "resmon_clipped_steps_total", run="digits", rank="0") == 3
     assert one(found, "resmon_skipped_steps_total", run="digits", rank="0") == 0
+    assert one(found, "resmon_nonfinite_steps_total", run="digits", rank="0") == 2
     assert one(found, "resmon_step_duration_seconds_count", run="digits", rank="0") == 3
     assert one(found, "resmon_step_duration_seconds_sum", run="digits", rank="0") == 0.75
     assert one(found, "resmon_step_duration_seconds_bucket", le="0.125") == 0

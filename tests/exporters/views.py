@@ -43,7 +43,7 @@ def run(
         run=info.run,
         info=info,
         outcome=None,
-        ranks=(RankView(0, records[-1], GROUPS[: records[-1].groups.shape[1]], process=ProcessView(12.5, 4, 32, 1024, 2048)),),
+        ranks=(RankView(0, records[-1], GROUPS[: records[-1].groups.shape[1]], ProcessView(12.5, 4, 32, 1024, 2048), 2),),
         blocks=table(sites, records),
         watched=Counter(site.model for site in sites),
         folded={},
