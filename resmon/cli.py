@@ -584,9 +584,10 @@ def silence(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Keep alerts from notifying anybody for a time. What is planned is silenced; the alerts still fire and are seen."""
-    from resmon.alertmanager import Alertmanager, Matcher, skew_sentence, written
+    from resmon.alertmanager import Alertmanager, Matcher, skew_sentence
     from resmon.alertmanager.table import as_json as jsonable
     from resmon.alertmanager.table import covers, table
+    from resmon.rules.durations import written
     from resmon.settings import Settings
 
     names = {"run": run, "model": model, "block": block, "alertname": alert}

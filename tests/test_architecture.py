@@ -139,6 +139,12 @@ def test_importing_resmon_imports_no_heavy_package(tmp_path: Path) -> None:
     assert python(code, tmp_path) == "set()\n"
 
 
+def test_a_planned_window_imports_no_writer_of_rules(tmp_path: Path) -> None:
+    """It is planned in the training process, which has no use for a parser of queries."""
+    heavy = "{'torch', 'yaml', 'promql_parser', 'httpx'}"
+    assert python(f"import resmon.alertmanager.keeper, sys; print({heavy} & set(sys.modules))", tmp_path) == "set()\n"
+
+
 def test_the_help_imports_neither_torch_nor_pandas(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['resmon', '--help']\nfrom resmon.cli import main\n"

@@ -291,7 +291,7 @@ def test_a_server_that_has_lost_it_is_told_again(tmp_path: Path, monkeypatch: py
     ("arguments", "said"),
     [
         ({}, "names nothing, so it would match every alert"),
-        ({"run": "a", "for_": "2 hours"}, "is no duration; write it as Prometheus does"),
+        ({"run": "a", "for_": "2 hours"}, "the time of a silence must be a duration such as 30m, 2h or 1d12h (got '2 hours')"),
         ({"run": "a", "for_": "60d"}, "at most 30d"),
         ({"run": "a", "alertmanager": "here"}, "must be http://HOST:PORT"),
         ({"run": "a", "comment": "  "}, "it has no comment"),

@@ -17,11 +17,11 @@ from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from resmon.alertmanager.durations import written
 from resmon.alertmanager.matchers import Matcher
 from resmon.alertmanager.scope import checked, length
 from resmon.alertmanager.values import Alert, AlertGroup, KnownAlert, Silence, Status, moment
 from resmon.errors import ConfigurationError, ServerError
+from resmon.rules.durations import written
 from resmon.servers import Access, Answer, Clock, Connection
 
 API = "/api/v2"

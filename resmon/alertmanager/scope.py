@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from resmon.alertmanager.durations import seconds, written
 from resmon.alertmanager.matchers import Matcher
 from resmon.errors import ConfigurationError
+from resmon.rules.durations import seconds, written
 
 LONGEST = 30 * 86400.0  # seconds of a silence: what is to be quiet for longer needs its rule or its route changed
 COMMENT = 1000  # characters
@@ -45,7 +45,10 @@ def checked(matchers: Sequence[Matcher], comment: str) -> None:
 
 def length(duration: str | float, longest: float = LONGEST) -> float:
     """A duration in seconds, 2h or 7200. Raises ConfigurationError where it is none, not above 0, or too long for a silence."""
-    value = seconds(duration) if isinstance(duration, str) else float(duration)
+    try:
+        value = seconds(duration.strip()) if isinstance(duration, str) else float(duration)
+    except ValueError as error:
+        raise ConfigurationError(f"the time of a silence {error}.") from error
     if not 0 < value <= longest:
         raise ConfigurationError(f"a silence lasts more than 0s and at most {written(longest)}, not {duration}. Name another time.")
     return value

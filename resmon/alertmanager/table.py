@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from resmon.alertmanager.durations import written
 from resmon.alertmanager.values import Silence, moment
 from resmon.origins import printable
+from resmon.rules.durations import written
 
 _STYLES = {"active": "green", "pending": "yellow", "expired": "dim"}
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resmon.errors import ConfigurationError
-from resmon.objectives import durations, proofs, rules, spec, windows
+from resmon.objectives import proofs, rules, spec, windows
 from resmon.objectives.rules import Addresses
 from resmon.objectives.spec import Objective
+from resmon.rules import durations
 
 RULES, TESTS = "slo.yaml", "tests/slo.yaml"
 
@@ -35,7 +36,7 @@ def make(
     """Of these files, or of resmon's own. Raises ConfigurationError that names all that is wrong."""
     addresses = addresses or Addresses()
     try:
-        length = None if period is None else durations.parsed(period)
+        length = None if period is None else durations.window(period)
     except ValueError as error:
         raise ConfigurationError(f"--period {error}.") from error
     over = windows.policy(policy).windows(length)

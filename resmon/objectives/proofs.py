@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
 
-from resmon.objectives import durations, rules
+from resmon.objectives import rules
 from resmon.objectives.rules import Addresses, number, selector
 from resmon.objectives.spec import Objective
 from resmon.objectives.windows import SEVERITIES, Pair, Severity, Windows
-from resmon.rules import AlertTest, Case, Firing, QueryTest, Sample, Series, unit_test_file
+from resmon.rules import AlertTest, Case, Firing, QueryTest, Sample, Series, durations, unit_test_file
 
 NEAR = Fraction(1, 1000)  # how far below and above a burn rate is tried
 AT = "1m"

@@ -10,8 +10,7 @@ from typing import Any
 
 import promql_parser
 
-from resmon.objectives import durations
-from resmon.rules import metrics, nit
+from resmon.rules import durations, metrics, nit
 
 WINDOW = re.compile(r"\{\{-?\s*\.window\s*-?\}\}")  # sloth: {{.window}} and {{ .window }}
 TRIED = "5m"

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from resmon.objectives import durations
 from resmon.objectives.query import Query
 from resmon.objectives.spec import Events, Objective
 from resmon.objectives.windows import SEVERITIES, Pair, Severity, Windows
-from resmon.rules import Alert, Group, Recording, Rule, rule_file
+from resmon.rules import Alert, Group, Recording, Rule, durations, rule_file
 
 # The longest window over which an objective's own queries are asked: 1,440 samples of each series at a scrape every 15 s.
 DIRECT = 6 * 3600

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from resmon.errors import ConfigurationError
-from resmon.objectives import durations
 from resmon.objectives.document import Document, Nit, nearest, read, refused
+from resmon.rules import durations
 
 Severity = Literal["page", "ticket"]
 Pace = Literal["quick", "slow"]
@@ -191,7 +191,7 @@ class _Reading:
         if keys[-1] not in table:
             return None
         try:
-            return durations.parsed(str(table[keys[-1]]))
+            return durations.window(str(table[keys[-1]]))
         except ValueError as error:
             self.nits.append(self.document.nit(keys, str(error)))
             return None

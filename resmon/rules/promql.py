@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import promql_parser
-
 
 def nit(query: str) -> str | None:
     """What is wrong with a query; None where it parses."""
+    import promql_parser
+
     try:
         promql_parser.parse(query)
     except ValueError as error:
@@ -18,6 +18,8 @@ def nit(query: str) -> str | None:
 
 def metrics(query: str) -> frozenset[str]:
     """The names of every series that a query selects. Raises ValueError where it does not parse."""
+    import promql_parser
+
     found: set[str] = set()
 
     def visit(node: Any) -> bool:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from resmon.rules.yaml import document
-
 
 @dataclass(frozen=True, slots=True)
 class Recording:
@@ -65,6 +63,8 @@ class Group:
 
 def rule_file(groups: Sequence[Group], header: str) -> str:
     """The YAML of a rule file, below a comment that says where it comes from."""
+    from resmon.rules.yaml import document
+
     return document({"groups": [group.as_dict() for group in groups]}, header)
 
 

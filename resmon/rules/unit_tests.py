@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from resmon.rules.yaml import document
-
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -97,4 +95,6 @@ def unit_test_file(
     content: dict[str, object] = {"rule_files": list(rule_files), "evaluation_interval": interval}
     if order:
         content["group_eval_order"] = list(order)
+    from resmon.rules.yaml import document
+
     return document(content | {"tests": [case.as_dict() for case in cases]}, header)

@@ -85,7 +85,7 @@ def test_every_way_to_name_what_is_silenced(silence: Any) -> None:
         (["--matcher", 'run=~".+"', "--for", "2h", "--comment", "why"], "would match every alert"),
         (["--matcher", "severity=ticket", "--for", "2h", "--comment", "why"], "all of a severity"),
         (["--run", "a"], "add needs --for; add needs --comment"),
-        (["--run", "a", "--for", "2 hours", "--comment", "why"], "'2 hours' is no duration; write it as Prometheus does: 30m, 2h"),
+        (["--run", "a", "--for", "2 hours", "--comment", "why"], "must be a duration such as 30m, 2h or 1d12h (got '2 hours')"),
         (["--run", "a", "--for", "60d", "--comment", "why"], "more than 0s and at most 30d, not 60d"),
         (["--run", "a", "--for", "0s", "--comment", "why"], "more than 0s"),
         (["--matcher", "run", "--for", "2h", "--comment", "why"], "'run' is no matcher; write LABEL=VALUE"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resmon.alertmanager import Alert, Alertmanager, Matcher, checked, length, matches, seconds, written
+from resmon.alertmanager import Alert, Alertmanager, Matcher, checked, length, matches
 from resmon.errors import ConfigurationError
 
 
@@ -121,23 +121,14 @@ def test_all_that_is_wrong_with_a_silence_is_said_at_once() -> None:
         checked([Matcher("run", "a(", True)], "why")
 
 
-@pytest.mark.parametrize(
-    ("text", "length_"),
-    [("30m", 1800), ("2h", 7200), ("1d12h", 129_600), ("1h30m15s", 5415), ("500ms", 0.5), ("1w", 604_800), (" 2h ", 7200)],
-)
-def test_durations_are_read_as_prometheus_writes_them(text: str, length_: float) -> None:
-    assert seconds(text) == length_
+def test_the_time_of_a_silence_is_a_duration_or_seconds() -> None:
+    assert length("1h30m") == length(" 1h30m ") == length(5400) == 5400
 
 
-@pytest.mark.parametrize("text", ["", "2", "h", "2 h", "30m2h", "2h2h", "-2h", "1.5h", "2H", "٢h"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(ConfigurationError, match="no duration"):
-        seconds(text)
-
-
-@given(st.integers(1, 30 * 86400))
-def test_a_length_is_written_so_that_it_is_read_again(whole: int) -> None:
-    assert seconds(written(whole)) == whole
+@pytest.mark.parametrize("text", ["", "2", "2 h", "30m2h"])
+def test_a_time_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"the time of a silence must be a duration such as 30m, 2h or 1d12h"):
+        length(text)
 
 
 @pytest.mark.parametrize("duration", ["0s", "31d", 0, -1.0, float("nan"), float("inf")])

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resmon.objectives import durations, generation, rules, spec, windows
+from resmon.objectives import generation, rules, spec, windows
 from resmon.objectives.spec import RESERVED
-from resmon.rules import Recording
+from resmon.rules import Recording, durations
 from tests.objectives.conftest import Page, prometheus, wait_for
 from tests.objectives.specs import written
 from tests.objectives.test_report import rules as rule_file

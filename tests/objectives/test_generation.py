@@ -129,7 +129,7 @@ def test_a_check_of_what_is_right_says_what_it_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--period", "soon"], "--period must be a duration such as 5m, 6h or 30d (got 'soon')."),
+        (["--period", "soon"], "--period must be a duration such as 30m, 2h or 1d12h (got 'soon')."),
         (["--period", "2d"], "longWindow: 3d is longer than the period of 2d; take a longer --period"),
         (["--period", "90d"], "resmon slo generate: page quick (1h/5m) could never fire"),
         (["--runbooks", "books"], "--runbooks 'books' is no address; it begins with http:// or https://."),

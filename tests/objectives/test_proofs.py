@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from resmon.objectives import durations, generation, proofs, rules, windows
+from resmon.objectives import generation, proofs, rules, windows
 from resmon.objectives.rules import Addresses
 from resmon.objectives.windows import SEVERITIES
-from resmon.rules import Case, QueryTest, Sample, Series, unit_test_file
+from resmon.rules import Case, QueryTest, Sample, Series, durations, unit_test_file
 from tests.objectives.specs import load, service, slo, written
 from tests.programs import program
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resmon.errors import ConfigurationError
-from resmon.objectives import durations, windows
+from resmon.objectives import windows
+from resmon.rules import durations
 
 DAY = 86_400
 
 
 def table(name: str, period: str) -> dict[str, float]:
-    return {str(pair): float(pair.factor) for pair in windows.policy(name).windows(durations.parsed(period)).pairs}
+    return {str(pair): float(pair.factor) for pair in windows.policy(name).windows(durations.window(period)).pairs}
 
 
 def test_the_workbook_has_its_numbers_over_30_days() -> None:
@@ -40,7 +41,7 @@ def test_factors_are_recomputed_for_other_periods(period: str, factors: tuple[fl
 
 @pytest.mark.parametrize("period", ["7d", "30d", "90d"])
 def test_the_second_policy_pages_above_two_in_a_short_window_guarded_by_a_longer_one(period: str) -> None:
-    made = windows.policy("burn-rate-2").windows(durations.parsed(period))
+    made = windows.policy("burn-rate-2").windows(durations.window(period))
     assert [(pair.short, pair.long, pair.factor) for pair in made.of("page")] == [(300, 3600, 2), (1800, 21_600, 2)]
     assert all(1 <= pair.factor < 2 for pair in made.of("ticket"))
 
@@ -133,7 +134,7 @@ def test_all_that_is_wrong_with_a_policy_is_named_by_line(tmp_path: Path) -> Non
     assert [line.strip() for line in lines] == [
         "line 1, apiVersion: must be sloth.slok.dev/v1 (got 'sloth/v2')",
         "line 2, kind: must be AlertWindows (got 'Windows')",
-        "line 4, spec.sloPeriod: must be a duration such as 5m, 6h or 30d (got 'month')",
+        "line 4, spec.sloPeriod: must be a duration such as 30m, 2h or 1d12h (got 'month')",
         "line 6, spec.page.quick.shortWindow: 1h must be shorter than the longWindow, 5m",
         "line 6, spec.page.quick.errorBudgetPercent: must be a number above 0 and up to 100 (got '200')",
         "line 7, spec.page.slow: must have one of errorBudgetPercent and burnRate",
