@@ -169,20 +169,28 @@ def counting(increments: Sequence[int]) -> str:
     return " ".join(found)
 
 
+# A run: the seconds of training after which its target was met, those that it trained in all, how it ended.
+_Run = tuple[int | None, int, str | None]
+_MET: _Run = (7_200, 7_300, "finished")
+_MISSES: tuple[_Run, ...] = ((20_000, 20_000, "finished"), (None, 20_000, None), (None, 7_300, "finished"))
+
+
 def _targets(bad: Sequence[int], whole: int) -> list[Series]:
-    """Runs with a target: of those that miss it every other one is late, the others are over time."""
+    """Runs with a target: of those that miss it one is late, one is over time, one finishes early without it, and so on."""
+    ways = [_MISSES[i % len(_MISSES)] if i < bad[0] else _MET for i in range(whole)]
+    runs = [(f"r{i:02d}", *way) for i, way in enumerate(ways)]
+    # Neither late nor at their end: they do not count.
+    runs += [("young", None, 60, None), ("broken", None, 60, "failed")]
     made = []
-    for i in range(whole):
-        run, late = f'run="r{i:02d}"', i < bad[0]
-        target = f'{run},target="accuracy >= 0.9"'
-        over = late and i % 2 == 1
-        made.append(Series(f"resmon_target_reached{{{target}}}", f"{int(not over)}x{len(bad)}"))
-        if not over:
-            made.append(Series(f"resmon_target_seconds{{{target}}}", f"{20_000 if late else 7_200}x{len(bad)}"))
-        made.append(Series(f'resmon_step_duration_seconds_sum{{{run},rank="0"}}', f"{20_000 if late else 7_300}x{len(bad)}"))
-    young = 'run="young",target="accuracy >= 0.9"'  # neither late nor there: it does not count
-    made.append(Series(f"resmon_target_reached{{{young}}}", f"0x{len(bad)}"))
-    return [*made, Series('resmon_step_duration_seconds_sum{run="young",rank="0"}', f"60x{len(bad)}")]
+    for name, met, trained, outcome in runs:
+        target = f'run="{name}",target="accuracy >= 0.9"'
+        made.append(Series(f"resmon_target_reached{{{target}}}", f"{int(met is not None)}x{len(bad)}"))
+        made.append(Series(f'resmon_step_duration_seconds_sum{{run="{name}",rank="0"}}', f"{trained}x{len(bad)}"))
+        if met is not None:
+            made.append(Series(f"resmon_target_seconds{{{target}}}", f"{met}x{len(bad)}"))
+        if outcome is not None:
+            made.append(Series(f'resmon_run_outcome{{run="{name}",model="Net",outcome="{outcome}"}}', f"1x{len(bad)}"))
+    return made
 
 
 def _agents(bad: Sequence[int], whole: int) -> list[Series]:

@@ -44,7 +44,7 @@ def test_labels_in_queries_have_values_that_there_are() -> None:
     text = (generation.shipped()[0]).read_text()
     (bucket,) = set(re.findall(r'le="([^"]+)"', text))
     assert bucket in {repr(float(edge)) for edge in DURATION_EDGES}
-    named = {outcome for match in re.findall(r'outcome!~?"([^"]+)"', text) for outcome in match.split("|")}
+    named = {outcome for match in re.findall(r'outcome[=!~]+"([^"]+)"', text) for outcome in match.split("|")}
     assert named == {"finished", "interrupted"} <= set(OUTCOMES)
 
 
@@ -155,13 +155,16 @@ def test_telemetry_is_fresh_while_its_agent_answers_and_steps_come(tmp_path: Pat
 
 
 def test_a_target_is_missed_late_or_not_at_all(tmp_path: Path) -> None:
-    def run(name: str, seconds: int | None, trained: int) -> list[Series]:
+    def run(name: str, seconds: int | None, trained: int, outcome: str | None = None) -> list[Series]:
         labels = f'run="{name}",target="accuracy >= 0.9"'
+        ends = f'resmon_run_outcome{{run="{name}",model="Net",outcome="{outcome}"}}'
+        ended = [] if outcome is None else [Series(ends, "_x2 1x28")]
         reached = [] if seconds is None else [Series(f"resmon_target_seconds{{{labels}}}", f"{seconds}x30")]
         return [
             *reached,
             Series(f"resmon_target_reached{{{labels}}}", f"{int(seconds is not None)}x30"),
             *(Series(f'resmon_step_duration_seconds_sum{{run="{name}",rank="{rank}"}}', f"{trained}x30") for rank in (0, 1)),
+            *ended,
         ]
 
     good, late = run("good", 14_400, 20_000), run("late", 14_401, 14_500)
@@ -171,6 +174,19 @@ def test_a_target_is_missed_late_or_not_at_all(tmp_path: Path) -> None:
         Case("late", [*good, *late], queries=[share("convergence", "20m", 0.5)]),
         Case("not within the time", [*good, *over, *young], queries=[share("convergence", "20m", 0.5, "30d")]),
         Case("still on the way", young, queries=[share("convergence", "20m", None)]),
+        Case("finished early without it", [*good, *run("early", None, 60, "finished")], queries=[share("convergence", "20m", 0.5)]),
+        Case("nothing but that", run("early", None, 60, "finished"), queries=[share("convergence", "20m", 1, "30d")]),
+        Case("finished with it", run("good", 60, 90, "finished"), queries=[share("convergence", "20m", 0)]),
+        Case(
+            "one late, one over time, both finished: each counts once",
+            [*good, *run("late", 14_401, 14_500, "finished"), *run("over", None, 14_500, "finished")],
+            queries=[share("convergence", "20m", 0.6667)],
+        ),
+        *(
+            Case(f"{outcome} before", [*good, *run("broken", None, 60, outcome)], queries=[share("convergence", "20m", 0)])
+            for outcome in OUTCOMES
+            if outcome != "finished"
+        ),
     ]
     check(tmp_path, *cases)
 
