@@ -31,10 +31,6 @@ class AgentError(ResmonError):
     """The agent could not be started, found or served."""
 
 
-class PrometheusError(ResmonError):
-    """A Prometheus that cannot be asked, or whose answer is none."""
-
-
 class UnobservableError(ResmonError):
     """Tensors came to be where this version cannot read them. It ends the observation of the blocks, and nothing else."""
 
@@ -44,7 +40,7 @@ class NonFiniteError(ResmonError):
 
 
 class ServerError(ResmonError):
-    """Alertmanager or Prometheus cannot be reached, refused what was asked, or is something else.
+    """Alertmanager or Prometheus cannot be reached, refused what was asked, lacks it, or is something else.
 
     `status` is the answer's, None where none came, and `said` the server's own words. `uncertain`: what was asked may have been
     done all the same. `passing`: it may go well a moment later, not before `wait` seconds if the server named any.

@@ -1,21 +1,32 @@
-"""A client of Prometheus' HTTP API, as far as resmon asks it: the course of a query over a span of time.
+"""A client of Prometheus' HTTP API, as far as resmon asks it: what a query gives now, and its course over a span of time.
 
-https://prometheus.io/docs/prometheus/latest/querying/api/#range-queries
+https://prometheus.io/docs/prometheus/latest/querying/api/#expression-queries
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from resmon.errors import ServerError
 from resmon.servers import Access, Clock, Connection
 
 MOST = 11_000  # points of a series that the server gives, https://github.com/prometheus/prometheus/blob/v2.42.0/web/api/v1/api.go
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A series at one moment."""
+
+    labels: Mapping[str, str]
+    value: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +63,28 @@ class Prometheus:
         """Seconds that the server's clock is ahead of ours at the least (negative: behind), by the newest answer."""
         return self._clock.ahead if self._clock is not None else 0.0
 
+    @property
+    def url(self) -> str:
+        """Where it is asked."""
+        return self._connection.access.urls[0]
+
+    def vector(self, query: str) -> tuple[Sample, ...]:
+        """What a query gives now. Raises ServerError, also where the query is none, or gives no vector."""
+        return self._asked("query", [("query", query)], _samples)
+
     def courses(self, query: str, start: float, end: float, step: float) -> tuple[Course, ...]:
         """What a query gives at `start` and every `step` seconds on. Raises ServerError, also where the query is none."""
         if not math.isfinite(end - start) or (end - start) / step >= MOST:
             raise ValueError(f"{(end - start) / step:,.0f} points are more than the {MOST:,} that a server gives")
         params = [("query", query), ("start", f"{start:.3f}"), ("end", f"{end:.3f}"), ("step", f"{step:.3f}")]
-        answer = self._connection.ask("GET", "/api/v1/query_range", params=params)
+        return self._asked("query_range", params, _courses)
+
+    def _asked(self, what: str, params: Sequence[tuple[str, str]], read: Callable[[Any], T]) -> T:
+        answer = self._connection.ask("GET", f"/api/v1/{what}", params=params)
         self._clock = answer.clock
         try:
-            return _courses(answer.content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return read(answer.content)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ServerError(
                 f"what answers at {answer.url} does not speak as Prometheus' API does ({error!r}). Is the address right?"
             ) from error
@@ -72,12 +95,26 @@ def quoted(text: str) -> str:
     return json.dumps(text.encode("utf-8", "replace").decode(), ensure_ascii=False)
 
 
+def _labels(metric: Any) -> dict[str, str]:
+    return {str(name): str(value) for name, value in metric.items()}
+
+
+def _samples(content: Any) -> tuple[Sample, ...]:
+    if content["data"]["resultType"] != "vector":
+        raise ValueError("no vector")
+    made = []
+    for each in content["data"]["result"]:
+        _, value = each["value"]
+        made.append(Sample(_labels(each["metric"]), float(value)))
+    return tuple(made)
+
+
 def _courses(content: Any) -> tuple[Course, ...]:
     if content["data"]["resultType"] != "matrix":
         raise ValueError("no matrix")
     made = tuple(
         Course(
-            {str(name): str(value) for name, value in each["metric"].items()},
+            _labels(each["metric"]),
             tuple((float(time), float(value)) for time, value in each["values"]),
         )
         for each in content["data"]["result"]

@@ -150,7 +150,10 @@ class Settings(BaseModel):
         description="address of Alertmanager, such as http://alertmanager:9093, with its path prefix if it has one; several are "
         "the members of a cluster (in one string with commas)",
     )
-    prometheus: str | None = Field(None, description="address of Prometheus, of which a post-mortem asks which alerts fired")
+    prometheus: str | None = Field(
+        None,
+        description="address of Prometheus, asked which alerts fired (post-mortem) and what is left of error budgets (slo report)",
+    )
 
     @field_validator("listen")
     @classmethod

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from resmon.errors import ConfigurationError
 
+USUAL = "http://127.0.0.1:9090"  # where Prometheus listens unless it is told otherwise
 NEARLY_GONE = 0.25  # of a budget
 
 Specs = Annotated[
@@ -78,23 +79,19 @@ def check(
 
 
 def report(
-    prometheus: Annotated[str, typer.Option(metavar="URL", help="A server that has the rules.")] = "http://127.0.0.1:9090",
-    user: Annotated[str | None, typer.Option(help="Who asks, where the server wants to know.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="A file with the password.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="A file with the certificates to trust, for https.")] = None,
+    prometheus: Annotated[
+        str | None, typer.Option(metavar="URL", help=f"A server that has the rules; the settings' unless named, else {USUAL}.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show how each objective stands: how fast its error budget burns, what is left of it, which alerts fire."""
-    from resmon.objectives.report import Server, standings
+    from resmon.budgets import standings
     from resmon.origins import printable
+    from resmon.prometheus import Prometheus
+    from resmon.settings import Settings
 
-    if (user is None) != (password_file is None):
-        raise ConfigurationError("--user and --password-file go together.")
-    try:
-        password = "" if password_file is None else password_file.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"--password-file {password_file} cannot be read: {error}.") from error
-    found = standings(Server(prometheus, user, password, ca))
+    with Prometheus.of(Settings.of(prometheus=prometheus).prometheus or USUAL, attempts=2) as server:
+        found = standings(server)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2, allow_nan=False))
         return

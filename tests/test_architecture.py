@@ -125,6 +125,11 @@ def test_pandas_is_imported_only_where_it_is_used(module: str) -> None:
     assert not names & {"pandas", "scipy", "plotly", "jinja2", "httpx"}
 
 
+def test_servers_are_asked_in_one_way() -> None:
+    """With one care for credentials, certificates, time and repetition."""
+    assert {module for module in modules() if "httpx" in imports(module)} == {"resmon.servers"}
+
+
 def python(code: str, cwd: Path) -> str:
     """What a fresh interpreter prints; it finds resmon where this one does."""
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(cwd), "CI": "true"}

@@ -16,10 +16,9 @@ import yaml
 from resmon.objectives import generation, rules, spec, windows
 from resmon.objectives.spec import RESERVED
 from resmon.rules import Recording, durations
-from tests.objectives.conftest import Page, prometheus, wait_for
 from tests.objectives.specs import written
-from tests.objectives.test_report import rules as rule_file
 from tests.programs import program
+from tests.prometheus import prometheus, quick_rules, scraped, wait_for
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "objectives.md").read_text()
@@ -130,7 +129,7 @@ def test_a_command_prints_what_the_page_shows(command: str, printed: str, folder
     assert run(command, folder) == printed.strip()
 
 
-def test_the_report_that_the_page_shows(page: Page, tmp_path: Path) -> None:
+def test_the_report_that_the_page_shows(tmp_path: Path) -> None:
     runs = [f'resmon_runs_total{{outcome="{outcome}"}}' for outcome in ("finished", "failed")]
     labels = 'run="r",rank="0"'
     steps = [
@@ -140,12 +139,13 @@ def test_the_report_that_the_page_shows(page: Page, tmp_path: Path) -> None:
             for name in ("resmon_step_duration_seconds_count", "resmon_steps_total", "resmon_nonfinite_steps_total")
         ),
     ]
-    page.values |= dict.fromkeys([*runs, *steps], 0.0)
-    page.values["resmon_runs_active"] = 1
-    page.values[f"resmon_last_step_timestamp_seconds{{{labels}}}"] = 4e9
     (shown,) = [printed for command, printed in commands() if "report" in command]
-    with prometheus(tmp_path / "server", rule_file(tmp_path), page) as url:
-        wait_for(lambda: page.scrapes > 2)
+    with scraped() as page, prometheus(tmp_path / "server", quick_rules(tmp_path), page) as url:
+        page.values |= dict.fromkeys([*runs, *steps], 0.0)
+        page.values["resmon_runs_active"] = 1
+        page.values[f"resmon_last_step_timestamp_seconds{{{labels}}}"] = 4e9
+        before = page.scrapes
+        wait_for(lambda: page.scrapes > before + 2)
         page.values |= dict(zip([*runs, *steps], (1.0, 9.0, 995.0, 1000.0, 1000.0, 0.0), strict=True))
         # A minute passes until the first whole minute of the agent's counts.
         wait_for(lambda: run(f"resmon slo report --prometheus {url}", tmp_path) == shown.strip(), 120)

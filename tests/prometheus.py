@@ -11,8 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TypeVar
 
-import pytest
-
+from resmon.objectives import generation
 from tests.ports import free_port
 from tests.programs import program
 
@@ -62,12 +61,22 @@ class Page:
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
 
-@pytest.fixture
-def page() -> Iterator[Page]:
+@contextmanager
+def scraped() -> Iterator[Page]:
+    """A page, as long as it is wanted."""
     made = Page()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    try:
+        yield made
+    finally:
+        made.server.shutdown()
+        made.server.server_close()
+
+
+def quick_rules(folder: Path, *specs: Path) -> Path:
+    """The rules of objectives, of resmon's own unless named, evaluated each second: no test waits for minutes."""
+    path = folder / "rules.yaml"
+    path.write_text(generation.make(specs or None).files[generation.RULES].replace("interval: 1m", "interval: 1s"))
+    return path
 
 
 @contextmanager
