@@ -51,7 +51,7 @@ class CollapsedSkip(Detector):
 
     *Delay.* 64 to 80 steps; a page after 384.
 
-    *Expected false alarms.* None on 176,000 steps of 25 healthy trainings.
+    *Expected false alarms.* None on 1,018,000 steps of the fault bench's healthy trainings.
 
     *Reference.* De and Smith, arXiv 2002.10444; "large shortcut, small sub-layers": Takase et al., arXiv 2312.16903. Massive
     activations: Sun et al., arXiv 2402.17762.

@@ -62,8 +62,8 @@ class DriftingInputs(Detector):
 
     *Delay.* A sudden change: 64 to 96 steps. One over 300 steps: 96 to 240.
 
-    *Expected false alarms.* None on 176,000 steps of 25 healthy trainings, where the largest was half of what it takes for the
-    first block and 0.7 of what it takes for the branches.
+    *Expected false alarms.* None on 1,018,000 steps of the fault bench's healthy trainings, where the largest was half of what it
+    takes for the first block and 0.7 of what it takes for the branches (on 176,000 of them).
 
     *Reference.* Covariate shift and its detection: Rabanser et al., "Failing Loudly", arXiv 1810.11953.
     """

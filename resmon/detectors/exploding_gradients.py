@@ -65,9 +65,10 @@ class ExplodingGradients(Detector):
     and the loss tell of those. `factor` below 3 speaks of warm-ups (the gradients of BERT's blocks grow fivefold in its first 300
     steps, but with a spread as wide). *Delay.* 3 windows: 33 to 48 steps.
 
-    *Expected false alarms.* None in 160,000 steps of the fault bench's healthy trainings, in which no block's rise of three times
-    is above 2.6 spreads, and no jump above 4.0. At initialisation no jump is above 2.5 in 12 architectures of up to 96 blocks
-    (GPT-2, Llama, BERT, T5, ViT, ConvNeXt, ResNet), and no growth over depth above 460 (a ResNet of 33 blocks).
+    *Expected false alarms.* One ticket on 1,018,000 steps of the fault bench's healthy trainings, after a warm restart of the
+    learning rate. On 160,000 of them no block's rise of three times is above 2.6 spreads, and no jump above 4.0. At initialisation
+    no jump is above 2.5 in 12 architectures of up to 96 blocks (GPT-2, Llama, BERT, T5, ViT, ConvNeXt, ResNet), and no growth over
+    depth above 460 (a ResNet of 33 blocks).
 
     *Reference.* Pascanu, Mikolov and Bengio, On the difficulty of training recurrent neural networks, 2013 (arXiv 1211.5063), for
     growth with depth; Philipp, Song and Carbonell, The exploding gradient problem demystified, 2017 (arXiv 1712.05577).

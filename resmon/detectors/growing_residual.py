@@ -56,8 +56,8 @@ class GrowingResidual(Detector):
 
     *Delay.* For growth by 1 % a step about 350 steps, of which 208 are the growth to a factor of 8.
 
-    *Expected false alarms.* None on 176,000 steps of 25 healthy trainings; the largest growth over the whole of one was 5.1 times
-    over 23 times its length, an exponent of 0.5.
+    *Expected false alarms.* None on 1,018,000 steps of the fault bench's healthy trainings; the largest growth over the whole of
+    one was 5.1 times over 23 times its length, an exponent of 0.5.
 
     *Reference.* Heimersheim and Turner, "Residual stream norms grow exponentially over the forward pass", 2023; growth of weights
     with steps: Merrill et al., "Effects of Parameter Norm Growth During Transformer Training", arXiv 2010.09697.

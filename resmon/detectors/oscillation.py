@@ -49,7 +49,7 @@ class Oscillation(Detector):
 
     *Delay.* 2 stretches: 128 to 192 steps. Faster explosions are told by their size.
 
-    *Expected false alarms.* None in 160,000 steps of the fault bench's healthy trainings.
+    *Expected false alarms.* None on 1,018,000 steps of the fault bench's healthy trainings.
 
     *Reference.* Fisher's g, Tests of significance in harmonic analysis, 1929, over three bins; Cohen et al., Gradient descent on
     neural networks typically occurs at the edge of stability, 2021 (arXiv 2103.00065).

@@ -50,7 +50,7 @@ class SpikeWarning(Detector):
     `spreads` tells sudden growth from slow, and the first 24 windows (384 steps) are not judged. Branches below half of their skips
     are not looked at. *Delay.* 3 windows: 33 to 48 steps.
 
-    *Expected false alarms.* None in 160,000 steps of the fault bench's healthy trainings.
+    *Expected false alarms.* None on 1,018,000 steps of the fault bench's healthy trainings.
 
     *Reference.* Takase, Kiyono, Kobayashi and Suzuki, Spike No More, 2023 (arXiv 2312.16903): spikes come from blocks whose
     branches are large beside their skips.
