@@ -110,7 +110,7 @@ def test_a_wheel_holds_what_the_demonstration_runs_the_runbooks_and_the_objectiv
     assert {"resmon/examples/digits.py", "resmon/examples/char_gpt.py", "resmon/py.typed"} <= set(wheel.namelist())
     for room in ("capture", "detectors"):
         assert any(re.fullmatch(rf"resmon/{room}/_native\.(.+\.)?(so|pyd)", name) for name in wheel.namelist())
-    assert {f"resmon/runbooks/{path.name}" for path in (ROOT / "runbooks").iterdir()} <= set(wheel.namelist())
+    assert {f"resmon/{path.relative_to(ROOT)}" for path in (ROOT / "runbooks").rglob("*.md")} <= set(wheel.namelist())
     wheel.extractall(tmp_path / "installed")
     for arguments in ((), ("nonfinite",)):
         shown = run([sys.executable, "-m", "resmon", "runbook", *arguments], tmp_path, PYTHONPATH=str(tmp_path / "installed"))

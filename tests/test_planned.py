@@ -90,7 +90,8 @@ def test_it_is_kept_alive_and_never_outlives_what_was_planned(
 
 
 WINDOW = """
-import os, sys, time, resmon
+import os, signal, sys, time, resmon
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job would have inherited as ignored
 with resmon.maintenance("why", run=sys.argv[2], for_="1h", alertmanager=sys.argv[1]) as window:
     while window.silence is None:
         time.sleep(0.02)

@@ -80,9 +80,9 @@ class Chain:
         return [(series["metric"], float(series["value"][1])) for series in answer["data"]["result"]]
 
     def pages(self, alert: str, status: str = "firing") -> list[dict[str, Any]]:
-        """Notifications of that alert at the pager."""
-        found = self.heard.of("/page")
-        return [each for each in found if each["groupLabels"].get("alertname") == alert and each["status"] == status]
+        """Notifications at the pager that are about that alert."""
+        found = [each for each in self.heard.of("/page") if each["status"] == status]
+        return [each for each in found if alert in {one["labels"]["alertname"] for one in each["alerts"]}]
 
     def bad_step(self, run: str) -> float:
         """When the first bad step was made."""
