@@ -272,9 +272,9 @@ def spike_warning(folder: str) -> None:
     training.train(420)
     for group in training.optimizer.param_groups:
         group["lr"] = 1e-5
-    for _ in range(60):  # before the block has strayed for long enough
+    for _ in range(60):  # and too slowly for the block to have strayed for long enough
         with torch.no_grad():
-            training.model[2].down.weight *= 1.025  # type: ignore[index, union-attr, operator]
+            training.model[2].down.weight *= 1.0228  # type: ignore[index, union-attr, operator]
         training.step(*training.batch(64))
     training.monitor.close()
 
