@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
-from resmon.alertmanager import Alertmanager, keeper, scope, written
+from resmon.alertmanager import Alertmanager, keeper, scope
 from resmon.alertmanager.client import SKEW
 from resmon.origins import VARIABLES
 from resmon.postmortem.alerts import AFTER
+from resmon.rules.durations import written
 from resmon.servers import ATTEMPTS, TIMEOUT
 from resmon.settings import Settings
 from tests.alertmanager.servers import Server, running

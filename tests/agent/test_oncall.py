@@ -55,6 +55,7 @@ class Chain:
 
     def __init__(self, house: House, folder: Path, heard: Heard, alertmanager: Server, port: int) -> None:
         self.house, self.heard, self.alertmanager = house, heard, alertmanager
+        self.port = port
         self.agent = house.agent(port)
         self.url = f"http://127.0.0.1:{(web := free_port())}"
         config = folder / "prometheus.yml"
@@ -161,7 +162,7 @@ def test_an_agent_that_is_killed_is_noticed_and_the_end_of_it_too(chain: Chain) 
     (page,) = wait_for(lambda: chain.pages("ResmonAgentGone"), 120.0)
     assert page["alerts"][0]["labels"]["run"] == "orphan"
     assert page["alerts"][0]["annotations"]["runbook_url"].endswith("/runbooks/agent-gone.md")
-    chain.house.agent(free_port())
+    chain.house.agent(chain.port)
     resolved = wait_for(lambda: chain.pages("ResmonAgentGone", "resolved"), 120.0)[0]
     ended = datetime.fromisoformat(resolved["alerts"][0]["endsAt"])
     assert ended.timestamp() <= time.time() + 1
