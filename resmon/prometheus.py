@@ -9,11 +9,10 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from resmon.errors import ServerError
-from resmon.servers import Access, Clock, Connection
+from resmon.servers import Access, Client, Connection
 
 MOST = 11_000  # points of a series that the server gives, https://github.com/prometheus/prometheus/blob/v2.42.0/web/api/v1/api.go
 
@@ -37,31 +36,13 @@ class Course:
     samples: tuple[tuple[float, float], ...]
 
 
-class Prometheus:
+class Prometheus(Client):
     """One server. Closed by `close`, or by leaving the `with` block."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._clock: Clock | None = None
 
     @classmethod
     def of(cls, url: str, **options: Any) -> Prometheus:
         """With the credentials of the environment; `options` are those of `Connection`. Raises ConfigurationError."""
         return cls(Connection(Access.of("prometheus", [url]), **options))
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-    @property
-    def skew(self) -> float:
-        """Seconds that the server's clock is ahead of ours at the least (negative: behind), by the newest answer."""
-        return self._clock.ahead if self._clock is not None else 0.0
 
     @property
     def url(self) -> str:

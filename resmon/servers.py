@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from resmon.errors import ConfigurationError, ServerError
 from resmon.origins import printable
@@ -339,3 +340,25 @@ def _said(text: bytes) -> str:
 def _short(text: str) -> str:
     line = printable(" ".join(text.split()))
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+
+
+class Client:
+    """What speaks with one kind of server over a connection. Closed by `close`, or by leaving the `with` block."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._clock: Clock | None = None
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def skew(self) -> float:
+        """Seconds that the server's clock is ahead of ours at the least (negative: behind), by the newest answer."""
+        return self._clock.ahead if self._clock is not None else 0.0

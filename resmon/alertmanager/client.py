@@ -14,15 +14,14 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from resmon.alertmanager.matchers import Matcher
 from resmon.alertmanager.scope import checked, length
 from resmon.alertmanager.values import Alert, AlertGroup, KnownAlert, Silence, Status, moment
 from resmon.errors import ConfigurationError, ServerError
 from resmon.rules.durations import written
-from resmon.servers import Access, Answer, Clock, Connection
+from resmon.servers import Access, Answer, Client, Connection
 
 API = "/api/v2"
 TRIES = 3  # to make a silence
@@ -31,31 +30,13 @@ SKEW = 5.0  # seconds that clocks may differ by without a word about it
 T = TypeVar("T")
 
 
-class Alertmanager:
+class Alertmanager(Client):
     """One Alertmanager, or the members of its cluster. Closed by `close`, or by leaving the `with` block."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._clock: Clock | None = None
 
     @classmethod
     def of(cls, urls: Sequence[str], **options: Any) -> Alertmanager:
         """With the credentials of the environment; `options` are those of `Connection`. Raises ConfigurationError."""
         return cls(Connection(Access.of("alertmanager", urls), **options))
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-    @property
-    def skew(self) -> float:
-        """Seconds that the server's clock is ahead of ours at the least (negative: behind), by the newest answer."""
-        return self._clock.ahead if self._clock is not None else 0.0
 
     def now(self) -> datetime:
         """The server's time, at the most a second early. Asks for it where nothing has been asked yet."""

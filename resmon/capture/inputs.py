@@ -93,11 +93,13 @@ class Inputs:
 
 def _first(args: Any, kwargs: Any) -> Tensor | None:
     """The tensor that is looked at, or the part of it that lies on this rank: of floats, else of integers."""
-    tensors = [tensor for _, tensor in leaves((args, kwargs))]
-    tensor = next(
-        (each for each in tensors if each.is_floating_point()),
-        next((each for each in tensors if each.dtype in INTEGERS and each.dim()), None),
-    )
+    tensor: Tensor | None = None
+    for _, each in leaves((args, kwargs)):
+        if each.is_floating_point():
+            tensor = each
+            break
+        if tensor is None and each.dtype in INTEGERS and each.dim():
+            tensor = each
     if tensor is None:
         return None
     if type(tensor) is not Tensor:
