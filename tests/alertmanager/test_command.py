@@ -26,10 +26,10 @@ class Said:
 
 
 @pytest.fixture
-def silence(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> Any:
+def silence(alertmanager: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("RESMON_ALERTMANAGER", server.url)
+    monkeypatch.setenv("RESMON_ALERTMANAGER", alertmanager.url)
 
     def run(*arguments: str) -> Said:
         monkeypatch.setattr("sys.argv", ["resmon", "silence", *arguments])
