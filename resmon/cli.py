@@ -35,6 +35,9 @@ def demo(
 def agent(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT to serve on; 127.0.0.1:9699 unless settings say otherwise.")] = None,
     linger: Annotated[float, typer.Option(min=0.0, help="Seconds that an ended run's series stay if nobody scrapes.")] = 90.0,
+    grace: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to stay after SIGTERM, at most, until ended runs have been scraped.")
+    ] = 0.0,
     max_series: Annotated[int | None, typer.Option(help="Most series of a run; 10,000 unless settings say otherwise.")] = None,
 ) -> None:
     """Follow the flights of this machine and serve them to Prometheus. `resmon.watch` starts one by itself."""
@@ -42,7 +45,7 @@ def agent(
     from resmon.settings import Settings
 
     chosen = Settings.of(listen=listen, max_series=max_series)
-    service.main(chosen.listen, linger, chosen.max_series)
+    service.main(chosen.listen, linger, chosen.max_series, grace)
 
 
 def list_runs(

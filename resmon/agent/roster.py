@@ -94,8 +94,8 @@ class Roster:
         self.ready |= done
         return done
 
-    def is_over(self) -> bool:
-        """Whether nothing is left to follow, and that has been seen."""
+    def is_over(self, asked: bool = False) -> bool:
+        """Whether nothing is left to follow, and that has been seen. One that was asked to leave waits for nobody who may come."""
         if self._idle_since is None:
             return False
         now = time.monotonic()
@@ -103,7 +103,7 @@ class Roster:
         owed = self._tally.holds_back or self._scrapes_at_release == self._scrapes  # counts that somebody waits for
         if owed and self._newest_scrape is not None and now - self._newest_scrape < self._linger:
             return False
-        return seen and now - self._started >= self._linger
+        return seen and (asked or now - self._started >= self._linger)
 
     def leave(self) -> None:
         """Note where this agent is in each flight, for the one that comes next."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from resmon.agent import runtime
+from resmon.flight import layout
 from tests.ports import free_port
 from tests.waiting import wait_for
 
@@ -132,11 +132,9 @@ class House:
             process.wait()
         for file in self._files:
             file.close()
-        try:  # the agent that find_or_start has started is nobody's child
-            pid = json.loads((self.runtime / runtime.LOCK).read_text())["pid"]
-            os.kill(pid, signal.SIGKILL)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        agent = layout.holder(self.runtime / runtime.LOCK)  # the one that find_or_start has started is nobody's child
+        if agent is not None:
+            os.kill(agent, signal.SIGKILL)
 
 
 @pytest.fixture
