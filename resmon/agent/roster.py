@@ -62,6 +62,7 @@ class Roster:
         self._registrations: set[Path] = set()
         self._labels: dict[str, Path] = {}  # value of the label run -> the run's folder
         self._said: set[str] = set()
+        self._last_error: float | None = None  # Unix seconds
         self._scrapes = 0
         self._first_scrape: float | None = None  # monotonic, as the others
         self._newest_scrape: float | None = None
@@ -127,6 +128,7 @@ class Roster:
     def fault(self, about: str, message: str) -> None:
         """Count what went wrong, and say it unless it has been said of the same thing."""
         self._tally.errors += 1
+        self._last_error = time.time()
         if about not in self._said:
             self._said.add(about)
             log.warning("%s", message)
@@ -144,6 +146,7 @@ class Roster:
             errors=self._tally.errors,
             collect_seconds=collect_seconds,
             gpus=gpus,
+            last_error=self._last_error,
         )
 
     def _welcome(self) -> None:
