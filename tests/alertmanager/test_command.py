@@ -106,6 +106,18 @@ def test_what_cannot_be_done_is_refused_with_what_to_do(
     assert client.silences() == before
 
 
+def test_all_that_is_wrong_is_told_at_once(silence: Any) -> None:
+    said = silence("--matcher", "run", "--matcher", "=x", "--for", "2 hours", "--alertmanager", "here")
+    assert said.status == 2
+    wanted = ["must be http://HOST:PORT", "'run' is no matcher", "'=x' is no matcher", "add needs --comment", "such as 30m, 2h"]
+    assert [each for each in wanted if each not in said.err] == [], said.err
+    assert "would match every alert" not in said.err  # what cannot be read may have named something
+    said = silence("--matcher", "severity=page", "--for", "60d")
+    assert said.err.count("resmon:") == 1
+    assert "add needs --comment" in said.err and "all of a severity" in said.err and "at most 30d" in said.err
+    assert "no comment" not in said.err  # that is told once
+
+
 def test_one_that_is_down(silence: Any) -> None:
     said = silence("list", "--alertmanager", f"http://127.0.0.1:{free_port()}")
     assert said.status == 2 and "cannot be reached" in said.err and "Is it running?" in said.err
