@@ -69,7 +69,7 @@ class Grouping:
         return event
 
     def _explains(self, symptom: Finding, step: int) -> _Told | None:
-        """What is told already and explains a symptom: the newest. Nothing does that began later than one which was there at first."""
+        """What is told already and explains a symptom: the newest. What began later explains nothing that was there at first."""
         began = _began(symptom)
         found = [
             each
