@@ -54,7 +54,7 @@ def test_every_metric_of_the_catalogue_is_there_and_no_other() -> None:
 
 
 def test_it_says_what_the_text_says() -> None:
-    """All values, and the classic buckets of histograms, are those of the text; but the number of series, of which there are fewer."""
+    """All values, and the classic buckets of histograms, are those of the text; only the number of series is another."""
     view = full_view(("h.0", "h.1", "h.2"))
     text = samples(Prometheus().render(view, "text/plain")[0], "text")
     found = {}
@@ -180,9 +180,11 @@ def test_an_agent_without_runs() -> None:
     [
         # what Prometheus 2.42 sends with native histograms on
         (
-            "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,"
-            "application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;version=0.0.1;q=0.75,"
-            "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,"
+                "application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;version=0.0.1;q=0.75,"
+                "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+            ),
             True,
         ),
         ("application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=text", False),
