@@ -17,9 +17,8 @@ from resmon.statistics import Column
 
 PREFIX = "resmon_block_"
 
-Edges = list[tuple[int, float]]  # classic buckets: the power of two, and the edge that it is
-_MAGNITUDE: Edges = [(power, float(MAGNITUDE_EDGES[power - MAGNITUDE_LOW])) for power in EXPORTED_MAGNITUDE_EXPONENTS]
-_DURATION: Edges = [(exponential.DURATION_LOW + i, float(edge)) for i, edge in enumerate(DURATION_EDGES)]
+_MAGNITUDE: protobuf.Edges = [(power, float(MAGNITUDE_EDGES[power - MAGNITUDE_LOW])) for power in EXPORTED_MAGNITUDE_EXPONENTS]
+_DURATION: protobuf.Edges = [(exponential.DURATION_LOW + i, float(edge)) for i, edge in enumerate(DURATION_EDGES)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,7 +95,7 @@ def _plain(family: Family) -> bytes:
 
 
 def _durations(family: Family, view: AgentView) -> bytes:
-    """The one family of histograms besides the blocks'."""
+    """The one family of histograms besides the blocks': classic ones, of which there are few, and which rules read."""
 
     def metrics() -> Iterator[bytes]:
         for run in view.runs:
@@ -104,6 +103,6 @@ def _durations(family: Family, view: AgentView) -> bytes:
                 if rank.record is not None:
                     labels = protobuf.labels({"run": writable(run.run), "rank": str(rank.rank)})
                     found = exponential.durations(rank.record.duration_buckets, rank.record.duration_total)
-                    yield protobuf.histogram(labels, found, _DURATION)
+                    yield protobuf.histogram(labels, found, _DURATION, native=False)
 
     return protobuf.family(family.name, family.documentation, family.type, metrics())

@@ -100,7 +100,7 @@ class Prometheus:
         """The exposition and its content type."""
         kind = negotiate(accept)
         native = kind is PROTOBUF
-        self._collector.view, self._collector.native = view, native
+        self._collector.view = view
         self._collector.block_series = Counter({writable(run.run): _series(run.blocks, native) for run in view.runs if run.blocks})
         if native:
             return self._messages.of(view, self._registry.collect()), kind
@@ -209,7 +209,6 @@ class _Collector(Collector):
     """The run-level and the agent's own families, from the view that is being rendered."""
 
     view: AgentView | None = None
-    native = False  # whether histograms are written as one series each
     block_series: Mapping[str, int] = {}  # by the label run
 
     def collect(self) -> Iterator[Family]:
@@ -217,19 +216,13 @@ class _Collector(Collector):
             return
         series = Counter(self.block_series)
         for family in self._counted(self.view):
-            counted = (
-                (each for each in family.samples if each.name == f"{family.name}_count") if self._is_one(family) else family.samples
-            )
-            series.update(sample.labels["run"] for sample in counted if "run" in sample.labels)
+            series.update(sample.labels["run"] for sample in family.samples if "run" in sample.labels)
             yield family
         metric = BY_NAME["resmon_run_series"]
         total = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
         for run in {writable(run.run) for run in self.view.runs}:
             total.add_metric((run,), series[run] + 1)  # and this one
         yield total
-
-    def _is_one(self, family: Family) -> bool:
-        return self.native and family.type == "histogram"
 
     def _counted(self, view: AgentView) -> Iterator[Family]:
         for metric in CATALOGUE:

@@ -1,14 +1,14 @@
 """The messages that Prometheus' protobuf exposition is made of (io.prometheus.client, in the client model's metrics.proto).
 
 Metrics of one family follow each other as fields of a message whose length stands before it. A metric's labels are encoded once and
-used again; a family of gauges is then one join. Histograms carry both kinds of buckets, native and classic: a server takes the
-native ones if it knows how, and the classic ones where it does not or is told to.
+used again; a family of gauges is then one join. A native histogram carries classic buckets, too: a server takes the native ones if
+it knows how, and the classic ones where it does not or is told to.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from resmon.exporters.exponential import Exponential
@@ -36,8 +36,11 @@ _TYPES = {"counter": b"\x00", "gauge": b"\x01", "histogram": b"\x04"}
 # A Gauge and a Counter are messages of one double, so that all of a value but the double is always the same.
 _VALUES = {kind: _tag(field, _BYTES) + b"\x09" + _tag(1, _DOUBLE) for kind, field in {"gauge": 2, "counter": 3}.items()}
 _VALUE_SIZE = 2 + 9
-_ZERO_SCHEMA = _SCHEMA + b"\x00"
 _GAP = 3  # empty buckets from which on two spans are shorter than their zeros
+
+
+Edges = Sequence[tuple[int, float]]
+"""Upper edges of classic buckets, rising: the power of two, and the edge that it is."""
 
 
 def varint(value: int) -> bytes:
@@ -53,6 +56,10 @@ def varint(value: int) -> bytes:
 def _zigzag(value: int) -> bytes:
     """A signed whole number: 0, -1, 1, -2 are 0, 1, 2, 3."""
     return varint(value << 1 if value >= 0 else (-value << 1) - 1)
+
+
+def _double(value: float) -> bytes:
+    return struct.pack("<d", value)
 
 
 def _sized(tag: bytes, content: bytes) -> bytes:
@@ -85,45 +92,36 @@ def values(heads: Sequence[bytes], numbers: bytes) -> bytes:
     return b"".join([part for i, each in enumerate(heads) for part in (each, numbers[8 * i : 8 * i + 8])])
 
 
-def histogram(labelled: bytes, of: Exponential, edges: Sequence[tuple[int, float]]) -> bytes:
-    """A metric with native buckets, and classic ones at `edges`: each its power of two and itself, rising."""
-    spans, deltas = _native(of)
-    content = b"".join(
-        (
-            _COUNT + varint(of.count),
-            _SUM + struct.pack("<d", of.sum),
-            *_classic(of, edges),
-            _ZERO_SCHEMA,
-            _ZERO_THRESHOLD + struct.pack("<d", of.zero_threshold),
-            _ZERO_COUNT + varint(of.zero_count),
-            *spans,
-            _sized(_POSITIVE_DELTA, deltas) if deltas else b"",
-        )
-    )
+def histogram(labelled: bytes, of: Exponential, edges: Edges, *, native: bool = True) -> bytes:
+    """A metric with classic buckets at `edges`, and with native ones."""
+    content = b"".join((_COUNT + varint(of.count), _SUM + _double(of.sum), *_classic(of, edges), *(_native(of) if native else ())))
     return _sized(_METRIC, labelled + _sized(_HISTOGRAM, content))
 
 
-def _classic(of: Exponential, edges: Sequence[tuple[int, float]]) -> Iterable[bytes]:
+def _classic(of: Exponential, edges: Edges) -> Iterator[bytes]:
     below, taken = of.zero_count, 0
     for power, edge in edges:
         upto = max(0, power + 1 - of.first)
         below += sum(of.counts[taken:upto])
         taken = upto
-        yield _sized(_BUCKET, _BELOW + varint(below) + _EDGE + struct.pack("<d", edge))
+        yield _sized(_BUCKET, _BELOW + varint(below) + _EDGE + _double(edge))
 
 
-def _native(of: Exponential) -> tuple[list[bytes], bytes]:
-    """The spans of buckets that are not empty, and their counts as differences from the bucket before, which stand packed."""
+def _native(of: Exponential) -> Iterator[bytes]:
+    """Schema, zero bucket, and of the buckets that are not empty their spans and the differences between neighbours."""
+    yield _SCHEMA + _zigzag(0)
+    yield _ZERO_THRESHOLD + _double(of.zero_threshold)
+    yield _ZERO_COUNT + varint(of.zero_count)
     filled = [i for i, count in enumerate(of.counts) if count]
     if not filled:
-        return [], b""
-    begins = [filled[0], *(later for earlier, later in pairwise(filled) if later - earlier > _GAP)]
-    ends = [*(earlier for earlier, later in pairwise(filled) if later - earlier > _GAP), filled[-1]]
-    spans, deltas, before, after = [], [], 0, -of.first  # the first span's offset is its first bucket's index
+        return
+    gaps = [(earlier, later) for earlier, later in pairwise(filled) if later - earlier > _GAP]
+    begins, ends = [filled[0], *(later for _, later in gaps)], [*(earlier for earlier, _ in gaps), filled[-1]]
+    deltas, before, after = [], 0, -of.first  # the first span's offset is its first bucket's index, that of others the gap
     for begin, end in zip(begins, ends, strict=True):
-        spans.append(_sized(_POSITIVE_SPAN, _OFFSET + _zigzag(begin - after) + _LENGTH + varint(end + 1 - begin)))
+        yield _sized(_POSITIVE_SPAN, _OFFSET + _zigzag(begin - after) + _LENGTH + varint(end + 1 - begin))
         for count in of.counts[begin : end + 1]:
             deltas.append(_zigzag(count - before))
             before = count
         after = end + 1
-    return spans, b"".join(deltas)
+    yield _sized(_POSITIVE_DELTA, b"".join(deltas))

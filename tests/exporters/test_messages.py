@@ -18,7 +18,15 @@ from resmon.exporters.exponential import Exponential
 from resmon.exporters.names import writable
 from resmon.exporters.prometheus import PROTOBUF, Prometheus
 from resmon.exporters.view import AgentView
-from resmon.records import MAGNITUDE_COLUMNS, MAGNITUDE_HIGH, MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO
+from resmon.records import (
+    DURATION_EDGES,
+    MAGNITUDE_COLUMNS,
+    MAGNITUDE_HIGH,
+    MAGNITUDE_LARGER,
+    MAGNITUDE_LOW,
+    MAGNITUDE_NONFINITE,
+    MAGNITUDE_ZERO,
+)
 from tests.exporters import views
 from tests.exporters.client_model import buckets, families
 from tests.exporters.test_prometheus import HOSTILE, UNWRITABLE, full_view, samples
@@ -73,7 +81,7 @@ def test_it_says_what_the_text_says() -> None:
     assert found == text
     written = [name for name, labels in text if ("run", "digits") in labels]
     assert classic == len(written) + 1
-    inside = sum(name.endswith(("_bucket", "_sum")) and "score" not in name for name in written)
+    inside = sum(name in ("resmon_block_activation_magnitude_bucket", "resmon_block_activation_magnitude_sum") for name in written)
     assert native == classic - inside
 
 
@@ -97,6 +105,12 @@ def test_spans_and_deltas_say_the_counts(counts: list[int], first: int, zero: in
     assert found.sample_count == sum(counts) + zero
     assert found.sample_sum == total or (math.isnan(total) and math.isnan(found.sample_sum))
     assert (found.schema, found.zero_threshold, found.zero_count) == (0, 0.25, zero)
+
+
+def test_step_durations_are_classic_for_the_rules_that_read_them() -> None:
+    (metric,) = rendered(full_view())["resmon_step_duration_seconds"].metric
+    assert not metric.histogram.HasField("zero_threshold")
+    assert len(metric.histogram.bucket) == len(DURATION_EDGES)
 
 
 def test_what_is_empty_is_not_written() -> None:
