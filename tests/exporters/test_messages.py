@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,14 @@ def test_it_says_what_the_text_says() -> None:
     assert classic == len(written) + 1
     inside = sum(name in ("resmon_block_activation_magnitude_bucket", "resmon_block_activation_magnitude_sum") for name in written)
     assert native == classic - inside
+
+
+def test_the_page_says_by_how_much_the_series_fall() -> None:
+    view = views.agent(views.run(blocks := sites(206), [Training(blocks).step()]))
+    classic = len(samples(Prometheus().render(view, "text/plain")[0], "text"))
+    native = sum(len(family.metric) for family in rendered(view).values())
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    assert f"Of a model of 206 blocks that is {native:,} series instead of {classic:,}." in page
 
 
 def histogram(of: Exponential, labels: Mapping[str, str] | None = None, edges: Sequence[tuple[int, float]] = ()) -> Any:
