@@ -8,7 +8,7 @@ import subprocess
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,7 +43,7 @@ def configuration(*rules: Path, targets: str | Path, alertmanager: str = "") -> 
 class Server:
     """A Prometheus with its data and its configuration in `folder`. `web` is its web configuration."""
 
-    def __init__(self, folder: Path, configuration: str, web: str = "", scheme: str = "http") -> None:
+    def __init__(self, folder: Path, configuration: str, web: str = "", scheme: str = "http", flags: Sequence[str] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self.address = f"127.0.0.1:{free_port()}"
@@ -59,6 +59,7 @@ class Server:
                     f"--storage.tsdb.path={folder / 'data'}",
                     f"--web.listen-address={self.address}",
                     "--log.level=info",
+                    *flags,
                 ],
                 stdout=log,
                 stderr=log,
@@ -115,9 +116,9 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, configuration: str, web: str = "", scheme: str = "http") -> Iterator[Server]:
+def serving(folder: Path, configuration: str, web: str = "", scheme: str = "http", flags: Sequence[str] = ()) -> Iterator[Server]:
     """A Prometheus that is ready, as long as it is wanted."""
-    server = Server(folder, configuration, web, scheme)
+    server = Server(folder, configuration, web, scheme, flags)
     try:
         server.wait_until_ready()
         yield server

@@ -16,7 +16,7 @@ from resmon.agent import runtime
 from resmon.catalogue import BY_NAME, CATALOGUE
 from resmon.exporters.ranks import Ranks
 from resmon.flight.reader import Follower
-from resmon.records import MAGNITUDE_NONFINITE, StepRecord
+from resmon.records import MAGNITUDE_EDGES, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, Ints, StepRecord
 from resmon.statistics import STATISTICS
 from tests.agent.conftest import House, scrape
 from tests.programs import program
@@ -154,3 +154,52 @@ def test_what_the_agent_serves_passes_promtool(house: House, port: int) -> None:
         content = response.read()
     result = subprocess.run([promtool, "check", "metrics"], input=content, capture_output=True, timeout=60, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_native_histograms_agree_with_the_flight(house: House, tmp_path: Path, port: int) -> None:
+    given = configuration(targets=house.runtime / runtime.TARGETS)
+    with serving(tmp_path / "prometheus", given, flags=("--enable-feature=native-histograms",)) as prometheus:
+        _agree(prometheus, house, port)
+
+
+def _agree(prometheus: Server, house: House, port: int) -> None:
+    house.agent(port, linger=6.0)
+    trainer = house.trainer("digits", sites=3, pace=0.05, last=120, how="finished")
+    magnitude = 'resmon_block_activation_magnitude{run="digits"}'
+    # While it trains: rates of native histograms, over blocks too, are what they are of classic ones.
+    rate = f"histogram_quantile(0.5, sum(rate({magnitude}[5s])))"
+    wait_for(lambda: prometheus.by_block(rate).get("", 0.0) > 0.0)
+    assert trainer.wait(60) == 0
+    wait_for(lambda: prometheus.by_block('resmon_run_outcome{outcome="finished"}') == {"": 1.0})
+    _, record = newest(house, "digits")
+    wait_for(lambda: prometheus.by_block("resmon_steps_total").get("0") == record.steps_total == 121)
+
+    names = ["h.0", "h.1", "h.2"]
+    buckets = record.magnitude_buckets[:, :MAGNITUDE_NONFINITE]
+    assert prometheus.by_block(f"histogram_count({magnitude})") == dict(zip(names, buckets.sum(axis=1), strict=True))
+    assert prometheus.by_block(f"histogram_sum({magnitude})") == pytest.approx(dict(zip(names, record.magnitude_sum, strict=True)))
+    # Of durations there are few series, and rules read their classic buckets.
+    assert prometheus.by_block("resmon_step_duration_seconds_bucket{le='+Inf'}") == {"0": record.duration_buckets.sum()}
+    for quantile in (0.05, 0.5, 0.95):
+        found = prometheus.by_block(f"histogram_quantile({quantile}, {magnitude})")
+        for name, row in zip(names, buckets, strict=True):
+            low, high = _bucket_of(quantile, row)
+            assert low <= found[name] <= high, (quantile, name)
+    # A flight's edges are a native histogram's, so that shares between them are exact.
+    below = record.magnitude_buckets[:, : 1 - MAGNITUDE_LOW].sum(axis=1) + record.magnitude_buckets[:, MAGNITUDE_ZERO]
+    assert prometheus.by_block(f"histogram_fraction(0, 1, {magnitude})") == pytest.approx(
+        dict(zip(names, below / buckets.sum(axis=1), strict=True))
+    )
+    assert prometheus.by_block("resmon_block_activation_magnitude_bucket{run='digits'}") == {}
+    stored = prometheus.by_block('count({run="digits"})')[""]
+    assert prometheus.by_block('resmon_run_series{run="digits"}')[""] == stored
+
+
+def _bucket_of(quantile: float, row: Ints) -> tuple[float, float]:
+    """The edges of the bucket of a flight in which a quantile lies."""
+    below, rank = row[MAGNITUDE_ZERO], quantile * row.sum()
+    for i, count in enumerate(row[: len(MAGNITUDE_EDGES)]):
+        below += count
+        if below >= rank:
+            return (MAGNITUDE_EDGES[i] / 2 if i else 0.0), MAGNITUDE_EDGES[i]
+    return MAGNITUDE_EDGES[-1], math.inf
