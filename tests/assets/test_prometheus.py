@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from resmon.agent import runtime
+from resmon.agent import register, runtime
 from tests.agent.conftest import House
 from tests.prometheus import RULES, Server, configuration, serving
 from tests.waiting import wait_for
@@ -111,3 +114,89 @@ def test_an_agent_that_is_killed_while_a_run_is_under_way_is_missed_until_anothe
     house.agent(port)
     wait_for(lambda: not prometheus.firing("ResmonAgentGone"), 40)
     assert prometheus.fired() == {"ResmonAgentGone"}
+
+
+# Minutes of rules that look at what goes on for long, in seconds; no threshold is another.
+SHORTER = {
+    "for: 5m": "for: 1s",
+    "for: 10m": "for: 1s",
+    "offset 30m": "offset 8s",  # of a stale run
+    "resmon_step_duration_seconds_sum[5m]": "resmon_step_duration_seconds_sum[5s]",
+    "resmon_step_duration_seconds_count[5m]": "resmon_step_duration_seconds_count[5s]",
+    "[30m] offset 15m": "[10s] offset 8s",
+    "mean5m offset 45m": "mean5m offset 12s",
+}
+
+# Each is a training of its own, in a process of its own. What is put in is the machine's fault or resmon's, and not the model's.
+SCENES = {
+    "ResmonMonitorErrors": "FAILURES['monitor-errors'](folder)",
+    "ResmonSeriesBudget": "FAILURES['series-budget'](folder)",
+    "ResmonRunStale": "FAILURES['stale-run'](folder)",
+    "ResmonSlowSteps": """
+training = Training("slow-steps", folder)
+began = time.monotonic()
+while True:
+    time.sleep(0.02 if time.monotonic() - began < 25 else 0.1)
+    training.step(*training.batch())
+""",
+    "ResmonMemoryHeadroom": """
+training = Training("memory-headroom", folder)
+training.train()
+status = open("/proc/self/status").read()
+used = int(status.split("VmData:")[1].split()[0]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (used + (4 << 20), resource.RLIM_INFINITY))  # what is left is less than 5 % of it all
+while True:
+    time.sleep(0.1)
+    training.step(*training.batch())
+""",
+}
+SCRIPT = """
+import resource, sys, time, torch
+from tests.failing import FAILURES, Training
+torch.set_num_threads(1)
+torch.manual_seed(0)
+folder = sys.argv[1]
+{scene}
+"""
+
+
+@pytest.mark.slow
+def test_what_no_detector_tells_is_told_of_real_runs(house: House, tmp_path: Path, port: int) -> None:
+    rules = RULES.read_text()
+    for usual, shorter in SHORTER.items():
+        assert usual in rules
+        rules = rules.replace(usual, shorter)
+    (tmp_path / "rules.yaml").write_text(rules)
+    house.agent(port, 600.0, "--max-series", "1200")
+    house.ready(port)
+    register(tmp_path / "no-flight")  # an error of the agent's own
+    with serving(tmp_path / "prometheus", configuration(tmp_path / "rules.yaml", targets=f"127.0.0.1:{port}")) as prometheus:
+        found: dict[str, Any] = {}
+
+        def all_fire() -> bool:
+            for alert in prometheus.alerts():
+                if alert["state"] == "firing":
+                    found[alert["labels"]["alertname"]] = alert
+            return found.keys() >= {*SCENES, "ResmonAgentErrors"}
+
+        for scene in SCENES.values():
+            environment = {"RESMON_AGENT": "sidecar", "OMP_NUM_THREADS": "1"}
+            house.start(sys.executable, "-c", SCRIPT.format(scene=scene), str(house.runs), environment=environment)
+        wait_for(all_fire, 120, said=lambda: f"only {sorted(found)}")
+        prometheus.assert_rules_evaluate()
+    runs = {"ResmonMonitorErrors": "monitor-errors", "ResmonSeriesBudget": "series-budget", "ResmonRunStale": "stale-run"}
+    runs |= {"ResmonSlowSteps": "slow-steps", "ResmonMemoryHeadroom": "memory-headroom"}
+    says = {name: alert["annotations"]["description"] for name, alert in found.items()}
+    for name, run in runs.items():
+        labels = {"alertname": name, "severity": "ticket", "run": run, "model": "Sequential"}
+        labels |= {"memory": "main"} if name == "ResmonMemoryHeadroom" else {}
+        assert found[name]["labels"] == labels
+        assert found[name]["annotations"]["runbook_url"].endswith(f"/{run}.md")
+    where = {"job": "resmon", "instance": f"127.0.0.1:{port}"}
+    assert found["ResmonAgentErrors"]["labels"] == {"alertname": "ResmonAgentErrors", "severity": "ticket"} | where
+    assert "It has counted 1 so far." in says["ResmonAgentErrors"]
+    assert "in this attempt, " in says["ResmonMonitorErrors"]
+    assert re.search(r"[1-9]\d* blocks have no series .* The run may export 1200 series\.", says["ResmonSeriesBudget"])
+    assert re.search(r"its newest step is (8|9|[1-9]\d)[.\d]*s old", says["ResmonRunStale"])
+    assert re.search(r"A step takes [\d.]+ms .* Usual was [\d.]+ms\.", says["ResmonSlowSteps"])
+    assert re.search(r"Of the main memory .* has or could have [0-4][.\d]*% is left", says["ResmonMemoryHeadroom"])
