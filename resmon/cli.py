@@ -646,6 +646,20 @@ def silence(
             console.print(Text(said, style="yellow"))
 
 
+def export(
+    run: Annotated[str, typer.Argument(help="Name of a run in the runs folder, or the path of its folder.")],
+    to: Annotated[Literal["tensorboard", "wandb", "parquet", "csv"], typer.Option(help="What for.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write into; export/RUN unless named.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over; TensorBoard and W&B only.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="Blocks at every so manieth step; TensorBoard and W&B only.")] = 10,
+    directory: Directory = None,
+) -> None:
+    """Write a run, live or finished, in the form of another tool."""
+    from resmon.export import command
+
+    command.export(_run_folder(run, directory), to, out, follow=follow, every=every, console=Console())
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("run", run_script),
     ("demo", demo),
@@ -660,6 +674,7 @@ VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("inspect", inspect),
     ("check", check),
     ("explain", explain),
+    ("export", export),
     ("silence", silence),
     ("agent", agent),
     ("assets", assets),
