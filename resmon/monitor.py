@@ -472,14 +472,16 @@ def _serve(settings: Settings, folder: Path, reaction: Reaction | None) -> str:
         return ""
     try:
         register(folder, None if reaction is None else asdict(reaction), _own_detectors(settings))
-        url = find_or_start(settings)
+        url = find_or_start(settings) if settings.agent == "auto" else None
         home = runtime.folder()
         now = runtime.serving(home)
     except (ResmonError, OSError) as error:
-        log.warning("resmon: the agent could not be started, so there are no live metrics: %s", error)
-        return ""
-    if url is None:
+        log.warning("resmon: the run could not be handed to an agent, so there are no live metrics: %s", error)
         return ""
     if now is not None and now.url:
-        return f", served at {url}/metrics"
+        return f", served at {now.url}/metrics"
+    if settings.agent == "sidecar":
+        return f", to be served by the next agent whose runtime folder is {home}"
+    if url is None:
+        return ""
     return f", to be served at {url}/metrics (or, if another program has that port, where {home / runtime.LOG} says)"
