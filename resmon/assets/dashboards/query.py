@@ -1,0 +1,89 @@
+"""What panels ask: matchers for the dashboards' variables, and queries with the names of what they give.
+
+Names of runs, models and blocks are anything. They stand in queries between backticks, where PromQL takes every character as it is,
+and by formats that Grafana does not escape for double quotes: ${run:raw} where one is equal, ${block:regex} where one of several
+matches. So a name may hold quotes, backslashes and what means something in a regular expression; only a backtick ends it early.
+"""
+
+from __future__ import annotations
+
+import re
+
+from grafana_foundation_sdk.builders.prometheus import Dataquery
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat, QueryEditorMode
+
+from resmon.assets.machines import MERGED
+from resmon.catalogue import BY_NAME
+
+RUN = "run=`${run:raw}`"
+RUN_B = "run=`${run_b:raw}`"
+# A run that trains several models has them all in its own series: "Generator,Discriminator".
+MODEL = "model=~`(.*,)?${model:regex}(,.*)?`"
+BLOCK = "block=~`${block:regex}`"
+SLO = "service=~`${service:regex}`,slo=~`${slo:regex}`"
+
+RATE = "$__rate_interval"
+RANGE = "$__range"
+
+_MERGED = {merged.record: merged.expr for merged in MERGED}
+_METRIC = re.compile(r"(?<![\w:])resmon_[a-z_]+(?![\w:])")
+_RECORD = re.compile(r"(?<![\w:])[a-z_]+:resmon_[a-z0-9_]+:[a-z0-9_]+")
+
+
+def over_machines(record: str, *matchers: str, newest: bool = False) -> str:
+    """What a recording rule of alerts/resmon.yaml computes over the machines of a run, asked for itself: no rules need be there.
+
+    Each series is selected by those of the matchers whose label it has. `newest` takes the newest value within the time that is
+    looked at, so that a run that has ended still has one.
+    """
+
+    def selected(match: re.Match[str]) -> str:
+        name = match[0]
+        labels = BY_NAME[re.sub(r"_(bucket|sum|count)$", "", name) if name not in BY_NAME else name].labels
+        own = ",".join(each for each in matchers if re.split("=|!", each, maxsplit=1)[0] in labels)
+        text = f"{name}{{{own}}}" if own else name
+        return f"last_over_time({text}[{RANGE}])" if newest else text
+
+    expr = _RECORD.sub(lambda match: f"({_MERGED[match[0]]})", _MERGED[record])
+    return _METRIC.sub(selected, expr).replace("[5m]", f"[{RATE}]")
+
+
+def newest(selector: str) -> str:
+    """The newest value within the time that is looked at, though its series has ended since."""
+    return f"last_over_time({selector}[{RANGE}])"
+
+
+def of_model(expr: str, newest_too: bool = False) -> str:
+    """Series of runs that train the chosen model, where they have no such label themselves."""
+    models = f"resmon_run_blocks{{{MODEL}}}"
+    return f"({expr})\nand on (run) max by (run) ({newest(models) if newest_too else models})"
+
+
+def by_depth(expr: str, run: str = RUN) -> str:
+    """Series of blocks in the order in which the blocks run.
+
+    Prometheus sorts what it gives by labels, in the order of their names. `at` comes before `block` and holds the block's place,
+    with leading digits so that the tenth comes behind the ninth.
+    """
+    place = f"1000000 + max by (run, model, block) ({newest(f'resmon_block_depth{{{run},{MODEL}}}')})"
+    return f'({expr})\n* on (run, model, block) group_left (at) count_values by (run, model, block) ("at", {place})'
+
+
+def over_time(expr: str, legend: str, heatmap: bool = False) -> Dataquery:
+    """A line for each series, named by its labels."""
+    form = PromQueryFormat.HEATMAP if heatmap else PromQueryFormat.TIME_SERIES
+    return _query(expr).range().legend_format(legend).format(form)
+
+
+def now(expr: str, legend: str) -> Dataquery:
+    """One number for each series."""
+    return _query(expr).instant().legend_format(legend).format(PromQueryFormat.TIME_SERIES)
+
+
+def rows(expr: str) -> Dataquery:
+    """A row for each series, a column for each label and one for the value."""
+    return _query(expr).instant().format(PromQueryFormat.TABLE)
+
+
+def _query(expr: str) -> Dataquery:
+    return Dataquery().expr(expr).editor_mode(QueryEditorMode.CODE)
