@@ -187,8 +187,8 @@ def nonfinite() -> Panel:
             "In how many steps of its newest attempt each block was NaN or infinite, forward or backward, in the order in which "
             "they run.",
             "nothing stands here.",
-            "the first block is where to look after a forward failure, the last after a backward one; resmon incidents RUN knows "
-            "which it was.",
+            "what comes behind the block in which it began is so forward, what comes before it backward: the mark of the finding names "
+            "that block, and resmon incidents RUN the operation.",
         ),
         queries=[rows(f"sum by (block, at) ({by_depth(counted)})")],
         size=(10, 10),
@@ -378,7 +378,9 @@ def dead_units() -> Panel:
 
 
 def activations() -> Panel:
-    counted = f"sum by (le) (increase(resmon_block_activation_magnitude_bucket{{{RUN},{MODEL},{BLOCK}}}[{RATE}]))"
+    """From classic buckets, or from native ones where Prometheus takes these."""
+    increase = f"increase(resmon_block_activation_magnitude%s{{{RUN},{MODEL},{BLOCK}}}[{RATE}])"
+    counted = f"sum by (le) ({increase % '_bucket'})\nor on () sum({increase % ''})"
     return magnitudes(
         "How large are the activations of $block?",
         unit="short",

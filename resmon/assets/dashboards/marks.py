@@ -12,11 +12,9 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import AnnotationQuery
 
 from resmon.assets.dashboards.panel import BLUE, DATASOURCE, ORANGE, RED
-from resmon.assets.dashboards.query import MODEL, RUN
+from resmon.assets.dashboards.query import INTERVAL, MODEL, RUN
 
 STEP = "15s"  # the finest; Grafana takes a longer one where the time that is shown asks for it
-INTERVAL = "$__interval"
-
 BESIDES = ("step", "target", "titleFormat", "textFormat", "tagKeys", "useValueForTime")  # what the SDK does not know
 
 
@@ -68,9 +66,9 @@ def failures() -> Mark:
 
 def incidents() -> Mark:
     """Where their count rises, also from nothing: what breaks a run may be there with its first scrape."""
-    count = f"max_over_time(resmon_incidents_total{{{RUN}}}[{INTERVAL}])"
-    now = f"max by (run, kind) ({count})"
-    rises = f"{now} > (max by (run, kind) ({count} offset {INTERVAL}) or 0 * {now})"
+    counts = f"resmon_incidents_total{{{RUN}}}[{INTERVAL}]"
+    now, before = (f"max by (run, kind) (max_over_time({each}))" for each in (counts, f"{counts} offset {INTERVAL}"))
+    rises = f"{now} > ({before} or 0 * {now})"
     return Mark("Incidents", rises, "{{kind}}", "{{run}}", ORANGE, tags="kind")
 
 

@@ -28,7 +28,7 @@ from resmon.assets.dashboards.panel import (
     stacked,
     states,
 )
-from resmon.assets.dashboards.query import MODEL, RANGE, RATE, RUN, newest, now, of_model, over_machines, over_time, rows
+from resmon.assets.dashboards.query import INTERVAL, MODEL, RANGE, RATE, RUN, newest, now, of_model, over_machines, over_time, rows
 from resmon.assets.links import RUN_BOARD, Links
 
 SEVERITIES = {"page": RED, "ticket": ORANGE}
@@ -265,7 +265,7 @@ def _newest_of_run(metric: str) -> str:
 
 def state() -> Panel:
     """How it is now; where none of its series is left, how its last attempt ended."""
-    alive = f"max(resmon_run_stalled{{{RUN}}}) unless on () resmon_run_end_timestamp_seconds{{{RUN}}}"
+    alive = f"(max(resmon_run_stalled{{{RUN}}}) unless on () resmon_run_end_timestamp_seconds{{{RUN}}})"
     went_on = f'label_replace({alive} == 0, "outcome", "under way", "", "")'
     hangs = f'label_replace({alive} == 1, "outcome", "stalled", "", "")'
     ended = f"topk(1, max by (outcome) ({_newest_of_run('resmon_run_end_timestamp_seconds')}))"
@@ -329,7 +329,7 @@ def exposed() -> Panel:
 
 
 def findings_of_run() -> Panel:
-    opened = f"max by (severity, finding, block) (max_over_time(resmon_finding_active{{{RUN}}}[$__interval]))"
+    opened = f"max by (severity, finding, block) (max_over_time(resmon_finding_active{{{RUN}}}[{INTERVAL}]))"
     return states(
         "What was found in $run, and for how long",
         unit="none",

@@ -24,6 +24,7 @@ SLO = "service=~`${service:regex}`,slo=~`${slo:regex}`"
 
 RATE = "$__rate_interval"
 RANGE = "$__range"
+INTERVAL = "$__interval"
 
 _MERGED = {merged.record: merged.expr for merged in MERGED}
 _METRIC = re.compile(r"(?<![\w:])resmon_[a-z_]+(?![\w:])")
@@ -33,8 +34,8 @@ _RECORD = re.compile(r"(?<![\w:])[a-z_]+:resmon_[a-z0-9_]+:[a-z0-9_]+")
 def over_machines(record: str, *matchers: str, newest: bool = False) -> str:
     """What a recording rule of alerts/resmon.yaml computes over the machines of a run, asked for itself: no rules need be there.
 
-    Each series is selected by those of the matchers whose label it has. `newest` takes the newest value within the time that is
-    looked at, so that a run that has ended still has one.
+    Each series is selected by those of the matchers whose label it has. `newest` takes the newest finite value within the time that
+    is looked at, so that a run that has ended still has one, and one that went non-finite shows how it was before.
     """
 
     def selected(match: re.Match[str]) -> str:
@@ -42,7 +43,7 @@ def over_machines(record: str, *matchers: str, newest: bool = False) -> str:
         labels = BY_NAME[re.sub(r"_(bucket|sum|count)$", "", name) if name not in BY_NAME else name].labels
         own = ",".join(each for each in matchers if re.split("=|!", each, maxsplit=1)[0] in labels)
         text = f"{name}{{{own}}}" if own else name
-        return f"last_over_time({text}[{RANGE}])" if newest else text
+        return f"last_over_time(({text} < Inf)[{RANGE}:{INTERVAL}])" if newest else text
 
     expr = _RECORD.sub(lambda match: f"({_MERGED[match[0]]})", _MERGED[record])
     return _METRIC.sub(selected, expr).replace("[5m]", f"[{RATE}]")
@@ -63,10 +64,11 @@ def by_depth(expr: str, run: str = RUN) -> str:
     """Series of blocks in the order in which the blocks run.
 
     Prometheus sorts what it gives by labels, in the order of their names. `at` comes before `block` and holds the block's place,
-    with leading digits so that the tenth comes behind the ninth.
+    with leading digits so that the tenth comes behind the ninth. (`without ()` keeps all labels; `by` loses some of them in Prometheus
+    2.42 from the second step of a range on.)
     """
     place = f"1000000 + max by (run, model, block) ({newest(f'resmon_block_depth{{{run},{MODEL}}}')})"
-    return f'({expr})\n* on (run, model, block) group_left (at) count_values by (run, model, block) ("at", {place})'
+    return f'({expr})\n* on (run, model, block) group_left (at) count_values without () ("at", {place})'
 
 
 def over_time(expr: str, legend: str, heatmap: bool = False) -> Dataquery:

@@ -1,0 +1,115 @@
+"""Trainings to look at: `python -m tests.assets.dashboards.trainings DIRECTORY`, with the agent's settings in the environment.
+
+One process imports torch, and is forked for each training that a line of its input names, `KIND NAME`. Each logs what there is to log,
+at about 25 steps a second, until its fault comes after some seconds, or until it is told to end.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch._dynamo  # which the first optimizer would import, in each child anew
+from torch import nn
+from torch.nn import functional as F
+
+import resmon
+from tests.failing import CLASSES, WIDTH, Block, Training
+
+PACE = 0.04
+SOON = 10.0  # seconds until a fault comes
+AFTER = 7.0  # seconds that a training with a fault goes on
+
+
+class Watched(Training):
+    """With validation, a score, an epoch, a target, two parameter groups, clipping and checkpoints."""
+
+    def __init__(self, run: str, folder: str, **settings: object) -> None:
+        model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *(Block() for _ in range(11)), nn.Linear(WIDTH, CLASSES))
+        super().__init__("unnamed", folder, model, agent="off")
+        self.monitor.close()
+        decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+        self.optimizer = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], 3e-3)
+        self.monitor = resmon.watch(model, self.optimizer, run=run, directory=folder, targets=("accuracy >= 0.4",), **settings)
+        self.saved = Path(folder) / f"{os.getpid()}.pt"
+        self.steps = 0
+
+    def step(self, x: torch.Tensor, labels: torch.Tensor) -> None:
+        outputs = self.model(x)
+        loss = F.cross_entropy(outputs, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.steps += 1
+        self.monitor.log(loss=loss, accuracy=(outputs.argmax(1) == labels).float().mean(), epoch=self.steps // 50)
+        if self.steps % 50 == 0:
+            with torch.no_grad():
+                x, labels = self.batch(64)
+                self.monitor.log(val_loss=F.cross_entropy(self.model(x), labels))
+            self.save(self.saved)
+        time.sleep(PACE)
+
+    def go_on(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.step(*self.batch())
+
+
+def healthy(training: Watched) -> None:
+    """Until the end of the process that started it is near, or it is told to."""
+    training.go_on(3600)
+
+
+def brief(training: Watched) -> None:
+    training.go_on(3)
+    training.monitor.close()
+
+
+def nonfinite(training: Watched) -> None:
+    """A logarithm of 0 in one block."""
+    training.go_on(SOON)
+    training.model[4].floor = 0.0  # type: ignore[index, union-attr]
+    training.go_on(AFTER)
+    training.monitor.close()
+
+
+def out_of_memory(training: Watched) -> None:
+    training.go_on(SOON)
+    used = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize:"))
+    resource.setrlimit(resource.RLIMIT_AS, ((used << 10) + (128 << 20), resource.RLIM_INFINITY))
+    training.step(*training.batch(200_000))
+
+
+def killed(training: Watched) -> None:
+    training.go_on(SOON)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+KINDS: dict[str, Callable[[Watched], None]] = {each.__name__: each for each in (healthy, brief, nonfinite, out_of_memory, killed)}
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        kind, run = json.loads(line)
+        if os.fork() == 0:
+            torch.manual_seed(len(run))
+            KINDS[kind](Watched(run, folder))
+            return
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
