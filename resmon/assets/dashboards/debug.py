@@ -88,7 +88,7 @@ def debug(_links: Links) -> Dashboard:
 
 def ratio_by_depth() -> Panel:
     def of(run: str) -> str:
-        return f"sum by (block, at) ({by_depth(over_machines(RATIO, run, MODEL, newest=True), run)})"
+        return f"sum by (block, at) ({by_depth(over_machines(RATIO, run, MODEL, newest=True), run, newest_too=True)})"
 
     return bars(
         "How much does each block change the stream?",
@@ -187,10 +187,10 @@ def nonfinite() -> Panel:
             "In how many steps of its newest attempt each block was NaN or infinite, forward or backward, in the order in which "
             "they run.",
             "nothing stands here.",
-            "what comes behind the block in which it began is so forward, what comes before it backward: the mark of the finding names "
-            "that block, and resmon incidents RUN the operation.",
+            "what comes behind the block in which it began is so forward, what comes before it backward: the mark of the finding "
+            "names that block, and resmon incidents RUN the operation.",
         ),
-        queries=[rows(f"sum by (block, at) ({by_depth(counted)})")],
+        queries=[rows(f"sum by (block, at) ({by_depth(counted, newest_too=True)})")],
         size=(10, 10),
         empty="No block was non-finite.",
         fields=[Field("block", "Block"), Field("Value", "Non-finite steps", decimals=0), Field(PLACE, hidden=True)],

@@ -93,7 +93,7 @@ def firing() -> Panel:
             "take the pages first; each has its runbook beside.",
         ),
         queries=[now(f"count({_firing(severity)}) or vector(0)", f"{severity}s") for severity in SEVERITIES],
-        size=(6, 4),
+        size=(4, 8),
         empty="Prometheus does not answer.",
         any_is=RED,
     )
@@ -109,7 +109,7 @@ def stalled() -> Panel:
             "the alert names the run; its runbook leads from the stack of the hanging process to what to do.",
         ),
         queries=[now(f"sum({of_model('max by (run) (resmon_run_stalled)')}) or vector(0)", "stalled")],
-        size=(6, 4),
+        size=(4, 8),
         empty="Prometheus does not answer.",
         any_is=RED,
     )
@@ -126,7 +126,7 @@ def alerts(links: Links) -> Panel:
             "the name of the runbook opens it, the run this dashboard for it, the block the debug dashboard.",
         ),
         queries=[rows(f'label_replace({began}, "runbook", "$1", "alertname", "(.+)")')],
-        size=(12, 8),
+        size=(16, 8),
         empty="No alert of resmon fires.",
         fields=[
             Field("severity", "Severity", colours=SEVERITIES, width=90),
@@ -154,7 +154,6 @@ def findings(links: Links) -> Panel:
             "a page first, then the runbook of its kind; the block leads to what it does in the debug dashboard.",
         ),
         queries=[rows(f'label_replace(({opened}) > 0, "runbook", "$1", "finding", "(.+)")')],
-        size=(12, 8),
         empty="No finding is open.",
         fields=[
             Field("severity", "Severity", colours=SEVERITIES, width=90),
@@ -217,7 +216,6 @@ def incidents() -> Panel:
             "the kind is the name of its runbook; resmon incidents RUN tells where it was and what to do.",
         ),
         queries=[now(f"sort_desc(sum by (kind) ({counted}))", "{{kind}}")],
-        size=(12, 8),
         empty="No run in the time that is shown.",
     )
 
@@ -249,7 +247,6 @@ def agents() -> Panel:
             Field("Value #D", "Errors", unit="short", decimals=0),
             Field("Value #E", "Damaged rows", unit="short", decimals=0),
         ],
-        size=(24, 6),
         drop=("Value #A",),
         order=("instance", "version", "Value #B", "Value #C", "Value #D", "Value #E"),
         sort=("Agent", False),

@@ -341,6 +341,7 @@ def bars(
     made.with_transformation(DataTransformerConfig(id_val="sortBy", options={"fields": {}, "sort": [{"field": sort}]}))
     kept: dict[str, object] = {"excludeByName": dict.fromkeys((sort, *drop), True), "indexByName": {x: 0}, "renameByName": {}}
     made.with_transformation(DataTransformerConfig(id_val="organize", options=kept))
+    made.fill_opacity(80).line_width(1)
     made.x_field(x).orientation(VizOrientation.VERTICAL).show_value(VisibilityMode.NEVER).x_tick_label_max_length(24)
     made.x_tick_label_rotation(-45).legend(_legend(())).tooltip(_tooltip())
     return made.thresholds(_plain_thresholds()).color_scheme(dashboard.FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC))

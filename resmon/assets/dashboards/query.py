@@ -60,14 +60,15 @@ def of_model(expr: str, newest_too: bool = False) -> str:
     return f"({expr})\nand on (run) max by (run) ({newest(models) if newest_too else models})"
 
 
-def by_depth(expr: str, run: str = RUN) -> str:
+def by_depth(expr: str, run: str = RUN, newest_too: bool = False) -> str:
     """Series of blocks in the order in which the blocks run.
 
     Prometheus sorts what it gives by labels, in the order of their names. `at` comes before `block` and holds the block's place,
-    with leading digits so that the tenth comes behind the ninth. (`without ()` keeps all labels; `by` loses some of them in Prometheus
-    2.42 from the second step of a range on.)
+    with leading digits so that the tenth comes behind the ninth. (`without ()` keeps all labels; `by` loses some of them in
+    Prometheus 2.42 from the second step of a range on.)
     """
-    place = f"1000000 + max by (run, model, block) ({newest(f'resmon_block_depth{{{run},{MODEL}}}')})"
+    depth = f"resmon_block_depth{{{run},{MODEL}}}"
+    place = f"1000000 + max by (run, model, block) ({newest(depth) if newest_too else depth})"
     return f'({expr})\n* on (run, model, block) group_left (at) count_values without () ("at", {place})'
 
 

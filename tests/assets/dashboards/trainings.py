@@ -1,7 +1,7 @@
 """Trainings to look at: `python -m tests.assets.dashboards.trainings DIRECTORY`, with the agent's settings in the environment.
 
-One process imports torch, and is forked for each training that a line of its input names, `KIND NAME`. Each logs what there is to log,
-at about 25 steps a second, until its fault comes after some seconds, or until it is told to end.
+One process imports torch, and is forked for each training that a line of its input asks for: a kind and a name, as JSON. Each logs
+what there is to log, at about 20 steps a second, until its fault comes after some seconds, or the process is told to end.
 """
 
 from __future__ import annotations
@@ -32,14 +32,12 @@ AFTER = 7.0  # seconds that a training with a fault goes on
 class Watched(Training):
     """With validation, a score, an epoch, a target, two parameter groups, clipping and checkpoints."""
 
-    def __init__(self, run: str, folder: str, **settings: object) -> None:
-        model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *(Block() for _ in range(11)), nn.Linear(WIDTH, CLASSES))
-        super().__init__("unnamed", folder, model, agent="off")
-        self.monitor.close()
-        decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-        self.optimizer = torch.optim.AdamW([{"params": decayed}, {"params": others, "weight_decay": 0.0}], 3e-3)
-        self.monitor = resmon.watch(model, self.optimizer, run=run, directory=folder, targets=("accuracy >= 0.4",), **settings)
+    def __init__(self, run: str, folder: str) -> None:
+        self.model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *(Block() for _ in range(11)), nn.Linear(WIDTH, CLASSES))
+        self.centres = 0.6 * torch.randn(CLASSES, WIDTH)
+        kinds = [[each for each in self.model.parameters() if (each.ndim > 1) == is_matrix] for is_matrix in (True, False)]
+        self.optimizer = torch.optim.AdamW([{"params": kinds[0]}, {"params": kinds[1], "weight_decay": 0.0}], 3e-3)
+        self.monitor = resmon.watch(self.model, self.optimizer, run=run, directory=folder, targets=("accuracy >= 0.4",))
         self.saved = Path(folder) / f"{os.getpid()}.pt"
         self.steps = 0
 
@@ -66,7 +64,7 @@ class Watched(Training):
 
 
 def healthy(training: Watched) -> None:
-    """Until the end of the process that started it is near, or it is told to."""
+    """Until it is ended from outside."""
     training.go_on(3600)
 
 
