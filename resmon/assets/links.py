@@ -15,6 +15,7 @@ RUNBOOKS = "https://github.com/resmon/resmon/blob/main/runbooks"
 DASHBOARDS = "http://localhost:3000/d"
 
 # The dashboards, resmon/assets/dashboards.
+TAG = "resmon-"
 RUN_BOARD, BLOCK_BOARD, SLO_BOARD = "resmon-run", "resmon-block", "resmon-slo"
 
 BEFORE = 3600  # seconds that are shown of the time before an alert: what led to it
@@ -35,8 +36,14 @@ class Links:
         run, since = f"?var-run={_of('run')}", f"&from={_began(alert, labels)}&to=now"
         if "block" not in labels:
             return f"{self.dashboards}/{RUN_BOARD}{run}{since}"
-        block = f"{BLOCK_BOARD}{run}&var-model={_of('model')}&var-block={_of('block')}"
-        return f"{self.dashboards}/{{{{ if $labels.block }}}}{block}{{{{ else }}}}{RUN_BOARD}{run}{{{{ end }}}}{since}"
+        uid = _if_block(BLOCK_BOARD.removeprefix(TAG), RUN_BOARD.removeprefix(TAG))
+        block = _if_block(f"&var-model={_of('model')}&var-block={_of('block')}")
+        return f"{self.dashboards}/{TAG}{uid}{run}{block}{since}"
+
+
+def _if_block(text: str, otherwise: str = "") -> str:
+    """Findings of the run itself have no block."""
+    return f"{{{{ if $labels.block }}}}{text}{f'{{{{ else }}}}{otherwise}' if otherwise else ''}{{{{ end }}}}"
 
 
 def _of(label: str) -> str:

@@ -27,7 +27,7 @@ RANGE = "$__range"
 INTERVAL = "$__interval"
 
 _MERGED = {merged.record: merged.expr for merged in MERGED}
-_METRIC = re.compile(r"(?<![\w:])resmon_[a-z_]+(?![\w:])")
+_METRIC = re.compile(r"(?<![\w:])(resmon_[a-z_]+)(?![\w:])(\[?)")
 _RECORD = re.compile(r"(?<![\w:])[a-z_]+:resmon_[a-z0-9_]+:[a-z0-9_]+")
 
 
@@ -35,15 +35,15 @@ def over_machines(record: str, *matchers: str, newest: bool = False) -> str:
     """What a recording rule of alerts/resmon.yaml computes over the machines of a run, asked for itself: no rules need be there.
 
     Each series is selected by those of the matchers whose label it has. `newest` takes the newest finite value within the time that
-    is looked at, so that a run that has ended still has one, and one that went non-finite shows how it was before.
+    is looked at, so that a run that has ended still has one, and one that went non-finite shows how it was before. A rate is none.
     """
 
     def selected(match: re.Match[str]) -> str:
-        name = match[0]
+        name, window = match.groups()
         labels = BY_NAME[re.sub(r"_(bucket|sum|count)$", "", name) if name not in BY_NAME else name].labels
         own = ",".join(each for each in matchers if re.split("=|!", each, maxsplit=1)[0] in labels)
         text = f"{name}{{{own}}}" if own else name
-        return f"last_over_time(({text} < Inf)[{RANGE}:{INTERVAL}])" if newest else text
+        return f"last_over_time(({text} < Inf)[{RANGE}:{INTERVAL}])" if newest and not window else text + window
 
     expr = _RECORD.sub(lambda match: f"({_MERGED[match[0]]})", _MERGED[record])
     return _METRIC.sub(selected, expr).replace("[5m]", f"[{RATE}]")
