@@ -267,7 +267,7 @@ def fields(dashboard: Json, _: Sequence[Json]) -> Found:
             there |= {label.strip() for by in re.findall(r"\bby \(([^)]*)\)", target["expr"]) for label in by.split(",")}
             there |= set(MADE.findall(target["expr"]))
             there |= {target.get("legendFormat")}
-            if PROMETHEUS_OWN & metrics(plain(target["expr"])):
+            if nit(plain(target["expr"])) is None and PROMETHEUS_OWN & metrics(plain(target["expr"])):
                 there |= {"alertname", "run", "model", "block", "severity"}
             there |= set(OUTCOMES) if "{{outcome}}" in (target.get("legendFormat") or "") else set()
         there |= {step["options"].get("alias") for step in panel.get("transformations", ())}
