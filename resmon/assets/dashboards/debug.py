@@ -20,10 +20,9 @@ from resmon.assets.dashboards.panel import (
     magnitudes,
     stacked,
 )
-from resmon.assets.dashboards.query import BLOCK, MODEL, RATE, RUN, RUN_B, by_depth, newest, over_machines, over_time, rows
+from resmon.assets.dashboards.query import BLOCK, MODEL, RATE, RUN, RUN_B, by_depth, newest, over_machines, over_time, ratio, rows
 from resmon.assets.links import BLOCK_BOARD, Links
 
-RATIO = "run_model_block:resmon_block_branch_skip_ratio:ratio_of_sqrt_mean_squares"
 SKIP = "run_model_block:resmon_block_skip_rms:sqrt_mean_squares"
 BRANCH = "run_model_block:resmon_block_branch_rms:sqrt_mean_squares"
 OUTPUT = "run_model_block:resmon_block_output_rms:sqrt_mean_squares"
@@ -60,9 +59,9 @@ def debug(_links: Links) -> Dashboard:
             ]),
             Row("What does $block do, beside the other blocks?", [
                 operands(),
-                ratio(),
-                gradient(),
-                output_gradient(),
+                ratio_of_chosen(),
+                gradient_of_chosen(),
+                output_gradient_of_chosen(),
                 alignment(),
                 dead_units(),
             ]),
@@ -88,7 +87,7 @@ def debug(_links: Links) -> Dashboard:
 
 def ratio_by_depth() -> Panel:
     def of(run: str) -> str:
-        return f"sum by (block, at) ({by_depth(over_machines(RATIO, run, MODEL, newest=True), run, newest_too=True)})"
+        return f"max by (block, at) ({by_depth(ratio(run, MODEL, newest=True), run, newest_too=True)})"
 
     return bars(
         "How much does each block change the stream?",
@@ -100,7 +99,7 @@ def ratio_by_depth() -> Panel:
             "blocks begin as the identity.",
             "a block that stands out is the one to choose above: far higher, its branch drowns the skip; near 0, it does nothing.",
         ),
-        queries=[rows(of(RUN)), rows(f"sum by (block) ({over_machines(RATIO, RUN_B, MODEL, newest=True)})")],
+        queries=[rows(of(RUN)), rows(f"max by (block) ({ratio(RUN_B, MODEL, newest=True)})")],
         empty=NO_BLOCKS,
         x="block",
         sort=PLACE,
@@ -109,8 +108,8 @@ def ratio_by_depth() -> Panel:
     )
 
 
-def _powers(record: str, *, above: float = 0) -> str:
-    return by_depth(f"log10({over_machines(record, RUN, MODEL)} > {above})")
+def _powers(expr: str) -> str:
+    return by_depth(f"log10(({expr}) > 0)")
 
 
 def ratios() -> Panel:
@@ -124,7 +123,7 @@ def ratios() -> Panel:
             "a row that changes alone is the block, and where it begins to is the time: a learning rate, a batch or a change of "
             "the code.",
         ),
-        queries=[over_time(_powers(RATIO), "{{block}}")],
+        queries=[over_time(_powers(ratio(RUN, MODEL)), "{{block}}")],
         empty=NO_BLOCKS,
         scheme="Turbo",
     )
@@ -140,7 +139,7 @@ def gradients() -> Panel:
             "follow the colour from the last block upwards, as gradients come from there: the block where it changes is the one "
             "to choose.",
         ),
-        queries=[over_time(_powers(GRADIENT), "{{block}}")],
+        queries=[over_time(_powers(over_machines(GRADIENT, RUN, MODEL)), "{{block}}")],
         empty=NO_BLOCKS,
         scheme="Turbo",
     )
@@ -156,7 +155,7 @@ def streams() -> Panel:
             "it grows a little from block to block, and hardly with time.",
             "what grows with time ends in an overflow: see the runbook growing-residual, and which block begins.",
         ),
-        queries=[over_time(_powers(OUTPUT), "{{block}}")],
+        queries=[over_time(_powers(over_machines(OUTPUT, RUN, MODEL)), "{{block}}")],
         empty=NO_BLOCKS,
         scheme="Viridis",
     )
@@ -172,7 +171,7 @@ def output_gradients() -> Panel:
             "much the same in all blocks: that is what skips are for.",
             "the block above which it fades is where the path is cut or scaled down; see the runbook vanishing-gradients.",
         ),
-        queries=[over_time(_powers(OUTPUT_GRADIENT), "{{block}}")],
+        queries=[over_time(_powers(over_machines(OUTPUT_GRADIENT, RUN, MODEL)), "{{block}}")],
         empty=NO_BLOCKS,
         scheme="Viridis",
     )
@@ -190,7 +189,7 @@ def nonfinite() -> Panel:
             "what comes behind the block in which it began is so forward, what comes before it backward: the mark of the finding "
             "names that block, and resmon incidents RUN the operation.",
         ),
-        queries=[rows(f"sum by (block, at) ({by_depth(counted, newest_too=True)})")],
+        queries=[rows(f"max by (block, at) ({by_depth(counted, newest_too=True)})")],
         size=(10, 10),
         empty="No block was non-finite.",
         fields=[Field("block", "Block"), Field("Value", "Non-finite steps", decimals=0), Field(PLACE, hidden=True)],
@@ -200,8 +199,11 @@ def nonfinite() -> Panel:
 
 
 def differences() -> Panel:
-    def of(record: str, run: str) -> str:
-        return f"max by (block) ({over_machines(record, run, MODEL, newest=True)})"
+    def ratios(run: str) -> str:
+        return f"max by (block) ({ratio(run, MODEL, newest=True)})"
+
+    def gradients(run: str) -> str:
+        return f"max by (block) ({over_machines(GRADIENT, run, MODEL, newest=True)})"
 
     return columns(
         "In which blocks do $run and $run_b differ?",
@@ -212,12 +214,12 @@ def differences() -> Panel:
             "sort by the last columns: the blocks at both ends differ most. resmon diff tells whether that is more than chance.",
         ),
         queries=[
-            rows(of(RATIO, RUN)),
-            rows(of(RATIO, RUN_B)),
-            rows(f"{of(RATIO, RUN)}\n/ {of(RATIO, RUN_B)}"),
-            rows(of(GRADIENT, RUN)),
-            rows(of(GRADIENT, RUN_B)),
-            rows(f"{of(GRADIENT, RUN)}\n/ {of(GRADIENT, RUN_B)}"),
+            rows(ratios(RUN)),
+            rows(ratios(RUN_B)),
+            rows(f"{ratios(RUN)}\n/ {ratios(RUN_B)}"),
+            rows(gradients(RUN)),
+            rows(gradients(RUN_B)),
+            rows(f"{gradients(RUN)}\n/ {gradients(RUN_B)}"),
         ],
         size=(14, 10),
         empty=NO_BLOCKS,
@@ -247,9 +249,8 @@ def _largest(of: str) -> str:
     return f"max by (run, model, block) (resmon_block_{of}_max{{{RUN},{MODEL},{BLOCK}}})"
 
 
-def _others(record: str) -> list[tuple[str, str]]:
+def _others(all_of_it: str) -> list[tuple[str, str]]:
     """What is usual among all blocks of the run: a tenth is below the first, a tenth above the last."""
-    all_of_it = over_machines(record, RUN, MODEL)
     return [
         (f"quantile({share}, {all_of_it})", name)
         for name, share in (("lowest tenth", "0.1"), ("median of all", "0.5"), ("highest tenth", "0.9"))
@@ -278,7 +279,7 @@ def operands() -> Panel:
     )
 
 
-def ratio() -> Panel:
+def ratio_of_chosen() -> Panel:
     return lines(
         "Does the ratio leave what is usual?",
         unit="short",
@@ -290,12 +291,12 @@ def ratio() -> Panel:
             "ratio and median part, few positions have huge activations.",
         ),
         queries=[
-            over_time(_chosen(RATIO), "{{block}}"),
+            over_time(ratio(RUN, MODEL, BLOCK), "{{block}}"),
             over_time(_largest("branch_skip_ratio"), "{{block}}, largest"),
             over_time(
                 f"max by (run, model, block) (resmon_block_branch_skip_ratio_median{{{RUN},{MODEL},{BLOCK}}})", "{{block}}, median"
             ),
-            *(over_time(expr, name) for expr, name in _others(RATIO)),
+            *(over_time(expr, name) for expr, name in _others(ratio(RUN, MODEL))),
         ],
         empty=NO_BLOCK,
         fields=_USUAL,
@@ -303,7 +304,7 @@ def ratio() -> Panel:
     )
 
 
-def gradient() -> Panel:
+def gradient_of_chosen() -> Panel:
     return lines(
         "Does the gradient leave what is usual?",
         unit="short",
@@ -315,7 +316,7 @@ def gradient() -> Panel:
         queries=[
             over_time(_chosen(GRADIENT), "{{block}}"),
             over_time(_largest("gradient_norm"), "{{block}}, largest"),
-            *(over_time(expr, name) for expr, name in _others(GRADIENT)),
+            *(over_time(expr, name) for expr, name in _others(over_machines(GRADIENT, RUN, MODEL))),
         ],
         empty=NO_BLOCK,
         fields=_USUAL,
@@ -323,7 +324,7 @@ def gradient() -> Panel:
     )
 
 
-def output_gradient() -> Panel:
+def output_gradient_of_chosen() -> Panel:
     return lines(
         "How much of the loss's gradient comes to the block?",
         unit="short",
@@ -337,7 +338,7 @@ def output_gradient() -> Panel:
         queries=[
             over_time(_chosen(OUTPUT_GRADIENT), "{{block}}"),
             over_time(_largest("output_gradient_norm"), "{{block}}, largest"),
-            *(over_time(expr, name) for expr, name in _others(OUTPUT_GRADIENT)),
+            *(over_time(expr, name) for expr, name in _others(over_machines(OUTPUT_GRADIENT, RUN, MODEL))),
         ],
         empty=NO_BLOCK,
         fields=_USUAL,

@@ -49,6 +49,17 @@ def over_machines(record: str, *matchers: str, newest: bool = False) -> str:
     return _METRIC.sub(selected, expr).replace("[5m]", f"[{RATE}]")
 
 
+def ratio(*matchers: str, newest: bool = False) -> str:
+    """The branch/skip ratio: where a run is on one machine as it is exported, which leaves out samples that lost their branch; else
+    from the root mean squares over its machines, as a mean of ratios is none.
+    """
+    selector = f"resmon_block_branch_skip_ratio{{{','.join(matchers)}}}"
+    gauge = f"last_over_time(({selector} < Inf)[{RANGE}:{INTERVAL}])" if newest else selector
+    alone = f"max by (run, model, block) ({gauge})\nand count by (run, model, block) ({gauge}) == 1"
+    merged = over_machines("run_model_block:resmon_block_branch_skip_ratio:ratio_of_sqrt_mean_squares", *matchers, newest=newest)
+    return f"({alone})\nor\n({merged})"
+
+
 def newest(selector: str) -> str:
     """The newest value within the time that is looked at, though its series has ended since."""
     return f"last_over_time({selector}[{RANGE}])"

@@ -384,7 +384,7 @@ def test_marks_stand_where_things_happened(scene: Scene) -> None:
     (incident,) = after.marks["Incidents"]
     (finding,) = (mark for mark in after.marks["Findings"] if mark.title == "nonfinite")
     assert incident.title == "nonfinite" and (finding.text, finding.tags) == ("4", ("page",))
-    went = flight.incidents().time.min().timestamp()
+    went = float(flight.incidents().time.min())
     step = 15  # the finest that a mark has
     assert went - 1 <= incident.start / 1000 <= went + 2 * step
     assert finding.start <= finding.end and went - 1 <= finding.start / 1000 <= went + 2 * step
