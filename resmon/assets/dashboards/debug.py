@@ -16,6 +16,7 @@ from resmon.assets.dashboards.panel import (
     bars,
     columns,
     depths,
+    in_order,
     lines,
     magnitudes,
     stacked,
@@ -32,6 +33,7 @@ OUTPUT_GRADIENT = "run_model_block:resmon_block_output_gradient_norm:sqrt_sum_sq
 NO_BLOCKS = "No block of this run in the time that is shown."
 NO_BLOCK = "None of these blocks has series of its own in the time that is shown; in a deep model its stage has."
 PLACE = "at"  # the column that by_depth makes
+ROW = "· {{block}}"  # rows of a heat map whose names all begin with a number would be put in the order of these
 
 
 def debug(_links: Links) -> Dashboard:
@@ -123,7 +125,7 @@ def ratios() -> Panel:
             "a row that changes alone is the block, and where it begins to is the time: a learning rate, a batch or a change of "
             "the code.",
         ),
-        queries=[over_time(_powers(ratio(RUN, MODEL)), "{{block}}")],
+        queries=[over_time(_powers(ratio(RUN, MODEL)), ROW)],
         empty=NO_BLOCKS,
         scheme="Turbo",
     )
@@ -139,7 +141,7 @@ def gradients() -> Panel:
             "follow the colour from the last block upwards, as gradients come from there: the block where it changes is the one "
             "to choose.",
         ),
-        queries=[over_time(_powers(over_machines(GRADIENT, RUN, MODEL)), "{{block}}")],
+        queries=[over_time(_powers(over_machines(GRADIENT, RUN, MODEL)), ROW)],
         empty=NO_BLOCKS,
         scheme="Turbo",
     )
@@ -155,7 +157,7 @@ def streams() -> Panel:
             "it grows a little from block to block, and hardly with time.",
             "what grows with time ends in an overflow: see the runbook growing-residual, and which block begins.",
         ),
-        queries=[over_time(_powers(over_machines(OUTPUT, RUN, MODEL)), "{{block}}")],
+        queries=[over_time(_powers(over_machines(OUTPUT, RUN, MODEL)), ROW)],
         empty=NO_BLOCKS,
         scheme="Viridis",
     )
@@ -171,7 +173,7 @@ def output_gradients() -> Panel:
             "much the same in all blocks: that is what skips are for.",
             "the block above which it fades is where the path is cut or scaled down; see the runbook vanishing-gradients.",
         ),
-        queries=[over_time(_powers(over_machines(OUTPUT_GRADIENT, RUN, MODEL)), "{{block}}")],
+        queries=[over_time(_powers(over_machines(OUTPUT_GRADIENT, RUN, MODEL)), ROW)],
         empty=NO_BLOCKS,
         scheme="Viridis",
     )
@@ -192,9 +194,10 @@ def nonfinite() -> Panel:
         queries=[rows(f"max by (block, at) ({by_depth(counted, newest_too=True)})")],
         size=(10, 10),
         empty="No block was non-finite.",
-        fields=[Field("block", "Block"), Field("Value", "Non-finite steps", decimals=0), Field(PLACE, hidden=True)],
+        fields=[Field("block", "Block"), Field("Value", "Non-finite steps", decimals=0)],
+        drop=(PLACE,),
         order=("block", "Value"),
-        sort=(PLACE, False),
+        steps=[in_order(PLACE)],
     )
 
 
@@ -470,13 +473,13 @@ def group_gradients() -> Panel:
 
 
 def cost() -> Panel:
-    taken = f"max(resmon_monitor_step_seconds{{{RUN}}})"
+    taken = f"max(avg_over_time(resmon_monitor_step_seconds{{{RUN}}}[{RATE}]))"
     mean = over_machines("run:resmon_step_duration_seconds:mean5m", RUN)
     return lines(
         "What does resmon itself take of a step?",
         unit="percentunit",
         says=Says(
-            "The time that resmon took of the newest step, as a share of the mean step.",
+            "The time that resmon takes of a step, as a share of the mean step; of what was newest when Prometheus looked.",
             "a few per cent; more where blocks are tiny.",
             "benchmarks/README.md has what it takes elsewhere; `resmon settings` shows what can be left out.",
         ),

@@ -136,6 +136,7 @@ def alerts(links: Links) -> Panel:
             Field("block", "Block", link=to_block()),
             Field("Value", "Since", unit="dateTimeFromNow", width=130),
             Field("runbook", "Runbook", texts=runbooks_of_alerts(), link=runbook(links)),
+            Field("slo", "Objective"),
         ],
         drop=("__name__", "alertstate", "finding", "outcome", "job", "instance", "memory", "tier", "service"),
         order=("severity", "alertname", "run", "block", "Value", "runbook", "model", "slo"),

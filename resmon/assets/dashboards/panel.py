@@ -143,6 +143,10 @@ class Field:
         return [DynamicConfigValue(id_val=name, value=value) for name, value in found.items()]
 
 
+def _properties(**values: object) -> list[DynamicConfigValue]:
+    return [DynamicConfigValue(id_val=name, value=value) for name, value in values.items()]
+
+
 def _values(shown: Mapping[str, tuple[str, str]]) -> dict[str, object]:
     options = {value: {"text": text, "color": colour, "index": i} for i, (value, (text, colour)) in enumerate(shown.items())}
     return {"type": MappingType.VALUE_TO_TEXT, "options": options}
@@ -296,18 +300,20 @@ def columns(
     drop: Sequence[str] = (),
     order: Sequence[str] = (),
     sort: tuple[str, bool] | None = None,
-    join: str = "",
     steps: Sequence[DataTransformerConfig] = (),
 ) -> table.Panel:
     """A table. `drop` are columns that nobody reads, `order` the first ones, `sort` a column's title and whether the largest is
     first.
 
-    Several queries become one table by their common labels, or by the label `join`.
+    Several queries become one table by their common labels. `unit` is that of numbers: labels are texts, though they may look like
+    numbers or times, and what is empty in a row is not what is empty of all (packages/grafana-data/src/field/displayProcessor.ts).
     """
-    made = _panel(table.Panel(), title, unit, says, queries, size, empty, fields)
-    if join:
-        made.with_transformation(DataTransformerConfig(id_val="joinByField", options={"byField": join, "mode": "outer"}))
-    elif len(queries) > 1:
+    made = _panel(table.Panel(), title, "string", says, queries, size, empty)
+    made.override_by_field_type("string", _properties(noValue=""))
+    made.override_by_field_type("number", _properties(noValue="–", unit=unit))
+    for field in fields:
+        made.override_by_name(field.name, field.properties())
+    if len(queries) > 1:
         made.with_transformation(DataTransformerConfig(id_val="merge", options={}))
     for step in steps:
         made.with_transformation(step)
@@ -320,6 +326,11 @@ def columns(
     if sort is not None:
         made.sort_by([common.TableSortByFieldState().display_name(sort[0]).desc(sort[1])])
     return made.show_header(True).filterable(True).thresholds(_plain_thresholds())
+
+
+def in_order(column: str) -> DataTransformerConfig:
+    """Rows from the least to the largest of a column, which need not be shown."""
+    return DataTransformerConfig(id_val="sortBy", options={"fields": {}, "sort": [{"field": column}]})
 
 
 def bars(
@@ -336,9 +347,9 @@ def bars(
     drop: Sequence[str] = (),
 ) -> barchart.Panel:
     """A bar of each query for each value of the label `x`, from left to right by the column `sort`."""
-    made = _panel(barchart.Panel(), title, unit, says, queries, size, empty, fields)
+    made = _panel(barchart.Panel(), title, unit, says, queries, size, empty, [*fields, Field(x, unit="string")])
     made.with_transformation(DataTransformerConfig(id_val="joinByField", options={"byField": x, "mode": "outer"}))
-    made.with_transformation(DataTransformerConfig(id_val="sortBy", options={"fields": {}, "sort": [{"field": sort}]}))
+    made.with_transformation(in_order(sort))
     kept: dict[str, object] = {"excludeByName": dict.fromkeys((sort, *drop), True), "indexByName": {x: 0}, "renameByName": {}}
     made.with_transformation(DataTransformerConfig(id_val="organize", options=kept))
     made.fill_opacity(80).line_width(1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from grafana_foundation_sdk.builders.dashboard import DatasourceVariable, QueryVariable
-from grafana_foundation_sdk.models.dashboard import VariableRefresh, VariableSort
+from grafana_foundation_sdk.models.dashboard import VariableOption, VariableRefresh, VariableSort
 
 from resmon.assets.dashboards.panel import DATASOURCE
 from resmon.assets.dashboards.query import MODEL, RUN, newest
 
 ANYTHING = ".*"
+_ALL = VariableOption(selected=True, text="All", value="$__all")
 
 # Of what query_result gives, {run="digits"} 1.7 1700000000000: the name, whatever is in it.
 _NAME = r"/^\{%s=\"([\s\S]*)\"\} \S+ \S+$/"
@@ -20,7 +21,7 @@ def datasource() -> DatasourceVariable:
 
 def model() -> QueryVariable:
     made = _query("model", "Model", "Runs of this model.", "label_values(resmon_run_blocks, model)")
-    return made.sort(VariableSort.ALPHABETICAL_CASE_INSENSITIVE_ASC).include_all(True).all_value(ANYTHING)
+    return made.sort(VariableSort.ALPHABETICAL_CASE_INSENSITIVE_ASC).include_all(True).all_value(ANYTHING).current(_ALL)
 
 
 def run() -> QueryVariable:
@@ -45,12 +46,12 @@ def score() -> QueryVariable:
 
 def service() -> QueryVariable:
     made = _query("service", "Service", "Whose objectives.", "label_values(slo:objective:ratio, service)")
-    return made.sort(VariableSort.ALPHABETICAL_CASE_INSENSITIVE_ASC).include_all(True).all_value(ANYTHING)
+    return made.sort(VariableSort.ALPHABETICAL_CASE_INSENSITIVE_ASC).include_all(True).all_value(ANYTHING).current(_ALL)
 
 
 def objective() -> QueryVariable:
     made = _query("slo", "Objective", "Of that service.", "label_values(slo:objective:ratio{service=~`${service:regex}`}, slo)")
-    return made.sort(VariableSort.ALPHABETICAL_CASE_INSENSITIVE_ASC).include_all(True).all_value(ANYTHING)
+    return made.sort(VariableSort.ALPHABETICAL_CASE_INSENSITIVE_ASC).include_all(True).all_value(ANYTHING).current(_ALL)
 
 
 def _newest_runs(but: str) -> str:

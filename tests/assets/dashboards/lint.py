@@ -24,7 +24,7 @@ from tests.grafana import panels
 Json = dict[str, Any]
 
 # Of Grafana's units, packages/grafana-data/src/valueFormats/categories.ts, those that are in use. `none` is a number without one.
-UNITS = {"none", "short", "percentunit", "sci", "bytes", "s", "h", "d", "dtdurations", "dateTimeFromNow", "bool_yes_no"}
+UNITS = {"none", "string", "short", "percentunit", "sci", "bytes", "s", "h", "d", "dtdurations", "dateTimeFromNow", "bool_yes_no"}
 
 PROMETHEUS_OWN = {"ALERTS", "ALERTS_FOR_STATE"}
 
@@ -146,9 +146,12 @@ def units(dashboard: Json, _: Sequence[Json]) -> Found:
     for panel in panels(dashboard):
         special = [each for override in panel["fieldConfig"]["overrides"] for each in override["properties"]]
         overrides = [each["value"] for each in special if each["id"] == "unit"]
-        for unit in (panel["fieldConfig"]["defaults"].get("unit"), *overrides):
+        usual = panel["fieldConfig"]["defaults"].get("unit")
+        for unit in (usual, *overrides):
             if unit not in UNITS:
                 yield panel["title"], f"has no unit of Grafana's (has {unit!r})"
+        if (panel["type"] == "table") != (usual == "string"):
+            yield panel["title"], "is a table whose labels have a unit, or draws texts"
 
 
 def empties(dashboard: Json, _: Sequence[Json]) -> Found:
@@ -268,12 +271,12 @@ def fields(dashboard: Json, _: Sequence[Json]) -> Found:
             there |= set(MADE.findall(target["expr"]))
             there |= {target.get("legendFormat")}
             if nit(plain(target["expr"])) is None and PROMETHEUS_OWN & metrics(plain(target["expr"])):
-                there |= {"alertname", "run", "model", "block", "severity"}
+                there |= {"alertname", "run", "model", "block", "severity", "slo"}
             there |= set(OUTCOMES) if "{{outcome}}" in (target.get("legendFormat") or "") else set()
         there |= {step["options"].get("alias") for step in panel.get("transformations", ())}
-        for override in panel["fieldConfig"]["overrides"]:
-            name = override["matcher"]["options"]
-            if name not in there:
+        for matcher in (override["matcher"] for override in panel["fieldConfig"]["overrides"]):
+            name = matcher["options"]
+            if matcher["id"] == "byName" and name not in there:
                 yield panel["title"], f"says something of {name}, which no query gives"
 
 

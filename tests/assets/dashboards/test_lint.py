@@ -75,6 +75,7 @@ BROKEN: list[tuple[str, int, Callable[[Json], object]]] = [
     ("units", ONCALL, lambda board: panel(board, LOSS)["fieldConfig"]["defaults"].pop("unit")),
     ("units", ONCALL, lambda board: panel(board, LOSS)["fieldConfig"]["defaults"].update(unit="seconds")),
     ("units", ONCALL, lambda board: override(board, ALERTS, "Value")["unit"].update(value="ago")),
+    ("units", ONCALL, lambda board: panel(board, ALERTS)["fieldConfig"]["defaults"].update(unit="dateTimeFromNow")),
     ("empties", ONCALL, lambda board: panel(board, LOSS)["fieldConfig"]["defaults"].update(noValue="")),
     ("places", ONCALL, lambda board: panel(board, LOSS)["gridPos"].update(w=25)),
     ("places", ONCALL, lambda board: panel(board, LOSS).update(gridPos=panel(board, STEPS)["gridPos"])),

@@ -94,7 +94,7 @@ def look(grafana: Grafana, name: str, **chosen: Value) -> Look:
 
 
 @contextmanager
-def prometheus(folder: Path, configuration: Json) -> Iterator[str]:
+def prometheus(folder: Path, configuration: Json, *flags: str) -> Iterator[str]:
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prometheus.yml").write_text(json.dumps(configuration))
@@ -106,6 +106,7 @@ def prometheus(folder: Path, configuration: Json) -> Iterator[str]:
                 f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address=127.0.0.1:{port}",
                 "--log.level=warn",
+                *flags,
             ],
             stdout=log,
             stderr=log,
@@ -288,7 +289,7 @@ def test_blocks_stand_in_the_order_in_which_they_run(scene: Scene) -> None:
         "Where does the stream grow?",
         "How far back does the loss reach?",
     ):
-        assert list(seen.numbers(title)) == [str(i) for i in range(1, 12)]
+        assert list(seen.numbers(title)) == [f"· {i}" for i in range(1, 12)]
     places = {row["block"]: row["at"] for row in seen.rows("How much does each block change the stream?")}
     assert sorted(places, key=places.__getitem__) == [str(i) for i in range(1, 12)]
 
@@ -437,12 +438,30 @@ def test_a_deep_model_whose_blocks_share_series(house: House, tmp_path: Path) ->
         wait_for(lambda: grafana._instant('resmon_steps_total{run="deep"} > 60', time.time()), 90)
         seen = look(Grafana(url, started, time.time()), "debug", run="deep", block=["h.999"])
         blocks = list(seen.numbers("Where does the stream grow?"))
-        assert 50 < len(blocks) < 280 and any(".." in block for block in blocks) and "h.999" in blocks
+        assert 50 < len(blocks) < 280 and any(".." in block for block in blocks) and "· h.999" in blocks
         firsts = [int(re.findall(r"\d+", block)[0]) for block in blocks]
         assert firsts == sorted(firsts)
         lacking = {panel.partition(":")[0] for panel in seen.empty()}
         assert lacking <= {"Blocks that were NaN or infinite"} | WITH_ANOTHER_RUN | NOT_RECORDED
         assert seen.numbers("How large are skip, branch and output?").keys() == {"h.999 skip"}
+
+
+def test_activations_are_there_where_prometheus_takes_native_histograms(house: House, tmp_path: Path) -> None:
+    house.agent(free_port())
+    house.trainer("native", sites=4, pace=0.1, last=100_000, how="sleep")
+    debug = CONTENT["debug"]
+    (panel,) = (each for each in panels(debug) if each.get("repeat") == "block")
+    with prometheus(tmp_path / "prometheus", scraping(house.runtime), "--enable-feature=native-histograms") as url:
+        started = time.time()
+
+        def answer() -> list[Series]:
+            grafana = Grafana(url, started, time.time())
+            return grafana.panel(debug, panel, grafana.variables(debug, run="native", block=["h.2"]))[0]
+
+        (native,) = wait_for(lambda: [series for series in answer() if len(series.values) > 3], 60)
+        assert native.labels == {} and native.last > 0
+        classic = Grafana(url, started, time.time())._instant("resmon_block_activation_magnitude_bucket", time.time())
+        assert classic == []
 
 
 WITH_ANOTHER_RUN = {
