@@ -11,18 +11,18 @@ from typing import Any
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import (
     AnnotationQuery,
     Dashboard,
     DashboardCursorSync,
     DashboardLinkType,
     Panel,
-    RowPanel,
     VariableModel,
 )
 
 from resmon.assets.findings import OWN, TOLD
-from resmon.assets.links import BLOCK_BOARD, RUN_BOARD, SLO_BOARD, Links
+from resmon.assets.links import BLOCK_BOARD, RUN_BOARD, Links
 from resmon.assets.runs import RUN_ALERTS
 from resmon.assets.wording import name
 
@@ -61,8 +61,6 @@ def board(
     found = made.build()
     for number, panel_or_row in zip(count(1), found.panels or (), strict=False):
         panel_or_row.id_val = number
-        if isinstance(panel_or_row, RowPanel):
-            panel_or_row.datasource = None
     return found
 
 
@@ -73,8 +71,6 @@ def text(made: Dashboard) -> str:
 
 def parsed(content: str) -> Dashboard:
     """A dashboard from its file. What the SDK does not know is dropped."""
-    from grafana_foundation_sdk.cog.plugins import register_default_plugins
-
     register_default_plugins()
     read: dict[str, Any] = json.loads(content)
     return Dashboard.from_json(read)
@@ -103,10 +99,6 @@ def to_block() -> tuple[str, str]:
     """What leads from the column `block` to that block of the row's run."""
     block = "${__data.fields.block:percentencode}"
     return "Look at this block", f"{_to(BLOCK_BOARD, run=RUN_FIELD, block=block)}&${{__url_time_range}}"
-
-
-def to_objectives() -> tuple[str, str]:
-    return "Look at the objectives", f"{_to(SLO_BOARD)}&${{__url_time_range}}"
 
 
 def runbook(links: Links) -> tuple[str, str]:

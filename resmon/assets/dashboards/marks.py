@@ -12,7 +12,7 @@ from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.models.dashboard import AnnotationQuery
 
 from resmon.assets.dashboards.panel import BLUE, DATASOURCE, ORANGE, RED
-from resmon.assets.dashboards.query import INTERVAL, MODEL, RUN
+from resmon.assets.dashboards.query import BROKEN, INTERVAL, MODEL, RUN
 
 STEP = "15s"  # the finest; Grafana takes a longer one where the time that is shown asks for it
 BESIDES = ("step", "target", "titleFormat", "textFormat", "tagKeys", "useValueForTime")  # what the SDK does not know
@@ -58,8 +58,7 @@ def ends_of_run() -> Mark:
 
 def failures() -> Mark:
     """Of all runs that train the model."""
-    bad = 'outcome!~"finished|interrupted"'
-    ends = f"1000 * max by (run, outcome) (max_over_time(resmon_run_end_timestamp_seconds{{{bad}}}[{INTERVAL}]))"
+    ends = f"1000 * max by (run, outcome) (max_over_time(resmon_run_end_timestamp_seconds{{{BROKEN}}}[{INTERVAL}]))"
     of_it = f"max by (run) (max_over_time(resmon_run_blocks{{{MODEL}}}[{INTERVAL}]))"
     return Mark("Failures", f"{ends}\nand on (run) {of_it}", "{{outcome}}", "{{run}} ended", RED, at_value=True, tags="outcome")
 

@@ -28,7 +28,20 @@ from resmon.assets.dashboards.panel import (
     stacked,
     states,
 )
-from resmon.assets.dashboards.query import INTERVAL, MODEL, RANGE, RATE, RUN, newest, now, of_model, over_machines, over_time, rows
+from resmon.assets.dashboards.query import (
+    BROKEN,
+    INTERVAL,
+    MODEL,
+    RANGE,
+    RATE,
+    RUN,
+    newest,
+    now,
+    of_model,
+    over_machines,
+    over_time,
+    rows,
+)
 from resmon.assets.links import RUN_BOARD, Links
 
 SEVERITIES = {"page": RED, "ticket": ORANGE}
@@ -171,8 +184,7 @@ def findings(links: Links) -> Panel:
 
 
 def failures(links: Links) -> Panel:
-    bad = 'outcome!~"finished|interrupted"'
-    ended = f"1000 * max by (run, outcome) ({newest(f'resmon_run_end_timestamp_seconds{{{bad}}}')})"
+    ended = f"1000 * max by (run, outcome) ({newest(f'resmon_run_end_timestamp_seconds{{{BROKEN}}}')})"
     before, after = AROUND
     shift = {"mode": "binary", "replaceFields": False}
     return columns(

@@ -22,6 +22,9 @@ MODEL = "model=~`(.*,)?${model:regex}(,.*)?`"
 BLOCK = "block=~`${block:regex}`"
 SLO = "service=~`${service:regex}`,slo=~`${slo:regex}`"
 
+# Ends that somebody must look into. Of an unknown one nothing is left to look into: the run's folder was removed.
+BROKEN = 'outcome!~"finished|interrupted|unknown"'
+
 RATE = "$__rate_interval"
 RANGE = "$__range"
 INTERVAL = "$__interval"
