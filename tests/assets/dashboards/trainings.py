@@ -1,7 +1,8 @@
 """Trainings to look at: `python -m tests.assets.dashboards.trainings DIRECTORY`, with the agent's settings in the environment.
 
-One process imports torch, and is forked for each training that a line of its input asks for: a kind and a name, as JSON. Each logs
-what there is to log, at about 20 steps a second, until its fault comes after some seconds, or the process is told to end.
+One process imports torch, and is forked for each rank of each training that a line of its input asks for: a kind, a name and how
+many ranks, as JSON. Each logs what there is to log, at about 20 steps a second, until its fault comes after some seconds, or the
+process is told to end.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from pathlib import Path
 
 import torch
 import torch._dynamo  # which the first optimizer would import, in each child anew
+from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 import resmon
 from tests.failing import CLASSES, WIDTH, Block, Training
+from tests.ports import free_port
 
 PACE = 0.04
 SOON = 10.0  # seconds until a fault comes
@@ -38,11 +42,12 @@ class Watched(Training):
         kinds = [[each for each in self.model.parameters() if (each.ndim > 1) == is_matrix] for is_matrix in (True, False)]
         self.optimizer = torch.optim.AdamW([{"params": kinds[0]}, {"params": kinds[1], "weight_decay": 0.0}], 3e-3)
         self.monitor = resmon.watch(self.model, self.optimizer, run=run, directory=folder, targets=("accuracy >= 0.4",))
+        self.network = DistributedDataParallel(self.model) if dist.is_initialized() else self.model
         self.saved = Path(folder) / f"{os.getpid()}.pt"
         self.steps = 0
 
     def step(self, x: torch.Tensor, labels: torch.Tensor) -> None:
-        outputs = self.model(x)
+        outputs = self.network(x)
         loss = F.cross_entropy(outputs, labels)
         self.optimizer.zero_grad()
         loss.backward()
@@ -102,11 +107,23 @@ def main(folder: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", flush=True)
     for line in sys.stdin:
-        kind, run = json.loads(line)
-        if os.fork() == 0:
-            torch.manual_seed(len(run))
-            KINDS[kind](Watched(run, folder))
-            return
+        kind, run, world = json.loads(line)
+        port = free_port()
+        for rank in range(world):
+            if os.fork() == 0:
+                if world > 1:
+                    together = {
+                        "WORLD_SIZE": world,
+                        "RANK": rank,
+                        "LOCAL_RANK": rank,
+                        "MASTER_ADDR": "127.0.0.1",
+                        "MASTER_PORT": port,
+                    }
+                    os.environ |= {name: str(value) for name, value in together.items()}
+                    dist.init_process_group("gloo")
+                torch.manual_seed(len(run))
+                KINDS[kind](Watched(run, folder))
+                return
 
 
 if __name__ == "__main__":
