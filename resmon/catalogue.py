@@ -36,6 +36,13 @@ class Metric:
 
 CATALOGUE: tuple[Metric, ...] = (
     # Per block, merged over the ranks of this machine.
+    Metric(
+        "resmon_block_depth",
+        "gauge",
+        "",
+        BLOCK,
+        "The block's place in the order in which its model's blocks run, from 0; a stage's is that of its first block.",
+    ),
     Metric("resmon_block_skip_rms", "gauge", "", BLOCK, "Root mean square of the skip operand of the residual add, last step."),
     Metric("resmon_block_branch_rms", "gauge", "", BLOCK, "Root mean square of the branch operand of the residual add, last step."),
     Metric("resmon_block_output_rms", "gauge", "", BLOCK, "Root mean square of the residual add's result, last step."),

@@ -273,7 +273,7 @@ def run_alerts(links: Links) -> list[Alert]:
                 "summary": f"{row.title}: {PLACE if 'run' in row.labels else '{{ $labels.instance }}'}",
                 "description": row.says,
                 "runbook_url": links.runbook(row.page),
-                "dashboard_url": links.dashboard(row.labels),
+                "dashboard_url": links.dashboard(row.alert, row.labels),
             },
             row.lasts,
             row.keep,

@@ -30,7 +30,7 @@ def test_the_folder_holds_nothing_else_that_is_generated() -> None:
     headers = ("# Written by `resmon assets`", "# Made by `resmon assets`")
     folders = {ROOT / Path(path).parts[0] for path in OUTPUTS}
     generated = {path for folder in folders for path in folder.rglob("*.yaml") if path.read_text().startswith(headers)}
-    assert generated == {ROOT / path for path in OUTPUTS if path.endswith(".yaml")}
+    assert generated | {*(ROOT / "dashboards").rglob("*")} == {ROOT / path for path in OUTPUTS}
 
 
 def test_what_was_written_is_fresh_and_what_was_changed_is_told(tmp_path: Path) -> None:
@@ -90,3 +90,29 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "cannot be written" in refused.stderr and "alerts" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+WITHOUT_SDK = (
+    "import sys; sys.modules['grafana_foundation_sdk'] = None; sys.argv[0] = 'resmon'; from resmon.cli import main; main()"
+)
+
+
+def without_sdk(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_SDK, "assets", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_grafanas_sdk_nothing_is_written_and_what_to_install_is_said(tmp_path: Path) -> None:
+    refused = without_sdk(cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "pip install 'resmon[assets]'" in refused.stderr and "--only alerts" in refused.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_folder_is_written_and_checked_alone_and_alerts_without_the_sdk(tmp_path: Path) -> None:
+    written = without_sdk("--only", "alerts", cwd=tmp_path)
+    assert (written.returncode, written.stdout.splitlines()) == (0, [path for path in OUTPUTS if path.startswith("alerts/")])
+    assert without_sdk("--only", "alerts", "--check", cwd=tmp_path).returncode == 0
+    assert differing(tmp_path, Links(), ["dashboards"]) == [path for path in OUTPUTS if path.startswith("dashboards/")]

@@ -7,6 +7,7 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_a_block_that_goes_non_finite_is_paged_with_its_value(house: House, prom
     assert alert["annotations"]["summary"] == "Non-finite values: run digits, model Net, block h.2"
     assert "The block was non-finite in " in alert["annotations"]["description"]
     assert alert["annotations"]["runbook_url"].endswith("/nonfinite.md")
-    assert alert["annotations"]["dashboard_url"].endswith("?var-run=digits&var-model=Net&var-block=h.2")
+    assert "/resmon-block?var-run=digits&var-model=Net&var-block=h.2&from=" in alert["annotations"]["dashboard_url"]
     recorded = prometheus.query('ALERTS{alertname="ResmonNonfinite", alertstate="firing"}')
     assert [labels["block"] for labels, _ in recorded] == ["h.2"]
     prometheus.assert_rules_evaluate()
@@ -93,7 +94,14 @@ def test_a_run_of_any_name_is_paged_with_its_value(house: House, prometheus: Ser
     assert annotations["summary"] == f"Non-finite values: run {hostile}, model Net, block h.2"
     assert "The block was non-finite in " in annotations["description"]
     parameters = urllib.parse.parse_qs(urllib.parse.urlsplit(annotations["dashboard_url"]).query)
-    assert parameters == {"var-run": [hostile], "var-model": ["Net"], "var-block": ["h.2"]}
+    (since,) = parameters.pop("from")
+    assert parameters == {"var-run": [hostile], "var-model": ["Net"], "var-block": ["h.2"], "to": ["now"]}
+    # An hour before it began, and the same at each later evaluation.
+    began = datetime.fromisoformat(alert["activeAt"]).timestamp()
+    assert int(since) == pytest.approx(1000 * (began - 3600), abs=1500)
+    time.sleep(3)
+    (later,) = prometheus.firing("ResmonNonfinite")
+    assert later["annotations"]["dashboard_url"] == annotations["dashboard_url"]
 
 
 @pytest.mark.slow
