@@ -370,8 +370,8 @@ def depths(
 ) -> heatmap.Panel:
     """A row for each series, from the top in the order in which they come; a cell's colour is its value."""
     made = _heat(title, unit, says, queries, size, empty, scheme, HeatmapColorScale.LINEAR)
-    # By itself a heat map leaves out what is not above 0; powers of ten are.
-    made.filter_values(heatmap.FilterValueRange().le(-1e9)).y_axis(heatmap.YAxisConfig().reverse(True))
+    # By itself a heat map leaves out what is not above 0, which powers of ten may be, and makes room for names however long.
+    made.filter_values(heatmap.FilterValueRange().le(-1e9)).y_axis(heatmap.YAxisConfig().reverse(True).axis_width(140))
     return made.cell_values(heatmap.CellValues().unit(unit).decimals(2))
 
 
