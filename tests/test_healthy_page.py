@@ -14,7 +14,7 @@ LOGGED = {"loss", "val_loss"}
 
 
 def test_what_it_names_is_there() -> None:
-    rows = [row.split("|")[1:-1] for row in PAGE.splitlines() if row.startswith("| `") or row.startswith("| activations'")]
+    rows = [row.split("|")[1:-1] for row in PAGE.splitlines() if row.startswith(("| `", "| activations'"))]
     assert len(rows) == 12
     for looked_at, _, _, findings in rows:
         for name in re.findall(r"`(\w+)`", looked_at):
