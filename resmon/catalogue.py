@@ -267,6 +267,13 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("resmon_agent_skipped_rows_total", "counter", "", (), "Damaged rows of flights that were skipped."),
     Metric("resmon_agent_errors_total", "counter", "", (), "Flights that could not be followed and faults of detectors."),
     Metric(
+        "resmon_agent_last_error_timestamp_seconds",
+        "gauge",
+        "seconds",
+        (),
+        "Unix time of the newest error of this agent; absent while it has met none.",
+    ),
+    Metric(
         "resmon_agent_collect_duration_seconds", "gauge", "seconds", (), "Time that the last scrape took to collect and render."
     ),
 )

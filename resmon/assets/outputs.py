@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import cache
 from pathlib import Path
 
-from resmon.assets import cases
+from resmon.assets import cases, kubernetes
 from resmon.assets.findings import finding_alerts
 from resmon.assets.links import Links
 from resmon.assets.machines import MERGED
 from resmon.assets.runs import run_alerts
 from resmon.errors import ConfigurationError
+from resmon.objectives import generation
+from resmon.objectives.generation import Made
+from resmon.objectives.rules import Addresses
 from resmon.rules import Case, Group, rule_file, unit_test_file
 
 HEADER = "Written by `resmon assets` from the tables in resmon/assets, and not by hand: the next one writes it anew."
 RULES = "alerts/resmon.yaml"
-FOLDERS = ("alerts", "dashboards")
+FOLDERS = ("alerts", "dashboards", "deploy")
 
 
 def groups(links: Links) -> list[Group]:
@@ -39,6 +43,24 @@ def _tests(made: Callable[[Links], list[Case]]) -> Callable[[Links], str]:
     )
 
 
+@cache
+def _objectives(links: Links) -> Made:
+    """The shipped ones; `resmon slo generate` makes the same of a user's own."""
+    return generation.make(None, addresses=Addresses(links.runbooks, links.dashboards))
+
+
+def _pod_monitor(_: Links) -> str:
+    return kubernetes.file([kubernetes.pod_monitor()], f"{HEADER}\nPods with a port `resmon` are scraped; deploy/README.md.")
+
+
+def _prometheus_rules(links: Links) -> str:
+    made = [
+        kubernetes.prometheus_rule("resmon", groups(links)),
+        kubernetes.prometheus_rule("resmon-slo", _objectives(links).groups),
+    ]
+    return kubernetes.file(made, f"{HEADER}\nThe rules of alerts/resmon.yaml and alerts/slo.yaml for Prometheus' operator.")
+
+
 def _dashboard(name: str) -> Callable[[Links], str]:
     """The SDK is imported where a dashboard is made, and not by who only looks at this table."""
 
@@ -50,7 +72,7 @@ def _dashboard(name: str) -> Callable[[Links], str]:
                 raise
             raise ConfigurationError(
                 "Dashboards are made with Grafana's SDK, which is not installed: pip install 'resmon[assets]'. With --only alerts "
-                "the other files are written without it."
+                "and --only deploy the other files are written without it."
             ) from error
         return dashboards.text(dashboards.BOARDS[name](links))
 
@@ -63,6 +85,10 @@ OUTPUTS: dict[str, Callable[[Links], str]] = {
     "alerts/tests/findings.yaml": _tests(cases.of_findings),
     "alerts/tests/runs.yaml": _tests(cases.of_runs),
     "alerts/tests/machines.yaml": _tests(cases.of_machines),
+    "alerts/slo.yaml": lambda links: _objectives(links).files[generation.RULES],
+    "alerts/tests/slo.yaml": lambda links: _objectives(links).files[generation.TESTS],
+    "deploy/kubernetes/podmonitor.yaml": _pod_monitor,
+    "deploy/kubernetes/rules.yaml": _prometheus_rules,
     "dashboards/resmon-executive.json": _dashboard("executive"),
     "dashboards/resmon-oncall.json": _dashboard("oncall"),
     "dashboards/resmon-debug.json": _dashboard("debug"),
