@@ -55,11 +55,12 @@ def _found(finding: str, severity: str, values: str, agent: str = A, block: str 
 
 def _dashboard(links: Links, where: str, began: int) -> str:
     """Of an alert that began at that minute."""
-    return f"{links.dashboards}/{where}&from={60_000 * (began - 60)}&to=now"
+    return f"{links.dashboards}/{where}from={60_000 * (began - 60)}&to=now"
 
 
 def _of_block(links: Links, block: str, began: int) -> str:
-    where = f"resmon-block?var-run=digits&var-model=Net&var-block={quote_plus(block)}" if block else "resmon-run?var-run=digits"
+    of_block = f"resmon-block?var-run=digits&var-model=Net&var-block={quote_plus(block)}&"
+    where = of_block if block else "resmon-run?var-run=digits&"
     return _dashboard(links, where, began)
 
 
@@ -207,7 +208,7 @@ def _run_firing(alert: str, links: Links, description: str, where: str = "", beg
             "summary": f"{row.title}: run digits, model Net{where}",
             "description": description,
             "runbook_url": f"{links.runbooks}/{row.page}.md",
-            "dashboard_url": _dashboard(links, "resmon-run?var-run=digits", began),
+            "dashboard_url": _dashboard(links, "resmon-run?var-run=digits&", began),
         },
     )
 
@@ -425,7 +426,7 @@ def _agent_errors(links: Links) -> Iterator[Case]:
             "description": "The agent goes on but has met an error of its own: a flight that it cannot follow, a detector that "
             "failed, a file that it cannot write. Its log says which. It has counted 3 so far.",
             "runbook_url": f"{links.runbooks}/agent-errors.md",
-            "dashboard_url": f"{links.dashboards}/resmon-run?from={60_000 * (5 - 60)}&to=now",
+            "dashboard_url": _dashboard(links, "resmon-run?", 5),
         },
     )
     counted = _series("resmon_agent_errors_total", "3x60")

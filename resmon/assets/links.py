@@ -33,15 +33,13 @@ class Links:
 
     def dashboard(self, alert: str, labels: Collection[str]) -> str:
         """A template of Prometheus': labels and values are those of the alert that fires."""
+        run = f"var-run={_of('run')}&" if "run" in labels else ""
         since = f"from={_began(alert, labels)}&to=now"
-        if "run" not in labels:
-            return f"{self.dashboards}/{RUN_BOARD}?{since}"
-        run, since = f"?var-run={_of('run')}", f"&{since}"
         if "block" not in labels:
-            return f"{self.dashboards}/{RUN_BOARD}{run}{since}"
+            return f"{self.dashboards}/{RUN_BOARD}?{run}{since}"
         uid = _if_block(BLOCK_BOARD.removeprefix(TAG), RUN_BOARD.removeprefix(TAG))
-        block = _if_block(f"&var-model={_of('model')}&var-block={_of('block')}")
-        return f"{self.dashboards}/{TAG}{uid}{run}{block}{since}"
+        block = _if_block(f"var-model={_of('model')}&var-block={_of('block')}&")
+        return f"{self.dashboards}/{TAG}{uid}?{run}{block}{since}"
 
 
 def _if_block(text: str, otherwise: str = "") -> str:

@@ -72,7 +72,7 @@ def _dashboard(name: str) -> Callable[[Links], str]:
                 raise
             raise ConfigurationError(
                 "Dashboards are made with Grafana's SDK, which is not installed: pip install 'resmon[assets]'. With --only alerts "
-                "the other files are written without it."
+                "and --only deploy the other files are written without it."
             ) from error
         return dashboards.text(dashboards.BOARDS[name](links))
 

@@ -13,9 +13,7 @@ import re
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,13 @@ import pytest
 
 import resmon
 from resmon.agent import runtime
-from tests.agent.conftest import House, wait_for
+from tests.agent.conftest import House
 from tests.assets.dashboards.test_boards import BOARDS, FILES
 from tests.grafana import Event, Grafana, Json, Series, Value, names, panels
 from tests.ports import free_port
 from tests.programs import program
-from tests.prometheus import quick_rules
+from tests.prometheus import RULES, configuration, quick_rules, serving
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -93,46 +92,6 @@ def look(grafana: Grafana, name: str, **chosen: Value) -> Look:
     return Look(dashboard, values, answers, marks)
 
 
-@contextmanager
-def prometheus(folder: Path, configuration: Json, *flags: str) -> Iterator[str]:
-    port = free_port()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prometheus.yml").write_text(json.dumps(configuration))
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [
-                program("prometheus"),
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-                "--log.level=warn",
-                *flags,
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_for(lambda: urllib.request.urlopen(f"{url}/-/ready", timeout=5).status == 200)
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-def scraping(runtime_folder: Path, *rules: Path) -> Json:
-    return {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(each) for each in rules],
-        "scrape_configs": [
-            {
-                "job_name": "resmon",
-                "file_sd_configs": [{"files": [str(runtime_folder / runtime.TARGETS)], "refresh_interval": "1s"}],
-            }
-        ],
-    }
-
-
 @dataclass
 class Scene:
     """What was seen, when."""
@@ -181,10 +140,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         trainings.stdin.write(json.dumps([kind, run, ranks]) + "\n")
         trainings.stdin.flush()
 
-    rules = (ROOT / "alerts" / "resmon.yaml", quick_rules(folder))
+    rules = (RULES, quick_rules(folder))
     try:
-        with prometheus(folder / "prometheus", scraping(runtime_folder, *rules)) as url:
-            found = Scene(url, runs, time.time())
+        with serving(folder / "prometheus", configuration(*rules, targets=runtime_folder / runtime.TARGETS)) as server:
+            found = Scene(server.url, runs, time.time())
             assert trainings.stdout.readline() == "ready\n"
 
             def there(query: str) -> bool:
@@ -447,11 +406,11 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
 def test_a_deep_model_whose_blocks_share_series(house: House, tmp_path: Path) -> None:
     house.agent(free_port())
     house.trainer("deep", sites=1000, pace=0.2, last=100_000, how="outlier")
-    with prometheus(tmp_path / "prometheus", scraping(house.runtime)) as url:
+    with serving(tmp_path / "prometheus", configuration(targets=house.runtime / runtime.TARGETS)) as server:
         started = time.time()
-        grafana = Grafana(url, started, time.time())
+        grafana = Grafana(server.url, started, time.time())
         wait_for(lambda: grafana._instant('resmon_steps_total{run="deep"} > 60', time.time()), 90)
-        seen = look(Grafana(url, started, time.time()), "debug", run="deep", block=["h.999"])
+        seen = look(Grafana(server.url, started, time.time()), "debug", run="deep", block=["h.999"])
         blocks = list(seen.numbers("Where does the stream grow?"))
         assert 50 < len(blocks) < 280 and any(".." in block for block in blocks) and "· h.999" in blocks
         firsts = [int(re.findall(r"\d+", block)[0]) for block in blocks]
@@ -466,16 +425,17 @@ def test_activations_are_there_where_prometheus_takes_native_histograms(house: H
     house.trainer("native", sites=4, pace=0.1, last=100_000, how="sleep")
     debug = CONTENT["debug"]
     (panel,) = (each for each in panels(debug) if each.get("repeat") == "block")
-    with prometheus(tmp_path / "prometheus", scraping(house.runtime), "--enable-feature=native-histograms") as url:
+    scraping = configuration(targets=house.runtime / runtime.TARGETS)
+    with serving(tmp_path / "prometheus", scraping, flags=["--enable-feature=native-histograms"]) as server:
         started = time.time() - 5
 
         def answer() -> list[Series]:
-            grafana = Grafana(url, started, time.time())
+            grafana = Grafana(server.url, started, time.time())
             return grafana.panel(debug, panel, grafana.variables(debug, run="native", block=["h.2"]))[0]
 
         (native,) = wait_for(lambda: [series for series in answer() if len(series.values) > 3], 60)
         assert native.labels == {} and native.last > 0
-        classic = Grafana(url, started, time.time())._instant("resmon_block_activation_magnitude_bucket", time.time())
+        classic = Grafana(server.url, started, time.time())._instant("resmon_block_activation_magnitude_bucket", time.time())
         assert classic == []
 
 
@@ -514,8 +474,8 @@ def test_variables_of_thousands_of_runs_come_in_a_moment(tmp_path: Path) -> None
     (tmp_path / "runs.txt").write_text(text)
     command = [program("promtool"), "tsdb", "create-blocks-from", "openmetrics", "--max-block-duration=24h"]
     subprocess.run([*command, tmp_path / "runs.txt", tmp_path / "prometheus" / "data"], check=True, capture_output=True)
-    with prometheus(tmp_path / "prometheus", {"global": {"scrape_interval": "15s"}}) as url:
-        grafana = Grafana(url, end - week, end, 15)
+    with serving(tmp_path / "prometheus", "global: {scrape_interval: 15s}") as server:
+        grafana = Grafana(server.url, end - week, end, 15)
         executive, oncall = CONTENT["executive"], CONTENT["oncall"]
         began = time.monotonic()
         values = grafana.variables(oncall)
