@@ -25,7 +25,7 @@ import bcrypt
 Verdict = Literal["known", "unknown", "busy"]
 
 REMEMBERED = 100  # of the right, and of the wrong
-WAITING = 16
+LONGEST_WAIT = 5.0  # seconds; who would have to wait longer is told to come again
 REST = 4.0  # times as long as a wrong guess took
 LONGEST = 72  # bytes of a password that bcrypt looks at; it is defined without those that follow
 
@@ -39,6 +39,7 @@ class Passwords:
         self._wrong: OrderedDict[bytes, None] = OrderedDict()
         self._turn = asyncio.Lock()
         self._waiting = 0
+        self._pace = 0.5  # seconds for one, the rest included
         self._worker = ThreadPoolExecutor(1, "passwords")
 
     async def verdict(self, users: Mapping[str, str], name: str, password: bytes) -> Verdict:
@@ -48,7 +49,7 @@ class Passwords:
         key = self._key(name, hashed, password)
         if (found := self._remembered(key)) is not None:
             return found
-        if self._waiting >= WAITING:
+        if self._waiting * self._pace > LONGEST_WAIT:
             return "busy"
         self._waiting += 1
         try:
@@ -62,6 +63,7 @@ class Passwords:
                 _remember(self._right if is_known else self._wrong, key)
                 if is_known:
                     return "known"
+                self._pace = (1 + REST) * took
                 # Within the turn: the next one waits as well.
                 await asyncio.sleep(REST * took)
                 return "unknown"

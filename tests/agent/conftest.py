@@ -118,9 +118,9 @@ class House:
     def output(self, process: subprocess.Popen[str]) -> str:
         return Path(self._files[self._processes.index(process)].name).read_text()
 
-    def agent(self, port: int, linger: float = 60.0) -> subprocess.Popen[str]:
+    def agent(self, port: int, linger: float = 60.0, *options: str) -> subprocess.Popen[str]:
         listen = f"127.0.0.1:{port}"
-        return self.start(sys.executable, "-m", "resmon", "agent", "--listen", listen, "--linger", str(linger))
+        return self.start(sys.executable, "-m", "resmon", "agent", "--listen", listen, "--linger", str(linger), *options)
 
     def ready(self, port: int) -> str:
         url = f"http://127.0.0.1:{port}"

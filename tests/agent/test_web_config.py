@@ -140,7 +140,8 @@ def test_what_else_is_refused(text: str, said: str, folder: Path) -> None:
 
 
 def test_everything_wrong_is_named_at_once(folder: Path) -> None:
-    text = "tls_server_config:\n  cert_file: x\n  key_fil: y\n  min_version: 3\nbasic_auth_users:\n  a: b\nrate_limit: {interval: 1, burst: x}\n"
+    text = "tls_server_config:\n  cert_file: x\n  key_fil: y\n  min_version: 3\nbasic_auth_users:\n  a: b\n"
+    text += "rate_limit: {interval: 1, burst: x}\n"
     with pytest.raises(ConfigurationError) as refused:
         load(written(folder, text))
     lines = str(refused.value).splitlines()[1:]
@@ -219,4 +220,4 @@ def test_whatever_stands_there_is_taken_or_refused(content: dict[str, object], f
     try:
         load(path)
     except ConfigurationError as error:
-        assert str(path) in str(error)
+        assert str(path) in str(error)  # noqa: PT017, it may also be right
