@@ -149,9 +149,8 @@ class Rank:
                 open=tuple(open_),
                 scores=scores,
                 losses=tuple(losses),
-                bank=self.bank.state(),
                 gaps=state.save(self.gaps),
-            ).write(self._bookmark, self._heading)
+            ).write(self._bookmark, self._heading, self.bank.parts())
             self._saved = self.last
         finally:
             now = time.monotonic()

@@ -9,8 +9,8 @@ said once, and the flight is read from its first step.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,12 @@ class Bookmark:
     open: tuple[str, ...]  # ids of the findings that are open in this rank
     scores: Mapping[str, tuple[int, float]]  # newest logged value by name, and its step
     losses: tuple[tuple[float, float], ...]  # second, largest loss in it
-    bank: Mapping[str, Any]
     gaps: Mapping[str, Any]
+    bank: Mapping[str, Any] = field(default_factory=dict)
 
-    def write(self, path: Path, heading: Mapping[str, Any]) -> None:
-        """Raises OSError, and BookmarkError where it is too large."""
+    def write(self, path: Path, heading: Mapping[str, Any], bank: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """With the parts of a bank, which are taken one by one and put on file at once: the agent shares its machine's memory with
+        the training. Raises OSError, and BookmarkError where it is too large."""
         held = [[record.step, record.time, record.values] for record in self.position.held]
         content = {
             "heading": heading,
@@ -58,13 +59,31 @@ class Bookmark:
             "open": self.open,
             "scores": self.scores,
             "losses": self.losses,
-            "bank": self.bank,
             "gaps": self.gaps,
         }
-        text = json.dumps(content)
-        if len(text) > LARGEST:
-            raise BookmarkError(f"what the detectors have learnt takes {len(text):,} bytes, more than {LARGEST:,}")
-        layout.write_text(path, text)
+        layout.write_parts(path, _bounded(_written(content, bank)))
+
+
+def _written(content: Mapping[str, Any], bank: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """One JSON object in pieces: the content, and under "bank" the parts, object by object."""
+    yield f'{json.dumps(content)[:-1]}, "bank": {{'
+    comma = ""
+    for name, part in bank:
+        yield f'{comma}{json.dumps(name)}: {{"attributes": {json.dumps(part["attributes"])}, "objects": ['
+        for i, each in enumerate(part["objects"]):
+            yield f"{', ' if i else ''}{json.dumps(each)}"
+        yield "]}"
+        comma = ", "
+    yield "}}"
+
+
+def _bounded(pieces: Iterable[str]) -> Iterator[str]:
+    total = 0
+    for piece in pieces:
+        total += len(piece)
+        if total > LARGEST:
+            raise BookmarkError(f"what the detectors have learnt takes more than {LARGEST:,} bytes and is not kept")
+        yield piece
 
 
 def heading(info: RunInfo, own: Sequence[str]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""The answers to those who scrape: one exposition for all who ask between two turns of the reader.
+"""The answers to those who scrape: where many do, one exposition for all who ask between two turns of the reader.
 
 An exposition of 100,000 series is ten megabytes and takes a good part of a second to write, so fifty scrapers must not cost fifty of
-them. One is written when the first asks; whoever comes before the flights are read again (a second at the most) has the same, and
-shows what a new one would have shown. Old ones that slow clients still take are bounded by their bytes: those who hold the oldest
+them. Who comes while one is written has that one. As long as few ask, each has one of its own, of that very moment; when writing has
+taken more time than it is allowed in the long run, whoever comes before the flights are read again (a second at the most) has the
+newest that there is. Old ones that slow clients still take are bounded by their bytes: those who hold the oldest
 are hung up on. It is compressed for other machines, once for all; on this one that would only take time.
 
 A scrape is counted (roster.py) where its answer holds everything that the agent knows at that moment. One that had to be answered
@@ -31,6 +32,8 @@ from resmon.exporters.view import GpuView
 
 # Bytes of answers that are being sent, the newest of each kind apart.
 MOST_BYTES = 32 << 20
+# Seconds of writing that may be spent on what would have been much the same: at once, and of each second.
+BURST, SHARE = 2.0, 0.005
 SMALL = 2048  # bytes that are not worth compressing
 LEVEL = 1  # of zlib: a fifteenth of the size; the default level takes three times as long for a twentieth
 
@@ -64,6 +67,7 @@ class Scrapes:
         self._newest: dict[str, Exposition] = {}  # by kind
         self._under_way: dict[str, asyncio.Future[Exposition]] = {}
         self._bodies: WeakSet[Body] = WeakSet()
+        self._allowance, self._allowed_at = BURST, time.monotonic()
         self.collect_seconds = 0.0  # of the newest exposition
 
     def forget(self) -> None:
@@ -74,7 +78,7 @@ class Scrapes:
         """The exposition of this moment, in the form that the request likes best."""
         kind, counts = negotiate(request.headers.get("accept", "")), request.method == "GET"
         exposition = self._newest.get(kind)
-        if exposition is None or exposition.turn != self._roster.turn:
+        if exposition is None or exposition.turn != self._roster.turn or self._may_write():
             exposition = await self._written(kind, counts)
         elif counts:
             self._count(exposition)
@@ -85,6 +89,12 @@ class Scrapes:
             headers["content-encoding"] = "gzip"
         return _Shared(body, headers)
 
+    def _may_write(self) -> bool:
+        now = time.monotonic()
+        self._allowance = min(BURST, self._allowance + SHARE * (now - self._allowed_at))
+        self._allowed_at = now
+        return self._allowance > 0
+
     async def _written(self, kind: str, counts: bool) -> Exposition:
         """One that is being written already, or a new one."""
         under_way = self._under_way.get(kind)
@@ -93,11 +103,16 @@ class Scrapes:
             self._under_way[kind] = under_way
             under_way.add_done_callback(lambda _: self._under_way.pop(kind))
             counts = False  # it is, where it is written
+            under_way.add_done_callback(self._spend)
         exposition = await asyncio.shield(under_way)
         self._bound(exposition.plain)
         if counts:
             self._count(exposition)
         return exposition
+
+    def _spend(self, written: asyncio.Future[Exposition]) -> None:
+        if not written.cancelled() and written.exception() is None:
+            self._allowance = max(-BURST, self._allowance - self.collect_seconds)
 
     def _write(self, kind: str, counts: bool) -> Exposition:
         with self._lock:

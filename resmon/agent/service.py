@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import resmon
-from resmon.agent import runtime
+from resmon.agent import heap, runtime
 from resmon.agent.listener import Listener, bind
 from resmon.agent.runtime import Seat
 from resmon.errors import AgentError
@@ -32,6 +32,7 @@ def main(listen: str, linger: float, max_series: int, web_config: Path | None = 
     where the runtime folder or the address cannot be used, ConfigurationError where the web configuration cannot.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    heap.keep_small()
     folder = runtime.folder()
     seat = Seat.take(folder, PATIENCE)
     if seat is None:
