@@ -94,12 +94,12 @@ class Settings(BaseModel):
     listen: str = Field("127.0.0.1:9699", description="address and port of the agent's page and metrics")
     web_config: Path | None = Field(
         None,
-        description="web configuration of the agent: who may read what it serves, and its certificate; the form is that of Prometheus' "
+        description="web configuration of the agent: who may read what it serves, and its certificate; in the form of Prometheus' "
         "exporters (docs/security.md)",
     )
     served_names: Several = Field(
         (),
-        description="names by which the agent is asked besides its address, a proxy's for example (several in one string with commas)",
+        description="names by which the agent is asked besides its address, such as a proxy's (several in one string with commas)",
     )
     agent: Literal["auto", "off"] = Field(
         default_factory=lambda: "off" if os.environ.get("CI") else "auto",

@@ -43,10 +43,10 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
         secure = transport.get_extra_info("ssl_object")
-        if isinstance(secure, ssl.SSLObject) and (allowed := self.allowed_names):
-            if not allowed & names_of(secure.getpeercert() or {}):
-                self.abort()
-                return
+        allowed = self.allowed_names
+        if allowed and isinstance(secure, ssl.SSLObject) and not allowed & names_of(secure.getpeercert() or {}):
+            self.abort()
+            return
         self._arm(REQUEST)
 
     def data_received(self, data: bytes) -> None:

@@ -6,9 +6,9 @@
                       own name lead to 127.0.0.1 and read, in the user's browser, what the agent says (DNS rebinding)
     rate, password    as the web configuration has them (web_config.py)
 
-Health and readiness are told without a password and beyond the rate: they say nothing of runs, and who restarts what does not answer
-has none. An answer says what a browser may do with it: nothing, unless a page says otherwise for itself. A long one goes out in
-pieces, so that of what a client does not take little is kept.
+Health and readiness are told without a password and beyond the rate: they say nothing of runs, and who restarts what does not
+answer has none. An answer says what a browser may do with it: nothing, unless a page says otherwise for itself. A long one goes
+out in pieces, so that of what a client does not take little is kept.
 """
 
 from __future__ import annotations
@@ -170,8 +170,8 @@ class Door:
         if host is not None and not self.names.have(host):
             return Refusal(
                 421,
-                "this agent does not answer to the name that the request is for. If it is one of yours (a proxy's, one in /etc/hosts), "
-                "name it in the setting served_names (docs/security.md).",
+                "this agent does not answer to the name that the request is for. If it is one of yours (a proxy's, one in "
+                "/etc/hosts), name it in the setting served_names (docs/security.md).",
                 reason="a name that is not the agent's, in the Host header",
             )
         return None

@@ -76,8 +76,8 @@ def _compare(now: runtime.Serving, settings: Settings) -> None:
     wanted = settings.web_config
     if wanted is not None and os.path.realpath(now.web_config) != os.path.realpath(wanted):
         log.warning(
-            "resmon: the agent that serves already (process %d, %s) does so under %s, and not under %s. To have the next one started "
-            "with that, end it: kill %d",
+            "resmon: the agent that serves already (process %d, %s) does so under %s, and not under %s. To have the next one "
+            "started with that, end it: kill %d",
             now.pid,
             now.url,
             f"the web configuration {now.web_config}" if now.web_config else "no web configuration, to whoever can reach it",

@@ -1,8 +1,8 @@
 """The web configuration as it stands in its file now: read again when it changes, it or a certificate that it names.
 
-So a certificate that was renewed is shown to the next connection, and who was taken off the list is turned away at the next request.
-A file that cannot be used changes nothing: what was right before it stays, and that is told. Whether connections are encrypted is
-what the agent has told Prometheus and everybody else, and stays as it was at the start.
+So a certificate that was renewed is shown to the next connection, and who was taken off the list is turned away at the next
+request. A file that cannot be used changes nothing: what was right before it stays, and that is told. Whether connections are
+encrypted is what the agent has told Prometheus and everybody else, and stays as it was at the start.
 """
 
 from __future__ import annotations

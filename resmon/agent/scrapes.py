@@ -1,10 +1,10 @@
 """The answers to those who scrape: where many do, one exposition for all who ask between two turns of the reader.
 
-An exposition of 100,000 series is ten megabytes and takes a good part of a second to write, so fifty scrapers must not cost fifty of
-them. Who comes while one is written has that one. As long as few ask, each has one of its own, of that very moment; when writing has
-taken more time than it is allowed in the long run, whoever comes before the flights are read again (a second at the most) has the
-newest that there is. Old ones that slow clients still take are bounded by their bytes: those who hold the oldest
-are hung up on. It is compressed for other machines, once for all; on this one that would only take time.
+An exposition of 100,000 series is nine megabytes and takes more than a tenth of a second to write, so fifty scrapers must not cost
+fifty of them. Who comes while one is written has that one. As long as few ask, each has one of its own, of that very moment; when
+writing has taken more time than it is allowed in the long run, whoever comes before the flights are read again (a second at the
+most) has the newest that there is. Old ones that slow clients still take are bounded by their bytes: those who hold the oldest are
+hung up on. It is compressed for other machines, once for all; on this one that would only take time.
 
 A scrape is counted (roster.py) where its answer holds everything that the agent knows at that moment. One that had to be answered
 with what was written a moment before counts for nothing, and what it was to see waits for the next.

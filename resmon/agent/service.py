@@ -28,8 +28,8 @@ def main(listen: str, linger: float, max_series: int, web_config: Path | None = 
 
     `linger` is how many seconds the series of a run stay after its end if nobody scrapes them, and the agent after its start if
     nobody comes. A run exports at most `max_series` series (exporters/budget.py). `web_config` says who may read, and how it is
-    encrypted (web_config.py); `served_names` are names that requests may be for besides the agent's own (door.py). Raises AgentError
-    where the runtime folder or the address cannot be used, ConfigurationError where the web configuration cannot.
+    encrypted (web_config.py); `served_names` are names that requests may be for besides the agent's own (door.py). Raises
+    AgentError where the runtime folder or the address cannot be used, ConfigurationError where the web configuration cannot.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     heap.keep_small()
@@ -80,13 +80,13 @@ def _openness(listener: Listener, web: WebConfig) -> list[str]:
     host, port = listener.address
     here = f"the agent listens on {host}, port {port}, beyond this machine"
     if not web.users and (web.tls is None or web.tls.client_ca is None):
+        advice = "Name users in a web configuration, --web-config FILE, or let something before it ask (docs/security.md)."
         return [
-            f"{here}, and asks for no password: whoever reaches it can read names of runs, hosts and blocks, and all their figures. "
-            "Name users in a web configuration, --web-config FILE, or let something before it do so (docs/security.md)."
+            f"{here}, and asks for no password: whoever reaches it can read names of runs, hosts and blocks, and figures. {advice}"
         ]
     if web.tls is None:
-        return [
-            f"{here}, and its passwords are sent in clear: name a certificate in {web.path}, under tls_server_config, unless "
-            "something before it encrypts (docs/security.md)."
-        ]
+        advice = (
+            f"Name a certificate in {web.path}, under tls_server_config, unless something before it encrypts (docs/security.md)."
+        )
+        return [f"{here}, and its passwords are sent in clear. {advice}"]
     return []

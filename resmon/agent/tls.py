@@ -1,4 +1,4 @@
-"""What is agreed on with whoever connects by TLS: which certificate is shown, which versions and ciphers, whose certificate is asked for.
+"""What is agreed on with whoever connects by TLS: the certificate that is shown, versions and ciphers, whose certificate is wanted.
 
 Names are Go's, as the web configuration has them (web_config.py), and OpenSSL's here. Anything that would let in what is broken
 (versions before 1.2, ciphers without forward secrecy) has no name here. The context that listens is renewed: each connection that

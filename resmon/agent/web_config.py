@@ -5,9 +5,9 @@
       prometheus: $2b$10$...   # bcrypt
 
 The form is that of prometheus/exporter-toolkit's docs/web-configuration.md, so that one file can serve all exporters of a machine.
-Everything that is wrong with a file is named at once, by its line. What cannot be kept as it is written (a client's certificate that
-nobody verifies, a TLS version that is broken) is refused, never passed over; the one thing that cannot be had and costs no safety,
-HTTP/2, is told. Paths are relative to the file.
+Everything that is wrong with a file is named at once, by its line. What cannot be kept as it is written (a client's certificate
+that nobody verifies, a TLS version that is broken) is refused, never passed over; the one thing that cannot be had and costs no
+safety, HTTP/2, is told. Paths are relative to the file.
 """
 
 from __future__ import annotations
@@ -261,8 +261,8 @@ class _Reading:
             elif not CHEAPEST <= int(match[1]) <= DEAREST:
                 self._wrong(
                     keys,
-                    f"has a cost of {int(match[1])}; take one from 10 to {DEAREST}: whoever guesses makes the machine that trains do "
-                    "that work",
+                    f"has a cost of {int(match[1])}; take one from 10 to {DEAREST}: whoever guesses makes the machine that trains "
+                    "do that work",
                 )
             else:
                 users[name] = match[0]

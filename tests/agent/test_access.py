@@ -23,7 +23,7 @@ from tests.agent.conftest import House, Scrape, wait_for
 from tests.agent.serving import Agent, agent, trusting
 from tests.certificates import Authority
 
-PASSWORD = "correct horse: staple é"
+PASSWORD = "correct horse: staple é"  # noqa: S105, it guards nothing
 PROMETHEUS = ("prometheus", PASSWORD)
 
 
@@ -168,7 +168,10 @@ def test_tls_and_a_password(authority: Authority, tmp_path: Path) -> None:
         assert (now.url, now.web_config) == (made.url, str(web))
 
         def shown() -> bytes | None:
-            with socket.create_connection(("127.0.0.1", made.port)) as plain, trust.wrap_socket(plain, server_hostname="localhost") as end:
+            with (
+                socket.create_connection(("127.0.0.1", made.port)) as plain,
+                trust.wrap_socket(plain, server_hostname="localhost") as end,
+            ):
                 return end.getpeercert(binary_form=True)
 
         before = shown()
@@ -302,7 +305,7 @@ def test_an_agent_that_listens_beyond_this_machine_says_how_open_it_is(configura
     if configuration:
         (tmp_path / "web.yml").write_text(configuration.replace("HASH", hashed("x")))
         options = ["--web-config", str(tmp_path / "web.yml")]
-    with agent(tmp_path, *options, listen="0.0.0.0") as made:
+    with agent(tmp_path, *options, listen="0.0.0.0") as made:  # noqa: S104, for a moment
         assert f"the agent listens on 0.0.0.0, port {made.port}, beyond this machine" in made.said
         assert said in made.said
         # By whatever name it is asked: it has as many as there are in the network.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -109,7 +109,12 @@ def test_a_page_elsewhere_cannot_have_its_own_name_lead_here(host: bytes, status
 def test_an_agent_that_listens_beyond_this_machine_answers_to_any_name_unless_some_are_given() -> None:
     assert Names.of((), "0.0.0.0:9699", is_loopback=False).have("box.example")
     given = Names.of(("Box.example",), "0.0.0.0:9699", is_loopback=False)
-    assert [given.have(host) for host in ("box.example", "box.example.:80", "10.0.0.7:9699", "other.example")] == [True, True, True, False]
+    assert [given.have(host) for host in ("box.example", "box.example.:80", "10.0.0.7:9699", "other.example")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     own = Names.of((), "box.example:9699", is_loopback=True)
     assert [own.have(host) for host in ("box.example:9699", "other.example")] == [True, False]
 
@@ -205,7 +210,7 @@ def test_what_crawls_is_ended(house: House, port: int) -> None:
 
 
 def descriptors(made: Agent) -> int:
-    return len(os.listdir(f"/proc/{made.process.pid}/fd"))
+    return len(list(Path(f"/proc/{made.process.pid}/fd").iterdir()))
 
 
 def test_a_crowd_leaves_the_agent_its_descriptors(served: Agent) -> None:
@@ -236,7 +241,8 @@ def test_bad_requests_do_not_fill_the_log(served: Agent) -> None:
 LINES = st.sampled_from([
     b"GET /metrics HTTP/1.1", b"GET / HTTP/1.1", b"HEAD /-/ready HTTP/1.1", b"GET /../x HTTP/1.1", b"GET /%2e%2e/%00 HTTP/1.0",
     b"Host: localhost", b"Accept: application/openmetrics-text;q=1", b"Accept-Encoding: gzip;q=x,*", b"Connection: keep-alive",
-    b"Content-Length: 4", b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"Upgrade: h2c", b"Authorization: Basic Og==", b"", b"4",
+    b"Content-Length: 4", b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"Upgrade: h2c", b"Authorization: Basic Og==",
+    b"", b"4",
     b"Accept: application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited",
 ])  # fmt: skip
 
