@@ -19,7 +19,10 @@ from urllib.parse import quote, urlsplit
 Stretch = tuple[float, float]
 
 # What Prometheus 2.42 sends.
-ACCEPT = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+ACCEPT = (
+    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
 PATIENCE = 10.0  # seconds, a scrape's usual timeout
 
 

@@ -1,4 +1,4 @@
-"""A training that is watched and notes when each of its steps began: `python -m benchmarks.readers.trainer RUN FILE`, until SIGTERM."""
+"""`python -m benchmarks.readers.trainer RUN FILE`: a training that is watched and notes when each step begins, until SIGTERM."""
 
 from __future__ import annotations
 
