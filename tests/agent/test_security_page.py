@@ -34,6 +34,9 @@ def typed(command: list[str], answer: str) -> str:
     # In a session of its own, which has no other terminal.
     process = subprocess.Popen(command, stdin=follower, stdout=subprocess.PIPE, stderr=follower, start_new_session=True)
     os.close(follower)
+    shown = b""
+    while b"assword" not in shown:  # what is typed before it asks is thrown away
+        shown += os.read(leader, 1024)
     os.write(leader, f"{answer}\n".encode())
     output, _ = process.communicate(timeout=30)
     os.close(leader)
