@@ -20,6 +20,8 @@ from resmon.slo import application as slo
 
 FOLDER = "Folder of the runs; runs/ unless settings say otherwise."
 Directory = Annotated[Path | None, typer.Option("--directory", "-d", help=FOLDER)]
+SEVERAL = f"{FOLDER} Once for each machine that has ranks of the run; also 'GLOB*' and URLs such as s3://bucket/runs."
+Directories = Annotated[list[str] | None, typer.Option("--directory", "-d", help=SEVERAL)]
 
 
 def demo(
@@ -52,6 +54,23 @@ def agent(
     names = tuple(served_name) if served_name else None
     chosen = Settings.of(listen=listen, max_series=max_series, web_config=web_config, served_names=names)
     service.main(chosen.listen, linger, chosen.max_series, chosen.web_config, chosen.served_names)
+
+
+def run_script(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="SCRIPT", help="The script that trains; what follows are its own arguments.")],
+    as_module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module's name, as in python -m.")] = False,
+    run: Annotated[str | None, typer.Option("--run", "-r", help="The run's name.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="The label `model`; the model's class unless named.")] = None,
+    directory: Directory = None,
+    agent_: Annotated[Literal["auto", "off"] | None, typer.Option("--agent", help="off only records.")] = None,
+) -> None:
+    """Run a training script as it is, and watch what it trains. Also: torchrun --no-python resmon run train.py."""
+    from resmon.integrations import script
+
+    given = {"run": run, "model_name": model_name, "directory": directory, "agent": agent_}
+    settings = {name: value for name, value in given.items() if value is not None}
+    script.run(target, context.args, settings, as_module=as_module)
 
 
 def list_runs(
@@ -206,8 +225,9 @@ def incidents(
     from resmon.flight.endings import of_attempt
     from resmon.incidents import next_commands, panel
     from resmon.origins import printable
+    from resmon.tail import find_run
 
-    attempt = _run_folder(run, directory)
+    attempt = find_run(run, _runs_directory(directory))
     found = of_attempt(attempt)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
@@ -235,6 +255,7 @@ def runbook(
 
     from resmon import runbook as books
     from resmon.flight.frames import load
+    from resmon.tail import find_run
 
     console = Console()
 
@@ -251,7 +272,7 @@ def runbook(
         for each in books.names():
             print(each)
         return
-    flight = load(_run_folder(run, directory))
+    flight = load(find_run(run, _runs_directory(directory)))
     trouble = books.Trouble.of(flight)
     chosen = name or trouble.runbook
     if chosen is None:
@@ -396,7 +417,7 @@ def postmortem(
     alertmanager: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask this Alertmanager which of them were silenced; likewise.")
     ] = None,
-    directory: Directory = None,
+    directory: Directories = None,
 ) -> None:
     """Tell what happened to a run that broke: what was first, what followed, why, what to do; beside healthy runs, if named."""
     from resmon.origins import printable
@@ -405,13 +426,11 @@ def postmortem(
     from resmon.postmortem.report import as_json as jsonable
     from resmon.postmortem.report import make
     from resmon.settings import Settings
-    from resmon.tail import find_runs
 
     endings = {"html": "html", "markdown": "md", "json": "json"}
     if form not in endings:
         raise ConfigurationError(f"--format {form} is none. There are: {', '.join(endings)}.")
-    folder = _runs_directory(directory)
-    folders = [path for run in runs for path in find_runs(run, folder)]
+    folders = [path for run in runs for path in _run_folders(run, directory)]
     servers = Settings.of(prometheus=prometheus, alertmanager=alertmanager)
     ask = asked(servers.prometheus, servers.alertmanager) if servers.prometheus else None
     progress = Console(stderr=True)
@@ -448,7 +467,7 @@ def baseline(
     shift: Annotated[float, typer.Option(min=0.0, help="Population stability index from which on a block has drifted.")] = 0.1,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="False-discovery rate over the blocks.")] = 0.01,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    directory: Directory = None,
+    directory: Directories = None,
 ) -> None:
     """Save what a run's blocks put out while it was well, or compare a run with that. Exit status 1 where a block has drifted."""
     from resmon import baseline as baselines
@@ -500,7 +519,7 @@ def replay(
         typer.Option(metavar="PACKAGE.MODULE:CLASS", help="A detector of your own to run too; its code is run."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    directory: Directory = None,
+    directory: Directories = None,
 ) -> None:
     """Run the detectors over a recorded run: what they say, as the agent did; with --set, what other settings would have said."""
     from rich.progress import Progress
@@ -638,7 +657,22 @@ def silence(
             console.print(Text(said, style="yellow"))
 
 
+def export(
+    run: Annotated[str, typer.Argument(help="Name of a run in the runs folder, or the path of its folder.")],
+    to: Annotated[Literal["tensorboard", "wandb", "parquet", "csv"], typer.Option(help="What for.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write into; export/RUN unless named.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over; TensorBoard and W&B only.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="Blocks at every so manieth step; TensorBoard and W&B only.")] = 10,
+    directory: Directories = None,
+) -> None:
+    """Write a run, live or finished, in the form of another tool."""
+    from resmon.export import command
+
+    command.export(_run_folder(run, directory), to, out, follow=follow, every=every, console=Console())
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("run", run_script),
     ("demo", demo),
     ("ls", list_runs),
     ("tail", tail),
@@ -651,6 +685,7 @@ VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("inspect", inspect),
     ("check", check),
     ("explain", explain),
+    ("export", export),
     ("silence", silence),
     ("agent", agent),
     ("assets", assets),
@@ -660,6 +695,10 @@ VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
 
 # Verbs that have verbs of their own.
 GROUPS: tuple[tuple[str, Callable[[], typer.Typer]], ...] = (("slo", slo),)
+
+
+# What follows the script is the script's.
+_REST = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
 def application() -> typer.Typer:
@@ -672,7 +711,7 @@ def application() -> typer.Typer:
     )
     made.callback()(_options)
     for name, function in VERBS:
-        made.command(name)(function)
+        made.command(name, context_settings=_REST if function is run_script else None)(function)
     for name, verbs in GROUPS:
         made.add_typer(verbs(), name=name)
     return made
@@ -713,10 +752,45 @@ def _runs_directory(directory: Path | None) -> Path:
     return directory
 
 
-def _run_folder(run: str, directory: Path | None) -> Path:
+def _run_folder(run: str, directories: list[str] | None) -> Path:
+    """The newest attempt of a run, gathered where several folders are named."""
     from resmon.tail import find_run
 
-    return find_run(run, _runs_directory(directory))
+    directory = _one(directories)
+    return _gathered(run, directories or []) if directory is None else find_run(run, directory)
+
+
+def _run_folders(runs: str, directories: list[str] | None) -> list[Path]:
+    """Those of several runs, as find_runs reads names."""
+    from resmon.tail import find_runs
+
+    directory = _one(directories)
+    return [_gathered(runs, directories or [])] if directory is None else find_runs(runs, directory)
+
+
+def _one(directories: list[str] | None) -> Path | None:
+    """The one folder of runs; None where they are several."""
+    from resmon.flight.gathering import is_several
+
+    named = directories or []
+    if len(named) > 1 or any(map(is_several, named)):
+        return None
+    return _runs_directory(Path(named[0]) if named else None)
+
+
+def _gathered(run: str, directories: list[str]) -> Path:
+    """The run of all the ranks that the folders have, and a word on what they have besides."""
+    from resmon.flight import layout
+    from resmon.flight.gathering import gather
+
+    found = gather(f"{directory.rstrip('/')}/{layout.safe_name(run)}" for directory in directories)
+    for note in found.notes:
+        Console(stderr=True, soft_wrap=True).print(Text(note, style="yellow"))
+    _KEPT.append(found)
+    return max(layout.attempts(found.folder).items())[1]
+
+
+_KEPT: list[object] = []  # folders that last as long as the command
 
 
 def _name_and_value(argument: str) -> tuple[str, str]:
