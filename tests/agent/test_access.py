@@ -90,6 +90,7 @@ def test_other_credentials_are_wrong(credentials: bytes, locked: Agent) -> None:
     assert locked.status(request) == 401
 
 
+@pytest.mark.slow
 def test_who_has_been_let_in_does_not_wait_for_those_who_guess(locked: Agent) -> None:
     """And those who guess make the machine work for a fifth of a core at the most."""
     assert status(locked, auth=PROMETHEUS) == 200
@@ -120,6 +121,7 @@ def test_who_has_been_let_in_does_not_wait_for_those_who_guess(locked: Agent) ->
     assert time.monotonic() - begun < 1
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_there_takes_as_long_as_one_that_is(tmp_path: Path) -> None:
     (tmp_path / "web.yml").write_text(f"basic_auth_users: {{dear: {hashed('dear', 11)}}}\n")
     with agent(tmp_path, "--web-config", str(tmp_path / "web.yml")) as made:
@@ -297,7 +299,7 @@ def _connects(port: int) -> bool:
     ("configuration", "said"),
     [
         ("", "asks for no password: whoever reaches it can read"),
-        ("basic_auth_users: {a: HASH}", "its passwords are sent in clear: name a certificate"),
+        ("basic_auth_users: {a: HASH}", "its passwords are sent in clear. Name a certificate"),
     ],
 )
 def test_an_agent_that_listens_beyond_this_machine_says_how_open_it_is(configuration: str, said: str, tmp_path: Path) -> None:

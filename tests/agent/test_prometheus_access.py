@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pytest
 
 from resmon.agent import runtime
 from tests.agent.conftest import wait_for
@@ -64,6 +65,7 @@ def prometheus(folder: Path, configuration: str) -> Iterator[str]:
         process.wait(30)
 
 
+@pytest.mark.slow
 def test_who_has_the_password_scrapes_and_nobody_else(tmp_path: Path) -> None:
     program("prometheus")
     authority, other = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
