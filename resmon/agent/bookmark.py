@@ -8,19 +8,23 @@ said once, and the flight is read from its first step.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import resmon
 from resmon.flight import layout
 from resmon.flight.reader import Position
-from resmon.records import RunInfo, ScalarRecord
+from resmon.records import Floats, RunInfo, ScalarRecord
 
 LARGEST = 64 << 20  # bytes of a bookmark; a state that needs more is not kept
 FORMAT = 2
+PIECE = 3 << 18  # bytes of an array that are made into text at once: base64 makes four letters of three bytes
 
 
 class BookmarkError(Exception):
@@ -71,10 +75,29 @@ def _written(content: Mapping[str, Any], bank: Iterable[tuple[str, Mapping[str, 
     for name, part in bank:
         yield f'{comma}{json.dumps(name)}: {{"attributes": {json.dumps(part["attributes"])}, "objects": ['
         for i, each in enumerate(part["objects"]):
-            yield f"{', ' if i else ''}{json.dumps(each)}"
+            yield ", " if i else ""
+            yield from _object(each)
         yield "]}"
         comma = ", "
     yield "}}"
+
+
+def left(array: Floats) -> Floats:
+    """What a bank gives in the place of an array's bytes, so that they are made into text only as they are written."""
+    return array
+
+
+def _object(written: Mapping[str, Any]) -> Iterator[str]:
+    array = written.get("array")
+    if not isinstance(array, np.ndarray):
+        yield json.dumps(written)
+        return
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    yield '{"array": "'
+    for start in range(0, len(data), PIECE):
+        yield base64.b64encode(data[start : start + PIECE].tobytes()).decode()
+    rest = {key: value for key, value in written.items() if key != "array"}
+    yield f'", {json.dumps(rest)[1:]}'
 
 
 def _bounded(pieces: Iterable[str]) -> Iterator[str]:
