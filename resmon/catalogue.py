@@ -266,6 +266,13 @@ CATALOGUE: tuple[Metric, ...] = (
         "Flights that could not be followed, faults of detectors, web configurations that cannot be used.",
     ),
     Metric(
+        "resmon_agent_last_error_timestamp_seconds",
+        "gauge",
+        "seconds",
+        (),
+        "Unix time of the newest error of this agent; absent while it has met none.",
+    ),
+    Metric(
         "resmon_agent_collect_duration_seconds", "gauge", "seconds", (), "Time that the last scrape took to collect and render."
     ),
 )

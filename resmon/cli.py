@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,9 @@ def demo(
 def agent(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT to serve on; 127.0.0.1:9699 unless settings say otherwise.")] = None,
     linger: Annotated[float, typer.Option(min=0.0, help="Seconds that an ended run's series stay if nobody scrapes.")] = 90.0,
+    grace: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to stay after SIGTERM, at most, until ended runs have been scraped.")
+    ] = 0.0,
     max_series: Annotated[int | None, typer.Option(help="Most series of a run; 10,000 unless settings say otherwise.")] = None,
     web_config: Annotated[
         Path | None,
@@ -53,7 +57,7 @@ def agent(
 
     names = tuple(served_name) if served_name else None
     chosen = Settings.of(listen=listen, max_series=max_series, web_config=web_config, served_names=names)
-    service.main(chosen.listen, linger, chosen.max_series, chosen.web_config, chosen.served_names)
+    service.main(chosen.listen, linger, chosen.max_series, grace, chosen.web_config, chosen.served_names)
 
 
 def run_script(
@@ -612,15 +616,27 @@ def silence(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Keep alerts from notifying anybody for a time. What is planned is silenced; the alerts still fire and are seen."""
-    from resmon.alertmanager import Alertmanager, Matcher, skew_sentence
+    from resmon.alertmanager import Alertmanager, Matcher, checked, length, skew_sentence
     from resmon.alertmanager.table import as_json as jsonable
     from resmon.alertmanager.table import covers, table
     from resmon.rules.durations import written
     from resmon.settings import Settings
 
     names = {"run": run, "model": model, "block": block, "alertname": alert}
-    matchers = [Matcher(name, value) for name, value in names.items() if value] + [Matcher.parse(each) for each in matcher or ()]
-    _fits_action(action, identity, lasts, comment, bool(matchers))
+    matchers = [Matcher(name, value) for name, value in names.items() if value]
+    readable = len(matchers) + len(matcher or ())
+
+    def covers_something() -> None:
+        if action == "add" and len(matchers) == readable:
+            checked(matchers, comment or "told above")
+
+    _all_at_once(
+        lambda: Settings.of(alertmanager=alertmanager),
+        *(partial(lambda text: matchers.append(Matcher.parse(text)), each) for each in matcher or ()),
+        lambda: _fits_action(action, identity, lasts, comment, readable > 0),
+        covers_something,
+        lambda: lasts and action in ("add", "extend") and length(lasts),
+    )
     console = Console(soft_wrap=True)
     with Alertmanager.of(Settings.of(alertmanager=alertmanager).alertmanager) as client:
         if action == "list":
@@ -817,6 +833,18 @@ def _step_range(text: str | None) -> tuple[int | None, int | None]:
     if not colon or not all(end == "" or (end.isascii() and end.isdecimal()) for end in (first, last)):
         raise ConfigurationError(f"--steps {text!r} cannot be read; write FIRST:LAST, such as 500:1000, 500: or :1000.")
     return int(first) if first else None, int(last) if last else None
+
+
+def _all_at_once(*checks: Callable[[], object]) -> None:
+    """Raises ConfigurationError with what each of them raises, in lines of their own."""
+    told = []
+    for check in checks:
+        try:
+            check()
+        except ConfigurationError as error:
+            told.append(str(error))
+    if told:
+        raise ConfigurationError("\n".join(told))
 
 
 def _fits_action(action: str, identity: str | None, lasts: str | None, comment: str | None, matchers: bool) -> None:

@@ -101,9 +101,10 @@ class Settings(BaseModel):
         (),
         description="names by which the agent is asked besides its address, such as a proxy's (several in one string with commas)",
     )
-    agent: Literal["auto", "off"] = Field(
+    agent: Literal["auto", "sidecar", "off"] = Field(
         default_factory=lambda: "off" if os.environ.get("CI") else "auto",
-        description="auto finds or starts the agent; off only records (the default where the environment says CI)",
+        description="auto finds or starts the agent; sidecar leaves starting it to others, who share the runtime folder "
+        "(deploy/README.md); off only records (the default where the environment says CI)",
     )
     start_step: int = Field(0, ge=0, le=1 << 53, description="number of the first step, where a checkpoint is resumed")
     include: Several = Field(

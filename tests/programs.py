@@ -14,6 +14,8 @@ PACKAGES = {
     "prometheus-alertmanager": "prometheus-alertmanager",
     "amtool": "prometheus-alertmanager",
     "openssl": "openssl",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
 }
 
 

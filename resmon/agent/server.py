@@ -12,8 +12,10 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -48,8 +50,19 @@ HANDSHAKE = 10.0  # seconds for that of TLS
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+class _Http(uvicorn.Server):
+    """Leaves it to the agent what a signal means."""
+
+    def __init__(self, config: uvicorn.Config, asked: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self._asked = asked
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002, the signature is uvicorn's
+        self._asked(sig)
+
+
 class Server:
-    """Serves until the roster is over or a signal comes."""
+    """Serves until the roster is over or a signal comes; after a first SIGTERM `grace` seconds more, where somebody still waits."""
 
     def __init__(
         self,
@@ -57,6 +70,7 @@ class Server:
         seat: Seat,
         linger: float,
         max_series: int,
+        grace: float = 0.0,
         web: WebConfig | None = None,
         names: Names | None = None,
     ) -> None:
@@ -68,6 +82,8 @@ class Server:
         self._scrapes = Scrapes(self._roster, self._lock, self._gpus.newest)
         self._faults: SimpleQueue[tuple[str, str]] = SimpleQueue()  # of whoever cannot wait for the lock
         self._stop = threading.Event()
+        self._grace = grace
+        self._until: float | None = None  # monotonic: when an agent that was asked to leave does, whoever waits
         self._turned = time.monotonic()
         web = web or WebConfig()
         renewal = Renewal(web, lambda about, message: self._faults.put((about, message)))
@@ -97,7 +113,7 @@ class Server:
         configuration.load()
         if web.tls is not None:
             configuration.ssl = Renewing.of(renewal.context)
-        self._http = uvicorn.Server(configuration)
+        self._http = _Http(configuration, self._asked_to_leave)
 
     def routes(self) -> list[BaseRoute]:
         """All that is served."""
@@ -112,7 +128,7 @@ class Server:
         """Serve on a bound socket, which is closed when this returns."""
         # uvicorn takes signals while it runs and raises them again afterwards: then, and before, they come here.
         for number in SIGNALS:
-            signal.signal(number, lambda _number, _frame: self._leave())
+            signal.signal(number, lambda number, _frame: self._asked_to_leave(number))
         reader = threading.Thread(target=self._read, name="reader", daemon=True)
         reader.start()
         try:
@@ -130,6 +146,12 @@ class Server:
                 finally:
                     self._lock.release()
 
+    def _asked_to_leave(self, number: int) -> None:
+        if number == signal.SIGTERM and self._grace > 0 and self._until is None:
+            self._until = time.monotonic() + self._grace
+        else:
+            self._leave()
+
     def _leave(self) -> None:
         self._stop.set()
         self._http.should_exit = True
@@ -142,7 +164,7 @@ class Server:
                     self._tell_faults()
                     done = self._roster.poll()
                     self._scrapes.forget()
-                    over = self._roster.is_over()
+                    over = self._roster.is_over(asked=self._until is not None)
                 if over and self._nobody_comes():
                     self._leave()
             except Exception:  # the next turn may do better, and the pages still answer
@@ -150,6 +172,9 @@ class Server:
                 with self._lock:
                     self._roster.fault("turn", "a turn of the agent failed; the traceback stands above")
             self._turned = time.monotonic()
+            if self._until is not None and self._turned >= self._until:
+                log.info("asked to leave %.0f s ago; what goes on or was not scraped is left to the next one", self._grace)
+                self._leave()
             self._stop.wait(INTERVAL if done else BREATH)
 
     def _tell_faults(self) -> None:

@@ -23,13 +23,21 @@ log = logging.getLogger("resmon.agent")
 PATIENCE = 5.0
 
 
-def main(listen: str, linger: float, max_series: int, web_config: Path | None = None, served_names: Collection[str] = ()) -> None:
+def main(
+    listen: str,
+    linger: float,
+    max_series: int,
+    grace: float = 0.0,
+    web_config: Path | None = None,
+    served_names: Collection[str] = (),
+) -> None:
     """Serve until nothing is left to follow, or a signal. Returns at once where another agent serves already.
 
     `linger` is how many seconds the series of a run stay after its end if nobody scrapes them, and the agent after its start if
-    nobody comes. A run exports at most `max_series` series (exporters/budget.py). `web_config` says who may read, and how it is
-    encrypted (web_config.py); `served_names` are names that requests may be for besides the agent's own (door.py). Raises
-    AgentError where the runtime folder or the address cannot be used, ConfigurationError where the web configuration cannot.
+    nobody comes. A run exports at most `max_series` series (exporters/budget.py). After SIGTERM it stays for `grace` seconds
+    at most, until runs have ended and their last values were scraped. `web_config` says who may read, and how it is encrypted
+    (web_config.py); `served_names` are names that requests may be for besides the agent's own (door.py). Raises AgentError where
+    the runtime folder or the address cannot be used, ConfigurationError where the web configuration cannot.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     heap.keep_small()
@@ -51,7 +59,7 @@ def main(listen: str, linger: float, max_series: int, web_config: Path | None = 
         web = WebConfig() if web_config is None else load(web_config)
         listener = _bound(listen)
         names = Names.of(served_names, listen, listener.is_loopback)
-        server = Server(folder, seat, linger, max_series, web, names)
+        server = Server(folder, seat, linger, max_series, grace, web, names)
         url = f"{'http' if web.tls is None else 'https'}://{listener.authority}"
         seat.announce(url, resmon.__version__, web_config)
         print(f"resmon agent: serving {url}/metrics", flush=True)

@@ -176,6 +176,7 @@ def of_runs(links: Links) -> list[Case]:
         *_gone(links),
         *_stale(links),
         *_monitor_errors(links),
+        *_agent_errors(links),
         *_series_budget(links),
         *_slow(links),
         *_memory(links),
@@ -402,6 +403,41 @@ def _monitor_errors(links: Links) -> Iterator[Case]:
         "a run without errors is not told",
         [_info("1x60"), _series("resmon_monitor_errors_total", "0x60", run="digits", rank="0")],
         [AlertTest("10m", alert)],
+    )
+
+
+def _agent_errors(links: Links) -> Iterator[Case]:
+    alert, metric = "ResmonAgentErrors", "resmon_agent_last_error_timestamp_seconds"
+    firing = Firing(
+        {"job": "resmon", "instance": A, "severity": "ticket"},
+        {
+            "summary": f"Errors of an agent: {A}",
+            "description": "The agent goes on but has met an error of its own: a flight that it cannot follow, a detector that "
+            "failed, a file that it cannot write. Its log says which. It has counted 3 so far.",
+            "runbook_url": f"{links.runbooks}/agent-errors.md",
+            "dashboard_url": f"{links.dashboards}/resmon-run",
+        },
+    )
+    counted = _series("resmon_agent_errors_total", "3x60")
+    yield Case(
+        "an agent that meets an error is told at once, and for a quarter of an hour",
+        [_series(metric, "_x5 290x50"), counted],
+        [AlertTest("4m", alert), AlertTest("5m", alert, [firing]), AlertTest("19m", alert, [firing]), AlertTest("20m", alert)],
+    )
+    yield Case(
+        "an agent that meets it again and again is told until it is over, and that another one has met none is no matter",
+        [_series(metric, "_x5 300+60x30 2100x30"), counted, _series("resmon_agent_errors_total", "0x60", agent=B)],
+        [AlertTest("25m", alert, [firing]), AlertTest("49m", alert, [firing]), AlertTest("50m", alert)],
+    )
+    yield Case(
+        "one that met an error in its first second and left after its first scrape is told all the same",
+        [_series(metric, "_x5 290 stale"), counted],
+        [AlertTest("5m", alert, [firing]), AlertTest("14m", alert, [firing]), AlertTest("16m", alert)],
+    )
+    yield Case(
+        "an error of long ago is not told, however many there were, nor an agent that has met none",
+        [_series(metric, "-3600x30"), counted, _series("resmon_agent_errors_total", "0x30", agent=B)],
+        [AlertTest("0m", alert), AlertTest("10m", alert)],
     )
 
 

@@ -29,4 +29,4 @@ class Links:
         """A template of Prometheus': the values are those of the alert that fires."""
         uid = "resmon-block" if "block" in labels else "resmon-run"
         variables = "&".join(f"var-{name}={{{{ $labels.{name} | urlquery }}}}" for name in VARIABLES if name in labels)
-        return f"{self.dashboards}/{uid}?{variables}"
+        return f"{self.dashboards}/{uid}" + (f"?{variables}" if variables else "")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
-from resmon.assets import cases
+from resmon.assets import cases, kubernetes
 from resmon.assets.findings import finding_alerts
 from resmon.assets.links import Links
 from resmon.assets.machines import MERGED
 from resmon.assets.runs import run_alerts
+from resmon.objectives import generation
+from resmon.objectives.generation import Made
+from resmon.objectives.rules import Addresses
 from resmon.rules import Case, Group, rule_file, unit_test_file
 
 HEADER = "Written by `resmon assets` from the tables in resmon/assets, and not by hand: the next one writes it anew."
@@ -37,12 +41,34 @@ def _tests(made: Callable[[Links], list[Case]]) -> Callable[[Links], str]:
     )
 
 
+@cache
+def _objectives(links: Links) -> Made:
+    """The shipped ones; `resmon slo generate` makes the same of a user's own."""
+    return generation.make(None, addresses=Addresses(links.runbooks, links.dashboards))
+
+
+def _pod_monitor(_: Links) -> str:
+    return kubernetes.file([kubernetes.pod_monitor()], f"{HEADER}\nPods with a port `resmon` are scraped; deploy/README.md.")
+
+
+def _prometheus_rules(links: Links) -> str:
+    made = [
+        kubernetes.prometheus_rule("resmon", groups(links)),
+        kubernetes.prometheus_rule("resmon-slo", _objectives(links).groups),
+    ]
+    return kubernetes.file(made, f"{HEADER}\nThe rules of alerts/resmon.yaml and alerts/slo.yaml for Prometheus' operator.")
+
+
 # What is written, below the folder that is given. A file more is a row more.
 OUTPUTS: dict[str, Callable[[Links], str]] = {
     RULES: _rules,
     "alerts/tests/findings.yaml": _tests(cases.of_findings),
     "alerts/tests/runs.yaml": _tests(cases.of_runs),
     "alerts/tests/machines.yaml": _tests(cases.of_machines),
+    "alerts/slo.yaml": lambda links: _objectives(links).files[generation.RULES],
+    "alerts/tests/slo.yaml": lambda links: _objectives(links).files[generation.TESTS],
+    "deploy/kubernetes/podmonitor.yaml": _pod_monitor,
+    "deploy/kubernetes/rules.yaml": _prometheus_rules,
 }
 
 

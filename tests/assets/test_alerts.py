@@ -99,7 +99,7 @@ def test_what_is_expected_has_every_label_and_annotation(alert: str) -> None:
     ]
     assert expected
     for fired in expected:
-        assert {"run", "severity"} <= fired["exp_labels"].keys()
+        assert {"instance" if alert == "ResmonAgentErrors" else "run", "severity"} <= fired["exp_labels"].keys()
         assert fired["exp_labels"]["severity"] in ("page", "ticket")
         assert fired["exp_annotations"].keys() == ALERTS[alert]["annotations"].keys()
         assert not any("{{" in text or "<no value>" in text for text in fired["exp_annotations"].values())
