@@ -119,6 +119,7 @@ class Scrapes:
             started = time.perf_counter()
             self._roster.poll()
             view = self._roster.view(self.collect_seconds, self._gpus())
+            self._newest.pop(kind, None)  # before the next one is there, too
             content, _ = self._exporter.render(view, kind)
             self.collect_seconds = time.perf_counter() - started
             if counts:
