@@ -213,9 +213,11 @@ def _running(folder: Path, environment: dict[str, str], module: str, *arguments:
 def _table(beside: Beside, wide: Wide) -> str:
     ratio = median(beside.ratios)
     read, unread = beside.agent
+    low, high = np.quantile(beside.still, [0.25, 0.75])
+    told = _verdict(ratio, RATIO) if high - low < 2 * (RATIO - 1) else f"{RATIO:g}: not told, this machine was not quiet"
     rows = [
         ("step, unread", f"{beside.step * 1e3:.1f} ms", ""),
-        ("step, read / unread", f"{_spread(beside.ratios)} of {len(beside.ratios)} stretches", _verdict(ratio, RATIO)),
+        ("step, read / unread", f"{_spread(beside.ratios)} of {len(beside.ratios)} stretches", told),
         ("step, unread / unread (what differs by itself)", _spread(beside.still), ""),
         ("the agent, share of a core", f"{read:.1%} read, {unread:.1%} unread", ""),
         ("the readers themselves, on the same cores", f"{beside.readers:.1%} of a core", ""),
