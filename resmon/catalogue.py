@@ -265,7 +265,13 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("resmon_runs_active", "gauge", "", (), "Attempts under way."),
     Metric("resmon_agent_info", "gauge", "", ("version",), "1."),
     Metric("resmon_agent_skipped_rows_total", "counter", "", (), "Damaged rows of flights that were skipped."),
-    Metric("resmon_agent_errors_total", "counter", "", (), "Flights that could not be followed and faults of detectors."),
+    Metric(
+        "resmon_agent_errors_total",
+        "counter",
+        "",
+        (),
+        "Flights that could not be followed, faults of detectors, web configurations that cannot be used.",
+    ),
     Metric(
         "resmon_agent_last_error_timestamp_seconds",
         "gauge",

@@ -42,13 +42,22 @@ def agent(
         float, typer.Option(min=0.0, help="Seconds to stay after SIGTERM, at most, until ended runs have been scraped.")
     ] = 0.0,
     max_series: Annotated[int | None, typer.Option(help="Most series of a run; 10,000 unless settings say otherwise.")] = None,
+    web_config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Who may read, and the certificate (docs/security.md); the settings' unless named."),
+    ] = None,
+    served_name: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A name by which it is asked besides its address; several times for several."),
+    ] = None,
 ) -> None:
     """Follow the flights of this machine and serve them to Prometheus. `resmon.watch` starts one by itself."""
     from resmon.agent import service
     from resmon.settings import Settings
 
-    chosen = Settings.of(listen=listen, max_series=max_series)
-    service.main(chosen.listen, linger, chosen.max_series, grace)
+    names = tuple(served_name) if served_name else None
+    chosen = Settings.of(listen=listen, max_series=max_series, web_config=web_config, served_names=names)
+    service.main(chosen.listen, linger, chosen.max_series, grace, chosen.web_config, chosen.served_names)
 
 
 def run_script(

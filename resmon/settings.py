@@ -24,6 +24,7 @@ from resmon.targets import readable
 
 MIB = 1 << 20
 _USER = re.compile("//[^/\\s]*@")  # and password, in an address
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?\.?")
 _CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 # What is wrong within a setting's value that has the right form: the path there and a message. For settings whose right values
@@ -91,6 +92,15 @@ class Settings(BaseModel):
     model_name: str | None = Field(None, description="value of the label `model`; the model's class name where none is given")
     directory: Path = Field(Path("runs"), description="folder of the runs")
     listen: str = Field("127.0.0.1:9699", description="address and port of the agent's page and metrics")
+    web_config: Path | None = Field(
+        None,
+        description="web configuration of the agent: who may read what it serves, and its certificate; in the form of Prometheus' "
+        "exporters (docs/security.md)",
+    )
+    served_names: Several = Field(
+        (),
+        description="names by which the agent is asked besides its address, such as a proxy's (several in one string with commas)",
+    )
     agent: Literal["auto", "sidecar", "off"] = Field(
         default_factory=lambda: "off" if os.environ.get("CI") else "auto",
         description="auto finds or starts the agent; sidecar leaves starting it to others, who share the runtime folder "
@@ -164,10 +174,18 @@ class Settings(BaseModel):
             raise ValueError("must be HOST:PORT, such as 127.0.0.1:9699")
         return value
 
-    @field_validator("directory")
+    @field_validator("served_names")
     @classmethod
-    def _a_path(cls, value: Path) -> Path:
-        if "\0" in str(value):
+    def _names_of_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not _HOST.fullmatch(name):
+                raise ValueError(f"{name!r} must be the name of a host, such as resmon.example.com, without scheme and port")
+        return value
+
+    @field_validator("directory", "web_config")
+    @classmethod
+    def _a_path(cls, value: Path | None) -> Path | None:
+        if value is not None and "\0" in str(value):
             raise ValueError("must be a path, which holds no null character")
         return value
 

@@ -37,6 +37,8 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
     "model_name": WORD,
     "directory": WORD,
     "listen": st.builds("{}:{}".format, st.sampled_from(["127.0.0.1", "[::1]", "host"]), st.integers(0, 65535)),
+    "web_config": WORD,
+    "served_names": st.lists(st.sampled_from(["resmon.example.com", "box", "a_b-c.d"]), max_size=3).map(tuple),
     "agent": st.sampled_from(["auto", "sidecar", "off"]),
     "start_step": st.integers(0, 1 << 53),
     "include": LIST,
@@ -72,10 +74,12 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
     "prometheus": st.sampled_from(["http://127.0.0.1:9090", "https://prometheus.example/prefix"]),
     "own_detectors": st.lists(st.sampled_from(["mine:Loud", "a.b_2.c:D"]), max_size=2).map(tuple),
 }
+PATHS = ("directory", "web_config")
 # A wrong value, as text, of every setting for which a text can be wrong.
 WRONG = {
     "run": "",
     "listen": "localhost",
+    "served_names": "http://resmon.example.com",
     "agent": "of",
     "start_step": "-1",
     "budget": "512 MiB",
@@ -168,7 +172,7 @@ def test_each_setting_comes_from_the_strongest_place_that_has_it(given: Written)
         places = [place for place in PLACES if name in given[place]]
         assert found.origins[name].kind == (places[-1] if places else "default")
         value = given[places[-1]][name] if places else getattr(default, name)
-        assert getattr(found.settings, name) == (Path(value) if name == "directory" else value)
+        assert getattr(found.settings, name) == (Path(value) if name in PATHS and value is not None else value)
 
 
 @given(

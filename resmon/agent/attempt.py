@@ -43,7 +43,7 @@ MAXIMA = ("branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 WAITING = 256
 
 # Numbers (sites times steps) that are read at once of one rank, so that an agent that catches up with a long flight stays small.
-AT_ONCE = 20_000
+AT_ONCE = 5_000
 
 # Seconds between two bookmarks of a rank, and times as long as one takes: half a percent of the agent's time.
 SAVE_AFTER = 2.0
@@ -150,9 +150,8 @@ class Rank:
                 open=tuple(open_),
                 scores=scores,
                 losses=tuple(losses),
-                bank=self.bank.state(),
                 gaps=state.save(self.gaps),
-            ).write(self._bookmark, self._heading)
+            ).write(self._bookmark, self._heading, self.bank.parts(bookmark.left))
             self._saved = self.last
         finally:
             now = time.monotonic()
@@ -307,7 +306,8 @@ class Attempt:
         rank.read_lines()
         if rank.readable:
             try:
-                items = rank.read(max(4, min(1000, AT_ONCE // (len(rank.columns.sites) or 100))))
+                # How wide its rows are is known from the first one on.
+                items = rank.read(4 if rank.newest is None else max(1, min(1000, AT_ONCE // (len(rank.columns.sites) or 100))))
             except Exception as error:  # noqa: BLE001 - one bad flight must not keep the agent from following the others
                 rank.readable = False
                 self._fault(str(rank.follower.folder), f"{rank.follower.folder} cannot be followed any further: {error}")

@@ -8,19 +8,23 @@ said once, and the flight is read from its first step.
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import resmon
 from resmon.flight import layout
 from resmon.flight.reader import Position
-from resmon.records import RunInfo, ScalarRecord
+from resmon.records import Floats, RunInfo, ScalarRecord
 
 LARGEST = 64 << 20  # bytes of a bookmark; a state that needs more is not kept
 FORMAT = 2
+PIECE = 3 << 18  # bytes of an array that are made into text at once: base64 makes four letters of three bytes
 
 
 class BookmarkError(Exception):
@@ -39,11 +43,12 @@ class Bookmark:
     open: tuple[str, ...]  # ids of the findings that are open in this rank
     scores: Mapping[str, tuple[int, float]]  # newest logged value by name, and its step
     losses: tuple[tuple[float, float], ...]  # second, largest loss in it
-    bank: Mapping[str, Any]
     gaps: Mapping[str, Any]
+    bank: Mapping[str, Any] = field(default_factory=dict)
 
-    def write(self, path: Path, heading: Mapping[str, Any]) -> None:
-        """Raises OSError, and BookmarkError where it is too large."""
+    def write(self, path: Path, heading: Mapping[str, Any], bank: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+        """With the parts of a bank, which are taken one by one and put on file at once: the agent shares its machine's memory with
+        the training. Raises OSError, and BookmarkError where it is too large."""
         held = [[record.step, record.time, record.values] for record in self.position.held]
         content = {
             "heading": heading,
@@ -58,13 +63,50 @@ class Bookmark:
             "open": self.open,
             "scores": self.scores,
             "losses": self.losses,
-            "bank": self.bank,
             "gaps": self.gaps,
         }
-        text = json.dumps(content)
-        if len(text) > LARGEST:
-            raise BookmarkError(f"what the detectors have learnt takes {len(text):,} bytes, more than {LARGEST:,}")
-        layout.write_text(path, text)
+        layout.write_parts(path, _bounded(_written(content, bank)))
+
+
+def _written(content: Mapping[str, Any], bank: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:
+    """One JSON object in pieces: the content, and under "bank" the parts, object by object."""
+    yield f'{json.dumps(content)[:-1]}, "bank": {{'
+    comma = ""
+    for name, part in bank:
+        yield f'{comma}{json.dumps(name)}: {{"attributes": {json.dumps(part["attributes"])}, "objects": ['
+        for i, each in enumerate(part["objects"]):
+            yield ", " if i else ""
+            yield from _object(each)
+        yield "]}"
+        comma = ", "
+    yield "}}"
+
+
+def left(array: Floats) -> Floats:
+    """What a bank gives in the place of an array's bytes, so that they are made into text only as they are written."""
+    return array
+
+
+def _object(written: Mapping[str, Any]) -> Iterator[str]:
+    array = written.get("array")
+    if not isinstance(array, np.ndarray):
+        yield json.dumps(written)
+        return
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    yield '{"array": "'
+    for start in range(0, len(data), PIECE):
+        yield base64.b64encode(data[start : start + PIECE].tobytes()).decode()
+    rest = {key: value for key, value in written.items() if key != "array"}
+    yield f'", {json.dumps(rest)[1:]}'
+
+
+def _bounded(pieces: Iterable[str]) -> Iterator[str]:
+    total = 0
+    for piece in pieces:
+        total += len(piece)
+        if total > LARGEST:
+            raise BookmarkError(f"what the detectors have learnt takes more than {LARGEST:,} bytes and is not kept")
+        yield piece
 
 
 def heading(info: RunInfo, own: Sequence[str]) -> dict[str, Any]:

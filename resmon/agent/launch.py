@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +17,8 @@ from resmon.agent.reaction import REPLACED
 from resmon.errors import AgentError
 from resmon.settings import Settings
 
+log = logging.getLogger("resmon")
+
 # How long a training process may be held up here, in seconds, for what usually takes 5 ms: by others who look, by the start.
 PATIENCE = 0.05
 STARTED = 0.15
@@ -22,6 +26,9 @@ STARTED = 0.15
 STARTING = 20.0
 
 LARGEST_LOG = 1 << 20
+
+# A web configuration that has a certificate.
+ENCRYPTS = re.compile(rb"(?m)^[\s\"'{]*tls_server_config[\s\"']*:")
 
 # The shell starts the agent in the background and ends at once. So the agent is nobody's child here: no zombie when it leaves,
 # nothing to wait for, no thread.
@@ -32,13 +39,15 @@ def find_or_start(settings: Settings) -> str | None:
     """The address of this user's agent, which is started where none runs; it may need a second until it answers.
 
     None where there is no way to start one (an interpreter that does not know its own executable). Raises AgentError where the
-    runtime folder cannot be used or the start failed.
+    runtime folder or the web configuration cannot be used, or the start failed.
     """
-    expected = f"http://{settings.listen}"
+    expected = f"{_scheme(settings)}://{settings.listen}"
     folder = runtime.folder()
     with runtime.gate(folder, PATIENCE) as descriptor:
         now = runtime.serving(folder)
         if now is not None and not now.leaving:
+            if now.url:
+                _compare(now, settings)
             return now.url or expected
         if descriptor is None or _is_starting(descriptor):  # another training process is at it
             return expected
@@ -46,6 +55,35 @@ def find_or_start(settings: Settings) -> str | None:
             return None
         _note_started(descriptor, _start(folder, settings))
     return expected
+
+
+def _scheme(settings: Settings) -> str:
+    """What an agent with these settings will speak. The web configuration is for the agent to read; here nothing knows YAML."""
+    if settings.web_config is None:
+        return "http"
+    try:
+        content = settings.web_config.read_bytes()
+    except OSError as error:
+        raise AgentError(
+            f"the web configuration {settings.web_config} cannot be read ({error.strerror}), and without it no agent is started. "
+            "Correct the setting web_config."
+        ) from error
+    return "https" if ENCRYPTS.search(content) else "http"
+
+
+def _compare(now: runtime.Serving, settings: Settings) -> None:
+    """Say it where the agent that serves already is not as closed as it is to be."""
+    wanted = settings.web_config
+    if wanted is not None and os.path.realpath(now.web_config) != os.path.realpath(wanted):
+        log.warning(
+            "resmon: the agent that serves already (process %d, %s) does so under %s, and not under %s. To have the next one "
+            "started with that, end it: kill %d",
+            now.pid,
+            now.url,
+            f"the web configuration {now.web_config}" if now.web_config else "no web configuration, to whoever can reach it",
+            wanted.absolute(),
+            now.pid,
+        )
 
 
 def _start(folder: Path, settings: Settings) -> int:
@@ -70,6 +108,10 @@ def _start(folder: Path, settings: Settings) -> int:
     environment = os.environ | changes | {"RESMON_RUNTIME_DIR": str(folder), REPLACED: replaced}
     # -P: the folder it starts in is not a place to import from.
     arguments = ["--listen", settings.listen, "--max-series", str(settings.max_series)]
+    if settings.web_config is not None:
+        arguments += ["--web-config", str(settings.web_config.absolute())]
+    for name in settings.served_names:
+        arguments += ["--served-name", name]
     command = [sys.executable, "-P", "-m", "resmon", "agent", *arguments]
     try:
         shell = subprocess.run(

@@ -71,10 +71,12 @@ class Roster:
         self._idle_since: float | None = None
         self._scrapes_at_idle = 0
         self.ready = False  # everything that was there at the start has been read
+        self.turn = 0  # how often it was looked for what is new
         runtime.put_away_bookmarks(folder)
 
     def poll(self) -> bool:
         """Take in what is new; False where more waits to be read."""
+        self.turn += 1
         self._welcome()
         deadline = time.monotonic() + TURN
         done = True

@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ class Serving:
     url: str = ""
     version: str = ""
     leaving: bool = False
+    web_config: str = ""  # the path of the one that it serves under
 
 
 def serving(runtime: Path) -> Serving | None:
@@ -151,7 +152,9 @@ def serving(runtime: Path) -> Serving | None:
         return None
     content = _read_object(lock)
     try:
-        return Serving(int(content["pid"]), str(content["url"]), str(content["version"]), bool(content["leaving"]))
+        return Serving(
+            int(content["pid"]), str(content["url"]), str(content["version"]), bool(content["leaving"]), str(content["web_config"])
+        )
     except (KeyError, TypeError, ValueError):
         return Serving()
 
@@ -186,14 +189,16 @@ class Seat:
             except OSError as error:
                 raise AgentError(f"{runtime / LOCK} cannot be opened: {error.strerror or error}. {CHANGE_IT}") from error
 
-    def announce(self, url: str, version: str) -> None:
+    def announce(self, url: str, version: str, web_config: Path | None = None) -> None:
         """Say where this agent serves, to training processes and to Prometheus."""
-        self._say(Serving(os.getpid(), url, version))
-        layout.write_json(self._runtime / TARGETS, [{"targets": [url.removeprefix("http://")], "labels": {}}])
+        self._say(Serving(os.getpid(), url, version, web_config="" if web_config is None else str(web_config.absolute())))
+        scheme, _, address = url.partition("://")
+        labels = {} if scheme == "http" else {"__scheme__": scheme}  # http is what Prometheus takes anyway
+        layout.write_json(self._runtime / TARGETS, [{"targets": [address], "labels": labels}])
 
     def mark_leaving(self) -> None:
         """From here on nobody counts on this agent, though it still holds the lock. Call it within the gate."""
-        self._say(Serving(self._said.pid, self._said.url, self._said.version, leaving=True))
+        self._say(replace(self._said, leaving=True))
 
     def leave(self) -> None:
         """Give the seat back. What the files say is taken back first, while nobody else can have written there."""

@@ -1,11 +1,12 @@
 """The agent at work: a thread that reads flights once a second, and the few pages that it answers.
 
-Requests change nothing; only their path and Accept header are looked at. They share one lock with the reader, but for health and
+Requests change nothing; what stands before all pages is the door (door.py). They share one lock with the reader, but for health and
 readiness, which must answer while a long flight is read.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -13,21 +14,28 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 import resmon
 from resmon.agent import runtime
+from resmon.agent.connection import Connection
+from resmon.agent.door import Door, Names
 from resmon.agent.figures import Gpus
 from resmon.agent.page import page
+from resmon.agent.renewal import Renewal
 from resmon.agent.roster import Roster
 from resmon.agent.runtime import Seat
-from resmon.exporters.prometheus import Prometheus
+from resmon.agent.scrapes import Scrapes
+from resmon.agent.tls import Renewing
+from resmon.agent.web_config import WebConfig
 
 log = logging.getLogger("resmon.agent")
 
@@ -36,7 +44,8 @@ INTERVAL = 1.0
 BREATH = 0.01
 # Without a turn of the reader for so long, the agent is not healthy; a turn takes a second or two at most.
 HEALTHY = 60.0
-CONNECTIONS = 256  # beyond it, 503
+CONNECTIONS = 256  # beyond it, 503; beyond what the listener takes (listener.py), nothing
+HANDSHAKE = 10.0  # seconds for that of TLS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -55,43 +64,65 @@ class _Http(uvicorn.Server):
 class Server:
     """Serves until the roster is over or a signal comes; after a first SIGTERM `grace` seconds more, where somebody still waits."""
 
-    def __init__(self, folder: Path, seat: Seat, linger: float, max_series: int, grace: float = 0.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seat: Seat,
+        linger: float,
+        max_series: int,
+        grace: float = 0.0,
+        web: WebConfig | None = None,
+        names: Names | None = None,
+    ) -> None:
         self._folder = folder
         self._seat = seat
         self._roster = Roster(folder, resmon.__version__, linger, max_series)
-        self._exporter = Prometheus()
         self._gpus = Gpus()
-        self._lock = threading.Lock()  # over the roster and the exporter
+        self._lock = threading.Lock()  # over the roster
+        self._scrapes = Scrapes(self._roster, self._lock, self._gpus.newest)
+        self._faults: SimpleQueue[tuple[str, str]] = SimpleQueue()  # of whoever cannot wait for the lock
         self._stop = threading.Event()
         self._grace = grace
         self._until: float | None = None  # monotonic: when an agent that was asked to leave does, whoever waits
         self._turned = time.monotonic()
-        self._collect_seconds = 0.0
-        application = Starlette(
-            routes=[
-                Route("/", self._index),
-                Route("/metrics", self._metrics),
-                Route("/-/healthy", self._healthy),
-                Route("/-/ready", self._ready),
-            ]
+        web = web or WebConfig()
+        renewal = Renewal(web, lambda about, message: self._faults.put((about, message)))
+        self.door = Door(Starlette(routes=self.routes()), names or Names(), renewal.newest)
+        # What it warns of are bad requests, and whoever sends those must not fill the log.
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+        class OfOurs(Connection):
+            @property
+            def allowed_names(self) -> frozenset[str]:
+                newest = renewal.newest().tls
+                return frozenset() if newest is None else newest.allowed_names
+
+        configuration = uvicorn.Config(
+            self.door,
+            http=OfOurs,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=2,
         )
-        logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        self._http = _Http(
-            uvicorn.Config(
-                application,
-                http="h11",
-                ws="none",
-                loop="asyncio",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                limit_concurrency=CONNECTIONS,
-                timeout_graceful_shutdown=2,
-            ),
-            self._asked_to_leave,
-        )
+        configuration.load()
+        if web.tls is not None:
+            configuration.ssl = Renewing.of(renewal.context)
+        self._http = _Http(configuration, self._asked_to_leave)
+
+    def routes(self) -> list[BaseRoute]:
+        """All that is served."""
+        return [
+            Route("/", self._index),
+            Route("/metrics", self._scrapes.answer),
+            Route("/-/healthy", self._healthy),
+            Route("/-/ready", self._ready),
+        ]
 
     def run(self, listener: socket.socket) -> None:
         """Serve on a bound socket, which is closed when this returns."""
@@ -101,10 +132,12 @@ class Server:
         reader = threading.Thread(target=self._read, name="reader", daemon=True)
         reader.start()
         try:
-            self._http.run(sockets=[listener])
+            with asyncio.Runner(loop_factory=_Loop) as runner:
+                runner.run(self._http.serve(sockets=[listener]))
         finally:
             self._stop.set()
             self._gpus.close()
+            self.door.passwords.close()
             listener.close()
             reader.join(timeout=5)
             if self._lock.acquire(timeout=1):  # else a turn of the reader hangs, and the bookmarks are as old as that
@@ -128,7 +161,9 @@ class Server:
             done = True
             try:
                 with self._lock:
+                    self._tell_faults()
                     done = self._roster.poll()
+                    self._scrapes.forget()
                     over = self._roster.is_over(asked=self._until is not None)
                 if over and self._nobody_comes():
                     self._leave()
@@ -142,6 +177,13 @@ class Server:
                 self._leave()
             self._stop.wait(INTERVAL if done else BREATH)
 
+    def _tell_faults(self) -> None:
+        while True:
+            try:
+                self._roster.fault(*self._faults.get_nowait())
+            except Empty:
+                return
+
     def _nobody_comes(self) -> bool:
         """Look at the registrations once more while nobody can find this agent, and if there is none, be found no more."""
         with runtime.gate(self._folder, INTERVAL) as descriptor:
@@ -150,31 +192,29 @@ class Server:
             self._seat.mark_leaving()
             return True
 
-    # Plain functions: they may wait for the lock, so Starlette runs them in threads of its own.
-
-    def _metrics(self, request: Request) -> Response:
-        with self._lock:
-            started = time.perf_counter()
-            self._roster.poll()
-            view = self._roster.view(self._collect_seconds, self._gpus.newest())
-            content, kind = self._exporter.render(view, request.headers.get("accept", ""))
-            self._collect_seconds = time.perf_counter() - started
-            if request.method == "GET":
-                self._roster.scraped()
-        return Response(content, headers={"content-type": kind})
+    # A plain function may wait for the lock: Starlette runs it in a thread of its own.
 
     def _index(self, _: Request) -> Response:
         with self._lock:
-            view = self._roster.view(self._collect_seconds)
-        headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "x-content-type-options": "nosniff"}
+            view = self._roster.view(self._scrapes.collect_seconds)
+        headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
         return HTMLResponse(page(view), headers=headers)
 
-    def _healthy(self, _: Request) -> Response:
+    async def _healthy(self, _: Request) -> Response:
         if time.monotonic() - self._turned > HEALTHY:
-            return PlainTextResponse(f"the reader has not turned for {HEALTHY:.0f} s; see {self._folder / runtime.LOG}\n", 503)
+            return PlainTextResponse(f"the reader has not turned for {HEALTHY:.0f} s; see the agent's log\n", 503)
         return PlainTextResponse("resmon agent is healthy\n")
 
-    def _ready(self, _: Request) -> Response:
+    async def _ready(self, _: Request) -> Response:
         if not self._roster.ready:
             return PlainTextResponse("resmon agent is still reading what was recorded before it came\n", 503)
         return PlainTextResponse("resmon agent is ready\n")
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """With a shorter time for the handshake of TLS than a minute, for which uvicorn has no setting."""
+
+    async def create_server(self, *arguments: Any, **named: Any) -> asyncio.Server:
+        if named.get("ssl") is not None:
+            named.setdefault("ssl_handshake_timeout", HANDSHAKE)
+        return await super().create_server(*arguments, **named)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
 import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import resmon
-from resmon.agent import runtime
+from resmon.agent import heap, runtime
+from resmon.agent.listener import Listener, bind
 from resmon.agent.runtime import Seat
 from resmon.errors import AgentError
+
+if TYPE_CHECKING:
+    from resmon.agent.web_config import WebConfig
 
 log = logging.getLogger("resmon.agent")
 
@@ -18,15 +23,24 @@ log = logging.getLogger("resmon.agent")
 PATIENCE = 5.0
 
 
-def main(listen: str, linger: float, max_series: int, grace: float = 0.0) -> None:
+def main(
+    listen: str,
+    linger: float,
+    max_series: int,
+    grace: float = 0.0,
+    web_config: Path | None = None,
+    served_names: Collection[str] = (),
+) -> None:
     """Serve until nothing is left to follow, or a signal. Returns at once where another agent serves already.
 
     `linger` is how many seconds the series of a run stay after its end if nobody scrapes them, and the agent after its start if
     nobody comes. A run exports at most `max_series` series (exporters/budget.py). After SIGTERM it stays for `grace` seconds
-    at most, until runs have ended and their last values were scraped. Raises AgentError where the runtime folder or the address
-    cannot be used.
+    at most, until runs have ended and their last values were scraped. `web_config` says who may read, and how it is encrypted
+    (web_config.py); `served_names` are names that requests may be for besides the agent's own (door.py). Raises AgentError where
+    the runtime folder or the address cannot be used, ConfigurationError where the web configuration cannot.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    heap.keep_small()
     folder = runtime.folder()
     seat = Seat.take(folder, PATIENCE)
     if seat is None:
@@ -37,46 +51,50 @@ def main(listen: str, linger: float, max_series: int, grace: float = 0.0) -> Non
         print(f"resmon agent: another one serves already, at {where}", flush=True)
         return
     try:
-        listener, url = bind(listen)
         # Imported only now, so that an agent that is not needed costs little.
+        from resmon.agent.door import Names
         from resmon.agent.server import Server
+        from resmon.agent.web_config import WebConfig, load
 
-        server = Server(folder, seat, linger, max_series, grace)
-        seat.announce(url, resmon.__version__)
+        web = WebConfig() if web_config is None else load(web_config)
+        listener = _bound(listen)
+        names = Names.of(served_names, listen, listener.is_loopback)
+        server = Server(folder, seat, linger, max_series, grace, web, names)
+        url = f"{'http' if web.tls is None else 'https'}://{listener.authority}"
+        seat.announce(url, resmon.__version__, web_config)
         print(f"resmon agent: serving {url}/metrics", flush=True)
         log.info("process serves %s/metrics, at most %d series of a run; runtime folder %s", url, max_series, folder)
+        for said in (*web.notes, *_openness(listener, web)):
+            log.warning("%s", said)
         server.run(listener)
     finally:
         seat.leave()
         log.info("the agent has left")
 
 
-def bind(listen: str) -> tuple[socket.socket, str]:
-    """A socket bound to HOST:PORT, or to a free port of that host where another program has that one; and its URL."""
-    host, _, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an agent that was killed leaves connections in TIME_WAIT
-        try:
-            _listen(listener, address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            _listen(listener, (address[0], 0, *address[2:]))
-            free = listener.getsockname()[1]
-            taken = f"{listen} is taken by another program; metrics are on port {free} instead"
-            log.warning("%s. Prometheus finds it by file_sd in the runtime folder's %s", taken, runtime.TARGETS)
-            print(f"resmon agent: {taken}", flush=True)
-    except (OSError, ValueError, OverflowError) as error:
-        raise AgentError(f"the agent cannot listen on {listen}: {error}. Choose another with --listen HOST:PORT.") from error
-    name = listener.getsockname()
-    # Who listens everywhere is reached here, on loopback.
-    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name[0], name[0])  # noqa: S104 - recognised, not bound
-    return listener, f"http://{f'[{shown}]' if ':' in shown else shown}:{name[1]}"
+def _bound(listen: str) -> Listener:
+    listener, is_free_one = bind(listen)
+    if is_free_one:
+        taken = f"{listen} is taken by another program; metrics are on port {listener.address[1]} instead"
+        log.warning("%s. Prometheus finds it by file_sd in the runtime folder's %s", taken, runtime.TARGETS)
+        print(f"resmon agent: {taken}", flush=True)
+    return listener
 
 
-def _listen(listener: socket.socket, address: tuple[object, ...]) -> None:
-    listener.bind(address)
-    listener.listen(128)  # two sockets may be bound to one port; only one of them can listen
+def _openness(listener: Listener, web: WebConfig) -> list[str]:
+    """What whoever started the agent should know of who can read what it serves."""
+    if listener.is_loopback:
+        return []
+    host, port = listener.address
+    here = f"the agent listens on {host}, port {port}, beyond this machine"
+    if not web.users and (web.tls is None or web.tls.client_ca is None):
+        advice = "Name users in a web configuration, --web-config FILE, or let something before it ask (docs/security.md)."
+        return [
+            f"{here}, and asks for no password: whoever reaches it can read names of runs, hosts and blocks, and figures. {advice}"
+        ]
+    if web.tls is None:
+        advice = (
+            f"Name a certificate in {web.path}, under tls_server_config, unless something before it encrypts (docs/security.md)."
+        )
+        return [f"{here}, and its passwords are sent in clear. {advice}"]
+    return []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import sys
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,14 @@ class StateError(Exception):
     """What was written is no state of this detector, or another version's."""
 
 
-def save(thing: object) -> dict[str, Any]:
-    """The attributes of an object, as JSON has it (with NaN and Infinity)."""
-    writing = _Writing(type(thing).__module__)
+def as_text(array: np.ndarray[Any, Any]) -> Any:
+    """The bytes of an array as JSON has them."""
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def save(thing: object, bytes_of: Callable[[np.ndarray[Any, Any]], Any] = as_text) -> dict[str, Any]:
+    """The attributes of an object, as JSON has it (with NaN and Infinity). `bytes_of` may leave arrays to who writes them."""
+    writing = _Writing(type(thing).__module__, bytes_of)
     return {"attributes": {name: writing.value(each) for name, each in _attributes(thing).items()}, "objects": writing.objects}
 
 
@@ -77,9 +82,10 @@ def _is_known(module: str, own: str) -> bool:
 
 
 class _Writing:
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, bytes_of: Callable[[np.ndarray[Any, Any]], Any]) -> None:
         self.objects: list[Any] = []
         self._module = module
+        self._bytes_of = bytes_of
         self._numbers: dict[int, int] = {}
         self._alive: list[object] = []  # so that no number of an object is given twice
 
@@ -101,8 +107,7 @@ class _Writing:
         if isinstance(thing, np.ndarray):
             if thing.dtype.kind not in _TYPES:
                 raise TypeError(f"an array of {thing.dtype} is no state")
-            data = base64.b64encode(np.ascontiguousarray(thing).tobytes()).decode()
-            return {"array": data, "dtype": thing.dtype.str, "shape": list(thing.shape)}
+            return {"array": self._bytes_of(thing), "dtype": thing.dtype.str, "shape": list(thing.shape)}
         if isinstance(thing, deque):
             return {"deque": [self.value(each) for each in thing], "most": thing.maxlen}
         if type(thing) in (list, tuple, set, frozenset):

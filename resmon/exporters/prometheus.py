@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import chain
 
 import numpy as np
@@ -105,12 +106,15 @@ class Prometheus:
         if native:
             return self._messages.of(view, self._registry.collect()), kind
         self._labels = {run.run: self._labels_of(run, run.blocks.rows) for run in view.runs if run.blocks}
-        tables = "".join(self._tables(view, kind)).encode()
+        exposition = BytesIO()  # whose bytes are given without a copy: of 100,000 series they are nine megabytes
+        for table in self._tables(view, kind):
+            exposition.write(table.encode())
         if kind is OPENMETRICS:
             rest: bytes = generate_openmetrics(self._registry)  # type: ignore[no-untyped-call]
         else:
             rest = generate_text(self._registry)
-        return tables + rest, kind  # the client's part comes last: in OpenMetrics it brings the mark of the end
+        exposition.write(rest)  # the client's part comes last: in OpenMetrics it brings the mark of the end
+        return exposition.getvalue(), kind
 
     def _labels_of(self, run: RunView, rows: tuple[Row, ...]) -> _Labels:
         known = self._labels.get(run.run)

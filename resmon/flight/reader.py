@@ -137,7 +137,7 @@ class Segments:
     def go_to(self, position: tuple[int, int]) -> None:
         """Go on there; where that segment was thinned away, with the next one."""
         self.close()
-        self._after, self._begin = position[0] - 1, position
+        self._after, self._begin = max(-1, position[0] - 1), position
 
     def newest(self) -> None:
         """Go on with the newest row on file."""

@@ -65,5 +65,5 @@ def run(
 
 def agent(*runs: RunView) -> AgentView:
     return AgentView(
-        "0", runs, {"finished": 2}, {"finished": 1}, len(runs), 0, 0, 0.01, (GpuView("0", 0.5, 1e9, 2e9, 60.0, 300.0),)
+        "0", runs, {"finished": 2}, {"finished": 1}, len(runs), 0, 0, 0.01, (GpuView("0", 0.5, 1e9, 2e9, 60.0, 300.0),), 1000.0
     )

@@ -214,3 +214,16 @@ def test_steps_with_gaps_come_as_they_are(tmp_path: Path) -> None:
     for step in (5, 6, 1000, 10**12 + 3):
         writer.step(replace(training.step(), step=step))
     assert [record.step for record in steps_of(read(folder))] == [5, 6, 1000, 10**12 + 3]
+
+
+def test_a_position_before_the_first_row_stays_one_however_often_it_is_gone_to(tmp_path: Path) -> None:
+    """As agents do that are started, and killed, before there is anything to read."""
+    folder, _ = begin(tmp_path)
+    first = Follower(folder).position
+    again = first
+    for _ in range(3):
+        follower = Follower(folder)
+        follower.go_to(again)
+        again = follower.position
+    assert again == first
+    assert first.steps[0] >= -1
