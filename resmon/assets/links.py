@@ -55,6 +55,6 @@ def _began(alert: str, labels: Collection[str]) -> str:
     """Milliseconds since 1970, an hour before the alert began."""
     matchers = "".join(f",{label}=%q" for label in labels)
     values = " ".join(f"$labels.{label}" for label in labels)
-    query = f'(min(ALERTS_FOR_STATE{{alertname="{alert}"{matchers}}}) or vector(time())) - {BEFORE}'
+    query = f'(min(ALERTS_FOR_STATE{{alertname="{alert}"{matchers}}}) or floor(vector(time()))) - {BEFORE}'
     escaped = query.replace('"', r"\"")
     return f'{{{{ with printf "{escaped}" {values} | query }}}}{{{{ . | first | value | printf "%.0f000" }}}}{{{{ end }}}}'

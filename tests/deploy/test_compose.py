@@ -62,8 +62,6 @@ def mounts() -> list[tuple[str, str, Path]]:
 
 def test_what_is_mounted_is_there() -> None:
     for name, source, target in mounts():
-        if source == "../../dashboards" and not (ROOT / "resmon" / "assets" / "dashboards").exists():
-            continue
         if source.startswith("."):
             assert (FOLDER / source).resolve().exists(), (name, source)
         else:
