@@ -51,7 +51,7 @@ def list_runs(
 ) -> None:
     """List the runs of a folder: outcome, steps, newest loss, blocks, size on disk, age, what broke."""
     from resmon.origins import printable
-    from resmon.tail import summaries
+    from resmon.summary import summaries
 
     folder = _runs_directory(folder or directory)
     rows = summaries(folder)
@@ -224,6 +224,7 @@ def runbook(
     """Show a runbook: what a failure means, how to look into it, what to do. With a run, its diagnosis is done."""
     from rich.markdown import Markdown
 
+    from resmon import handbook
     from resmon import runbook as books
     from resmon.flight.frames import load
 
@@ -237,9 +238,9 @@ def runbook(
 
     if run is None:
         if name is not None:
-            show(books.runbook(name).text)
+            show(handbook.runbook(name).text)
             return
-        for each in books.names():
+        for each in handbook.names():
             print(each)
         return
     flight = load(_run_folder(run, directory))
@@ -250,7 +251,7 @@ def runbook(
         return
     more = {"CHECKPOINT": checkpoint, "MODEL": model}
     width = console.width - 2 * console.is_terminal  # a block of Markdown has a margin there
-    for part in books.page(books.runbook(chosen), trouble, {key: value for key, value in more.items() if value}, width):
+    for part in books.page(handbook.runbook(chosen), trouble, {key: value for key, value in more.items() if value}, width):
         show(part)
 
 

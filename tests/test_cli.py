@@ -28,7 +28,8 @@ from resmon.flight.layout import boot_id, claim
 from resmon.flight.writer import FlightWriter
 from resmon.records import BLOCK_VALUES, Incident, RunEnd, ScalarRecord
 from resmon.settings import Settings
-from resmon.tail import Tail, find_run, summaries
+from resmon.summary import summaries
+from resmon.tail import Tail, find_run
 from resmon.terminal import frame
 from tests.synthetic import Training, info, sites
 

@@ -16,16 +16,17 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 import resmon
 from resmon.agent import runtime
 from resmon.agent.figures import Gpus
-from resmon.agent.page import page
 from resmon.agent.roster import Roster
 from resmon.agent.runtime import Seat
 from resmon.exporters.prometheus import Prometheus
+from resmon.page.listing import Listing
+from resmon.page.routes import Page
 
 log = logging.getLogger("resmon.agent")
 
@@ -34,6 +35,8 @@ INTERVAL = 1.0
 BREATH = 0.01
 # Without a turn of the reader for so long, the agent is not healthy; a turn takes a second or two at most.
 HEALTHY = 60.0
+# So long after the page's last question somebody looks at it still.
+LOOKED_AT = 30.0
 CONNECTIONS = 256  # beyond it, 503
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -48,13 +51,16 @@ class Server:
         self._roster = Roster(folder, resmon.__version__, linger, max_series)
         self._exporter = Prometheus()
         self._gpus = Gpus()
+        self._page = Page(
+            Listing(lambda: runtime.directories(folder), lambda: filter(None, runtime.registrations(folder).values()))
+        )
         self._lock = threading.Lock()  # over the roster and the exporter
         self._stop = threading.Event()
         self._turned = time.monotonic()
         self._collect_seconds = 0.0
         application = Starlette(
             routes=[
-                Route("/", self._index),
+                *self._page.routes(),
                 Route("/metrics", self._metrics),
                 Route("/-/healthy", self._healthy),
                 Route("/-/ready", self._ready),
@@ -89,6 +95,7 @@ class Server:
         finally:
             self._stop.set()
             self._gpus.close()
+            self._page.close()
             listener.close()
             reader.join(timeout=5)
             if self._lock.acquire(timeout=1):  # else a turn of the reader hangs, and the bookmarks are as old as that
@@ -108,7 +115,7 @@ class Server:
                 with self._lock:
                     done = self._roster.poll()
                     over = self._roster.is_over()
-                if over and self._nobody_comes():
+                if over and not self._is_looked_at() and self._nobody_comes():
                     self._leave()
             except Exception:  # the next turn may do better, and the pages still answer
                 log.exception("a turn of the agent failed")
@@ -125,6 +132,10 @@ class Server:
             self._seat.mark_leaving()
             return True
 
+    def _is_looked_at(self) -> bool:
+        """Whether somebody has the page open: an agent does not leave under their eyes."""
+        return time.monotonic() - self._page.looked_at < LOOKED_AT
+
     # Plain functions: they may wait for the lock, so Starlette runs them in threads of its own.
 
     def _metrics(self, request: Request) -> Response:
@@ -137,12 +148,6 @@ class Server:
             if request.method == "GET":
                 self._roster.scraped()
         return Response(content, headers={"content-type": kind})
-
-    def _index(self, _: Request) -> Response:
-        with self._lock:
-            view = self._roster.view(self._collect_seconds)
-        headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "x-content-type-options": "nosniff"}
-        return HTMLResponse(page(view), headers=headers)
 
     def _healthy(self, _: Request) -> Response:
         if time.monotonic() - self._turned > HEALTHY:

@@ -1,0 +1,226 @@
+"""A run that somebody looks at, and the few that somebody looked at lately.
+
+A sight is read when it is first asked for and goes on from there with what is new; when nobody has asked for a while, or others
+need the room, it is let go. Only one is read at a time, so that what reading takes for a moment is bounded too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from pathlib import Path
+from threading import Lock
+
+from resmon.errors import FlightError
+from resmon.flight import findings, layout
+from resmon.flight.endings import of_attempt
+from resmon.flight.journal import Lines
+from resmon.flight.reader import typed
+from resmon.page.course import Course, columns_for
+from resmon.page.history import History, RankHistory
+from resmon.records import Checkpoint, Finding, Incident, RunInfo
+
+PERIOD = 0.5  # seconds between two looks for what is new
+EVENTS = 2.0  # between two looks for what broke, which reads the newest rows anew
+IDLE = 300.0  # seconds after which a sight that nobody asks for is let go
+ROOM = 64 << 20  # bytes that all sights may take together
+WINDOWS = 3  # ranges of steps that are kept of one run
+NEVER = float("-inf")
+
+_reading = Lock()
+
+
+class Sight:
+    """One attempt of a run. Safe to use from several threads."""
+
+    def __init__(self, attempt: Path) -> None:
+        self.attempt = attempt
+        self.gone = False
+        self.findings: list[Finding] = []
+        self.incidents: list[Incident] = []
+        self.checkpoints: list[Checkpoint] = []
+        self.course: Course | None = None  # None as long as there is no step
+        self._history = History({})
+        self._windows: OrderedDict[tuple[int, int], tuple[int, Course]] = OrderedDict()  # with the newest step at that time
+        self._logged = -1  # newest step of which something was logged
+        self._read = self._looked = NEVER
+        self.lock = Lock()  # over whoever draws it, as `refresh` changes what is drawn
+        self.asked = time.monotonic()
+
+    @property
+    def size(self) -> int:
+        courses = [course for _, course in self._windows.values()]
+        return sum(course.size for course in (*courses, *([self.course] if self.course else [])))
+
+    @property
+    def info(self) -> RunInfo | None:
+        """The lowest rank's."""
+        return next((rank.info for rank in self._history.ranks.values()), None)
+
+    @property
+    def ranks(self) -> int:
+        return len(self._history.ranks)
+
+    @property
+    def skipped(self) -> int:
+        """Rows that could not be read."""
+        return sum(rank.skipped for rank in self._history.ranks.values())
+
+    @property
+    def version(self) -> tuple[object, ...]:
+        """Changes when anything does that is shown."""
+        course = self.course
+        states = tuple((event.id, event.state, event.step) for event in self.findings)
+        broke = tuple((incident.rank, incident.id, incident.time, incident.summary) for incident in self.incidents)
+        return (
+            self.gone,
+            self.skipped,
+            self.ranks,
+            None if course is None else (course.begin, course.newest, self._logged),
+            hash((states, broke)),
+            len(self.checkpoints),
+        )
+
+    def refresh(self) -> None:
+        """Take in what is new, unless that was done a moment ago."""
+        with self.lock:
+            now = self.asked = time.monotonic()
+            if now - self._read < PERIOD:
+                return
+            if not self.attempt.is_dir():
+                self.gone = True
+                return
+            self.gone = False
+            self._look(now)
+            self._find_ranks()
+            with _reading:
+                if self.course is None:
+                    self._begin()
+                else:
+                    self._go_on(self.course)
+            self._read = time.monotonic()
+
+    def window(self, first: int, last: int) -> Course | None:
+        """The course of some steps. To be called with the lock held."""
+        course = self.course
+        if course is None or last < first:
+            return None
+        newest = min(last, course.newest)
+        if course.width == 1 or (first <= course.begin and last >= course.newest):
+            return course
+        known = self._windows.get((first, last))
+        if known is not None and known[0] == newest:
+            self._windows.move_to_end((first, last))
+            return known[1]
+        with _reading:
+            made = self._course(max(first, course.begin), newest, columns_for(len(course.sites)), last)
+        self._windows[first, last] = newest, made
+        while len(self._windows) > WINDOWS:
+            self._windows.popitem(last=False)
+        return made
+
+    def close(self) -> None:
+        self._history.close()
+
+    def _look(self, now: float) -> None:
+        """Read what stands beside the rows."""
+        if now - self._looked < EVENTS:
+            return
+        self._looked = now
+        newest = {event.id: event for event in findings.read(self.attempt)[0]}
+        self.findings = sorted(newest.values(), key=lambda event: (event.opened_step, event.id))
+        try:
+            self.incidents = of_attempt(self.attempt)
+        except (FlightError, OSError):
+            self.incidents = []  # a newer resmon's, say; what is read of its rows says so
+        marks: list[Checkpoint] = []
+        for folder in layout.ranks(self.attempt).values():
+            marks += Lines(folder / layout.CHECKPOINTS, lambda values: typed(Checkpoint, values), "a checkpoint").poll()
+        self.checkpoints = sorted((each for each in marks if each.step is not None), key=lambda each: (each.step or 0, each.time))
+
+    def _find_ranks(self) -> None:
+        folders = layout.ranks(self.attempt)
+        if folders.keys() == self._history.ranks.keys():
+            return
+        ranks: dict[int, RankHistory] = {}
+        for number, folder in folders.items():
+            try:
+                ranks[number] = RankHistory(folder)
+            except FlightError:  # it has just been made, or is damaged
+                continue
+        if ranks.keys() != self._history.ranks.keys():
+            self._history.close()
+            self._history = History(ranks)
+            self.course = None
+            self._windows.clear()
+
+    def _begin(self) -> None:
+        span = self._history.span()
+        if span is None:
+            return
+        first, last = span
+        sites = next((len(rows.sites) for rows in self._history.between(last, last, 1)), 0)
+        self.course = self._course(first, last, columns_for(sites), None)
+        self._history.follow(self.course.newest)
+
+    def _course(self, first: int, last: int, columns: int, until: int | None) -> Course:
+        width = 1
+        while (last - first) // width >= columns:
+            width *= 2
+        course = Course(first, width, columns, until)
+        if until is not None:
+            course.base = None
+        for rows in self._history.between(first, last, width):
+            course.add(rows)
+        for logged in self._history.logged(first, last, width):
+            course.log(logged)
+            if until is None:
+                self._logged = max(self._logged, int(logged.last.max()))
+        return course
+
+    def _go_on(self, course: Course) -> None:
+        for rows in self._history.advance():
+            course.add(rows.take(rows.first > course.newest))
+        behind = self._logged
+        for rank in self._history.ranks.values():
+            for logged in rank.logged_since():
+                new = logged.last > behind
+                if new.any():
+                    course.log(logged.take(new))
+                    self._logged = max(self._logged, int(logged.last.max()))
+
+
+class Sights:
+    """The runs that somebody looks at."""
+
+    def __init__(self) -> None:
+        self._sights: OrderedDict[Path, Sight] = OrderedDict()
+        self._lock = Lock()
+
+    def of(self, attempt: Path) -> Sight:
+        """The sight of an attempt, read up to now."""
+        with self._lock:
+            sight = self._sights.setdefault(attempt, Sight(attempt))
+            self._sights.move_to_end(attempt)
+            self._let_go(time.monotonic())
+        sight.refresh()
+        return sight
+
+    @property
+    def looked_at(self) -> float:
+        """When somebody last asked for any, by the monotonic clock."""
+        return max((sight.asked for sight in list(self._sights.values())), default=NEVER)
+
+    def close(self) -> None:
+        with self._lock:
+            for sight in self._sights.values():
+                sight.close()
+            self._sights.clear()
+
+    def _let_go(self, now: float) -> None:
+        """Those that nobody asks for any more, and the ones asked for longest ago until the others have room."""
+        sizes = {attempt: sight.size for attempt, sight in self._sights.items()}
+        for attempt, sight in list(self._sights.items())[:-1]:
+            if now - sight.asked > IDLE or sum(sizes.values()) > ROOM:
+                del self._sights[attempt], sizes[attempt]
+                sight.close()
