@@ -27,8 +27,7 @@ from resmon.plots.measures import BY_NAME, MEASURES
 from resmon.records import Finding, Incident
 from resmon.summary import Summary
 
-PAGE = 50  # runs that one answer lists, and no more
-LARGEST_PAGE = 200
+PAGE, LARGEST_PAGE = 50, 500  # runs that one answer lists unless told otherwise, and at most
 KEPT = 12 << 20  # bytes of answers that are kept for whoever asks next
 LONGEST = 2_000  # characters of a text
 EVENTS = 100  # findings and incidents that are told in words
@@ -88,17 +87,17 @@ class Answers:
         self._kept: OrderedDict[tuple[Any, ...], tuple[Any, Answer]] = OrderedDict()
         self._lock = Lock()
 
-    def runs(self, match: str = "", begin: int = 0, limit: int = PAGE) -> Answer:
-        """The runs whose name has that in it, so many from that one on."""
+    def runs(self, match: str = "", limit: int = PAGE) -> Answer:
+        """The runs whose name has that in it, so many at most."""
         entries = self._listing.entries()
         if match:
             entries = [entry for entry in entries if match.lower() in entry.folder.name.lower()]
         shown = []
-        for entry in entries[begin : begin + min(limit, LARGEST_PAGE)]:
+        for entry in entries[: min(limit, LARGEST_PAGE)]:
             summary = self._listing.summary(entry)
             if summary is not None:
                 shown.append(_line(entry, summary))
-        return _answer({"version": resmon.__version__, "total": len(entries), "begin": begin, "runs": shown})
+        return _answer({"version": resmon.__version__, "total": len(entries), "runs": shown})
 
     def run(self, id_: str, wish: Wish) -> Answer | None:
         """One run, with its figures; None where there is none of that id."""

@@ -141,7 +141,7 @@ class Course:
             if rows.last[i] > self._counted[coarse[i]]:
                 self._counted[coarse[i]] = rows.last[i]
                 self._buckets[coarse[i]][place] = rows.buckets[i]
-        self.newest = max(self.newest, last)
+        self.newest = max(self.newest, last if self.until is None else min(last, self.until))
 
     def log(self, logged: Logged) -> None:
         """Take logged values in."""

@@ -338,7 +338,7 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
             y=rounded(skip),
             name=f"{whose}the stream that comes to it",
             mode="lines+markers",
-            line={"color": stream, "width": 2, "shape": "spline" if len(blocks) > 3 else "linear", "smoothing": 0.4},
+            line={"color": stream, "width": 2},
             marker={"size": 5, "color": stream},
             customdata=labels,
             hovertemplate=hover,

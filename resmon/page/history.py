@@ -88,11 +88,15 @@ class RankHistory:
         form = self._form()
         if form is None:
             return []
-        made = []
+        made: list[tuple[int, int]] = []
         for (first, size), (following, _) in pairwise([*segments, (1 << 62, 0)]):
             rows = (size - len(form.header)) // form.size
-            if rows > 0:
-                made.append((first, min(first + rows, following) - 1))
+            if rows <= 0:
+                continue
+            last = min(first + rows, following) - 1
+            if made and made[-1][1] == first - 1:
+                first = made.pop()[0]
+            made.append((first, last))
         return made
 
     def row_size(self) -> int:

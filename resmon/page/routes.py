@@ -1,7 +1,7 @@
 """The page's addresses. Requests change nothing; what they name is looked up and never becomes a path.
 
     /                     the page; what it shows stands in its query, so that it can be kept and sent
-    /api/runs             the runs of this machine; match=, begin=
+    /api/runs             the runs of this machine; match=, limit=
     /api/run?id=          one run and its figures (answers.Wish)
     /postmortem?id=       the post-mortem of a run that is over
     /runbooks/NAME        a runbook
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,14 +105,13 @@ class Page:
         return await anyio.to_thread.run_sync(function, limiter=self._limiter)
 
     async def _index(self, _: Request) -> Response:
-        text = (await self._apart(lambda: (STATIC / "page.html").read_text(encoding="utf-8"))).replace("{plotly}", _version())
-        return HTMLResponse(text, headers=HEADERS | {"cache-control": "no-cache"})
+        return HTMLResponse(await self._apart(_page), headers=HEADERS | {"cache-control": "no-cache"})
 
     async def _runs(self, request: Request) -> Response:
         query = request.query_params
-        begin = query.get("begin", "0")
-        begin_ = int(begin) if begin.isascii() and begin.isdecimal() and len(begin) < 9 else 0
-        return self._tagged(request, await self._apart(partial(self._answers.runs, query.get("match", "")[:200], begin_)))
+        limit = query.get("limit", "")
+        most = int(limit) if limit.isascii() and limit.isdecimal() and len(limit) < 9 else answers_.PAGE
+        return self._tagged(request, await self._apart(partial(self._answers.runs, query.get("match", "")[:200], most)))
 
     async def _run(self, request: Request) -> Response:
         query = request.query_params
@@ -154,6 +154,14 @@ class Page:
         if packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
             return Response(packed, headers=headers | {"content-encoding": "gzip", "content-type": kind})
         return Response(gzip.decompress(packed) if packed is not None else body, headers=headers | {"content-type": kind})
+
+
+@cache
+def _page() -> str:
+    text = (STATIC / "page.html").read_text(encoding="utf-8")
+    # Style sheets that plotly.js writes into the page, unless they are there: those of maps, which nobody draws here.
+    ids = re.findall(r'getElementById\("([0-9a-f]{64})"\)', _plotly().read_text(encoding="utf-8"))
+    return text.replace("{plotly}", _version()).replace("{ids}", "".join(f'<template id="{each}"></template>' for each in ids))
 
 
 def _plotly() -> Path:

@@ -180,7 +180,10 @@ class Sight:
 
     def _go_on(self, course: Course) -> None:
         for rows in self._history.advance():
-            course.add(rows.take(rows.first > course.newest))
+            rows = rows.take(rows.first > course.newest)
+            if len(rows) and int(rows.first[0]) > course.newest + 1:
+                self._fill(course, course.newest + 1, int(rows.first[0]) - 1)
+            course.add(rows)
         behind = self._logged
         for rank in self._history.ranks.values():
             for logged in rank.logged_since():
@@ -188,6 +191,14 @@ class Sight:
                 if new.any():
                     course.log(logged.take(new))
                     self._logged = max(self._logged, int(logged.last.max()))
+
+    def _fill(self, course: Course, first: int, last: int) -> None:
+        """Nobody looked for so long that full rows have come and gone: bins have them."""
+        for rows in self._history.between(first, last, course.width):
+            course.add(rows.take(rows.first <= last))
+        for logged in self._history.logged(first, last, course.width):
+            if (new := logged.last > self._logged).any():
+                course.log(logged.take(new))
 
 
 class Sights:

@@ -21,8 +21,8 @@ from resmon.cli import main
 from resmon.postmortem import markdown, page
 from resmon.postmortem.figures import figures
 from resmon.postmortem.report import make
-from tests.postmortem.browser import CHROMIUM
-from tests.postmortem.browser import Page as Tab
+from tests.browser import CHROMIUM
+from tests.browser import Page as Tab
 from tests.postmortem.runs import explosion, incident, record
 
 HOSTILE = (
