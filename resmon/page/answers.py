@@ -28,7 +28,7 @@ from resmon.records import Finding, Incident
 from resmon.summary import Summary
 
 PAGE, LARGEST_PAGE = 50, 500  # runs that one answer lists unless told otherwise, and at most
-KEPT = 12 << 20  # bytes of answers that are kept for whoever asks next
+KEPT = 8 << 20  # bytes of answers that are kept for whoever asks next
 LONGEST = 2_000  # characters of a text
 EVENTS = 100  # findings and incidents that are told in words
 
@@ -149,14 +149,14 @@ def _told(entries: list[Entry], sights: list[Sight], lines: list[Summary | None]
         there.sort(key=MEASURES.index)
         wished = BY_NAME.get(wish.quantity or "")
         measure = wished if wished in there else there[0]
-        at = min(max(first, whole[0]), whole[1]) if wish.at is not None and wish.at < first else min(last, whole[1])
-        if wish.at is not None and first <= wish.at <= last:
-            at = wish.at
         seen = []
         for one, sight in zip(told, sights, strict=False):
             course = sight.window(first, last)
             if course is not None:
                 seen.append(Seen(one["name"], sight, course))
+        at = min((each.course.newest_known(first, last) for each in seen), default=last)
+        if wish.at is not None:
+            at = min(max(wish.at, first), last, whole[1])
         blocks = max((len(each.blocks) for each in seen), default=0)
         block = wish.block if wish.block is not None and wish.block < blocks else None
         look = Look(measure, first, last, at, block, wish.narrow)

@@ -19,11 +19,13 @@ from resmon.plots.measures import MEASURES, PLACES, Measure
 from resmon.records import MAGNITUDE_COLUMNS, Bools, Floats, Ints, ResidualSite
 
 ROOM = 20 << 20  # bytes that the columns of one course may take
-MOST, LEAST = 768, 64  # columns
+MOST, LEAST = 512, 64  # columns
 COARSE = 4  # columns that share one histogram of magnitudes
 CELL = 20  # bytes of a quantity, block and column
 
 Sites = tuple[ResidualSite, ...]
+
+_STREAM = next(m for m, measure in enumerate(MEASURES) if measure.name == "skip_rms")
 
 
 def columns_for(sites: int) -> int:
@@ -180,6 +182,13 @@ class Course:
         if curve is None or value == name:
             return curve
         return Curve(curve.step, np.sqrt(curve.low), np.sqrt(curve.mean), np.sqrt(curve.high))
+
+    def newest_known(self, first: int, last: int) -> int:
+        """The newest of these steps, about, at which a block's stream is a number; the last where there is none."""
+        last = max(self.begin, min(last, self.newest))
+        known = np.flatnonzero((self._blocks.weight[_STREAM, : self.used] > 0).any(axis=1))
+        known = known[(known >= (first - self.begin) // self.width) & (known <= (last - self.begin) // self.width)]
+        return last if not len(known) else min(last, self.begin + (int(known[-1]) + 1) * self.width - 1)
 
     def scores(self) -> list[str]:
         """The names that were logged."""

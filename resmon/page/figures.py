@@ -50,7 +50,11 @@ class Look:
 
     @property
     def margin(self) -> dict[str, int]:
-        return {"l": 76, "r": 8, "t": 8, "b": 40} if self.narrow else {"l": 172, "r": 92, "t": 8, "b": 40}
+        return {"l": 76, "r": 8, "t": 8, "b": 40} if self.narrow else {"l": 172, "r": 110, "t": 8, "b": 40}
+
+    def half(self, of: int) -> dict[str, int]:
+        """Where figures of two runs stand side by side."""
+        return self.margin if of == 1 or self.narrow else self.margin | {"l": 112, "r": 96}
 
 
 def figures(seen: Sequence[Seen], look: Look) -> list[Figure]:
@@ -172,20 +176,21 @@ def _panels(
     panels = [(heading, lines) for heading, lines in panels if lines]
     if not panels:
         return None
-    height = 48 + 150 * len(panels) + (16 if any(len(lines) > 1 for _, lines in panels) else 0)
+    each = 150 if len(panels) < 3 else 120
+    height = 48 + each * len(panels) + (16 if any(len(lines) > 1 for _, lines in panels) else 0)
     canvas = Canvas(height, len(panels), vertical_spacing=min(0.12, 36 / height), shared_x=True, margin=look.margin)
-    legend = False
+    legend: set[str] = set()
     for row, (heading, lines) in enumerate(panels, 1):
         for whose, what, curve, colour in lines:
-            several = len(lines) > 1
             name = f"{short(whose.name)} {what}".strip() if len(seen) > 1 else what
-            line(canvas, curve, name, colour, row, rises=what == "learning rate", showlegend=several)
-            legend |= several
+            new = len(lines) > 1 and name not in legend
+            line(canvas, curve, name, colour, row, rises=heading == "learning rate", showlegend=new)
+            legend |= {name} if new else set()
         canvas.y(row, title={"text": heading, "standoff": 8}, **scale([curve for _, _, curve, _ in lines]))
     _steps(canvas, look)
     _marks(canvas, seen[0].sight, look, len(panels))
     if legend:
-        canvas.set(showlegend=True, margin={"t": 28})
+        canvas.set(showlegend=True, margin={"t": 28}, legend={"traceorder": "normal"})
     return Figure(key, title, caption, canvas.plot(), height)
 
 
@@ -256,12 +261,11 @@ def _heat(seen: Seen, look: Look, values: Floats, cells: Cells, scale_: heatmap.
     if not blocks or not values.shape[1]:
         return None
     measure, linear = look.measure, look.measure.scale == "linear"
-    margin = look.margin
-    canvas = Canvas(min(heatmap.height(most, 620), 420 if look.narrow else 620), margin=margin)
+    canvas = Canvas(min(heatmap.height(most, 620), 420 if look.narrow else 620), margin=look.half(of))
     middle = (cells.first + np.minimum(cells.last, max(seen.course.newest, int(cells.first[-1])))) // 2
     # A column of the screen begins where its steps do: plotly takes the places of the edges, one more than the columns.
     zero, broken = heatmap.cells(canvas, 1, middle, blocks, values, linear=linear)
-    heatmap.rows(canvas, blocks, 9 if look.narrow else 24, 16 if look.narrow else 32)
+    heatmap.rows(canvas, blocks, 9 if look.narrow else 24 if of == 1 else 14, 16 if look.narrow else 32)
     canvas.x(title={"text": ""})
     heatmap.colours(canvas, measure.label, measure.colours, scale_, linear=linear)
     if look.narrow:
@@ -293,7 +297,7 @@ def _heat(seen: Seen, look: Look, values: Floats, cells: Cells, scale_: heatmap.
     if look.narrow:
         caption += f" Colours from {_end(scale_[0], linear)} (dark) to {_end(scale_[1], linear)} (light)."
     title = measure.title if of == 1 else f"{measure.title}: {seen.name}"
-    return Figure("heat" if i == 0 else "heat-2", title, caption if i == of - 1 else "", canvas.plot(), canvas.height)
+    return Figure("heat" if i == 0 else "heat-2", title, caption if i == 0 else "", canvas.plot(), canvas.height)
 
 
 def _end(value: float, linear: bool) -> str:
@@ -436,7 +440,7 @@ def _magnitudes(seen: Seen, look: Look, block: int, i: int, of: int) -> Figure |
     exponents = np.arange(MAGNITUDE_LOW, MAGNITUDE_HIGH + 2)
     inside = np.flatnonzero((np.nan_to_num(finite) > 1e-4).any(axis=1))
     low, high = (max(0, int(inside[0]) - 1), min(len(exponents), int(inside[-1]) + 2)) if len(inside) else (0, len(exponents))
-    canvas = Canvas(260, margin=look.margin)
+    canvas = Canvas(260, margin=look.half(of))
     percent = np.where(finite > 0, 100 * finite, np.nan)[low:high]
     canvas.add(
         "heatmap",
@@ -470,7 +474,7 @@ def _magnitudes(seen: Seen, look: Look, block: int, i: int, of: int) -> Figure |
         if newest.shape[1] and newest[place, -1] > 0.001:
             caption += f" Of the newest, {100 * newest[place, -1]:.3g} % are {what}, which is not drawn."
     title = "Its activations" if of == 1 else f"Its activations: {seen.name}"
-    return Figure("magnitudes" if i == 0 else "magnitudes-2", title, caption if i == of - 1 else "", canvas.plot(), canvas.height)
+    return Figure("magnitudes" if i == 0 else "magnitudes-2", title, caption if i == 0 else "", canvas.plot(), canvas.height)
 
 
 def differing(seen: Sequence[Seen]) -> str:

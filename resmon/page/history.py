@@ -24,7 +24,7 @@ from resmon.page.rows import Rows, merged, of_bins, of_steps
 from resmon.records import Bools, Floats, Ints
 
 FULL = 96 << 20  # bytes of full rows that are read at most of a rank for one view; beyond it, bins
-AT_ONCE = 24_000  # numbers of blocks times rows that are held at once
+AT_ONCE = 8_000  # numbers of blocks times rows that are held at once
 WAITING = 256  # steps that wait for a slower rank before they are shown without it
 NAMES = 64  # logged names that are drawn at most
 
@@ -145,12 +145,12 @@ class RankHistory:
 
     def logged(self, first: int, last: int) -> Iterator[Logged]:
         """What was logged at these steps, as far as it is there in full."""
-        for names, records in self._scalar_rows("scalars", first, last, "step"):
+        for names, records in self._scalar_rows("scalars", first, last):
             yield from _single(names, records)
 
     def logged_bins(self, level: int, first: int, last: int) -> Iterator[Logged]:
-        """Likewise of bins that begin at these steps."""
-        for names, records in self._scalar_rows(f"scalarbins-{level}", first, last, "first_step"):
+        """Likewise of bins that hold steps behind `first` and begin up to `last`."""
+        for names, records in self._scalar_rows(f"scalarbins-{level}", first, last):
             for name, places in names.items():
                 rows = records[places]
                 numbers = (rows[f"value_{each}"].astype(float) for each in ("min", "max", "sum", "count"))
@@ -166,17 +166,18 @@ class RankHistory:
             made += _single(_by_name(found[1]), found[1])
         return made
 
-    def _scalar_rows(self, stem: str, first: int, last: int, column: str) -> Iterator[tuple[dict[str, Ints], Records]]:
+    def _scalar_rows(self, stem: str, first: int, last: int) -> Iterator[tuple[dict[str, Ints], Records]]:
         segments = Segments(self.folder, stem, "scalars" if stem == "scalars" else "scalarbins")
+        begins, ends = ("step", "step") if stem == "scalars" else ("first_step", "last_step")
         begin = max((begin for begin, _ in self.segments(stem) if begin <= first), default=0)
         segments.go_to((begin, 0))
         try:
             while (found := segments.read(4096)) is not None:
                 records = found[1]
-                records = records[(records[column] >= first) & (records[column] <= last)]
+                records = records[(records[ends] >= first) & (records[begins] <= last)]
                 if len(records):
                     yield _by_name(records), records
-                if int(found[1][column][0]) > last:
+                if int(found[1][begins][0]) > last:
                     return
         finally:
             segments.close()
@@ -329,7 +330,7 @@ class History:
                 reached = begin - 1
                 for level, since, until in alone._levels("scalarbins", plan.level, begin, end):
                     newest = reached
-                    for logged in rank.logged_bins(level, max(since, reached + 1) if level < plan.level else since, until):
+                    for logged in rank.logged_bins(level, max(since, reached + 1), until):
                         newest = max(newest, int(logged.last.max()))
                         if spoken.setdefault(logged.name, number) == number:
                             yield logged
@@ -349,7 +350,7 @@ class History:
     def advance(self) -> Iterator[Rows]:
         """What is new and every rank that lives has reached."""
         while True:
-            limit = max(4, AT_ONCE // max(1, 100 * len(self.ranks)))
+            limit = max(4, AT_ONCE // 100 // len(self.ranks))
             new = [rank.fresh(limit) for rank in self.ranks.values()]
             newest = [rank.newest for rank in self.ranks.values()]
             living = [rank.newest for rank in self.ranks.values() if rank.alive()]

@@ -195,6 +195,7 @@ const showRun = (content) => {
   document.title = `${run.name}${other ? ` and ${other.name}` : ""} · resmon`;
   $("name").textContent = other ? `${run.name} beside ${other.name}` : run.name;
   chip($("outcome"), run.outcome);
+  if (other) $("outcome").textContent += ` beside ${other.outcome.replaceAll("_", " ")}`;
   facts(run);
   trouble(run, content);
   tools(content);
@@ -229,7 +230,7 @@ const trouble = (run, content) => {
       each.capsule && make("code", { text: each.capsule }),
     );
     return make("div", { className: "card bad" },
-      make("p", { text: each.summary }), each.line && make("p", { className: "mono advice", text: each.line }),
+      make("p", { text: each.summary }), each.line && !each.summary.includes(each.line) && make("p", { className: "mono advice", text: each.line }),
       each.advice && make("p", { className: "advice", text: each.advice }), actions);
   }).reverse();
   const open = run.findings.filter((each) => each.open), closed = run.findings.filter((each) => !each.open);
