@@ -89,7 +89,7 @@ def main() -> None:
         if not (directory / "long").exists():
             write(directory, chosen.blocks, chosen.steps, Settings.of().budget)
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
-        listing = Listing(lambda: [directory], lambda: [])
+        listing = Listing(lambda: [directory], list)
         (entry,) = listing.entries()
         answers = Answers(listing, Sights())
         before = memory()

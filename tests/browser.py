@@ -116,7 +116,7 @@ class Page:
     def until(self, expression: str, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.run(expression):
+            if self.run(f"Boolean({expression})"):
                 return
             time.sleep(0.05)
         raise TimeoutError(f"{expression}; the console: {self.complaints}")

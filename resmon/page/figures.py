@@ -18,7 +18,7 @@ from resmon.quantities import count, listed, number, raised
 from resmon.records import MAGNITUDE_HIGH, MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, Floats
 
 LOSSES, SCORES = 3, 4  # names that are drawn
-STANDS_OUT, AT_LEAST = 2.0, 0.05  # times as far from its column's mean as usual, and decades at least
+STANDS_OUT, AT_LEAST = 3.0, 0.1  # times the usual range of a column, and decades at least
 EVENTS = 500  # marks that are drawn of a kind
 OPACITY = "rgba(128,128,128,0.22)"
 
@@ -244,15 +244,22 @@ def _scores(seen: Sequence[Seen], look: Look) -> Figure | None:
 
 
 def _shown(cells: Cells) -> tuple[Floats, Cells]:
-    """The number that a cell shows: its mean, or the step that stands out of it; infinite where anything was not finite."""
+    """The number that a cell shows: its mean, or the step that stands out of it; infinite where anything was not finite.
+
+    A step stands out where what its column ranges over is far more than the block's columns usually do. It is the end that is
+    further from the columns beside, as the step itself has moved the mean of its own.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
-        up, down = np.log10(cells.high / cells.mean), np.log10(cells.mean / cells.low)
-        up, down = np.where(cells.mean == 0, 0.0, up), np.where(cells.mean == 0, 0.0, down)
-        away = np.fmax(up, down)
-        known = np.where(np.isfinite(away), away, np.nan)
-        usual = np.array([np.median(row[~np.isnan(row)]) if (~np.isnan(row)).any() else 0.0 for row in known])
-        out = away > np.maximum(STANDS_OUT * usual[:, None], AT_LEAST)
-        values = np.where(out, np.where(up >= down, cells.high, cells.low), cells.mean)
+        low, mean, high = (np.log10(each) for each in (cells.low, cells.mean, cells.high))
+        spread = np.where(cells.low == 0, np.where(cells.high == 0, 0.0, np.inf), high - low)
+        usual = np.array([np.median(row[np.isfinite(row)]) if np.isfinite(row).any() else 0.0 for row in spread])
+        out = spread > np.maximum(STANDS_OUT * usual[:, None], AT_LEAST)
+        sides = np.stack([np.roll(mean, 1, axis=1), np.roll(mean, -1, axis=1)])
+        sides[0, :, :1] = sides[1, :, -1:] = np.nan
+        sides[~np.isfinite(sides)] = np.nan
+        beside = np.where(np.isnan(sides[0]), sides[1], np.where(np.isnan(sides[1]), sides[0], sides.mean(axis=0)))
+        upwards = ~(beside - low > high - beside)
+        values = np.where(out, np.where(upwards, cells.high, cells.low), cells.mean)
     return np.where(cells.nonfinite, np.inf, values), cells
 
 

@@ -66,9 +66,9 @@ class RankHistory:
         return layout.is_held(self.folder / layout.LOCK)
 
     @property
-    def skipped(self) -> int:
-        """Rows that could not be read, as far as that can be told."""
-        return sum(skip.rows for skip in (*self.skips, *self._live.skips, *self._scalars.skips))
+    def skipped(self) -> list[Skip]:
+        """What could not be read; what was met twice stands there twice."""
+        return [*self.skips, *self._live.skips, *self._scalars.skips]
 
     def segments(self, stem: str) -> list[tuple[int, int]]:
         """First step and size of each segment on file."""

@@ -41,6 +41,7 @@ class Sight:
         self.checkpoints: list[Checkpoint] = []
         self.course: Course | None = None  # None as long as there is no step
         self._history = History({})
+        self._made: dict[int, tuple[int, ...]] = {}  # what tells each rank's folder from another of that name
         self._windows: OrderedDict[tuple[int, int], tuple[int, Course]] = OrderedDict()  # with the newest step at that time
         self._logged = -1  # newest step of which something was logged
         self._read = self._looked = NEVER
@@ -64,7 +65,8 @@ class Sight:
     @property
     def skipped(self) -> int:
         """Rows that could not be read."""
-        return sum(rank.skipped for rank in self._history.ranks.values())
+        skips = {(skip.file, skip.offset): skip.rows for rank in self._history.ranks.values() for skip in rank.skipped}
+        return sum(skips.values())
 
     @property
     def version(self) -> tuple[object, ...]:
@@ -140,18 +142,21 @@ class Sight:
 
     def _find_ranks(self) -> None:
         folders = layout.ranks(self.attempt)
-        if folders.keys() == self._history.ranks.keys():
+        made = {number: _made(folder) for number, folder in folders.items()}
+        if made == self._made:
             return
+        again = any(made.get(number, mark) != mark for number, mark in self._made.items())  # it was removed and made anew
+        self._made = made
         ranks: dict[int, RankHistory] = {}
         for number, folder in folders.items():
             try:
                 ranks[number] = RankHistory(folder)
             except FlightError:  # it has just been made, or is damaged
                 continue
-        if ranks.keys() != self._history.ranks.keys():
+        if again or ranks.keys() != self._history.ranks.keys():
             self._history.close()
             self._history = History(ranks)
-            self.course = None
+            self.course, self._logged = None, -1
             self._windows.clear()
 
     def _begin(self) -> None:
@@ -199,6 +204,13 @@ class Sight:
         for logged in self._history.logged(first, last, course.width):
             if (new := logged.last > self._logged).any():
                 course.log(logged.take(new))
+
+
+def _made(folder: Path) -> tuple[int, ...]:
+    try:
+        return folder.stat().st_ino, (folder / layout.INFO).stat().st_mtime_ns
+    except OSError:
+        return ()
 
 
 class Sights:

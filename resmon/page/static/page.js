@@ -337,7 +337,9 @@ const listen = (plot, key) => {
 };
 
 const keys = (event) => { // of the heat map: blocks up and down, steps left and right
-  const { range, at, block, blocks } = answer;
+  const { range, blocks } = answer;
+  // Keys come faster than answers: what counts is what was chosen last.
+  const at = Number(state.at ?? answer.at), block = state.block === undefined ? null : Number(state.block);
   const stride = Math.max(1, Math.round((range[1] - range[0]) / 100));
   const moves = {
     ArrowUp: () => go({ block: Math.max(0, (block ?? blocks.length) - 1) }, { replace: true }),
