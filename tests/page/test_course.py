@@ -62,12 +62,12 @@ def test_a_column_is_what_its_steps_are(measure: Measure, tmp_path: Path) -> Non
 
 def test_where_rows_are_thinned_bins_stand_for_them_and_bound_them(tmp_path: Path) -> None:
     folder, writer = begin(tmp_path, budget=1 << 20)
-    records = write(writer, synthetic.Training(synthetic.sites(3)), 4000)
+    records = write(writer, synthetic.Training(synthetic.sites(3)), 2600)
     _, course = looked_at(folder)
-    assert len(load(folder).steps()) < 4000, "rows were thinned"
+    assert len(load(folder).steps()) < 2600, "rows were thinned"
     measure = BY_NAME["gradient_norm"]
     cells, width = course.cells(measure), course.width
-    numbers = exact(measure, records)[: 4000 // width * width].reshape(-1, width, 3)
+    numbers = exact(measure, records)[: 2600 // width * width].reshape(-1, width, 3)
     low, mean, high = (each.T[: len(numbers)] for each in (cells.low, cells.mean, cells.high))
     assert np.isfinite(mean).all(), "no column is empty"
     assert (low <= numbers.min(1) * (1 + 1e-6)).all() and (high >= numbers.max(1) * (1 - 1e-6)).all()
@@ -121,7 +121,7 @@ def test_whoever_comes_back_late_finds_no_hole(tmp_path: Path, monkeypatch: pyte
     training = synthetic.Training(synthetic.sites(3))
     write(writer, training, 1500)
     found, course = looked_at(folder)
-    records = write(writer, training, 4000)
+    records = write(writer, training, 2600)
     again(found, monkeypatch)
     assert course.newest == records[-1].step
     assert np.isfinite(course.cells(BY_NAME["gradient_norm"]).mean).all()

@@ -58,9 +58,7 @@ def test_the_runs_and_a_click_on_one(place: Place, tab: Page) -> None:
     listed = text(tab, "[data-runs]")
     assert "well" in listed and "finished" in listed and "nonfinite" in listed and "ago" in listed
     assert "Step 90: sqrt in module h.4" in listed
-    tab.run(
-        "document.querySelector('[data-match]').value = 'brok'; document.querySelector('[data-match]').dispatchEvent(new Event('input'))"
-    )
+    tab.run("(e => { e.value = 'brok'; e.dispatchEvent(new Event('input')); })(document.querySelector('[data-match]'))")
     tab.until("document.querySelectorAll('.run').length === 1")
     tab.click(*centre(tab, ".run .name", 0.1))
     tab.until(DRAWN)
@@ -84,6 +82,7 @@ def test_a_click_into_the_map_chooses_block_and_step(place: Place, tab: Page) ->
     assert tab.run("document.querySelector('[data-block]').value") == "2"
 
 
+@pytest.mark.slow
 def test_another_quantity_and_a_closer_look(place: Place, tab: Page) -> None:
     tab.open(place.address("well"))
     tab.until(DRAWN)
@@ -102,6 +101,7 @@ def test_another_quantity_and_a_closer_look(place: Place, tab: Page) -> None:
     tab.until(f"{shown}[0] > 40")
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(place: Place, tab: Page) -> None:
     tab.open(place.address("well"))
     tab.until(DRAWN)
@@ -109,12 +109,8 @@ def test_two_runs_side_by_side(place: Place, tab: Page) -> None:
     tab.until("document.querySelector('[data-beside]').options.length === 3")
     choose(tab, "beside", place.id("broken"))
     tab.until("document.querySelector('[data-key=heat-2] .main-svg')")
-    one, two = (
-        tab.run(
-            f"(({{xaxis, coloraxis}}) => [xaxis.range, coloraxis.cmin, coloraxis.cmax])(document.querySelector('[data-key={key}] .plot').layout)"
-        )
-        for key in ("heat", "heat-2")
-    )
+    axes = "(({xaxis, coloraxis}) => [xaxis.range, coloraxis.cmin, coloraxis.cmax])"
+    one, two = (tab.run(f"{axes}(document.querySelector('[data-key={key}] .plot').layout)") for key in ("heat", "heat-2"))
     assert one == two
     places = tab.run("['heat', 'heat-2'].map((key) => document.querySelector(`[data-key=${key}]`).getBoundingClientRect().top)")
     assert places[0] == places[1], "beside each other"
@@ -150,8 +146,10 @@ def test_the_keyboard_is_enough(place: Place, tab: Page) -> None:
     tab.until("!document.querySelector('[data-key=block]')")
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [360, 800])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [(360, True), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((360, False), (800, False), (800, True)))],
+)
 def test_small_screens_in_light_and_dark(width: int, dark: bool, place: Place, tab: Page) -> None:
     tab.size(width, 780, touch=width < 700)
     tab.media(dark)
@@ -161,15 +159,15 @@ def test_small_screens_in_light_and_dark(width: int, dark: bool, place: Place, t
     ground = tab.run("getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
     assert tab.run("document.querySelector('[data-key=loss] .plot').layout.font.color") == ("#e7eaee" if dark else "#1c2026")
-    small = tab.run(
-        "[...document.querySelectorAll('button, select')].filter((e) => e.offsetParent && e.getBoundingClientRect().height < 30).map((e) => e.outerHTML.slice(0, 80))"
-    )
+    seen = "[...document.querySelectorAll('button, select')].filter((e) => e.offsetParent)"
+    small = tab.run(f"{seen}.filter((e) => e.getBoundingClientRect().height < 30).map((e) => e.outerHTML.slice(0, 80))")
     assert all("theme-button" in each or "link" in each for each in small), "large enough for a finger"
     tab.open(place.url)
     tab.until("document.querySelectorAll('.run').length === 3")
     assert not overflows(tab)
 
 
+@pytest.mark.slow
 def test_the_theme_can_be_chosen_and_stays(place: Place, tab: Page) -> None:
     tab.open(place.address("well"))
     tab.until(DRAWN)
@@ -189,13 +187,10 @@ def test_hostile_names_are_shown_as_they_are(place: Place, tab: Page) -> None:
         tab.until("document.querySelector('[data-key=block] .main-svg')")
         assert text(tab, "h1[data-name]") == HOSTILE[0]
         assert text(tab, "[data-key=block] h2") == f"Block {name}"
-        tab.call(
-            "Input.dispatchMouseEvent",
-            type="mouseMoved",
-            **dict(zip("xy", centre(tab, f"{HEAT} .nsewdrag", 0.3, (block + 0.5) / 4), strict=True)),
-        )
+        x, y = centre(tab, f"{HEAT} .nsewdrag", 0.3, (block + 0.5) / 4)
+        tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         tab.until("document.querySelector('[data-key=heat] .hoverlayer .hovertext')")
-        assert name[:8] in text(tab, "[data-key=heat] .hoverlayer").replace("\n", "")
+        assert name[:20] in str(tab.run("document.querySelector('[data-key=heat] .hoverlayer').textContent"))
         assert not tab.run(f"Boolean({OWNED})")
 
 
@@ -211,6 +206,7 @@ def test_the_policy_is_strict_and_nothing_comes_from_elsewhere(place: Place, tab
     assert tab.run("document.querySelectorAll('style').length") == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_while_it_is_looked_at(place: Place, tab: Page) -> None:
     folder = record(place.runs, "going", steps=50, end=False)
     wait_for(lambda: "going" in get(f"{place.url}/api/runs")[1])
@@ -222,12 +218,14 @@ def test_a_run_that_goes_while_it_is_looked_at(place: Place, tab: Page) -> None:
     tab.complaints[:] = [each for each in tab.complaints if "404" not in each]  # the browser tells of each answer that it is none
 
 
+@pytest.mark.slow
 def test_no_run_of_that_name(place: Place, tab: Page) -> None:
     tab.open(f"{place.url}/?run=%3Cimg%20src%3Dx%3E")
     tab.until("document.querySelector('[data-banner]').innerText.startsWith('There is nothing to show')")
     tab.complaints[:] = [each for each in tab.complaints if "404" not in each]
 
 
+@pytest.mark.slow
 def test_a_flight_that_is_damaged_while_it_is_looked_at(place: Place, tab: Page) -> None:
     folder, writer = begin(place.runs, "hurt", launch="hurt")
     fill(writer, 60, 4)
@@ -249,6 +247,7 @@ def test_a_runbook_is_a_page(place: Place, tab: Page) -> None:
     assert get(f"{place.url}/static/..%2fpage.py")[0] == 404
 
 
+@pytest.mark.slow
 def test_steps_arrive_without_a_reload_and_a_tab_that_slept_catches_up(place: Place, tab: Page) -> None:
     """Two ranks are trained beside: a live run of a real process."""
     trainer = place.house.trainer(run="live", sites=3, pace=0.05, last=400)
@@ -261,7 +260,8 @@ def test_steps_arrive_without_a_reload_and_a_tab_that_slept_catches_up(place: Pl
     before, drawn = tab.run(steps), tab.run(last)
     tab.until(f"{steps} > {before} + 10 && {last} > {drawn} + 10", 20)
     assert "live" in text(tab, ".connection")
-    hide = "Object.defineProperty(document, 'hidden', {{value: {0}, configurable: true}}); document.dispatchEvent(new Event('visibilitychange'))"
+    hide = "Object.defineProperty(document, 'hidden', {{value: {0}, configurable: true}});"
+    hide += "document.dispatchEvent(new Event('visibilitychange'))"
     tab.run(hide.format("true"))
     asleep = tab.run("performance.getEntriesByType('resource').length")
     wait_for(lambda: json.loads(get(f"{place.url}/api/run?id={place.id('live')}")[1])["whole"][1] > drawn + 60)
@@ -309,6 +309,7 @@ def test_an_agent_that_goes_and_comes_back(tmp_path: Path, place: Place, tab: Pa
     tab.complaints[:] = [each for each in tab.complaints if "ERR_CONNECTION" not in each]
 
 
+@pytest.mark.slow
 def test_claiming_a_run_is_all_that_a_page_needs(place: Place) -> None:
     """A run before its first row, and one whose name is another's beginning."""
     claim(place.runs, "wel", "launch", 0)
