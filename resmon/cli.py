@@ -36,13 +36,17 @@ def agent(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT to serve on; 127.0.0.1:9699 unless settings say otherwise.")] = None,
     linger: Annotated[float, typer.Option(min=0.0, help="Seconds that an ended run's series stay if nobody scrapes.")] = 90.0,
     max_series: Annotated[int | None, typer.Option(help="Most series of a run; 10,000 unless settings say otherwise.")] = None,
+    directory: Annotated[
+        list[Path] | None,
+        typer.Option("--directory", "-d", help="Folder of runs that its page is to list as well; several may be named."),
+    ] = None,
 ) -> None:
-    """Follow the flights of this machine and serve them to Prometheus. `resmon.watch` starts one by itself."""
+    """Follow the flights of this machine, for browsers and for Prometheus. `resmon.watch` starts one by itself."""
     from resmon.agent import service
     from resmon.settings import Settings
 
     chosen = Settings.of(listen=listen, max_series=max_series)
-    service.main(chosen.listen, linger, chosen.max_series)
+    service.main(chosen.listen, linger, chosen.max_series, [_runs_directory(each) for each in directory or ()])
 
 
 def list_runs(
@@ -170,10 +174,12 @@ def tail(
 ) -> None:
     """Watch a run, live or finished, in the terminal; into a pipe goes one frame."""
     from resmon.origins import printable
-    from resmon.tail import Tail, find_run, show
+    from resmon.tail import Tail, find_run, page_of, show
 
     console = Console()
     attempt = find_run(run, _runs_directory(directory))
+    if (url := page_of(attempt)) is not None:
+        console.print(Text.assemble(("in a browser  ", "dim"), url), soft_wrap=True)
     try:
         view = show(console, Tail(attempt), once=once or not console.is_terminal)
     except KeyboardInterrupt:  # how one leaves

@@ -33,6 +33,7 @@ from resmon.flight.endings import Remains, conclude, told
 from resmon.flight.layout import CHECKPOINTS, END, REACHED, boot_id, claim, reserved, safe_name
 from resmon.flight.writer import FlightWriter
 from resmon.kills import kills, memory_group
+from resmon.page.address import address
 from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.settings import Settings
 from resmon.targets import Reached, parse
@@ -470,6 +471,7 @@ def _serve(settings: Settings, folder: Path, reaction: Reaction | None) -> str:
         return ""
     if url is None:
         return ""
+    page = address(url, folder.parent.parent)
     if now is not None and now.url:
-        return f", served at {url}/metrics"
-    return f", to be served at {url}/metrics (or, if another program has that port, where {home / runtime.LOG} says)"
+        return f", seen at {page}"
+    return f", to be seen at {page} (or, if another program has that port, where {home / runtime.LOG} says)"

@@ -7,6 +7,7 @@ agent writes. Where there is none, perhaps because no agent runs, detectors that
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,13 +19,15 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from resmon.agent import runtime
 from resmon.detectors import Bank
-from resmon.errors import FlightError, FlightVersionError
+from resmon.errors import AgentError, FlightError, FlightVersionError
 from resmon.exporters.ranks import Ranks
 from resmon.flight import findings, incidents, layout, stalls
 from resmon.flight.endings import Remains, conclude
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower
+from resmon.page.address import address
 from resmon.records import OUTCOMES, Columns, Finding, Incident, RunEnd, StepRecord
 from resmon.terminal import View, frame
 
@@ -189,6 +192,19 @@ def show(console: Console, tail: Tail, *, once: bool = False) -> View:
             view = tail.poll()
             live.update(drawn(), refresh=True)
     return view
+
+
+def page_of(attempt: Path) -> str | None:
+    """Where a browser shows the run, if an agent serves here that knows its folder."""
+    try:
+        home = runtime.folder()
+        now = runtime.serving(home)
+        folder = Path(os.path.realpath(attempt)).parent
+        if now is None or not now.url or now.leaving or folder.parent not in runtime.directories(home):
+            return None
+    except (AgentError, OSError):
+        return None
+    return address(now.url, folder)
 
 
 def find_run(run: str, directory: Path) -> Path:

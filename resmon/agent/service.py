@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import resmon
 from resmon.agent import runtime
@@ -18,7 +21,7 @@ log = logging.getLogger("resmon.agent")
 PATIENCE = 5.0
 
 
-def main(listen: str, linger: float, max_series: int) -> None:
+def main(listen: str, linger: float, max_series: int, directories: Sequence[Path] = ()) -> None:
     """Serve until nothing is left to follow, or a signal. Returns at once where another agent serves already.
 
     `linger` is how many seconds the series of a run stay after its end if nobody scrapes them, and the agent after its start if
@@ -27,6 +30,8 @@ def main(listen: str, linger: float, max_series: int) -> None:
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder = runtime.folder()
+    for directory in directories:  # before the question who serves: one that runs already lists them too
+        runtime.remember(folder, Path(os.path.realpath(directory)))
     seat = Seat.take(folder, PATIENCE)
     if seat is None:
         now = runtime.serving(folder)
@@ -42,7 +47,7 @@ def main(listen: str, linger: float, max_series: int) -> None:
 
         server = Server(folder, seat, linger, max_series)
         seat.announce(url, resmon.__version__)
-        print(f"resmon agent: serving {url}/metrics", flush=True)
+        print(f"resmon agent: serving {url} for browsers, {url}/metrics for Prometheus", flush=True)
         log.info("process serves %s/metrics, at most %d series of a run; runtime folder %s", url, max_series, folder)
         server.run(listener)
     finally:

@@ -11,7 +11,22 @@ import numpy as np
 from resmon.page.course import Cells, Course
 from resmon.page.sight import Sight
 from resmon.plots import heatmap
-from resmon.plots.canvas import BAD, FAINT, GROUND, RULE, SERIES, WARN, Canvas, Figure, escaped, packed, rounded, short, wrapped
+from resmon.plots.canvas import (
+    BAD,
+    FAINT,
+    GROUND,
+    INK,
+    RULE,
+    SERIES,
+    WARN,
+    Canvas,
+    Figure,
+    escaped,
+    packed,
+    rounded,
+    short,
+    wrapped,
+)
 from resmon.plots.curves import Curve, line, scale
 from resmon.plots.measures import BY_NAME, Measure
 from resmon.quantities import count, listed, number, raised
@@ -268,11 +283,13 @@ def _heat(seen: Seen, look: Look, values: Floats, cells: Cells, scale_: heatmap.
     if not blocks or not values.shape[1]:
         return None
     measure, linear = look.measure, look.measure.scale == "linear"
-    canvas = Canvas(min(heatmap.height(most, 620), 420 if look.narrow else 620), margin=look.half(of))
+    height = min(max(heatmap.height(most), 110 + 4 * most), 420 if look.narrow else 620)
+    canvas = Canvas(height, margin=look.half(of))
+    each = (height - 48) / len(blocks)  # pixels of a row
     middle = (cells.first + np.minimum(cells.last, max(seen.course.newest, int(cells.first[-1])))) // 2
     # A column of the screen begins where its steps do: plotly takes the places of the edges, one more than the columns.
     zero, broken = heatmap.cells(canvas, 1, middle, blocks, values, linear=linear)
-    heatmap.rows(canvas, blocks, 9 if look.narrow else 24 if of == 1 else 14, 16 if look.narrow else 32)
+    heatmap.rows(canvas, blocks, 9 if look.narrow else 24 if of == 1 else 14, min(heatmap.NAMES, (height - 48) // 15))
     canvas.x(title={"text": ""})
     heatmap.colours(canvas, measure.label, measure.colours, scale_, linear=linear)
     if look.narrow:
@@ -280,19 +297,13 @@ def _heat(seen: Seen, look: Look, values: Floats, cells: Cells, scale_: heatmap.
     _steps(canvas, look)
     _marks(canvas, seen.sight, look)
     if look.block is not None and look.block < len(blocks):
-        line_ = {"color": "var(--ink)", "width": 1.5}
-        canvas.layout["shapes"].append(
-            {
-                "type": "rect",
-                "xref": "x domain",
-                "x0": 0,
-                "x1": 1,
-                "yref": "y",
-                "y0": look.block - 0.5,
-                "y1": look.block + 0.5,
-                "line": line_,
-            }
-        )
+        row: dict[str, Any] = {"xref": "x domain", "yref": "y"}
+        if each > 8:
+            row |= {"type": "rect", "x0": 0, "x1": 1, "y0": look.block - 0.5, "y1": look.block + 0.5}
+            canvas.layout["shapes"].append(row | {"line": {"color": INK, "width": 1.5}})
+        else:  # a frame would hide so thin a row: marks at both of its ends
+            row |= {"type": "line", "y0": look.block, "y1": look.block, "line": {"color": INK, "width": 5}}
+            canvas.layout["shapes"] += [row | {"x0": -0.014, "x1": 0}, row | {"x0": 1, "x1": 1.014}]
     caption = f"The {measure.label} tells {measure.meaning}. {measure.healthy}"
     if seen.course.width > 1:
         caption += (
@@ -365,7 +376,7 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
             hovertemplate=hover,
             showlegend=False,
         )
-    canvas.y(1, title={"text": "root mean square", "standoff": 8}, **_from_zero(scale(curves)))
+    canvas.y(1, title={"text": "rms", "standoff": 8}, **_from_zero(scale(curves)))
     canvas.y(2, title={"text": "branch/skip", "standoff": 8}, rangemode="tozero", nticks=4)
     canvas.y(fixedrange=True, automargin=False)
     names = max((each.blocks for each in seen), key=len)
@@ -400,7 +411,7 @@ def _from_zero(axis: dict[str, Any]) -> dict[str, Any]:
 def _block(seen: Sequence[Seen], look: Look, block: int) -> Figure | None:
     panels = []
     together = (
-        ("root mean square", (("skip_rms", "skip"), ("branch_rms", "branch"))),
+        ("rms", (("skip_rms", "skip"), ("branch_rms", "branch"))),
         ("branch/skip", (("branch_skip_ratio", "branch/skip"),)),
         ("gradient norm", (("gradient_norm", "of its parameters"), ("output_gradient_norm", "at its output"))),
     )

@@ -5,8 +5,6 @@ A run is asked for by an id, which is looked up among those that were found; no 
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from pathlib import Path
 from threading import Lock
 
 from resmon.flight import layout
+from resmon.page.address import identity
 from resmon.summary import Summary, summary
 
 FRESH = 2.0  # seconds for which a listing is true
@@ -82,11 +81,6 @@ class Listing:
                 now = time.monotonic()
                 self._until = now + max(FRESH, COST * (now - started))
             return self._entries
-
-
-def identity(folder: Path) -> str:
-    """The id of a run: the same as long as its folder is called the same, for links that people keep."""
-    return f"{folder.name}~{hashlib.sha256(os.fsencode(folder)).hexdigest()[:8]}"
 
 
 def _runs(directory: Path) -> Iterable[Entry]:

@@ -11,7 +11,7 @@ import pytest
 
 from resmon.agent import runtime
 from resmon.flight.layout import safe_name
-from resmon.page.listing import identity
+from resmon.page.address import identity
 from tests.agent.conftest import House
 from tests.browser import Page
 from tests.ports import free_port

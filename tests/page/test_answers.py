@@ -18,8 +18,9 @@ import pytest
 
 from resmon.flight.layout import safe_name
 from resmon.page import sight
+from resmon.page.address import identity
 from resmon.page.answers import Answers, Wish
-from resmon.page.listing import Listing, identity
+from resmon.page.listing import Listing
 from resmon.page.sight import Sights
 from resmon.plots.canvas import Canvas, packed
 from resmon.plots.measures import MEASURES
