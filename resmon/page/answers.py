@@ -159,7 +159,8 @@ def _told(entries: list[Entry], sights: list[Sight], lines: list[Summary | None]
             at = min(max(wish.at, first), last, whole[1])
         blocks = max((len(each.blocks) for each in seen), default=0)
         block = wish.block if wish.block is not None and wish.block < blocks else None
-        look = Look(measure, first, last, at, block, wish.narrow)
+        longest = max((len(name) for each in seen for name in each.blocks), default=0)
+        look = Look(measure, first, last, at, block, wish.narrow, longest)
         if seen and seen[0].sight is sights[0]:
             made["figures"] = [asdict(figure) for figure in figures(seen, look)]
             made["differing"] = differing(seen)

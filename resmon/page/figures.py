@@ -62,14 +62,19 @@ class Look:
     at: int  # the step that details are of
     block: int | None
     narrow: bool
+    name: int  # characters of the longest block's name
 
     @property
     def margin(self) -> dict[str, int]:
-        return {"l": 76, "r": 8, "t": 8, "b": 40} if self.narrow else {"l": 172, "r": 110, "t": 8, "b": 40}
+        return {"l": 76, "r": 8, "t": 8, "b": 28} if self.narrow else {"l": self.left(24), "r": 110, "t": 8, "b": 28}
 
     def half(self, of: int) -> dict[str, int]:
         """Where figures of two runs stand side by side."""
-        return self.margin if of == 1 or self.narrow else self.margin | {"l": 112, "r": 96}
+        return self.margin if of == 1 or self.narrow else self.margin | {"l": self.left(14), "r": 96}
+
+    def left(self, longest: int) -> int:
+        """Pixels that names of so many characters need."""
+        return max(80, 22 + round(6.3 * min(self.name, longest)))
 
 
 def figures(seen: Sequence[Seen], look: Look) -> list[Figure]:
@@ -114,7 +119,15 @@ def _marks(canvas: Canvas, sight: Sight, look: Look, rows: int = 1, at: bool = T
             canvas.vertical(look.at, row, colour=FAINT, width=1, dash="solid")
 
 
-Line = tuple[Seen, str, Curve, str]  # whose, what, the curve, its colour
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve of a panel: whose it is, what it is called, how it is drawn."""
+
+    whose: Seen
+    what: str
+    curve: Curve
+    colour: str
+    dash: str = "solid"
 
 
 # -- what happened --------------------------------------------------------------------------------------------------------
@@ -131,7 +144,7 @@ def _events(seen: Seen, look: Look) -> Figure | None:
         lanes.append("incidents")
     if not lanes:
         return None
-    canvas = Canvas(52 + 30 * len(lanes), margin=look.margin)
+    canvas = Canvas(40 + 28 * len(lanes), margin=look.margin)
     if "checkpoints" in lanes:
         marks = sight.checkpoints[-EVENTS:]
         _lane(canvas, "checkpoints", [each.step or 0 for each in marks], [each.path for each in marks], SERIES[2], "diamond", 8)
@@ -191,17 +204,17 @@ def _panels(
     panels = [(heading, lines) for heading, lines in panels if lines]
     if not panels:
         return None
-    each = 150 if len(panels) < 3 else 120
-    height = 48 + each * len(panels) + (16 if any(len(lines) > 1 for _, lines in panels) else 0)
+    height = 48 + (150 if len(panels) < 3 else 120) * len(panels) + (16 if any(len(lines) > 1 for _, lines in panels) else 0)
     canvas = Canvas(height, len(panels), vertical_spacing=min(0.12, 36 / height), shared_x=True, margin=look.margin)
     legend: set[str] = set()
     for row, (heading, lines) in enumerate(panels, 1):
-        for whose, what, curve, colour in lines:
-            name = f"{short(whose.name)} {what}".strip() if len(seen) > 1 else what
+        for each in lines:
+            name = f"{short(each.whose.name)} {each.what}".strip() if len(seen) > 1 else each.what
             new = len(lines) > 1 and name not in legend
-            line(canvas, curve, name, colour, row, rises=heading == "learning rate", showlegend=new)
+            rises = heading == "learning rate"
+            line(canvas, each.curve, name, each.colour, row, rises=rises, dash=each.dash, showlegend=new)
             legend |= {name} if new else set()
-        canvas.y(row, title={"text": heading, "standoff": 8}, **scale([curve for _, _, curve, _ in lines]))
+        canvas.y(row, title={"text": heading, "standoff": 8}, **scale([each.curve for each in lines]))
     _steps(canvas, look)
     _marks(canvas, seen[0].sight, look, len(panels))
     if legend:
@@ -216,9 +229,10 @@ def _loss(seen: Sequence[Seen], look: Look) -> Figure | None:
         for name in sorted(names, key=lambda name: name != "loss")[: LOSSES if len(seen) == 1 else 1]:
             curve = each.course.score(name)
             if curve is not None:
-                lines.append((each, escaped(name, 24), curve, SERIES[len(lines) % len(SERIES)]))
+                what = escaped(name, 24) if len(seen) == 1 else ""
+                lines.append(Line(each, what, curve, SERIES[len(lines) % len(SERIES)]))
     several = len(lines) > 1
-    heading = "loss" if several or not lines else lines[0][1]
+    heading = "loss" if several or not lines else lines[0].what
     caption = "The line is the mean of each column's steps, the grey band what they ranged over."
     return _panels("loss", "Loss", caption, seen, look, [(heading, lines)])
 
@@ -231,7 +245,7 @@ def _training(seen: Sequence[Seen], look: Look) -> Figure | None:
         ("duration", "step, ms", 1e-3),
     ):
         lines = [
-            (each, heading if len(seen) == 1 else "", curve.over(unit), SERIES[i if len(seen) > 1 else 0])
+            Line(each, heading if len(seen) == 1 else "", curve.over(unit), SERIES[i if len(seen) > 1 else 0])
             for i, each in enumerate(seen)
             if (curve := each.course.run(name)) is not None
         ]
@@ -245,7 +259,7 @@ def _scores(seen: Sequence[Seen], look: Look) -> Figure | None:
     panels = []
     for name in names[:SCORES]:
         lines = [
-            (each, "" if len(seen) > 1 else escaped(name, 24), curve, SERIES[i if len(seen) > 1 else 2])
+            Line(each, "" if len(seen) > 1 else escaped(name, 24), curve, SERIES[i if len(seen) > 1 else 2])
             for i, each in enumerate(seen)
             if (curve := each.course.score(name)) is not None
         ]
@@ -285,7 +299,7 @@ def _heat(seen: Seen, look: Look, values: Floats, cells: Cells, scale_: heatmap.
     measure, linear = look.measure, look.measure.scale == "linear"
     height = min(max(heatmap.height(most), 110 + 4 * most), 420 if look.narrow else 620)
     canvas = Canvas(height, margin=look.half(of))
-    each = (height - 48) / len(blocks)  # pixels of a row
+    each = (height - 36) / len(blocks)  # pixels of a row
     middle = (cells.first + np.minimum(cells.last, max(seen.course.newest, int(cells.first[-1])))) // 2
     # A column of the screen begins where its steps do: plotly takes the places of the edges, one more than the columns.
     zero, broken = heatmap.cells(canvas, 1, middle, blocks, values, linear=linear)
@@ -335,7 +349,8 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
     if not most:
         return None
     canvas = Canvas(360, 2, heights=[0.62, 0.38], vertical_spacing=0.08, shared_x=True, margin=look.margin | {"t": 28, "b": 64})
-    curves = []
+    curves: list[Curve] = []
+    ratios: list[Curve] = []
     for i, each in enumerate(seen):
         blocks = each.blocks
         skip, branch, ratio = (_at(each.course, BY_NAME[name], look.at) for name in ("skip_rms", "branch_rms", "branch_skip_ratio"))
@@ -343,6 +358,7 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
         labels = [escaped(name, 300) for name in blocks]
         whose = f"{short(each.name)}: " if len(seen) > 1 else ""
         stream, adds = (SERIES[0], SERIES[1]) if i == 0 else (SERIES[2], SERIES[3])
+        ratios.append(Curve(np.arange(len(blocks)).astype(float), ratio, ratio, ratio))
         curves.append(Curve(np.arange(len(blocks)).astype(float), np.fmin(skip, branch), skip, np.fmax(skip, branch)))
         hover = "%{customdata}<br>%{y:.4g}<extra>%{fullData.name}</extra>"
         canvas.add(
@@ -377,7 +393,7 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
             showlegend=False,
         )
     canvas.y(1, title={"text": "rms", "standoff": 8}, **_from_zero(scale(curves)))
-    canvas.y(2, title={"text": "branch/skip", "standoff": 8}, rangemode="tozero", nticks=4)
+    canvas.y(2, title={"text": "branch/skip", "standoff": 8}, nticks=4, **_from_zero(scale(ratios)))
     canvas.y(fixedrange=True, automargin=False)
     names = max((each.blocks for each in seen), key=len)
     chosen = np.unique(np.linspace(0, most - 1, min(most, 8 if look.narrow else 24)).astype(int)).tolist()
@@ -417,17 +433,22 @@ def _block(seen: Sequence[Seen], look: Look, block: int) -> Figure | None:
     )
     for heading, names in together:
         lines: list[Line] = []
-        for each in seen:
+        for run, each in enumerate(seen):
             if block >= len(each.blocks):
                 continue
-            for name, what in names:
+            for second, (name, what) in enumerate(names):
                 curve = _of_block(each.course, BY_NAME[name], block)
-                if curve is not None:
-                    lines.append((each, what if len(names) > 1 else "", curve, SERIES[len(lines) % len(SERIES)]))
+                if curve is None:
+                    continue
+                if len(seen) > 1:  # colours tell the runs, dots what is second
+                    lines.append(Line(each, "", curve, SERIES[run], "dot" if second else "solid"))
+                else:
+                    lines.append(Line(each, what if len(names) > 1 else "", curve, SERIES[second]))
         panels.append((heading, lines))
     name = next((each.blocks[block] for each in seen if block < len(each.blocks)), "")
     nonfinite = [each for each in seen if block < len(each.blocks) and _broken(each.course, block)]
     caption = "What comes to the block and what it adds; their ratio; its gradients."
+    caption += " Dotted are what it adds, and the gradient at its output." if len(seen) > 1 else ""
     if nonfinite:
         caption += " It was NaN or infinite in some steps, which the lines leave out."
     return _panels("block", f"Block {name}", caption, seen, look, panels)

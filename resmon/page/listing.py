@@ -5,6 +5,7 @@ A run is asked for by an id, which is looked up among those that were found; no 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ def _runs(directory: Path) -> Iterable[Entry]:
         if not attempts:  # it went in between
             continue
         newest = attempts[max(attempts)]
+        if not Path(os.path.realpath(newest)).is_relative_to(directory):  # a link that leads out
+            continue
         try:
             times = [newest.stat().st_mtime, *(path.stat().st_mtime for path in layout.ranks(newest).values())]
         except OSError:

@@ -35,6 +35,7 @@ def line(
     rises: bool = False,
     band: bool = True,
     width: float = 1.8,
+    dash: str = "solid",
     **more: Any,
 ) -> None:
     """Draw a curve; `rises` says that it goes from value to value in steps."""
@@ -50,7 +51,7 @@ def line(
         y=rounded(curve.mean),
         name=escaped(name),
         mode="lines" if np.count_nonzero(np.isfinite(curve.mean)) > 1 else "markers",
-        line={"color": colour, "width": width, "shape": "hv" if rises else "linear"},
+        line={"color": colour, "width": width, "dash": dash, "shape": "hv" if rises else "linear"},
         marker={"color": colour},
         hovertemplate="step %{x:,}<br>%{y:.4g}<extra>%{fullData.name}</extra>",
         **more,

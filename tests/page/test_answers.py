@@ -158,7 +158,9 @@ def test_an_answer_that_is_as_before_is_made_once(tmp_path: Path, at_once: None)
 def test_names_never_become_paths(tmp_path: Path) -> None:
     record(tmp_path / "runs", "one")
     record(tmp_path / "secret", "other")
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "secret" / "other")
     house = House(tmp_path / "runs")
+    assert [run["name"] for run in house.runs()["runs"]] == ["one"], "a link that leads out is none of them"
     for id_ in ("../secret/other", str(tmp_path / "secret" / "other"), "one", "", "..", "one~00000000", "one\0"):
         assert house.answers.run(id_, Wish()) is None
         assert json.loads(house.answers.run(house.id("one"), Wish(beside=id_)).body)["other"] is None  # type: ignore[union-attr]

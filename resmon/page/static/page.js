@@ -100,7 +100,7 @@ const ask = async () => {
       }
       ages();
       const lives = state.run && (answer.run.lives || answer.other?.lives);
-      connection(!state.run || lives ? "live" : "over", !state.run ? "live" : lives ? "live" : "over: nothing new will come");
+      connection(!state.run || lives ? "live" : "over", !state.run ? "live" : lives ? "live" : "over");
       next = !state.run ? LISTED : lives ? LIVE : OVER;
     } else {
       throw new Error(`it answered ${response.status}`);
@@ -215,9 +215,10 @@ const facts = (run) => {
   newest.dataset.before = "newest step ";
   const began = make("span");
   if (run.started) { began.dataset.time = run.started; began.dataset.before = "began "; }
-  $("line").replaceChildren(...shown.map(([name, value]) => make("span", {}, `${name} `, make("b", { text: value }))), began, newest);
+  $("line").replaceChildren(...shown.map(([name, value]) => make("span", {}, `${name} `, make("b", { text: value }))), began, newest, ...(run.lives ? [] : [postmortem(run)]));
 };
 
+const postmortem = (run) => make("a", { text: "post-mortem", href: `/postmortem?id=${encodeURIComponent(run.id)}`, target: "_blank" });
 const runbook = (name) => name && make("a", { text: `runbook: ${name}`, href: `/runbooks/${name}`, target: "_blank" });
 
 const trouble = (run, content) => {
@@ -225,7 +226,7 @@ const trouble = (run, content) => {
     const actions = make("div", { className: "actions" },
       each.step !== null && looks(each, content),
       runbook(each.runbook),
-      make("a", { text: "post-mortem", href: `/postmortem?id=${encodeURIComponent(run.id)}`, target: "_blank" }),
+      postmortem(run),
       each.checkpoint && make("span", { text: `last good checkpoint: ${each.checkpoint}` }),
       each.capsule && make("code", { text: each.capsule }),
     );
@@ -246,7 +247,6 @@ const trouble = (run, content) => {
     rest.push(make("details", { className: "more" }, make("summary", { text: `${closed.length} ${closed.length === 1 ? "finding that is" : "findings that are"} closed` }),
       make("ul", {}, ...closed.map((each) => make("li", {}, make("span", { className: "step", text: `step ${whole.format(each.step)}` }), each.summary, " ", looks(each, content), " ", runbook(each.runbook))))));
   }
-  if (!run.lives && !run.incidents.length) rest.push(make("p", { className: "more" }, make("a", { text: "post-mortem", href: `/postmortem?id=${encodeURIComponent(run.id)}`, target: "_blank" })));
   rest.forEach((element, i) => { if (element.tagName === "DETAILS" && wasOpen[i]) element.open = true; });
   place.replaceChildren(...cards, ...rest);
 };
