@@ -18,15 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from resmon.agent import runtime
-from resmon.exporters.prometheus import Prometheus
+from resmon.exporters.prometheus import OPENMETRICS, PROTOBUF, TEXT, Prometheus
 from resmon.flight.layout import claim
 from resmon.flight.writer import FlightWriter
 from resmon.records import RunEnd
 from tests import synthetic
-from tests.exporters import views
+from tests.exporters import client_model, views
 
 REST = 20.0  # seconds that the agent is watched at rest
-OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+FORMATS = {"text": TEXT, "OpenMetrics": OPENMETRICS, "protobuf": PROTOBUF}
 
 
 def main() -> None:
@@ -37,9 +37,9 @@ def main() -> None:
     for sites in (12, 100, 1000):
         table.add_row(f"writing a row of {sites} sites", f"{writing(sites) * 1e6:.0f} µs", "")
     for blocks, target in ((206, 30), (3447, 500)):
-        for kind, accept in (("text", ""), ("OpenMetrics", OPENMETRICS)):
+        for kind, accept in FORMATS.items():
             series, seconds = rendering(blocks, accept)
-            table.add_row(f"rendering {series:,} series as {kind}", f"{seconds * 1e3:.1f} ms", f"{target} ms")
+            table.add_row(f"rendering {blocks:,} blocks, {series:,} series, as {kind}", f"{seconds * 1e3:.1f} ms", f"{target} ms")
     with console.status(f"the agent at rest, {REST:.0f} s"):
         table.add_row("the agent at rest, one live run that is silent", f"{at_rest():.2%} of a core", "0.5 %")
     console.print(table)
@@ -72,8 +72,11 @@ def rendering(blocks: int, accept: str) -> tuple[int, float]:
     sites = synthetic.sites(blocks)
     training, exporter = synthetic.Training(sites), Prometheus()
     view = [views.agent(views.run(sites, [training.step()])) for _ in range(12)]
-    content, _ = exporter.render(view.pop(), accept)  # the first makes the labels
-    series = sum(not line.startswith(b"#") for line in content.splitlines())
+    content, kind = exporter.render(view.pop(), accept)  # the first makes the labels
+    if kind == PROTOBUF:
+        series = sum(len(family.metric) for family in client_model.families(content))
+    else:
+        series = sum(not line.startswith(b"#") for line in content.splitlines())
     return series, timed(lambda: exporter.render(view.pop(), accept), 10)
 
 

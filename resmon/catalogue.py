@@ -138,7 +138,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "resmon_run_folded_blocks", "gauge", "", RUN, "Blocks without series of their own: what is exported of them is their stage."
     ),
-    Metric("resmon_run_series", "gauge", "", ("run",), "Series that the run exports, this one too."),
+    Metric("resmon_run_series", "gauge", "", ("run",), "Series that the run exports, this one too; a native histogram is one."),
     Metric(
         "resmon_run_series_limit",
         "gauge",

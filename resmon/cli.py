@@ -49,6 +49,23 @@ def agent(
     service.main(chosen.listen, linger, chosen.max_series, [_runs_directory(each) for each in directory or ()])
 
 
+def run_script(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="SCRIPT", help="The script that trains; what follows are its own arguments.")],
+    as_module: Annotated[bool, typer.Option("-m", help="SCRIPT is a module's name, as in python -m.")] = False,
+    run: Annotated[str | None, typer.Option("--run", "-r", help="The run's name.")] = None,
+    model_name: Annotated[str | None, typer.Option(help="The label `model`; the model's class unless named.")] = None,
+    directory: Directory = None,
+    agent_: Annotated[Literal["auto", "off"] | None, typer.Option("--agent", help="off only records.")] = None,
+) -> None:
+    """Run a training script as it is, and watch what it trains. Also: torchrun --no-python resmon run train.py."""
+    from resmon.integrations import script
+
+    given = {"run": run, "model_name": model_name, "directory": directory, "agent": agent_}
+    settings = {name: value for name, value in given.items() if value is not None}
+    script.run(target, context.args, settings, as_module=as_module)
+
+
 def list_runs(
     folder: Annotated[Path | None, typer.Argument(help=FOLDER)] = None,
     directory: Directory = None,
@@ -637,6 +654,7 @@ def silence(
 
 
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
+    ("run", run_script),
     ("demo", demo),
     ("ls", list_runs),
     ("tail", tail),
@@ -660,6 +678,10 @@ VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
 GROUPS: tuple[tuple[str, Callable[[], typer.Typer]], ...] = (("slo", slo),)
 
 
+# What follows the script is the script's.
+_REST = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
 def application() -> typer.Typer:
     """The command with all its verbs."""
     made = typer.Typer(
@@ -670,7 +692,7 @@ def application() -> typer.Typer:
     )
     made.callback()(_options)
     for name, function in VERBS:
-        made.command(name)(function)
+        made.command(name, context_settings=_REST if function is run_script else None)(function)
     for name, verbs in GROUPS:
         made.add_typer(verbs(), name=name)
     return made

@@ -56,6 +56,11 @@ def newest_run() -> str | None:
     return monitors[-1].run if monitors else None
 
 
+def is_watched(model: nn.Module) -> bool:
+    """Whether a monitor of this process watches the module, or a part of it."""
+    return any(part in _monitors for part in unwrapped(model).modules())
+
+
 def watch(
     model: nn.Module | Mapping[str, nn.Module],
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
@@ -155,6 +160,11 @@ class Monitor:
     def run(self) -> str | None:
         """The run's name, which is the label `run`; None as long as this process does not know its rank and nobody gave one."""
         return self._flight.run
+
+    @property
+    def last_step(self) -> int | None:
+        """The newest step that is over; None before the first is."""
+        return self._session.last_step
 
     def log(self, **scalars: Any) -> None:
         """Record numbers of the step that is under way or just over: `loss=`, `accuracy=`, any name.

@@ -38,6 +38,7 @@ ALLOWED = {
 TORCH = {"capture", "integrations"}
 
 
+@cache
 def modules() -> list[str]:
     return sorted(
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py")

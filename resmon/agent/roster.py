@@ -25,7 +25,7 @@ from resmon.agent.tally import Tally
 from resmon.detectors.own import load_all
 from resmon.errors import FlightError
 from resmon.exporters.budget import MAX_SERIES
-from resmon.exporters.prometheus import writable
+from resmon.exporters.names import writable
 from resmon.exporters.view import AgentView, GpuView
 from resmon.flight import layout
 from resmon.flight.reader import Follower

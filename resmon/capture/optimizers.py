@@ -74,6 +74,7 @@ class Optimizers:
         self._clipping: Selection | None = None  # between the two calls that tell of a clipping
         self._unscaling: tuple[Selection, float | Tensor] | None = None  # likewise
         self._begun: Optimizer | None = None  # that has begun a step and not ended it
+        self._unheard: set[Optimizer] = set()  # that have begun none yet: where watching begins inside of a step's closure
         self._scaling: Optimizer | None = None  # inside of a scaler's step
         self._nonfinite: list[Tensor] = []  # what scalers found
         self._not_called = False  # a scaler did not call an optimizer of ours
@@ -83,6 +84,7 @@ class Optimizers:
     def attach(self) -> None:
         # A compiled step leaves its graph for these: gradients are read from memory. A copy of an optimizer has no hooks.
         before, after = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
+        self._unheard.update(self._optimizers)
         for optimizer in self._optimizers:
             self._handles += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
         clipping.BY_NORM.listen(self)
@@ -144,6 +146,7 @@ class Optimizers:
         if self._withheld:  # its base class's step, inside of its own
             return
         self._begun = optimizer
+        self._unheard.discard(optimizer)
         if self._scaling is not optimizer and not _has_closure(args, kwargs):  # with one the gradients are not there yet
             self._safely(self._read, optimizer)
             if self._look(self._owned(optimizer), None) and self._owner.withholds:
@@ -169,9 +172,10 @@ class Optimizers:
         self._clock.end(OPTIMIZER)
         if self._scaling is optimizer:  # it ends when the scaler has done with it
             return
-        if self._begun is not optimizer:  # it called its base class's step, which torch hooks too, and that one has been heard
-            return
+        if self._begun is not optimizer and optimizer not in self._unheard:
+            return  # it called its base class's step, which torch hooks too, and that one has been heard
         self._begun = None
+        self._unheard.discard(optimizer)
         if _has_closure(args, kwargs):
             self._safely(self._read, optimizer)
             self._look(self._owned(optimizer), None, updated=True)

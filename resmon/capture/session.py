@@ -514,7 +514,7 @@ def _checked(models: Mapping[str, Any], given: Any) -> tuple[Optimizer, ...]:
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"{what} a {type(model).__name__}, not a torch.nn.Module; pass the module that you call.")
     several = isinstance(given, Sequence) and not isinstance(given, str)
-    optimizers = tuple(given) if several else () if given is None else (given,)
+    optimizers = tuple(map(_that_steps, given)) if several else () if given is None else (_that_steps(given),)
     watched = {id(parameter) for model in models.values() for _, parameter in named_parameters(model)}
     for i, optimizer in enumerate(optimizers):
         which = f"optimizer {i + 1} of {len(optimizers)}" if several else "the optimizer"
@@ -530,6 +530,16 @@ def _checked(models: Mapping[str, Any], given: Any) -> tuple[Optimizer, ...]:
                 "ones."
             )
     return tuple(dict.fromkeys(optimizers))
+
+
+def _that_steps(optimizer: Any) -> Any:
+    """The optimizer that steps where this one only calls it, as those do that Accelerate and Lightning give back."""
+    while isinstance(optimizer, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        inner = getattr(optimizer, "optimizer", None) or getattr(optimizer, "_optimizer", None)
+        if not isinstance(inner, Optimizer):
+            break
+        optimizer = inner
+    return optimizer
 
 
 def _number(value: Any) -> float | Tensor | None:

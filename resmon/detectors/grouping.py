@@ -2,8 +2,9 @@
 
 What breaks in one place shows in many: a gradient explodes, then the loss diverges, and a dozen charts move. Findings that come
 together are told together: a *symptom* that comes while a finding which can explain it is open, or shortly after it opened, is not
-told by itself but stands in that finding's evidence; of several *causes* that come together the first is the page and the others
-are tickets that name it. What is *certain* (non-finite values) is always told as it is.
+told by itself but stands in that finding's evidence, unless it was there from the start and the other was not. Of several *causes*
+that come together the first is the page and the others are tickets that name it. What is *certain* (non-finite values) is always
+told as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from resmon.records import Finding
 
 TOGETHER = 256  # steps after its opening in which a finding explains others
 LISTED = 20  # others that its evidence lists
+BEGINNING = 16  # steps; since when something is so is known to a window
 
 
 @dataclass(slots=True)
@@ -40,7 +42,7 @@ class Grouping:
         for event in events:
             if event.state == "opened":
                 self._forget(step)
-                if weight == "symptom" and (cause := self._explains(step)) is not None:
+                if weight == "symptom" and (cause := self._explains(event, step)) is not None:
                     self._kept.add(event.id)
                     cause.beside.append(event.id)
                     continue
@@ -66,9 +68,14 @@ class Grouping:
             self._under.pop(event.id, None)
         return event
 
-    def _explains(self, step: int) -> _Told | None:
-        """What is told already and explains a symptom: the newest."""
-        found = [each for each in self._told.values() if each.weight != "symptom" and self._is_near(each, step)]
+    def _explains(self, symptom: Finding, step: int) -> _Told | None:
+        """What is told already and explains a symptom: the newest. What began later explains nothing that was there at first."""
+        began = _began(symptom)
+        found = [
+            each
+            for each in self._told.values()
+            if each.weight != "symptom" and self._is_near(each, step) and not began < min(BEGINNING, _began(each.finding))
+        ]
         return found[-1] if found else None
 
     def _page(self, step: int) -> _Told | None:
@@ -89,3 +96,8 @@ class Grouping:
         for id_, told in list(self._told.items()):
             if told.finding.state == "closed" and step - told.finding.step > TOGETHER:
                 del self._told[id_]
+
+
+def _began(finding: Finding) -> int:
+    """The step since which it is so, by its own word; else that at which it was told first."""
+    return int(finding.evidence.get("since", finding.opened_step))

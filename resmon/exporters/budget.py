@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 
 from resmon.catalogue import BLOCK, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, Metric
-from resmon.exporters.prometheus import distinct
+from resmon.exporters.names import distinct
 from resmon.exporters.ranks import MergedStep, Sites
 from resmon.exporters.stages import Piece, cut, peers
 from resmon.exporters.view import BlockTable, Row, Stage

@@ -1,17 +1,17 @@
-"""A view as Prometheus reads it: text format 0.0.4 or OpenMetrics 1.0, as the scraper's Accept header asks.
+"""A view as Prometheus reads it: text format 0.0.4, OpenMetrics 1.0 or protobuf, as the scraper's Accept header asks.
 
 Per-block families are written straight from arrays: a run has tens of series per block, and one Python object per series would
-take a quarter of a second for 6,000. Label sets are escaped once per set of sites, a histogram is one format string per run that
-all its counts fill at once. Everything else goes through prometheus_client, from a registry of our own. Only what the catalogue
-names is written, with the catalogue's help.
+take a quarter of a second for 6,000. Label sets are escaped, or encoded, once per set of sites; in text a histogram is one format
+string per run that all its counts fill at once. Everything else goes through prometheus_client, from a registry of our own. Only
+what the catalogue names is written, with the catalogue's help. Protobuf, which a server asks for that takes native histograms, is
+the only one that can carry them.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -23,6 +23,9 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 
 from resmon.catalogue import BLOCK, BY_NAME, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, Metric
+from resmon.exporters import protobuf
+from resmon.exporters.messages import PREFIX, Messages
+from resmon.exporters.names import distinct, writable
 from resmon.exporters.view import AgentView, BlockTable, Row, RunView
 from resmon.records import (
     DURATION_EDGES,
@@ -40,7 +43,17 @@ from resmon.statistics import Column
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
-PREFIX = "resmon_block_"
+PROTOBUF = protobuf.CONTENT_TYPE
+
+# By content type, the one that carries most first: how it is asked for, and the known values of its parameters; "" is none given.
+_KINDS: Mapping[str, tuple[str, Mapping[str, Sequence[str]]]] = {
+    PROTOBUF: (
+        "application/vnd.google.protobuf",
+        {"proto": ("io.prometheus.client.metricfamily",), "encoding": ("delimited",)},
+    ),
+    OPENMETRICS: ("application/openmetrics-text", {"version": ("", "0.0.1", "1.0.0")}),
+    TEXT: ("text/plain", {"version": ("", "0.0.4")}),
+}
 
 # Scores that have a metric of their own.
 OWN_METRICS = ("loss", "epoch")
@@ -52,47 +65,21 @@ _EXPORTED_LE = [repr(float(MAGNITUDE_EDGES[i])) for i in _EXPORTED_EDGES] + ["+I
 _RATE = GROUP_VALUES.index("learning_rate")
 _DURATION_LE = [repr(float(edge)) for edge in DURATION_EDGES] + ["+Inf"]
 
-# Halves of surrogate pairs are not UTF-8 at all; Prometheus' text parser ends at a NUL.
-_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
-
 
 def negotiate(accept: str) -> str:
-    """The content type to answer with: OpenMetrics where it is asked for and not liked less than plain text."""
-    liked = {"application/openmetrics-text": 0.0, "text/plain": 0.0}
+    """The content type to answer with: of those asked for the one liked most, of equals the one that carries most; else text."""
+    liked = dict.fromkeys(_KINDS, 0.0)
     for part in accept.split(","):
-        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        asked, *parameters = (piece.strip().lower() for piece in part.split(";"))
         given = dict(parameter.partition("=")[::2] for parameter in parameters)
-        if kind in liked and given.get("version", "") in ("", "0.0.1", "0.0.4", "1.0.0"):
-            try:
-                liked[kind] = max(liked[kind], float(given.get("q", "1")))
-            except ValueError:
-                continue
-    openmetrics, text = liked.values()
-    return OPENMETRICS if openmetrics > 0 and openmetrics >= text else TEXT
-
-
-def writable(value: str) -> str:
-    """A label value without what no exposition can carry."""
-    return _UNWRITABLE.sub("\ufffd", value)
-
-
-def distinct(rows: Sequence[Row], models: Mapping[str, str]) -> tuple[Row, ...]:
-    """The rows, renamed where two would have one label set: Prometheus would refuse the whole scrape.
-
-    Distinct names can become the same where unwritable characters are replaced, or where two models were given one label.
-    """
-    seen: set[tuple[str, str]] = set()
-    found = []
-    for row in rows:
-        model = writable(models.get(row.model, row.model))
-        name = plain = writable(row.name)
-        again = 2
-        while (model, name) in seen:
-            name = f"{plain}#{again}"
-            again += 1
-        seen.add((model, name))
-        found.append(row if name == row.name else replace(row, name=name))
-    return tuple(found)
+        for kind, (name, wanted) in _KINDS.items():
+            if asked == name and all(given.get(key, "") in values for key, values in wanted.items()):
+                try:
+                    liked[kind] = max(liked[kind], float(given.get("q", "1")))
+                except ValueError:
+                    continue
+    best = max(liked, key=lambda kind: liked[kind])
+    return best if liked[best] > 0 else TEXT
 
 
 def _escaped(value: str) -> str:
@@ -104,6 +91,7 @@ class Prometheus:
 
     def __init__(self) -> None:
         self._labels: dict[str, _Labels] = {}
+        self._messages = Messages()
         self._collector = _Collector()
         self._registry = CollectorRegistry()
         self._registry.register(self._collector)
@@ -111,10 +99,13 @@ class Prometheus:
     def render(self, view: AgentView, accept: str) -> tuple[bytes, str]:
         """The exposition and its content type."""
         kind = negotiate(accept)
+        native = kind is PROTOBUF
+        self._collector.view = view
+        self._collector.block_series = Counter({writable(run.run): _series(run.blocks, native) for run in view.runs if run.blocks})
+        if native:
+            return self._messages.of(view, self._registry.collect()), kind
         self._labels = {run.run: self._labels_of(run, run.blocks.rows) for run in view.runs if run.blocks}
         tables = "".join(self._tables(view, kind)).encode()
-        self._collector.view = view
-        self._collector.block_series = Counter({writable(run.run): _series(run.blocks) for run in view.runs if run.blocks})
         if kind is OPENMETRICS:
             rest: bytes = generate_openmetrics(self._registry)  # type: ignore[no-untyped-call]
         else:
@@ -205,10 +196,10 @@ def _magnitudes(labels: _Labels, blocks: BlockTable) -> str:
     return labels.magnitudes % tuple(chain.from_iterable((*row, total) for row, total in zip(counts, sums, strict=True)))
 
 
-def _series(blocks: BlockTable) -> int:
-    """How many lines the tables have of one run."""
+def _series(blocks: BlockTable, native: bool) -> int:
+    """How many series the tables have of one run. A native histogram is one."""
     gauges = sum(int(column.present.sum()) for name, column in blocks.gauges.items() if PREFIX + name in BY_NAME)
-    return gauges + len(blocks.rows) * (1 + len(_EXPORTED_LE) + 2)
+    return gauges + len(blocks.rows) * (1 + (1 if native else len(_EXPORTED_LE) + 2))
 
 
 Sample = tuple[tuple[str, ...], float]

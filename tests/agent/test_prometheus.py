@@ -16,7 +16,7 @@ from resmon.agent import runtime
 from resmon.catalogue import BY_NAME, CATALOGUE
 from resmon.exporters.ranks import Ranks
 from resmon.flight.reader import Follower
-from resmon.records import MAGNITUDE_NONFINITE, StepRecord
+from resmon.records import MAGNITUDE_EDGES, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, Ints, StepRecord
 from resmon.statistics import STATISTICS
 from tests.agent.conftest import House, scrape, wait_for
 from tests.ports import free_port
@@ -31,7 +31,7 @@ scrape_configs:
 
 
 class Server:
-    def __init__(self, house: House, folder: Path) -> None:
+    def __init__(self, house: House, folder: Path, *flags: str) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         configuration = folder / "prometheus.yml"
@@ -42,6 +42,7 @@ class Server:
             f"--storage.tsdb.path={folder / 'tsdb'}",
             f"--web.listen-address=127.0.0.1:{port}",
             "--log.level=warn",
+            *flags,
         )
         wait_for(lambda: urllib.request.urlopen(self.url + "/-/ready", timeout=5).status == 200)
 
@@ -187,3 +188,47 @@ def test_what_the_agent_serves_passes_promtool(house: House, port: int) -> None:
         content = response.read()
     result = subprocess.run([promtool, "check", "metrics"], input=content, capture_output=True, timeout=60, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_native_histograms_agree_with_the_flight(house: House, tmp_path: Path, port: int) -> None:
+    prometheus = Server(house, tmp_path, "--enable-feature=native-histograms")
+    house.agent(port, linger=6.0)
+    trainer = house.trainer("digits", sites=3, pace=0.05, last=120, how="finished")
+    magnitude = 'resmon_block_activation_magnitude{run="digits"}'
+    # While it trains: rates of native histograms, over blocks too, are what they are of classic ones.
+    rate = f"histogram_quantile(0.5, sum(rate({magnitude}[5s])))"
+    wait_for(lambda: prometheus.query(rate).get("", 0.0) > 0.0)
+    assert trainer.wait(60) == 0
+    wait_for(lambda: prometheus.query('resmon_run_outcome{outcome="finished"}') == {"": 1.0})
+    _, record = newest(house, "digits")
+    wait_for(lambda: prometheus.query("resmon_steps_total").get("0") == record.steps_total == 121)
+
+    names = ["h.0", "h.1", "h.2"]
+    buckets = record.magnitude_buckets[:, :MAGNITUDE_NONFINITE]
+    assert prometheus.query(f"histogram_count({magnitude})") == dict(zip(names, buckets.sum(axis=1), strict=True))
+    assert prometheus.query(f"histogram_sum({magnitude})") == pytest.approx(dict(zip(names, record.magnitude_sum, strict=True)))
+    # Of durations there are few series, and rules read their classic buckets.
+    assert prometheus.query("resmon_step_duration_seconds_bucket{le='+Inf'}") == {"0": record.duration_buckets.sum()}
+    for quantile in (0.05, 0.5, 0.95):
+        found = prometheus.query(f"histogram_quantile({quantile}, {magnitude})")
+        for name, row in zip(names, buckets, strict=True):
+            low, high = _bucket_of(quantile, row)
+            assert low <= found[name] <= high, (quantile, name)
+    # A flight's edges are a native histogram's, so that shares between them are exact.
+    below = record.magnitude_buckets[:, : 1 - MAGNITUDE_LOW].sum(axis=1) + record.magnitude_buckets[:, MAGNITUDE_ZERO]
+    assert prometheus.query(f"histogram_fraction(0, 1, {magnitude})") == pytest.approx(
+        dict(zip(names, below / buckets.sum(axis=1), strict=True))
+    )
+    assert prometheus.query("resmon_block_activation_magnitude_bucket{run='digits'}") == {}
+    stored = prometheus.query('count({run="digits"})')[""]
+    assert prometheus.query('resmon_run_series{run="digits"}')[""] == stored
+
+
+def _bucket_of(quantile: float, row: Ints) -> tuple[float, float]:
+    """The edges of the bucket of a flight in which a quantile lies."""
+    below, rank = row[MAGNITUDE_ZERO], quantile * row.sum()
+    for i, count in enumerate(row[: len(MAGNITUDE_EDGES)]):
+        below += count
+        if below >= rank:
+            return (MAGNITUDE_EDGES[i] / 2 if i else 0.0), MAGNITUDE_EDGES[i]
+    return MAGNITUDE_EDGES[-1], math.inf

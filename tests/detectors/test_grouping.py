@@ -9,9 +9,9 @@ from resmon.detectors.grouping import TOGETHER, Grouping
 from resmon.records import Finding, Severity
 
 
-def finding(kind: str, step: int, severity: Severity = "page", block: str = "h.1") -> Finding:
+def finding(kind: str, step: int, severity: Severity = "page", block: str = "h.1", **evidence: Any) -> Finding:
     return Finding.opened(
-        kind, severity, step, float(step), kind, expected="", seen="", confidence=0.5, runbook="", evidence={}, block=block
+        kind, severity, step, float(step), kind, expected="", seen="", confidence=0.5, runbook="", evidence=evidence, block=block
     )
 
 
@@ -54,6 +54,21 @@ def test_a_symptom_shortly_after_is_explained_and_a_late_one_is_not() -> None:
     tell(ticket.closed(1000, 1000.0, "it was over"))
     assert tell(finding("change", 1000 + TOGETHER, "ticket"), "symptom") == []
     assert tell(finding("change", 1001 + TOGETHER, "ticket"), "symptom")
+
+
+def test_what_was_there_from_the_start_is_told_though_a_later_finding_is_told_first() -> None:
+    tell = Telling()
+    tell(finding("divergence", 63, since=16))
+    assert tell(finding("straying", 63, "ticket", since=0), "symptom")
+    assert tell(finding("straying", 63, "ticket", "h.2", since=15), "symptom")
+    assert tell(finding("straying", 64, "ticket", "h.3", since=16), "symptom") == [], "not from the start"
+    assert tell(finding("change", 65, "ticket"), "symptom") == []
+
+
+def test_what_began_with_the_run_explains_what_did_so_too() -> None:
+    tell = Telling()
+    tell(finding("exploding", 40, since=0))
+    assert tell(finding("straying", 63, "ticket", since=0), "symptom") == []
 
 
 def test_of_pages_that_come_together_the_first_is_one() -> None:

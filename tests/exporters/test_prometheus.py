@@ -15,7 +15,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from resmon.catalogue import BLOCK, BY_NAME, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS
-from resmon.exporters.prometheus import OPENMETRICS, TEXT, Prometheus, negotiate, writable
+from resmon.exporters.names import writable
+from resmon.exporters.prometheus import OPENMETRICS, TEXT, Prometheus, negotiate
 from resmon.exporters.view import AgentView
 from resmon.records import (
     DURATION_EDGES,
