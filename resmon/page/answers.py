@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -31,6 +31,8 @@ PAGE, LARGEST_PAGE = 50, 500  # runs that one answer lists unless told otherwise
 KEPT = 8 << 20  # bytes of answers that are kept for whoever asks next
 LONGEST = 2_000  # characters of a text
 EVENTS = 100  # findings and incidents that are told in words
+LINES = 64
+_FIGURE = ("key", "title", "caption", "plot", "height")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Answers:
         self._listing = listing
         self._sights = sights
         self._kept: OrderedDict[tuple[Any, ...], tuple[Any, Answer]] = OrderedDict()
+        self._lines: dict[Path, tuple[float, Summary | None]] = {}
         self._lock = Lock()
 
     def runs(self, match: str = "", limit: int = PAGE) -> Answer:
@@ -107,7 +110,7 @@ class Answers:
         other = self._listing.find(wish.beside) if wish.beside and wish.beside != id_ else None
         entries = [entry] if other is None else [entry, other]
         sights = [self._sights.of(each.attempt) for each in entries]
-        lines = [self._listing.summary(each) for each in entries]
+        lines = [self._line(each, sight) for each, sight in zip(entries, sights, strict=True)]
         if sights[0].gone or lines[0] is None:
             return None
         version = tuple(sight.version for sight in sights), tuple(lines)
@@ -123,6 +126,15 @@ class Answers:
             while room > KEPT and len(self._kept) > 1:
                 room -= len(self._kept.popitem(last=False)[1][1].body)
         return made
+
+    def _line(self, entry: Entry, sight: Sight) -> Summary | None:
+        """The run in a line, as old as what is drawn of it, so that both change at once."""
+        known = self._lines.get(entry.attempt)
+        if known is None or known[0] != sight.read:
+            known = self._lines[entry.attempt] = sight.read, self._listing.summary(entry)
+            while len(self._lines) > LINES:
+                self._lines.pop(next(iter(self._lines)), None)
+        return known[1]
 
 
 def _told(entries: list[Entry], sights: list[Sight], lines: list[Summary | None], wish: Wish) -> dict[str, Any]:
@@ -140,9 +152,13 @@ def _told(entries: list[Entry], sights: list[Sight], lines: list[Summary | None]
         if not courses or sights[0].course is None:
             return made
         whole = min(course.begin for course in courses), max(course.newest for course in courses)
+        stays = 0
         first, last = whole[0] if wish.first is None else wish.first, whole[1] if wish.last is None else wish.last
         if wish.newest:
-            first, last = max(whole[0], whole[1] - wish.newest + 1), whole[1]
+            # From a step that stays for a while, so that the same columns go on.
+            stays = max(1, wish.newest // 8)
+            first, last = max(whole[0], (whole[1] - wish.newest + 1) // stays * stays), whole[1]
+        last = min(last, 1 << (whole[1] + 64).bit_length())  # steps to come, but not too many; it is another number seldom
         if first > whole[1] or last < whole[0]:
             first, last = whole
         there = list(dict.fromkeys(measure for course in courses for measure in course.there())) or list(MEASURES[:1])
@@ -151,7 +167,7 @@ def _told(entries: list[Entry], sights: list[Sight], lines: list[Summary | None]
         measure = wished if wished in there else there[0]
         seen = []
         for one, sight in zip(told, sights, strict=False):
-            course = sight.window(first, last)
+            course = sight.window(first, first + wish.newest + stays if wish.newest else last)
             if course is not None:
                 seen.append(Seen(one["name"], sight, course))
         at = min((each.course.newest_known(first, last) for each in seen), default=last)
@@ -162,7 +178,7 @@ def _told(entries: list[Entry], sights: list[Sight], lines: list[Summary | None]
         longest = max((len(name) for each in seen for name in each.blocks), default=0)
         look = Look(measure, first, last, at, block, wish.narrow, longest)
         if seen and seen[0].sight is sights[0]:
-            made["figures"] = [asdict(figure) for figure in figures(seen, look)]
+            made["figures"] = [{name: getattr(figure, name) for name in _FIGURE} for figure in figures(seen, look)]
             made["differing"] = differing(seen)
         made |= {
             "whole": whole,

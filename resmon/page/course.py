@@ -18,8 +18,8 @@ from resmon.plots.curves import Curve
 from resmon.plots.measures import MEASURES, PLACES, Measure
 from resmon.records import MAGNITUDE_COLUMNS, Bools, Floats, Ints, ResidualSite
 
-ROOM = 20 << 20  # bytes that the columns of one course may take
-MOST, LEAST = 512, 64  # columns
+ROOM = 12 << 20  # bytes that the columns of one course may take
+MOST, LEAST = 384, 64  # columns
 COARSE = 4  # columns that share one histogram of magnitudes
 CELL = 20  # bytes of a quantity, block and column
 
@@ -30,7 +30,7 @@ _STREAM = next(m for m, measure in enumerate(MEASURES) if measure.name == "skip_
 
 def columns_for(sites: int) -> int:
     """How many columns there is room for."""
-    each = max(1, sites) * (CELL * len(MEASURES) + 8 * MAGNITUDE_COLUMNS // COARSE)
+    each = max(1, sites) * (CELL * len(MEASURES) + 4 * MAGNITUDE_COLUMNS // COARSE)
     return max(LEAST, min(MOST, ROOM // each // COARSE * COARSE))
 
 
@@ -95,7 +95,9 @@ class Course:
         self._blocks = Table(len(MEASURES), columns, 0)
         self._nonfinite = np.zeros((2, columns, 0), bool)
         self._counted = np.full(columns // COARSE, -1, np.int64)  # the step whose counts these are
-        self._buckets = np.zeros((columns // COARSE, 0, MAGNITUDE_COLUMNS))
+        self._buckets = np.zeros(
+            (columns // COARSE, 0, MAGNITUDE_COLUMNS), np.float32
+        )  # whose errors are a millionth of the counts
         self.base: Floats | None = np.zeros((0, MAGNITUDE_COLUMNS))  # counts before the first column; None where not known
 
     @property
@@ -209,7 +211,7 @@ class Course:
         """Of a block's sampled |y| the share in each bucket, [MAGNITUDE_COLUMNS, columns], and these columns' steps."""
         used = -(-self.used // COARSE)
         known = np.flatnonzero(self._counted[:used] >= 0)
-        counts = self._buckets[known, block]
+        counts = self._buckets[known, block].astype(float)
         base = self.base[block] if self.base is not None and block < len(self.base) else None
         if base is None:
             own, known = np.diff(counts, axis=0), known[1:]
@@ -280,7 +282,9 @@ class Course:
             more = len(new)
             self._blocks = self._blocks.beside(Table(len(MEASURES), self._most, more))
             self._nonfinite = np.concatenate([self._nonfinite, np.zeros((2, self._most, more), bool)], axis=2)
-            self._buckets = np.concatenate([self._buckets, np.zeros((len(self._buckets), more, MAGNITUDE_COLUMNS))], axis=1)
+            self._buckets = np.concatenate(
+                [self._buckets, np.zeros((len(self._buckets), more, MAGNITUDE_COLUMNS), np.float32)], axis=1
+            )
             if self.base is not None:
                 self.base = np.concatenate([self.base, np.zeros((more, MAGNITUDE_COLUMNS))])
             self.sites = (*self.sites, *new)

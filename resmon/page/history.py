@@ -24,7 +24,7 @@ from resmon.page.rows import Rows, merged, of_bins, of_steps
 from resmon.records import Bools, Floats, Ints
 
 FULL = 96 << 20  # bytes of full rows that are read at most of a rank for one view; beyond it, bins
-AT_ONCE = 8_000  # numbers of blocks times rows that are held at once
+AT_ONCE = 4_000  # numbers of blocks times rows that are held at once
 WAITING = 256  # steps that wait for a slower rank before they are shown without it
 NAMES = 64  # logged names that are drawn at most
 

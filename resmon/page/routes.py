@@ -12,16 +12,17 @@ Whoever serves these leaves alone what a response has set of HEADERS: the post-m
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import anyio
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -62,8 +63,8 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-# Requests that are worked on at once; /metrics has threads of its own, which a page never waits in.
-AT_ONCE = 4
+# Threads that read and draw; /metrics has others, in which no page is waited for. Few, as each keeps the memory that it once took.
+AT_ONCE = 2
 YEAR = "public, max-age=31536000, immutable"
 
 KINDS = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
@@ -76,7 +77,8 @@ class Page:
         self._sights = Sights()
         self._answers = Answers(listing, self._sights)
         self._postmortems = Postmortems(listing)
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._threads = ThreadPoolExecutor(AT_ONCE, "page")
+        self._patient = ThreadPoolExecutor(1, "postmortem")  # for what may take a minute
         self._static: dict[str, tuple[str, bytes, bytes | None]] = {}
 
     @property
@@ -85,6 +87,8 @@ class Page:
         return self._sights.looked_at
 
     def close(self) -> None:
+        for threads in (self._threads, self._patient):
+            threads.shutdown(wait=False, cancel_futures=True)
         self._sights.close()
         self._postmortems.close()
 
@@ -100,9 +104,7 @@ class Page:
 
     async def _apart(self, function: Callable[[], Any]) -> Any:
         """In one of the page's own threads."""
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(AT_ONCE)
-        return await anyio.to_thread.run_sync(function, limiter=self._limiter)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     async def _index(self, _: Request) -> Response:
         return HTMLResponse(await self._apart(_page), headers=HEADERS | {"cache-control": "no-cache"})
@@ -128,7 +130,8 @@ class Page:
         return Response(answer.body, media_type="application/json", headers=headers)
 
     async def _postmortem(self, request: Request) -> Response:
-        made = await self._apart(partial(self._postmortems.page, request.query_params.get("id", "")))
+        wanted = partial(self._postmortems.page, request.query_params.get("id", ""))
+        made = await asyncio.get_running_loop().run_in_executor(self._patient, wanted)
         if isinstance(made, str):
             return PlainTextResponse(f"{made}\n", 404, headers=HEADERS)
         return HTMLResponse(made, headers=HEADERS | {"content-security-policy": POSTMORTEM, "cache-control": "no-cache"})

@@ -16,15 +16,15 @@ from resmon.flight import findings, layout
 from resmon.flight.endings import of_attempt
 from resmon.flight.journal import Lines
 from resmon.flight.reader import typed
-from resmon.page.course import Course, columns_for
+from resmon.page.course import LEAST, Course, columns_for
 from resmon.page.history import History, RankHistory
 from resmon.records import Checkpoint, Finding, Incident, RunInfo
 
-PERIOD = 0.5  # seconds between two looks for what is new
+PERIOD = 1.0  # seconds between two looks for what is new
 EVENTS = 2.0  # between two looks for what broke, which reads the newest rows anew
 IDLE = 300.0  # seconds after which a sight that nobody asks for is let go
-ROOM = 64 << 20  # bytes that all sights may take together
-WINDOWS = 3  # ranges of steps that are kept of one run
+ROOM = 40 << 20  # bytes that all sights may take together
+WINDOWS = 2  # ranges of steps that are kept of one run
 NEVER = float("-inf")
 
 _reading = Lock()
@@ -42,16 +42,15 @@ class Sight:
         self.course: Course | None = None  # None as long as there is no step
         self._history = History({})
         self._made: dict[int, tuple[int, ...]] = {}  # what tells each rank's folder from another of that name
-        self._windows: OrderedDict[tuple[int, int], tuple[int, Course]] = OrderedDict()  # with the newest step at that time
+        self._windows: OrderedDict[tuple[int, int], Course] = OrderedDict()
         self._logged = -1  # newest step of which something was logged
-        self._read = self._looked = NEVER
+        self.read = self._looked = NEVER
         self.lock = Lock()  # over whoever draws it, as `refresh` changes what is drawn
         self.asked = time.monotonic()
 
     @property
     def size(self) -> int:
-        courses = [course for _, course in self._windows.values()]
-        return sum(course.size for course in (*courses, *([self.course] if self.course else [])))
+        return sum(course.size for course in (*self._windows.values(), *([self.course] if self.course else [])))
 
     @property
     def info(self) -> RunInfo | None:
@@ -87,7 +86,7 @@ class Sight:
         """Take in what is new, unless that was done a moment ago."""
         with self.lock:
             now = self.asked = time.monotonic()
-            if now - self._read < PERIOD:
+            if now - self.read < PERIOD:
                 return
             if not self.attempt.is_dir():
                 self.gone = True
@@ -100,26 +99,34 @@ class Sight:
                     self._begin()
                 else:
                     self._go_on(self.course)
-            self._read = time.monotonic()
+            self.read = time.monotonic()
 
     def window(self, first: int, last: int) -> Course | None:
         """The course of some steps. To be called with the lock held."""
         course = self.course
         if course is None or last < first:
             return None
-        newest = min(last, course.newest)
         if course.width == 1 or (first <= course.begin and last >= course.newest):
             return course
+        first = max(first, course.begin)
         known = self._windows.get((first, last))
-        if known is not None and known[0] == newest:
-            self._windows.move_to_end((first, last))
-            return known[1]
-        with _reading:
-            made = self._course(max(first, course.begin), newest, columns_for(len(course.sites)), last)
-        self._windows[first, last] = newest, made
+        if known is None:
+            with _reading:
+                known = self._course(first, min(last, course.newest), last)
+            self._windows[first, last] = known
+        self._windows.move_to_end((first, last))
         while len(self._windows) > WINDOWS:
             self._windows.popitem(last=False)
-        return made
+        return known
+
+    def let_go(self) -> int:
+        """Forget the closer look that was asked for longest ago; how many bytes that frees."""
+        if not self.lock.acquire(blocking=False):  # it is being drawn
+            return 0
+        try:
+            return self._windows.popitem(last=False)[1].size if self._windows else 0
+        finally:
+            self.lock.release()
 
     def close(self) -> None:
         self._history.close()
@@ -164,13 +171,17 @@ class Sight:
         if span is None:
             return
         first, last = span
-        sites = next((len(rows.sites) for rows in self._history.between(last, last, 1)), 0)
-        self.course = self._course(first, last, columns_for(sites), None)
+        self.course = self._course(first, last, None)
         self._history.follow(self.course.newest)
 
-    def _course(self, first: int, last: int, columns: int, until: int | None) -> Course:
+    def _course(self, first: int, last: int, until: int | None) -> Course:
+        """The course from `first` on, with what there is up to `last`; one that ends has no more columns than it will need."""
+        sites = next((len(rows.sites) for rows in self._history.between(last, last, 1)), 0)
+        columns = columns_for(sites)
+        if until is not None:
+            columns = min(columns, -(-(until - first + 1) // LEAST) * LEAST)
         width = 1
-        while (last - first) // width >= columns:
+        while ((last if until is None else until) - first) // width >= columns:
             width *= 2
         course = Course(first, width, columns, until)
         if until is not None:
@@ -188,13 +199,16 @@ class Sight:
             rows = rows.take(rows.first > course.newest)
             if len(rows) and int(rows.first[0]) > course.newest + 1:
                 self._fill(course, course.newest + 1, int(rows.first[0]) - 1)
-            course.add(rows)
+                self._windows.clear()
+            for each in (course, *self._windows.values()):
+                each.add(rows.take(rows.first > each.newest))
         behind = self._logged
         for rank in self._history.ranks.values():
             for logged in rank.logged_since():
                 new = logged.last > behind
                 if new.any():
-                    course.log(logged.take(new))
+                    for each in (course, *self._windows.values()):
+                        each.log(logged.take(new))
                     self._logged = max(self._logged, int(logged.last.max()))
 
     def _fill(self, course: Course, first: int, last: int) -> None:
@@ -241,9 +255,15 @@ class Sights:
             self._sights.clear()
 
     def _let_go(self, now: float) -> None:
-        """Those that nobody asks for any more, and the ones asked for longest ago until the others have room."""
-        sizes = {attempt: sight.size for attempt, sight in self._sights.items()}
+        """Those that nobody asks for any more; then, until the others have room, closer looks and whole runs, the oldest first."""
         for attempt, sight in list(self._sights.items())[:-1]:
-            if now - sight.asked > IDLE or sum(sizes.values()) > ROOM:
-                del self._sights[attempt], sizes[attempt]
-                sight.close()
+            if now - sight.asked > IDLE:
+                self._sights.pop(attempt).close()
+        room = ROOM - sum(sight.size for sight in self._sights.values())
+        for sight in list(self._sights.values()):
+            while room < 0 and (freed := sight.let_go()):
+                room += freed
+        for attempt, sight in list(self._sights.items())[:-1]:
+            if room < 0:
+                room += sight.size
+                self._sights.pop(attempt).close()

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resmon.plots.canvas import BAD, FAINT, ZERO, Canvas, Data, escaped, packed, short
+from resmon.plots.canvas import BAD, FAINT, ZERO, Canvas, escaped, packed, short
 from resmon.quantities import number, power
 from resmon.records import Floats, Ints
 
 NAMES = 32  # blocks whose names stand at a heat map
-LARGE = 400  # blocks from which on a heat map has half as many columns and hovering tells powers of ten
+LARGE = 400  # blocks from which on a heat map has half as many columns
+DECADES = "decades"  # says that colours are logarithms of what is to be told
 
 Scale = tuple[float, float]
 
@@ -49,9 +50,7 @@ def cells(
     On a linear scale 0 has its place, and no colour of its own.
     """
     labels = [escaped(name, 600) for name in names]
-    exact = len(names) <= LARGE
-    shown = "%{customdata:.4g}" if exact and not linear else "%{z:.4g}" if linear else "10^%{z:.2f}"
-    more: Data = {"customdata": packed(np.where(np.isfinite(values), values, np.nan))} if exact and not linear else {}
+    shown = "%{z:.4g}" if linear else "%{customdata:.4g}"  # draw.js makes it of what is coloured
     canvas.add(
         "heatmap",
         row,
@@ -62,7 +61,7 @@ def cells(
         coloraxis="coloraxis",
         hoverongaps=False,
         hovertemplate=f"%{{y}}<br>step %{{x:,}}<br>{shown}<extra></extra>",
-        **more,
+        **({} if linear else {"meta": DECADES}),
     )
     seen = []
     for where, colour, what in (

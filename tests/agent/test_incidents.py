@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from resmon.agent.page import page
 
 from resmon.agent import runtime
-from resmon.agent.page import page
 from resmon.agent.roster import Roster
 from resmon.exporters.prometheus import Prometheus
 from resmon.flight import journal, layout, stalls
