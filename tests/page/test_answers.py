@@ -8,7 +8,6 @@ import os
 import shutil
 import threading
 import time
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from resmon.page.address import identity
 from resmon.page.answers import Answers, Wish
 from resmon.page.listing import Listing
 from resmon.page.sight import Sights
-from resmon.plots.canvas import Canvas, packed
 from resmon.plots.measures import MEASURES
 from tests.flight.flights import begin
 from tests.page.runs import HOSTILE, fill, record
@@ -285,16 +283,3 @@ def test_what_nobody_asks_for_is_let_go(tmp_path: Path, monkeypatch: pytest.Monk
     for entry in house.listing.entries():
         sights.of(entry.attempt)
     assert len(sights._sights) == 1
-
-
-def test_an_array_travels_as_its_bytes() -> None:
-    values = np.array([[1.0, np.nan], [2.5, -1e30]])
-    np.testing.assert_array_equal(unpacked(packed(values)), values.astype("f4"))
-
-
-def test_panels_lie_beside_each_other_without_overlap() -> None:
-    layout = Canvas(300, rows=2, columns=3, vertical_spacing=0.2, horizontal_spacing=0.1).plot()["layout"]
-    across = [layout[f"xaxis{i}"]["domain"] for i in ("", "2", "3")]
-    assert [a[1] < b[0] for a, b in pairwise(across)] == [True, True]
-    assert across[0][0] == 0 and across[2][1] == pytest.approx(1)
-    assert layout["yaxis"]["domain"][0] > layout["yaxis4"]["domain"][1]
