@@ -16,6 +16,7 @@ import asyncio
 import gzip
 import hashlib
 import re
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -71,7 +72,7 @@ KINDS = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf
 
 
 class Page:
-    """The page over some directories; `looked_at` says when somebody last asked for a run."""
+    """The page over some directories; `looked_at` says, by the monotonic clock, when somebody last asked for something."""
 
     def __init__(self, listing: Listing) -> None:
         self._sights = Sights()
@@ -79,12 +80,8 @@ class Page:
         self._postmortems = Postmortems(listing)
         self._threads = ThreadPoolExecutor(AT_ONCE, "page")
         self._patient = ThreadPoolExecutor(1, "postmortem")  # for what may take a minute
+        self.looked_at = float("-inf")
         self._static: dict[str, tuple[str, bytes, bytes | None]] = {}
-
-    @property
-    def looked_at(self) -> float:
-        """By the monotonic clock."""
-        return self._sights.looked_at
 
     def close(self) -> None:
         for threads in (self._threads, self._patient):
@@ -104,6 +101,7 @@ class Page:
 
     async def _apart(self, function: Callable[[], Any]) -> Any:
         """In one of the page's own threads."""
+        self.looked_at = time.monotonic()
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
     async def _index(self, _: Request) -> Response:

@@ -243,11 +243,6 @@ class Sights:
         sight.refresh()
         return sight
 
-    @property
-    def looked_at(self) -> float:
-        """When somebody last asked for any, by the monotonic clock."""
-        return max((sight.asked for sight in list(self._sights.values())), default=NEVER)
-
     def close(self) -> None:
         with self._lock:
             for sight in self._sights.values():

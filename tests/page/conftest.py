@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         patch.setenv("RESMON_RUNTIME_DIR", str(folder / "runtime"))
         house = House(folder, runtime.folder())
         house.runs.mkdir(mode=0o700)
-        runtime.remember(runtime.folder(), house.runs)
         port = free_port()
-        house.agent(port, linger=600)
+        listen = f"127.0.0.1:{port}"
+        house.start(sys.executable, "-m", "resmon", "agent", "--listen", listen, "--linger", "600", "-d", str(house.runs))
         yield Place(house, house.ready(port), house.runs)
         house.stop()
 

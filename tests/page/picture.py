@@ -52,7 +52,7 @@ def main() -> None:
             serving = runtime.serving(runtime.folder())
             assert serving is not None
             time.sleep(3)  # until the agent has told what there is to tell
-            with Page("about:blank", home, 1280, 1200) as page:
+            with Page("about:blank", home, 1280, 1390) as page:
                 page.open(address(serving.url, well))
                 page.until(DRAWN)
                 time.sleep(1)

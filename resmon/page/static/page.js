@@ -139,7 +139,7 @@ const follow = (event) => { // a link of ours goes without a reload, but for who
   event.preventDefault();
   history.pushState(null, "", link.getAttribute("href"));
   arrive();
-  $("main", document) ?? document.getElementById("main").focus({ preventScroll: true });
+  document.getElementById("main").focus({ preventScroll: true });
 };
 
 // -- the runs --------------------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ const newFigure = (key) => {
   element.dataset.key = key;
   if (/^(heat|magnitudes)(-2)?$/.test(key)) element.classList.add("half");
   const plot = element.querySelector(".plot");
-  plot.setAttribute("role", "img");
+  plot.setAttribute("role", key === "heat" ? "application" : "img");
   if (key === "heat") {
     plot.tabIndex = 0;
     plot.setAttribute("aria-describedby", "keys");
@@ -428,8 +428,8 @@ $("more").addEventListener("click", () => { listed += 50; tag = ""; ask(); });
 $("quantity").addEventListener("change", ({ target }) => go({ quantity: target.value }));
 $("beside").addEventListener("change", ({ target }) => go({ with: target.value }));
 $("beside").addEventListener("focus", async ({ target }) => { // the runs that there are now
-  const { runs } = await (await fetch("/api/runs?limit=200")).json();
-  options(target, [["", "no other run"], ...runs.filter(({ id }) => id !== state.run).map(({ id, name }) => [id, name])], state.with ?? "");
+  const { runs } = await fetch("/api/runs?limit=200").then((response) => response.json()).catch(() => ({ runs: null }));
+  if (runs) options(target, [["", "no other run"], ...runs.filter(({ id }) => id !== state.run).map(({ id, name }) => [id, name])], state.with ?? "");
 });
 $("tools").addEventListener("submit", (event) => event.preventDefault());
 for (const button of document.querySelectorAll("[data-range]")) {
