@@ -36,6 +36,13 @@ class Metric:
 
 CATALOGUE: tuple[Metric, ...] = (
     # Per block, merged over the ranks of this machine.
+    Metric(
+        "resmon_block_depth",
+        "gauge",
+        "",
+        BLOCK,
+        "The block's place in the order in which its model's blocks run, from 0; a stage's is that of its first block.",
+    ),
     Metric("resmon_block_skip_rms", "gauge", "", BLOCK, "Root mean square of the skip operand of the residual add, last step."),
     Metric("resmon_block_branch_rms", "gauge", "", BLOCK, "Root mean square of the branch operand of the residual add, last step."),
     Metric("resmon_block_output_rms", "gauge", "", BLOCK, "Root mean square of the residual add's result, last step."),
@@ -259,6 +266,13 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("resmon_agent_info", "gauge", "", ("version",), "1."),
     Metric("resmon_agent_skipped_rows_total", "counter", "", (), "Damaged rows of flights that were skipped."),
     Metric("resmon_agent_errors_total", "counter", "", (), "Flights that could not be followed and faults of detectors."),
+    Metric(
+        "resmon_agent_last_error_timestamp_seconds",
+        "gauge",
+        "seconds",
+        (),
+        "Unix time of the newest error of this agent; absent while it has met none.",
+    ),
     Metric(
         "resmon_agent_collect_duration_seconds", "gauge", "seconds", (), "Time that the last scrape took to collect and render."
     ),

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,8 @@ from resmon.slo import application as slo
 
 FOLDER = "Folder of the runs; runs/ unless settings say otherwise."
 Directory = Annotated[Path | None, typer.Option("--directory", "-d", help=FOLDER)]
+SEVERAL = f"{FOLDER} Once for each machine that has ranks of the run; also 'GLOB*' and URLs such as s3://bucket/runs."
+Directories = Annotated[list[str] | None, typer.Option("--directory", "-d", help=SEVERAL)]
 
 
 def demo(
@@ -35,6 +38,9 @@ def demo(
 def agent(
     listen: Annotated[str | None, typer.Option(help="HOST:PORT to serve on; 127.0.0.1:9699 unless settings say otherwise.")] = None,
     linger: Annotated[float, typer.Option(min=0.0, help="Seconds that an ended run's series stay if nobody scrapes.")] = 90.0,
+    grace: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to stay after SIGTERM, at most, until ended runs have been scraped.")
+    ] = 0.0,
     max_series: Annotated[int | None, typer.Option(help="Most series of a run; 10,000 unless settings say otherwise.")] = None,
     directory: Annotated[
         list[Path] | None,
@@ -46,7 +52,7 @@ def agent(
     from resmon.settings import Settings
 
     chosen = Settings.of(listen=listen, max_series=max_series)
-    service.main(chosen.listen, linger, chosen.max_series, [_runs_directory(each) for each in directory or ()])
+    service.main(chosen.listen, linger, chosen.max_series, grace, [_runs_directory(each) for each in directory or ()])
 
 
 def run_script(
@@ -220,8 +226,9 @@ def incidents(
     from resmon.flight.endings import of_attempt
     from resmon.incidents import next_commands, panel
     from resmon.origins import printable
+    from resmon.tail import find_run
 
-    attempt = _run_folder(run, directory)
+    attempt = find_run(run, _runs_directory(directory))
     found = of_attempt(attempt)
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
@@ -250,6 +257,7 @@ def runbook(
     from resmon import handbook
     from resmon import runbook as books
     from resmon.flight.frames import load
+    from resmon.tail import find_run
 
     console = Console()
 
@@ -266,7 +274,7 @@ def runbook(
         for each in handbook.names():
             print(each)
         return
-    flight = load(_run_folder(run, directory))
+    flight = load(find_run(run, _runs_directory(directory)))
     trouble = books.Trouble.of(flight)
     chosen = name or trouble.runbook
     if chosen is None:
@@ -411,7 +419,7 @@ def postmortem(
     alertmanager: Annotated[
         str | None, typer.Option(metavar="URL", help="Ask this Alertmanager which of them were silenced; likewise.")
     ] = None,
-    directory: Directory = None,
+    directory: Directories = None,
 ) -> None:
     """Tell what happened to a run that broke: what was first, what followed, why, what to do; beside healthy runs, if named."""
     from resmon.origins import printable
@@ -420,13 +428,11 @@ def postmortem(
     from resmon.postmortem.report import as_json as jsonable
     from resmon.postmortem.report import make
     from resmon.settings import Settings
-    from resmon.tail import find_runs
 
     endings = {"html": "html", "markdown": "md", "json": "json"}
     if form not in endings:
         raise ConfigurationError(f"--format {form} is none. There are: {', '.join(endings)}.")
-    folder = _runs_directory(directory)
-    folders = [path for run in runs for path in find_runs(run, folder)]
+    folders = [path for run in runs for path in _run_folders(run, directory)]
     servers = Settings.of(prometheus=prometheus, alertmanager=alertmanager)
     ask = asked(servers.prometheus, servers.alertmanager) if servers.prometheus else None
     progress = Console(stderr=True)
@@ -463,7 +469,7 @@ def baseline(
     shift: Annotated[float, typer.Option(min=0.0, help="Population stability index from which on a block has drifted.")] = 0.1,
     alpha: Annotated[float, typer.Option(min=0.0, max=1.0, help="False-discovery rate over the blocks.")] = 0.01,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    directory: Directory = None,
+    directory: Directories = None,
 ) -> None:
     """Save what a run's blocks put out while it was well, or compare a run with that. Exit status 1 where a block has drifted."""
     from resmon import baseline as baselines
@@ -515,7 +521,7 @@ def replay(
         typer.Option(metavar="PACKAGE.MODULE:CLASS", help="A detector of your own to run too; its code is run."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    directory: Directory = None,
+    directory: Directories = None,
 ) -> None:
     """Run the detectors over a recorded run: what they say, as the agent did; with --set, what other settings would have said."""
     from rich.progress import Progress
@@ -552,7 +558,8 @@ def replay(
 
 def assets(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIRECTORY", help="Folder below which alerts/ is; the current one unless given.")
+        Path,
+        typer.Argument(metavar="DIRECTORY", help="Folder with alerts/ and dashboards/; the current one unless given."),
     ] = Path(),
     check: Annotated[
         bool, typer.Option("--check", help="Write nothing; exit status 1 where a file is not as it would be.")
@@ -561,17 +568,21 @@ def assets(
     dashboards: Annotated[
         str | None, typer.Option(metavar="URL", help="Where the dashboards are; dashboard_url begins with it.")
     ] = None,
+    only: Annotated[
+        Literal["alerts", "dashboards", "deploy"] | None, typer.Option(help="Nothing but what is below that folder.")
+    ] = None,
 ) -> None:
-    """Write alert rules, recording rules and their unit tests for Prometheus, from resmon's own tables."""
-    from resmon.assets import Links, differing, write
+    """Write rules and their unit tests for Prometheus and dashboards for Grafana, from resmon's own tables."""
+    from resmon.assets import FOLDERS, Links, differing, write
 
     for option, url in (("--runbooks", runbooks), ("--dashboards", dashboards)):
         if url is not None and not url.startswith(("http://", "https://")):
             raise ConfigurationError(f"{option} {url!r} is no address; it begins with http:// or https://.")
     given = {"runbooks": runbooks, "dashboards": dashboards}
     links = Links(**{name: url.rstrip("/") for name, url in given.items() if url is not None})
+    folders = FOLDERS if only is None else (only,)
     if check:
-        stale = differing(folder, links)
+        stale = differing(folder, links, folders)
         for path in stale:
             print(f"{folder / path} is not as it would be written now")
         if stale:
@@ -579,7 +590,7 @@ def assets(
             raise typer.Exit(1)
         return
     try:
-        written = write(folder, links)
+        written = write(folder, links, folders)
     except OSError as error:
         raise ConfigurationError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error
     for path in written:
@@ -608,15 +619,27 @@ def silence(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Keep alerts from notifying anybody for a time. What is planned is silenced; the alerts still fire and are seen."""
-    from resmon.alertmanager import Alertmanager, Matcher, skew_sentence
+    from resmon.alertmanager import Alertmanager, Matcher, checked, length, skew_sentence
     from resmon.alertmanager.table import as_json as jsonable
     from resmon.alertmanager.table import covers, table
     from resmon.rules.durations import written
     from resmon.settings import Settings
 
     names = {"run": run, "model": model, "block": block, "alertname": alert}
-    matchers = [Matcher(name, value) for name, value in names.items() if value] + [Matcher.parse(each) for each in matcher or ()]
-    _fits_action(action, identity, lasts, comment, bool(matchers))
+    matchers = [Matcher(name, value) for name, value in names.items() if value]
+    readable = len(matchers) + len(matcher or ())
+
+    def covers_something() -> None:
+        if action == "add" and len(matchers) == readable:
+            checked(matchers, comment or "told above")
+
+    _all_at_once(
+        lambda: Settings.of(alertmanager=alertmanager),
+        *(partial(lambda text: matchers.append(Matcher.parse(text)), each) for each in matcher or ()),
+        lambda: _fits_action(action, identity, lasts, comment, readable > 0),
+        covers_something,
+        lambda: lasts and action in ("add", "extend") and length(lasts),
+    )
     console = Console(soft_wrap=True)
     with Alertmanager.of(Settings.of(alertmanager=alertmanager).alertmanager) as client:
         if action == "list":
@@ -653,6 +676,20 @@ def silence(
             console.print(Text(said, style="yellow"))
 
 
+def export(
+    run: Annotated[str, typer.Argument(help="Name of a run in the runs folder, or the path of its folder.")],
+    to: Annotated[Literal["tensorboard", "wandb", "parquet", "csv"], typer.Option(help="What for.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write into; export/RUN unless named.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over; TensorBoard and W&B only.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="Blocks at every so manieth step; TensorBoard and W&B only.")] = 10,
+    directory: Directories = None,
+) -> None:
+    """Write a run, live or finished, in the form of another tool."""
+    from resmon.export import command
+
+    command.export(_run_folder(run, directory), to, out, follow=follow, every=every, console=Console())
+
+
 VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("run", run_script),
     ("demo", demo),
@@ -667,6 +704,7 @@ VERBS: tuple[tuple[str, Callable[..., None]], ...] = (
     ("inspect", inspect),
     ("check", check),
     ("explain", explain),
+    ("export", export),
     ("silence", silence),
     ("agent", agent),
     ("assets", assets),
@@ -733,10 +771,45 @@ def _runs_directory(directory: Path | None) -> Path:
     return directory
 
 
-def _run_folder(run: str, directory: Path | None) -> Path:
+def _run_folder(run: str, directories: list[str] | None) -> Path:
+    """The newest attempt of a run, gathered where several folders are named."""
     from resmon.tail import find_run
 
-    return find_run(run, _runs_directory(directory))
+    directory = _one(directories)
+    return _gathered(run, directories or []) if directory is None else find_run(run, directory)
+
+
+def _run_folders(runs: str, directories: list[str] | None) -> list[Path]:
+    """Those of several runs, as find_runs reads names."""
+    from resmon.tail import find_runs
+
+    directory = _one(directories)
+    return [_gathered(runs, directories or [])] if directory is None else find_runs(runs, directory)
+
+
+def _one(directories: list[str] | None) -> Path | None:
+    """The one folder of runs; None where they are several."""
+    from resmon.flight.gathering import is_several
+
+    named = directories or []
+    if len(named) > 1 or any(map(is_several, named)):
+        return None
+    return _runs_directory(Path(named[0]) if named else None)
+
+
+def _gathered(run: str, directories: list[str]) -> Path:
+    """The run of all the ranks that the folders have, and a word on what they have besides."""
+    from resmon.flight import layout
+    from resmon.flight.gathering import gather
+
+    found = gather(f"{directory.rstrip('/')}/{layout.safe_name(run)}" for directory in directories)
+    for note in found.notes:
+        Console(stderr=True, soft_wrap=True).print(Text(note, style="yellow"))
+    _KEPT.append(found)
+    return max(layout.attempts(found.folder).items())[1]
+
+
+_KEPT: list[object] = []  # folders that last as long as the command
 
 
 def _name_and_value(argument: str) -> tuple[str, str]:
@@ -763,6 +836,18 @@ def _step_range(text: str | None) -> tuple[int | None, int | None]:
     if not colon or not all(end == "" or (end.isascii() and end.isdecimal()) for end in (first, last)):
         raise ConfigurationError(f"--steps {text!r} cannot be read; write FIRST:LAST, such as 500:1000, 500: or :1000.")
     return int(first) if first else None, int(last) if last else None
+
+
+def _all_at_once(*checks: Callable[[], object]) -> None:
+    """Raises ConfigurationError with what each of them raises, in lines of their own."""
+    told = []
+    for check in checks:
+        try:
+            check()
+        except ConfigurationError as error:
+            told.append(str(error))
+    if told:
+        raise ConfigurationError("\n".join(told))
 
 
 def _fits_action(action: str, identity: str | None, lasts: str | None, comment: str | None, matchers: bool) -> None:

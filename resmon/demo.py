@@ -79,7 +79,8 @@ def _served(settings: Settings) -> str | None:
     """The agent's address. It is started now, so that the address can be told before the training begins."""
     if settings.agent == "off":
         return None
-    find_or_start(settings)
+    if settings.agent == "auto":
+        find_or_start(settings)
     limit = time.monotonic() + AGENT_START
     while time.monotonic() < limit:
         serving = runtime.serving(runtime.folder())

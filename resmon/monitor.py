@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import resmon
+from resmon import notebook
 from resmon.agent import Reaction, find_or_start, register, runtime
 from resmon.capture import process
 from resmon.capture.failures import said
@@ -142,6 +143,8 @@ class Monitor:
         self._thread_hook = threading.excepthook
         threading.excepthook = self._thread_fails
         atexit.register(self._interpreter_exits)
+        self._cell = self._session.last_step  # the newest step when the notebook's cell began
+        self._leave_notebook = notebook.follow(self._cell_begins, self._cell_fails)
         # A child of multiprocessing does not leave by the interpreter's usual way out.
         is_child = multiprocessing.parent_process() is not None
         self._child_exits = Finalize(None, self.close, exitpriority=0) if is_child else None
@@ -237,11 +240,23 @@ class Monitor:
         finally:
             self._thread_hook(args)
 
+    def _cell_begins(self) -> None:
+        self._cell = self._session.last_step
+
+    def _cell_fails(self, error: BaseException) -> None:
+        """A cell that trained has ended with an exception: something broke, and the run may go on in another cell."""
+        try:
+            if self._is_open() and (self._session.last_step != self._cell or self._session.is_under_way):
+                self._session.failed(error)
+        except Exception as own:  # noqa: BLE001 - law 1
+            self._warn("an exception of a cell was not noted", repr(own))
+
     def _end(self, error: BaseException | None, exiting: bool = False) -> None:
         if not self._is_open():
             return
         self._ended = True
         atexit.unregister(self._interpreter_exits)
+        self._leave_notebook()
         if self._child_exits is not None:
             self._child_exits.cancel()
         if threading.excepthook == self._thread_fails:
@@ -473,15 +488,17 @@ def _serve(settings: Settings, folder: Path, reaction: Reaction | None) -> str:
         return ""
     try:
         register(folder, None if reaction is None else asdict(reaction), _own_detectors(settings))
-        url = find_or_start(settings)
+        url = find_or_start(settings) if settings.agent == "auto" else None
         home = runtime.folder()
         now = runtime.serving(home)
     except (ResmonError, OSError) as error:
-        log.warning("resmon: the agent could not be started, so there are no live metrics: %s", error)
+        log.warning("resmon: the run could not be handed to an agent, so there are no live metrics: %s", error)
         return ""
+    if now is not None and now.url:
+        return f", seen at {address(now.url, folder.parent.parent)}"
+    if settings.agent == "sidecar":
+        return f", to be served by the next agent whose runtime folder is {home}"
     if url is None:
         return ""
     page = address(url, folder.parent.parent)
-    if now is not None and now.url:
-        return f", seen at {page}"
     return f", to be seen at {page} (or, if another program has that port, where {home / runtime.LOG} says)"

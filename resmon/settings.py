@@ -91,9 +91,10 @@ class Settings(BaseModel):
     model_name: str | None = Field(None, description="value of the label `model`; the model's class name where none is given")
     directory: Path = Field(Path("runs"), description="folder of the runs")
     listen: str = Field("127.0.0.1:9699", description="address and port of the agent's page and metrics")
-    agent: Literal["auto", "off"] = Field(
+    agent: Literal["auto", "sidecar", "off"] = Field(
         default_factory=lambda: "off" if os.environ.get("CI") else "auto",
-        description="auto finds or starts the agent; off only records (the default where the environment says CI)",
+        description="auto finds or starts the agent; sidecar leaves starting it to others, who share the runtime folder "
+        "(deploy/README.md); off only records (the default where the environment says CI)",
     )
     start_step: int = Field(0, ge=0, le=1 << 53, description="number of the first step, where a checkpoint is resumed")
     include: Several = Field(

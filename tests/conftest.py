@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from resmon.alertmanager import Alertmanager
+    from tests.alertmanager.servers import Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,3 +30,23 @@ def _nothing_is_left_behind() -> Iterator[None]:
     before = written()
     yield
     assert not written() - before
+
+
+# What they need is imported where it is asked for: most tests ask for neither.
+
+
+@pytest.fixture(scope="session")
+def alertmanager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests that only make silences and alerts of their own there."""
+    from tests.alertmanager.servers import running
+
+    with running(tmp_path_factory.mktemp("alertmanager")) as started:
+        yield started
+
+
+@pytest.fixture
+def client(alertmanager: Server) -> Iterator[Alertmanager]:
+    from resmon.alertmanager import Alertmanager
+
+    with Alertmanager.of([alertmanager.url]) as made:
+        yield made

@@ -453,6 +453,13 @@ def monitor_errors(folder: str) -> None:
     training.monitor.close()
 
 
+def agent_errors(folder: str) -> None:
+    """Nothing is wrong with the run; who cannot follow it is the agent."""
+    training = Training("agent-errors", folder)
+    training.train()
+    training.monitor.close()
+
+
 def series_budget(folder: str) -> None:
     """Sixty blocks, and room for twenty series each."""
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), *(Block(wide=1) for _ in range(60)), nn.Linear(WIDTH, CLASSES))
@@ -548,6 +555,7 @@ FAILURES: dict[str, Callable[[str], None]] = {
         drift,
         batch_norm,
         monitor_errors,
+        agent_errors,
         series_budget,
         slow_steps,
         memory_headroom,

@@ -15,6 +15,8 @@ PACKAGES = {
     "amtool": "prometheus-alertmanager",
     "openssl": "openssl",
     "chromium": "chromium",
+    "setpriv": "util-linux",
+    "unshare": "util-linux",
 }
 
 

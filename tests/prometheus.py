@@ -1,38 +1,129 @@
-"""A Prometheus with rules, and a page of made-up series that it scrapes."""
+"""A real Prometheus, which scrapes and evaluates rules once a second, and a page of made-up series that it may scrape."""
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from resmon.objectives import generation
 from tests.ports import free_port
 from tests.programs import program
+from tests.waiting import wait_for
 
-Value = TypeVar("Value")
+RULES = Path(__file__).parent.parent / "alerts" / "resmon.yaml"
 
-CONFIGURATION = """\
-global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
-rule_files: [{rules}]
-scrape_configs:
-  - job_name: resmon
-    static_configs: [{{targets: ["{page}"]}}]
-"""
+Alert = dict[str, Any]
 
 
-def wait_for(what: Callable[[], Value], seconds: float = 60.0) -> Value:
-    """What `what` gives as soon as it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, f"not within {seconds} s; last: {found!r}"
-        time.sleep(0.2)
-    return found
+def configuration(*rules: Path, targets: str | Path, alertmanager: str = "") -> str:
+    """`targets` is an address, or the file in which an agent keeps its own; `alertmanager` is the address of one."""
+    where: dict[str, Any] = {"static_configs": [{"targets": [targets]}]}
+    if isinstance(targets, Path):
+        where = {"file_sd_configs": [{"files": [str(targets)], "refresh_interval": "1s"}]}
+    told = [{"static_configs": [{"targets": [alertmanager]}]}] if alertmanager else []
+    return json.dumps(
+        {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+            "rule_files": [str(each) for each in rules],
+            "alerting": {"alertmanagers": told},
+            "scrape_configs": [{"job_name": "resmon", **where}],
+        }
+    )
+
+
+class Server:
+    """A Prometheus with its data and its configuration in `folder`. `web` is its web configuration."""
+
+    def __init__(self, folder: Path, configuration: str, web: str = "", scheme: str = "http", flags: Sequence[str] = ()) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self.address = f"127.0.0.1:{free_port()}"
+        self.url = f"{scheme}://{self.address}"
+        (folder / "prometheus.yml").write_text(configuration)
+        (folder / "web.yml").write_text(web)
+        with (folder / "log.txt").open("w") as log:
+            self._process = subprocess.Popen(
+                [
+                    program("prometheus"),
+                    f"--config.file={folder / 'prometheus.yml'}",
+                    f"--web.config.file={folder / 'web.yml'}",
+                    f"--storage.tsdb.path={folder / 'data'}",
+                    f"--web.listen-address={self.address}",
+                    "--log.level=info",
+                    *flags,
+                ],
+                stdout=log,
+                stderr=log,
+            )
+
+    def log(self) -> str:
+        return (self._folder / "log.txt").read_text()
+
+    def wait_until_ready(self) -> None:
+        """By what it says itself: behind a password it answers nobody."""
+        wait_for(lambda: "Server is ready" in self.log() or self._process.poll() is not None, said=self.log)
+        assert self._process.poll() is None, self.log()
+
+    def read_again(self) -> None:
+        """Its configuration and its rules."""
+        self._process.send_signal(signal.SIGHUP)
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """What its interface answers, `query` and `alerts` and the like."""
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=10) as response:
+            answer = json.load(response)
+        assert answer["status"] == "success"
+        return answer["data"]
+
+    def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
+        """The instant vector: labels and values."""
+        found = self.get("query", query=expression)["result"]
+        return [(series["metric"], float(series["value"][1])) for series in found]
+
+    def by_block(self, expression: str) -> dict[str, float]:
+        """The instant vector's values by block, or by rank, or under "" where a series has neither."""
+        return {labels.get("block") or labels.get("rank") or "": value for labels, value in self.query(expression)}
+
+    def alerts(self) -> list[Alert]:
+        """What fires, or is about to."""
+        return list(self.get("alerts")["alerts"])
+
+    def firing(self, name: str) -> list[Alert]:
+        return [alert for alert in self.alerts() if alert["labels"]["alertname"] == name and alert["state"] == "firing"]
+
+    def fired(self) -> set[str]:
+        """The names of all alerts that ever fired."""
+        found = self.query('count by (alertname) (count_over_time(ALERTS{alertstate="firing"}[1h]))')
+        return {labels["alertname"] for labels, _ in found}
+
+    def assert_rules_evaluate(self) -> None:
+        for group in self.get("rules")["groups"]:
+            for rule in group["rules"]:
+                assert rule["health"] == "ok", (rule["name"], rule.get("lastError"))
+
+
+@contextmanager
+def serving(folder: Path, configuration: str, web: str = "", scheme: str = "http", flags: Sequence[str] = ()) -> Iterator[Server]:
+    """A Prometheus that is ready, as long as it is wanted."""
+    server = Server(folder, configuration, web, scheme, flags)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
 
 
 class Page:
@@ -81,29 +172,8 @@ def quick_rules(folder: Path, *specs: Path) -> Path:
 
 @contextmanager
 def prometheus(folder: Path, rules: Path, page: Page, web: str = "", scheme: str = "http") -> Iterator[str]:
-    """Its address, as long as it is wanted. `web` is its web configuration."""
-    port = free_port()
-    folder.mkdir(exist_ok=True)
-    (folder / "prometheus.yml").write_text(CONFIGURATION.format(rules=rules, page=page.address))
-    (folder / "web.yml").write_text(web)
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [
-                program("prometheus"),
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--web.config.file={folder / 'web.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-                "--log.level=warn",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    try:
+    """The address of one that scrapes a page and has done so."""
+    with serving(folder, configuration(rules, targets=page.address), web, scheme) as server:
         before = page.scrapes
-        wait_for(lambda: page.scrapes > before or process.poll() is not None)
-        assert process.poll() is None, (folder / "log.txt").read_text()
-        yield f"{scheme}://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
+        wait_for(lambda: page.scrapes > before, said=server.log)
+        yield server.url

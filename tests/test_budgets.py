@@ -23,7 +23,8 @@ from tests.alertmanager.servers import answering, reply
 from tests.objectives.specs import service, slo, written
 from tests.ports import free_port
 from tests.programs import program
-from tests.prometheus import Page, prometheus, quick_rules, scraped, wait_for
+from tests.prometheus import Page, prometheus, quick_rules, scraped
+from tests.waiting import wait_for
 
 OUTCOMES = ("finished", "failed", "interrupted")
 GROUPED = """\

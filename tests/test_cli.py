@@ -434,7 +434,7 @@ def test_settings_that_are_wrong_are_shown_and_all_named(tmp_path: Path) -> None
         f"  {tmp_path / 'resmon.toml'}, line 4, bugdet: there is no such setting; the nearest is budget",
         "  RESMON_MAX_SERIES: should be a valid integer, unable to parse string as an integer (got 'many')",
         "  RESMON_SAMPEL: there is no such setting; the nearest is RESMON_SAMPLE",
-        "  argument agent: should be 'auto' or 'off' (got 'of')",
+        "  argument agent: should be 'auto', 'sidecar' or 'off' (got 'of')",
     ]
     as_json = resmon("settings", "agent=of", "--json", cwd=tmp_path, **wrong)
     assert as_json.returncode == 2

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -19,22 +18,11 @@ import pytest
 import resmon
 import resmon.planned
 from resmon.alertmanager import Alertmanager, Matcher, Silence, default_author, keeper
-from tests.alertmanager.servers import Server, answering, forward, reply, running, wait_for
+from tests.alertmanager.servers import Server, answering, forward, reply, running
 from tests.ports import free_port
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("alertmanager")) as started:
-        yield started
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[Alertmanager]:
-    with Alertmanager.of([server.url]) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +40,11 @@ def active(client: Alertmanager, run: str) -> list[Silence]:
     return [each for each in silences(client, run) if each.state == "active"]
 
 
-def test_the_silence_begins_and_ends_with_the_window(server: Server, client: Alertmanager) -> None:
+def test_the_silence_begins_and_ends_with_the_window(alertmanager: Server, client: Alertmanager) -> None:
     began = time.monotonic()
-    with resmon.maintenance("replanned learning rate", run="window", block="h.0", for_="2h", alertmanager=server.url) as window:
+    with resmon.maintenance(
+        "replanned learning rate", run="window", block="h.0", for_="2h", alertmanager=alertmanager.url
+    ) as window:
         assert time.monotonic() - began < 0.5
         (silence,) = wait_for(lambda: active(client, "window"))
         assert {str(each) for each in silence.matchers} == {'run="window"', 'block="h.0"'}
@@ -69,13 +59,13 @@ def test_the_silence_begins_and_ends_with_the_window(server: Server, client: Ale
 
 
 def test_it_is_kept_alive_and_never_outlives_what_was_planned(
-    server: Server, client: Alertmanager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    alertmanager: Server, client: Alertmanager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(keeper, "LIFE", 3.0)
     monkeypatch.setattr(keeper, "BEAT", 0.5)
     caplog.set_level(logging.INFO, "resmon")
     planned = datetime.now(UTC) + timedelta(seconds=8)
-    with resmon.maintenance("longer than planned", run="planned", for_=8.0, alertmanager=server.url) as window:
+    with resmon.maintenance("longer than planned", run="planned", for_=8.0, alertmanager=alertmanager.url) as window:
         (first,) = wait_for(lambda: active(client, "planned"))
         assert first.ends < planned - timedelta(seconds=1)
         ends = []
@@ -100,13 +90,13 @@ with resmon.maintenance("why", run=sys.argv[2], for_="1h", alertmanager=sys.argv
 """
 
 
-def script(server: Server, run: str, body: str, path: Path) -> subprocess.Popen[str]:
+def script(alertmanager: Server, run: str, body: str, path: Path) -> subprocess.Popen[str]:
     """A process that is in a window and has said so."""
     file = path / "train.py"
     file.write_text(WINDOW.format(body=body))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, str(file), server.url, run], env=environment, stdout=subprocess.PIPE, text=True, cwd=path
+        [sys.executable, str(file), alertmanager.url, run], env=environment, stdout=subprocess.PIPE, text=True, cwd=path
     )
     assert process.stdout is not None and len(process.stdout.readline()) > 30
     return process
@@ -114,9 +104,9 @@ def script(server: Server, run: str, body: str, path: Path) -> subprocess.Popen[
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_it_ends_within_seconds_when_the_process_is_killed(
-    how: signal.Signals, server: Server, client: Alertmanager, tmp_path: Path
+    how: signal.Signals, alertmanager: Server, client: Alertmanager, tmp_path: Path
 ) -> None:
-    process = script(server, f"killed-{how}", "time.sleep(60)", tmp_path)
+    process = script(alertmanager, f"killed-{how}", "time.sleep(60)", tmp_path)
     assert len(active(client, f"killed-{how}")) == 1
     began = time.monotonic()
     process.send_signal(how)
@@ -126,26 +116,26 @@ def test_it_ends_within_seconds_when_the_process_is_killed(
 
 
 def test_it_ends_by_itself_when_its_keeper_is_killed_too(
-    server: Server, client: Alertmanager, monkeypatch: pytest.MonkeyPatch
+    alertmanager: Server, client: Alertmanager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper, "LIFE", 3.0)
-    with resmon.maintenance("why", run="both", for_="1h", alertmanager=server.url) as window:
+    with resmon.maintenance("why", run="both", for_="1h", alertmanager=alertmanager.url) as window:
         wait_for(lambda: active(client, "both"))
         assert window._process is not None
         window._process.kill()
         wait_for(lambda: not active(client, "both"), 8)
 
 
-def test_the_end_of_the_program_ends_it_and_is_not_held_up(server: Server, client: Alertmanager, tmp_path: Path) -> None:
-    process = script(server, "exits", "began = time.monotonic()", tmp_path)
+def test_the_end_of_the_program_ends_it_and_is_not_held_up(alertmanager: Server, client: Alertmanager, tmp_path: Path) -> None:
+    process = script(alertmanager, "exits", "began = time.monotonic()", tmp_path)
     assert process.wait(10) == 0
     wait_for(lambda: not active(client, "exits"), 5)
-    process = script(server, "raises", "raise ValueError('the error that ended it')", tmp_path)
+    process = script(alertmanager, "raises", "raise ValueError('the error that ended it')", tmp_path)
     assert process.wait(10) == 1
     wait_for(lambda: not active(client, "raises"), 5)
 
 
-def test_a_forked_child_neither_keeps_nor_ends_it(server: Server, client: Alertmanager, tmp_path: Path) -> None:
+def test_a_forked_child_neither_keeps_nor_ends_it(alertmanager: Server, client: Alertmanager, tmp_path: Path) -> None:
     """One leaves the window's block, another outlives its parent with copies of all its pipes."""
     body = """
     if os.fork() == 0:
@@ -158,7 +148,7 @@ def test_a_forked_child_neither_keeps_nor_ends_it(server: Server, client: Alertm
         os._exit(0)
     time.sleep(30)
 """
-    process = script(server, "forked", body, tmp_path)
+    process = script(alertmanager, "forked", body, tmp_path)
     time.sleep(1.5)
     assert len(active(client, "forked")) == 1
     process.kill()
@@ -203,13 +193,13 @@ def test_a_program_that_ends_does_not_wait_for_an_alertmanager_that_hangs(tmp_pa
 
 
 @pytest.mark.parametrize("ends_at_once", [False, True])
-def test_a_silence_whose_answer_was_lost_is_found_again(server: Server, client: Alertmanager, ends_at_once: bool) -> None:
+def test_a_silence_whose_answer_was_lost_is_found_again(alertmanager: Server, client: Alertmanager, ends_at_once: bool) -> None:
     """The connection breaks off when it has been made, and the server has faults for a while."""
     run = f"doubt-{ends_at_once}"
     faults = [0]
 
     def handle(handler: BaseHTTPRequestHandler, _: int) -> None:
-        status, body = forward(handler, server.url)
+        status, body = forward(handler, alertmanager.url)
         if handler.command == "POST" and not faults[0]:
             faults[0] = 6
             handler.close_connection = True
@@ -228,12 +218,12 @@ def test_a_silence_whose_answer_was_lost_is_found_again(server: Server, client: 
         assert len(silences(client, run)) == 1
 
 
-def test_the_keeper_asks_with_the_credentials_of_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_keeper_asks_with_the_credentials_of_the_environment(alertmanager: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[str | None] = set()
 
     def handle(handler: BaseHTTPRequestHandler, _: int) -> None:
         seen.add(handler.headers.get("Authorization"))
-        reply(handler, *forward(handler, server.url))
+        reply(handler, *forward(handler, alertmanager.url))
 
     monkeypatch.setenv("RESMON_ALERTMANAGER_TOKEN", "t0ken")
     with answering(handle) as (url, _), resmon.maintenance("why", run="token", alertmanager=url) as window:
@@ -254,10 +244,10 @@ def test_an_alertmanager_that_hangs_delays_nothing(caplog: pytest.LogCaptureFixt
 
 
 def test_what_somebody_does_by_hand_is_left_so(
-    server: Server, client: Alertmanager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    alertmanager: Server, client: Alertmanager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(keeper, "BEAT", 0.3)
-    with resmon.maintenance("why", run="hand", alertmanager=server.url):
+    with resmon.maintenance("why", run="hand", alertmanager=alertmanager.url):
         (silence,) = wait_for(lambda: active(client, "hand"))
         client.expire(silence.id)
         wait_for(lambda: "was changed by hand" in caplog.text)
@@ -265,7 +255,7 @@ def test_what_somebody_does_by_hand_is_left_so(
         assert not active(client, "hand")
     caplog.clear()
     resmon.planned._said.clear()
-    with resmon.maintenance("why", run="longer", alertmanager=server.url):
+    with resmon.maintenance("why", run="longer", alertmanager=alertmanager.url):
         (silence,) = wait_for(lambda: active(client, "longer"))
         client.extend(silence.id, "3h")
         wait_for(lambda: "was changed by hand" in caplog.text)
@@ -300,10 +290,10 @@ def test_a_server_that_has_lost_it_is_told_again(tmp_path: Path, monkeypatch: py
     ],
 )
 def test_what_cannot_be_silenced_is_logged_and_the_training_goes_on(
-    arguments: dict[str, str], said: str, server: Server, caplog: pytest.LogCaptureFixture
+    arguments: dict[str, str], said: str, alertmanager: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     done = False
-    given = {"comment": "why", "alertmanager": server.url} | arguments
+    given = {"comment": "why", "alertmanager": alertmanager.url} | arguments
     with resmon.maintenance(given.pop("comment"), **given) as window:
         done = True
         wait_for(lambda: said in caplog.text, 5)
@@ -311,9 +301,11 @@ def test_what_cannot_be_silenced_is_logged_and_the_training_goes_on(
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_of_several_ranks_the_first_alone_silences(server: Server, client: Alertmanager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_ranks_the_first_alone_silences(
+    alertmanager: Server, client: Alertmanager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(resmon.planned, "_rank", lambda: 1)
-    with resmon.maintenance("why", run="ranks", alertmanager=server.url) as window:
+    with resmon.maintenance("why", run="ranks", alertmanager=alertmanager.url) as window:
         time.sleep(1.0)
         assert window._process is None
     monkeypatch.undo()
@@ -349,8 +341,8 @@ with resmon.watch(model, optimizer, run=sys.argv[1], agent="off") as monitor:
 """
 
 
-def test_the_run_that_is_watched_is_what_is_silenced(server: Server, client: Alertmanager, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RESMON_ALERTMANAGER": server.url}
+def test_the_run_that_is_watched_is_what_is_silenced(alertmanager: Server, client: Alertmanager, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RESMON_ALERTMANAGER": alertmanager.url}
     command = [sys.executable, "-c", WATCHED, "watched"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -58,6 +58,7 @@ STATUSES = {
     "drift": 0,
     "batch-norm": 0,
     "monitor-errors": 0,
+    "agent-errors": 0,
     "series-budget": 0,
     "slow-steps": 0,
     "memory-headroom": 0,

@@ -24,6 +24,7 @@ from resmon.errors import ResmonError
 from resmon.exporters.budget import MAX_SERIES, Budget, Fit
 from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
+from resmon.exporters.stages import depths
 from resmon.exporters.view import BlockTable, RankView, RunView
 from resmon.flight import endings, incidents, layout, stalls
 from resmon.flight.endings import Ending, Remains, conclude
@@ -504,7 +505,7 @@ class Attempt:
         none = Column(np.full(len(sites), np.nan), np.zeros(len(sites), bool))
         merged = self._merged.over(sites) if self._merged is not None else None
         gauges = dict(merged.gauges) if merged is not None else dict.fromkeys(STATISTICS, none)
-        gauges |= {f"{name}_max": column for name, column in self._maxima.columns(sites).items()}
+        gauges |= {f"{name}_max": column for name, column in self._maxima.columns(sites).items()} | {"depth": depths(sites)}
         self._claim()
         table = self._budget.fold(
             BlockTable(sites, gauges, nonfinite_steps, buckets, sums), sites, merged, self._findings.open_blocks()

@@ -62,6 +62,7 @@ class Roster:
         self._registrations: set[Path] = set()
         self._labels: dict[str, Path] = {}  # value of the label run -> the run's folder
         self._said: set[str] = set()
+        self._last_error: float | None = None  # Unix seconds
         self._scrapes = 0
         self._first_scrape: float | None = None  # monotonic, as the others
         self._newest_scrape: float | None = None
@@ -94,8 +95,8 @@ class Roster:
         self.ready |= done
         return done
 
-    def is_over(self) -> bool:
-        """Whether nothing is left to follow, and that has been seen."""
+    def is_over(self, asked: bool = False) -> bool:
+        """Whether nothing is left to follow, and that has been seen. One that was asked to leave waits for nobody who may come."""
         if self._idle_since is None:
             return False
         now = time.monotonic()
@@ -103,7 +104,7 @@ class Roster:
         owed = self._tally.holds_back or self._scrapes_at_release == self._scrapes  # counts that somebody waits for
         if owed and self._newest_scrape is not None and now - self._newest_scrape < self._linger:
             return False
-        return seen and now - self._started >= self._linger
+        return seen and (asked or now - self._started >= self._linger)
 
     def leave(self) -> None:
         """Note where this agent is in each flight, for the one that comes next."""
@@ -127,6 +128,7 @@ class Roster:
     def fault(self, about: str, message: str) -> None:
         """Count what went wrong, and say it unless it has been said of the same thing."""
         self._tally.errors += 1
+        self._last_error = time.time()
         if about not in self._said:
             self._said.add(about)
             log.warning("%s", message)
@@ -144,6 +146,7 @@ class Roster:
             errors=self._tally.errors,
             collect_seconds=collect_seconds,
             gpus=gpus,
+            last_error=self._last_error,
         )
 
     def _welcome(self) -> None:

@@ -11,7 +11,9 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -42,10 +44,21 @@ CONNECTIONS = 256  # beyond it, 503
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class Server:
-    """Serves until the roster is over or a signal comes."""
+class _Http(uvicorn.Server):
+    """Leaves it to the agent what a signal means."""
 
-    def __init__(self, folder: Path, seat: Seat, linger: float, max_series: int) -> None:
+    def __init__(self, config: uvicorn.Config, asked: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self._asked = asked
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002, the signature is uvicorn's
+        self._asked(sig)
+
+
+class Server:
+    """Serves until the roster is over or a signal comes; after a first SIGTERM `grace` seconds more, where somebody still waits."""
+
+    def __init__(self, folder: Path, seat: Seat, linger: float, max_series: int, grace: float = 0.0) -> None:
         self._folder = folder
         self._seat = seat
         self._roster = Roster(folder, resmon.__version__, linger, max_series)
@@ -56,6 +69,8 @@ class Server:
         )
         self._lock = threading.Lock()  # over the roster and the exporter
         self._stop = threading.Event()
+        self._grace = grace
+        self._until: float | None = None  # monotonic: when an agent that was asked to leave does, whoever waits
         self._turned = time.monotonic()
         self._collect_seconds = 0.0
         application = Starlette(
@@ -67,7 +82,7 @@ class Server:
             ]
         )
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        self._http = uvicorn.Server(
+        self._http = _Http(
             uvicorn.Config(
                 application,
                 http="h11",
@@ -80,14 +95,15 @@ class Server:
                 proxy_headers=False,
                 limit_concurrency=CONNECTIONS,
                 timeout_graceful_shutdown=2,
-            )
+            ),
+            self._asked_to_leave,
         )
 
     def run(self, listener: socket.socket) -> None:
         """Serve on a bound socket, which is closed when this returns."""
         # uvicorn takes signals while it runs and raises them again afterwards: then, and before, they come here.
         for number in SIGNALS:
-            signal.signal(number, lambda _number, _frame: self._leave())
+            signal.signal(number, lambda number, _frame: self._asked_to_leave(number))
         reader = threading.Thread(target=self._read, name="reader", daemon=True)
         reader.start()
         try:
@@ -104,6 +120,12 @@ class Server:
                 finally:
                     self._lock.release()
 
+    def _asked_to_leave(self, number: int) -> None:
+        if number == signal.SIGTERM and self._grace > 0 and self._until is None:
+            self._until = time.monotonic() + self._grace
+        else:
+            self._leave()
+
     def _leave(self) -> None:
         self._stop.set()
         self._http.should_exit = True
@@ -114,14 +136,17 @@ class Server:
             try:
                 with self._lock:
                     done = self._roster.poll()
-                    over = self._roster.is_over()
-                if over and not self._is_looked_at() and self._nobody_comes():
+                    over = self._roster.is_over(asked=self._until is not None)
+                if over and (self._until is not None or not self._is_looked_at()) and self._nobody_comes():
                     self._leave()
             except Exception:  # the next turn may do better, and the pages still answer
                 log.exception("a turn of the agent failed")
                 with self._lock:
                     self._roster.fault("turn", "a turn of the agent failed; the traceback stands above")
             self._turned = time.monotonic()
+            if self._until is not None and self._turned >= self._until:
+                log.info("asked to leave %.0f s ago; what goes on or was not scraped is left to the next one", self._grace)
+                self._leave()
             self._stop.wait(INTERVAL if done else BREATH)
 
     def _nobody_comes(self) -> bool:

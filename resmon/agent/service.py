@@ -21,12 +21,13 @@ log = logging.getLogger("resmon.agent")
 PATIENCE = 5.0
 
 
-def main(listen: str, linger: float, max_series: int, directories: Sequence[Path] = ()) -> None:
+def main(listen: str, linger: float, max_series: int, grace: float = 0.0, directories: Sequence[Path] = ()) -> None:
     """Serve until nothing is left to follow, or a signal. Returns at once where another agent serves already.
 
     `linger` is how many seconds the series of a run stay after its end if nobody scrapes them, and the agent after its start if
-    nobody comes. A run exports at most `max_series` series (exporters/budget.py). Raises AgentError where the runtime folder or the
-    address cannot be used.
+    nobody comes. A run exports at most `max_series` series (exporters/budget.py). After SIGTERM it stays for `grace` seconds
+    at most, until runs have ended and their last values were scraped. Raises AgentError where the runtime folder or the address
+    cannot be used.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     folder = runtime.folder()
@@ -45,7 +46,7 @@ def main(listen: str, linger: float, max_series: int, directories: Sequence[Path
         # Imported only now, so that an agent that is not needed costs little.
         from resmon.agent.server import Server
 
-        server = Server(folder, seat, linger, max_series)
+        server = Server(folder, seat, linger, max_series, grace)
         seat.announce(url, resmon.__version__)
         print(f"resmon agent: serving {url} for browsers, {url}/metrics for Prometheus", flush=True)
         log.info("process serves %s/metrics, at most %d series of a run; runtime folder %s", url, max_series, folder)

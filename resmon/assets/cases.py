@@ -53,7 +53,18 @@ def _found(finding: str, severity: str, values: str, agent: str = A, block: str 
     return _series("resmon_finding_active", values, agent, **_block_labels(finding, severity, block))
 
 
-def _finding_firing(told: Told, links: Links, severity: str, value: str = "", block: str = "h.2") -> Firing:
+def _dashboard(links: Links, where: str, began: int) -> str:
+    """Of an alert that began at that minute."""
+    return f"{links.dashboards}/{where}from={60_000 * (began - 60)}&to=now"
+
+
+def _of_block(links: Links, block: str, began: int) -> str:
+    of_block = f"resmon-block?var-run=digits&var-model=Net&var-block={quote_plus(block)}&"
+    where = of_block if block else "resmon-run?var-run=digits&"
+    return _dashboard(links, where, began)
+
+
+def _finding_firing(told: Told, links: Links, severity: str, value: str = "", block: str = "h.2", began: int = 5) -> Firing:
     shown = f" {told.shows.replace('{}', value)}" if value else ""
     more = f" On its machine `resmon runbook {told.runbook} --run digits` is the page with the run's own values."
     return Firing(
@@ -62,7 +73,7 @@ def _finding_firing(told: Told, links: Links, severity: str, value: str = "", bl
             "summary": f"{told.title}: run digits, model Net" + (f", block {block}" if block else ""),
             "description": told.says + shown + more,
             "runbook_url": f"{links.runbooks}/{told.runbook}.md",
-            "dashboard_url": f"{links.dashboards}/resmon-block?var-run=digits&var-model=Net&var-block={quote_plus(block)}",
+            "dashboard_url": _of_block(links, block, began),
         },
     )
 
@@ -105,7 +116,7 @@ def _of(finding: str) -> Told:
 
 def _raised(links: Links) -> Case:
     told = _of("dead_branch")
-    ticket, page = _finding_firing(told, links, "ticket"), _finding_firing(told, links, "page")
+    ticket, page = _finding_firing(told, links, "ticket", began=0), _finding_firing(told, links, "page")
     return Case(
         "a ticket that its detector raises to a page is the page alone, once the ticket has been kept for its time",
         [_found("dead_branch", "ticket", "1x4 stale"), _found("dead_branch", "page", "_x5 1x20")],
@@ -132,8 +143,8 @@ def _over_at_once(links: Links) -> Case:
         "a run that ended with its finding, between two evaluations, is told all the same, and no longer than it was",
         [_found("nonfinite", "page", "1x1 stale")],
         [
-            AlertTest("1m", told.alert, [_finding_firing(told, links, "page")]),
-            AlertTest("3m", told.alert, [_finding_firing(told, links, "page")]),
+            AlertTest("1m", told.alert, [_finding_firing(told, links, "page", began=0)]),
+            AlertTest("3m", told.alert, [_finding_firing(told, links, "page", began=0)]),
             AlertTest("4m", told.alert),
         ],
     )
@@ -147,7 +158,7 @@ def _own(links: Links) -> Iterator[Case]:
             "description": "A detector of your own has opened a finding of the kind loud_branch. On its machine `resmon runbook "
             "own-finding --run digits` is the page with the run's own values.",
             "runbook_url": f"{links.runbooks}/own-finding.md",
-            "dashboard_url": f"{links.dashboards}/resmon-block?var-run=digits&var-model=Net&var-block=h.2",
+            "dashboard_url": _of_block(links, "h.2", 5),
         },
     )
     known = [_found(told.finding, "page", "1x20") for told in TOLD]
@@ -176,6 +187,7 @@ def of_runs(links: Links) -> list[Case]:
         *_gone(links),
         *_stale(links),
         *_monitor_errors(links),
+        *_agent_errors(links),
         *_series_budget(links),
         *_slow(links),
         *_memory(links),
@@ -187,7 +199,7 @@ def _run_alert(alert: str) -> RunAlert:
     return next(row for row in RUN_ALERTS if row.alert == alert)
 
 
-def _run_firing(alert: str, links: Links, description: str, where: str = "", **more: str) -> Firing:
+def _run_firing(alert: str, links: Links, description: str, where: str = "", began: int = 5, **more: str) -> Firing:
     row = _run_alert(alert)
     labels = {"run": "digits", "model": "Net", "severity": row.severity} | ({"outcome": row.outcome} if row.outcome else {})
     return Firing(
@@ -196,7 +208,7 @@ def _run_firing(alert: str, links: Links, description: str, where: str = "", **m
             "summary": f"{row.title}: run digits, model Net{where}",
             "description": description,
             "runbook_url": f"{links.runbooks}/{row.page}.md",
-            "dashboard_url": f"{links.dashboards}/resmon-run?var-run=digits&var-model=Net",
+            "dashboard_url": _dashboard(links, "resmon-run?var-run=digits&", began),
         },
     )
 
@@ -268,7 +280,7 @@ def _outcome(row: RunAlert, links: Links) -> Iterator[Case]:
             _series("resmon_run_outcome", "_x5 1x1 stale _x3 1x1 stale", run="digits", model="Net", outcome=row.outcome),
             _series("resmon_run_end_timestamp_seconds", "_x5 1300x1 stale _x3 1660x1 stale", run="digits", outcome=row.outcome),
         ],
-        [AlertTest("8m", row.alert), AlertTest("11m", row.alert, [bare])],
+        [AlertTest("8m", row.alert), AlertTest("11m", row.alert, [_run_firing(row.alert, links, says, began=11)])],
     )
 
 
@@ -303,7 +315,7 @@ _GONE = (
 
 def _gone(links: Links) -> Iterator[Case]:
     alert = "ResmonAgentGone"
-    firing = _run_firing(alert, links, _GONE, f", seen by {A}", job="resmon", instance=A)
+    firing, later = (_run_firing(alert, links, _GONE, f", seen by {A}", began, job="resmon", instance=A) for began in (10, 14))
     shown = [
         _info("1x9 stale"),
         _start("1000x9 stale"),
@@ -327,7 +339,7 @@ def _gone(links: Links) -> Iterator[Case]:
             _start("1000x6 1360x6 stale"),
             *_end("killed"),
         ],
-        [AlertTest("14m", alert), AlertTest("15m", alert, [firing])],
+        [AlertTest("14m", alert), AlertTest("15m", alert, [later])],
     )
     yield Case(
         "an agent that is back with the next scrape but one is not missed",
@@ -352,7 +364,7 @@ def _stale(links: Links) -> Iterator[Case]:
     yield Case(
         "a run whose newest step stays the same for half an hour and five minutes is stale",
         [*standing, calm],
-        [AlertTest("44m", alert), AlertTest("45m", alert, [_run_firing(alert, links, says)])],
+        [AlertTest("44m", alert), AlertTest("45m", alert, [_run_firing(alert, links, says, began=40)])],
     )
     yield Case(
         "a run of which one rank goes on is not stale, nor one whose trainer's clock is a day behind",
@@ -396,12 +408,47 @@ def _monitor_errors(links: Links) -> Iterator[Case]:
     yield Case(
         "an error in the very first step is told, though the counter was never seen at 0",
         [_info("1x60"), _series("resmon_monitor_errors_total", "1x60", run="digits", rank="0")],
-        [AlertTest("0m", alert, [firing])],
+        [AlertTest("0m", alert, [_run_firing(alert, links, says, began=0)])],
     )
     yield Case(
         "a run without errors is not told",
         [_info("1x60"), _series("resmon_monitor_errors_total", "0x60", run="digits", rank="0")],
         [AlertTest("10m", alert)],
+    )
+
+
+def _agent_errors(links: Links) -> Iterator[Case]:
+    alert, metric = "ResmonAgentErrors", "resmon_agent_last_error_timestamp_seconds"
+    firing = Firing(
+        {"job": "resmon", "instance": A, "severity": "ticket"},
+        {
+            "summary": f"Errors of an agent: {A}",
+            "description": "The agent goes on but has met an error of its own: a flight that it cannot follow, a detector that "
+            "failed, a file that it cannot write. Its log says which. It has counted 3 so far.",
+            "runbook_url": f"{links.runbooks}/agent-errors.md",
+            "dashboard_url": _dashboard(links, "resmon-run?", 5),
+        },
+    )
+    counted = _series("resmon_agent_errors_total", "3x60")
+    yield Case(
+        "an agent that meets an error is told at once, and for a quarter of an hour",
+        [_series(metric, "_x5 290x50"), counted],
+        [AlertTest("4m", alert), AlertTest("5m", alert, [firing]), AlertTest("19m", alert, [firing]), AlertTest("20m", alert)],
+    )
+    yield Case(
+        "an agent that meets it again and again is told until it is over, and that another one has met none is no matter",
+        [_series(metric, "_x5 300+60x30 2100x30"), counted, _series("resmon_agent_errors_total", "0x60", agent=B)],
+        [AlertTest("25m", alert, [firing]), AlertTest("49m", alert, [firing]), AlertTest("50m", alert)],
+    )
+    yield Case(
+        "one that met an error in its first second and left after its first scrape is told all the same",
+        [_series(metric, "_x5 290 stale"), counted],
+        [AlertTest("5m", alert, [firing]), AlertTest("14m", alert, [firing]), AlertTest("16m", alert)],
+    )
+    yield Case(
+        "an error of long ago is not told, however many there were, nor an agent that has met none",
+        [_series(metric, "-3600x30"), counted, _series("resmon_agent_errors_total", "0x30", agent=B)],
+        [AlertTest("0m", alert), AlertTest("10m", alert)],
     )
 
 
@@ -442,7 +489,7 @@ def _slow(links: Links) -> Iterator[Case]:
             _series("resmon_step_duration_seconds_sum", "0+60x120", **of),
             _series("resmon_step_duration_seconds_count", "0+60x60 3624+24x60", **of),
         ],
-        [AlertTest("74m", alert), AlertTest("75m", alert, [_run_firing(alert, links, says)])],
+        [AlertTest("74m", alert), AlertTest("75m", alert, [_run_firing(alert, links, says, began=65)])],
     )
     yield Case(
         "what becomes the run's own usual pace is told no longer",
@@ -451,7 +498,7 @@ def _slow(links: Links) -> Iterator[Case]:
             _series("resmon_step_duration_seconds_sum", "0+60x180", **of),
             _series("resmon_step_duration_seconds_count", "0+60x60 3624+24x120", **of),
         ],
-        [AlertTest("90m", alert, [_run_firing(alert, links, says)]), AlertTest("130m", alert)],
+        [AlertTest("90m", alert, [_run_firing(alert, links, says, began=65)]), AlertTest("130m", alert)],
     )
     yield Case(
         "an evaluation of two minutes between two steps is not told",

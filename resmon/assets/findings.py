@@ -315,7 +315,7 @@ def _alert(alert: str, matcher: str, keep: str, summary: str, description: str, 
             "summary": summary,
             "description": description,
             "runbook_url": links.runbook(runbook),
-            "dashboard_url": links.dashboard(LABELS),
+            "dashboard_url": links.dashboard(alert, LABELS),
         },
         keep=keep,
     )

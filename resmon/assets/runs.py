@@ -44,6 +44,11 @@ NUMBERS = {
         "against the median of the run's own half hour before; the mean step time of healthy runs on a shared machine moves by "
         "less than half, and twice as long is twice the bill. It needs an hour of a run's history, which no detector keeps in time",
     ),
+    "recent_error_seconds": Number(
+        900.0,
+        "an agent that meets its error again and again is told for as long as it does, one that is mended for a quarter of an "
+        "hour more; the time of the newest error is read and not their count, which may be 1 at the first scrape of all",
+    ),
     "main_memory_share": Number(
         0.05,
         "of what the process has and could have: the kernel's killer comes without a word, and page cache that could be had is "
@@ -210,6 +215,18 @@ RUN_ALERTS: tuple[RunAlert, ...] = (
         keep="15m",
     ),
     RunAlert(
+        name("agent_errors"),
+        "agent-errors",
+        "ticket",
+        "Errors of an agent",
+        "The agent goes on but has met an error of its own: a flight that it cannot follow, a detector that failed, a file that it "
+        "cannot write. Its log says which."
+        + asked("max(resmon_agent_errors_total{instance=%q})", "It has counted {} so far.", 'printf "%.0f"', ("instance",)),
+        "time() - max by (job, instance) (max_over_time(resmon_agent_last_error_timestamp_seconds[10m]))\n"
+        f"  < {NUMBERS['recent_error_seconds'].value:g}",
+        labels=("job", "instance"),
+    ),
+    RunAlert(
         name("series_budget"),
         "series-budget",
         "ticket",
@@ -253,10 +270,10 @@ def run_alerts(links: Links) -> list[Alert]:
             row.expr,
             {"severity": row.severity} | ({"outcome": row.outcome} if row.outcome else {}),
             {
-                "summary": f"{row.title}: {PLACE}",
+                "summary": f"{row.title}: {PLACE if 'run' in row.labels else '{{ $labels.instance }}'}",
                 "description": row.says,
                 "runbook_url": links.runbook(row.page),
-                "dashboard_url": links.dashboard(row.labels),
+                "dashboard_url": links.dashboard(row.alert, row.labels),
             },
             row.lasts,
             row.keep,

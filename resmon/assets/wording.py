@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 PLACE = (
     "run {{ $labels.run }}{{ with $labels.model }}, model {{ . }}{{ end }}{{ with $labels.block }}, block {{ . }}{{ end }}"
     "{{ with $labels.instance }}, seen by {{ . }}{{ end }}"
@@ -15,12 +17,12 @@ def name(*words: str) -> str:
     return "Resmon" + "".join(part.capitalize() for word in words for part in word.split("_"))
 
 
-def asked(query: str, sentence: str, shown: str) -> str:
+def asked(query: str, sentence: str, shown: str, labels: Sequence[str] = LABELS) -> str:
     """A sentence with the value of a query in the place of {}; nothing where the query gives none.
 
-    `query` has %q in the place of each label's value, in the order run, model, block, as many as there are.
+    `query` has %q in the place of each label's value, in the order of `labels`, as many as there are.
     """
-    labels = " ".join(f"$labels.{label}" for label in LABELS[: query.count("%q")])
+    values = " ".join(f"$labels.{label}" for label in labels[: query.count("%q")])
     value = f"{{{{ . | first | value | {shown} }}}}"
     escaped = query.replace('"', r"\"")
-    return f'{{{{ with printf "{escaped}" {labels} | query }}}} {sentence.replace("{}", value)}{{{{ end }}}}'
+    return f'{{{{ with printf "{escaped}" {values} | query }}}} {sentence.replace("{}", value)}{{{{ end }}}}'

@@ -187,6 +187,11 @@ class Session:
         return self._step
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether a step has begun that is not over."""
+        return self._under_way
+
+    @property
     def last_step(self) -> int | None:
         """The newest step that is over, None before the first is."""
         return self._step - 1 if self._steps_total else None

@@ -11,7 +11,8 @@ The rules, for who reads a dashboard:
   and no counter goes back. A sum over `block` would count those twice: block=~".*[.][.].*" is the stages, which hold every block
   once, and block!~".*[.][.].*" the blocks that are named.
 - Counters and histograms of a stage are sums over its blocks; root mean squares, ratios and the like come from the sums over its
-  blocks; gradient norms are the largest of its blocks', as shared parameters make their sum meaningless; `_max` is the largest.
+  blocks; gradient norms are the largest of its blocks', as shared parameters make their sum meaningless; `_max` is the largest,
+  depth the least.
 - Where there is no room for a stage of each model, no block is exported, and the agent says so. The flight has them all, always.
 
 Room is counted by what a run *can* export, every metric of the catalogue for each label value that it has, and by the most that it
@@ -142,8 +143,9 @@ class Budget:
             if name in folded:
                 stage = folded[name]
             else:
-                largest = np.fmax.reduceat(np.where(present, values, np.nan)[order], begins)
-                stage = Column(largest, np.logical_or.reduceat(present[order], begins))
+                farthest = np.fmin if name == "depth" else np.fmax
+                extreme = farthest.reduceat(np.where(present, values, np.nan)[order], begins)
+                stage = Column(extreme, np.logical_or.reduceat(present[order], begins))
             gauges[name] = Column(with_stages(values, stage.values), with_stages(present, stage.present))
         counters = (table.nonfinite_steps, table.magnitude_buckets, table.magnitude_sum)
         return BlockTable(rows, gauges, *(with_stages(each, np.add.reduceat(each[order], begins)) for each in counters))

@@ -462,5 +462,6 @@ _SAMPLES: dict[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_agent_info": lambda view: [((view.version,), 1.0)],
     "resmon_agent_skipped_rows_total": _agent(lambda view: view.skipped_rows),
     "resmon_agent_errors_total": _agent(lambda view: view.errors),
+    "resmon_agent_last_error_timestamp_seconds": lambda view: [] if view.last_error is None else [((), view.last_error)],
     "resmon_agent_collect_duration_seconds": _agent(lambda view: view.collect_seconds),
 }

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Sequence
-from itertools import groupby
+from itertools import count, groupby
 
 import numpy as np
 
 from resmon.records import Ints, ResidualSite
+from resmon.statistics import Column
 
 Piece = tuple[int, ...]  # consecutive blocks of one model, as places among the sites
 
@@ -43,6 +44,12 @@ def peers(sites: Sequence[ResidualSite]) -> Ints:
     numbers: dict[Hashable, int] = {}
     keys = ((site.model, _stage(site), re.sub(r"\d+", "#", site.name)) for site in sites)
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+
+def depths(sites: Sequence[ResidualSite]) -> Column:
+    """Each block's place among those of its model, in the order in which they run."""
+    places = {model: count() for model in {site.model for site in sites}}
+    return Column(np.array([next(places[site.model]) for site in sites], np.float64), np.ones(len(sites), bool))
 
 
 def _stage(site: ResidualSite) -> Hashable:

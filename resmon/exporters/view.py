@@ -111,3 +111,4 @@ class AgentView:
     errors: int
     collect_seconds: float  # of the scrape before this one
     gpus: tuple[GpuView, ...] = ()
+    last_error: float | None = None  # Unix seconds

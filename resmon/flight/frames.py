@@ -21,6 +21,7 @@ from resmon.errors import FlightError, FlightVersionError
 from resmon.flight import findings, incidents, layout
 from resmon.flight.bins import LEVELS
 from resmon.flight.endings import Remains, conclude
+from resmon.flight.gathering import Gathered, Source, gather, is_several
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Segments, Skip, read_end, read_info, step_records, typed
 from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records, RowFormat, nanoseconds, present, row_format, texts
@@ -65,13 +66,19 @@ Line = TypeVar("Line")
 Event = TypeVar("Event", Finding, Incident)
 
 
-def load(path: str | Path, attempt: int | None = None) -> Flight:
+def load(path: Source | Iterable[Source], attempt: int | None = None) -> Flight:
     """Read a flight: a run's folder (its newest attempt, or the one asked for), an attempt's, or one rank's.
+
+    A run that was recorded on several machines is read from several folders: a list of them, a glob (`/mnt/*/runs/digits`), URLs of
+    an object store (`s3://bucket/runs/digits`, whatever pyarrow can open). `Flight.notes` says what of them was left out.
 
     Raises FlightError where there is none, and FlightVersionError where a newer resmon wrote it. Damage within raises nothing: what
     could not be read is in `Flight.skipped`.
     """
-    folder, ranks, number = _find(Path(path), attempt)
+    if is_several(path):
+        gathered = gather(path, attempt)
+        return Flight(*_find(gathered.folder, None), gathered)
+    folder, ranks, number = _find(Path(path), attempt)  # type: ignore[arg-type]
     return Flight(folder, ranks, number)
 
 
@@ -131,8 +138,10 @@ def _some(names: Sequence[str]) -> str:
 class Flight:
     """One attempt of a run, as it stood on file when it was loaded."""
 
-    def __init__(self, folder: Path, ranks: dict[int, Path], attempt: int) -> None:
+    def __init__(self, folder: Path, ranks: dict[int, Path], attempt: int, gathered: Gathered | None = None) -> None:
         self.folder = folder
+        self.notes = () if gathered is None else gathered.notes
+        self._gathered = gathered  # the folder lasts as long as it does
         self.attempt = attempt
         self.skipped: list[Skip] = []
         self._ranks = [_Rank(number, path, self.skipped) for number, path in sorted(ranks.items())]

@@ -10,7 +10,7 @@ from resmon.errors import ConfigurationError
 from resmon.objectives import proofs, rules, spec, windows
 from resmon.objectives.rules import Addresses
 from resmon.objectives.spec import Objective
-from resmon.rules import durations
+from resmon.rules import Group, durations, rule_file
 
 RULES, TESTS = "slo.yaml", "tests/slo.yaml"
 
@@ -21,6 +21,7 @@ class Made:
 
     objectives: tuple[Objective, ...]
     period: str
+    groups: tuple[Group, ...]  # those of the rule file
     files: Mapping[str, str]
     remarks: tuple[str, ...]  # what is allowed, and seldom meant
 
@@ -42,18 +43,20 @@ def make(
     over = windows.policy(policy).windows(length)
     found = spec.load(specs or shipped(), over)
     header = _header(specs, over)
+    groups = tuple(rules.group(each, over, addresses) for each in found)
     files = {
-        RULES: rules.file(found, over, addresses, header),
+        RULES: rule_file(groups, header),
         TESTS: proofs.file(found, over, addresses, [f"../{RULES}"], header),
     }
     remarks = (*over.remarks, *(remark for each in found for remark in spec.remarks(each)))
-    return Made(tuple(found), durations.written(over.period), files, remarks)
+    return Made(tuple(found), durations.written(over.period), groups, files, remarks)
 
 
 def _header(specs: Sequence[Path] | None, over: windows.Windows) -> str:
     named = ", ".join(path.name for path in specs) if specs else "the objectives that resmon brings"
+    by = "`resmon slo generate`" if specs else "`resmon assets`, and by `resmon slo generate`,"
     return (
-        f"Made by `resmon slo generate` from {named}: policy {over.policy}, period {durations.written(over.period)}.\n"
+        f"Made by {by} from {named}: policy {over.policy}, period {durations.written(over.period)}.\n"
         "What is changed here is lost; change the objectives and make it anew."
     )
 

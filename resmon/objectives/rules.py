@@ -11,14 +11,14 @@ is left out while the page fires. Where a window has too few events to tell anyt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
 from resmon.objectives.query import Query
 from resmon.objectives.spec import Events, Objective
 from resmon.objectives.windows import SEVERITIES, Pair, Severity, Windows
-from resmon.rules import Alert, Group, Recording, Rule, durations, rule_file
+from resmon.rules import Alert, Group, Recording, Rule, durations
 
 # The longest window over which an objective's own queries are asked: 1,440 samples of each series at a scrape every 15 s.
 DIRECT = 6 * 3600
@@ -73,11 +73,6 @@ def selector(objective: Objective) -> str:
 def identity(objective: Objective) -> dict[str, str]:
     """The labels of everything that is recorded of it."""
     return {"service": objective.service, "slo": objective.name, **objective.labels}
-
-
-def file(objectives: Sequence[Objective], windows: Windows, addresses: Addresses, header: str) -> str:
-    """The rule file of objectives."""
-    return rule_file([group(each, windows, addresses) for each in objectives], header)
 
 
 def group(objective: Objective, windows: Windows, addresses: Addresses | None = None) -> Group:

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from resmon.agent import runtime
+from resmon.flight import layout
 from tests.ports import free_port
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
 
 Labels = frozenset[tuple[str, str]]
-Value = TypeVar("Value")
 
 
 @pytest.fixture
@@ -37,22 +36,6 @@ def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def port() -> int:
     return free_port()
-
-
-def wait_for(what: Callable[[], Value], seconds: float = 20.0) -> Value:
-    """What `what` gives as soon as it is true; OSErrors count as not yet."""
-    deadline = time.monotonic() + seconds
-    last: object = None
-    while time.monotonic() < deadline:
-        try:
-            value = what()
-            if value:
-                return value
-            last = value
-        except OSError as error:
-            last = error
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s; last: {last!r}")
 
 
 def get(url: str, accept: str = "", method: str = "GET") -> tuple[int, str]:
@@ -118,9 +101,9 @@ class House:
     def output(self, process: subprocess.Popen[str]) -> str:
         return Path(self._files[self._processes.index(process)].name).read_text()
 
-    def agent(self, port: int, linger: float = 60.0) -> subprocess.Popen[str]:
+    def agent(self, port: int, linger: float = 60.0, *options: str) -> subprocess.Popen[str]:
         listen = f"127.0.0.1:{port}"
-        return self.start(sys.executable, "-m", "resmon", "agent", "--listen", listen, "--linger", str(linger))
+        return self.start(sys.executable, "-m", "resmon", "agent", "--listen", listen, "--linger", str(linger), *options)
 
     def ready(self, port: int) -> str:
         url = f"http://127.0.0.1:{port}"
@@ -149,11 +132,9 @@ class House:
             process.wait()
         for file in self._files:
             file.close()
-        try:  # the agent that find_or_start has started is nobody's child
-            pid = json.loads((self.runtime / runtime.LOCK).read_text())["pid"]
-            os.kill(pid, signal.SIGKILL)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        agent = layout.holder(self.runtime / runtime.LOCK)  # the one that find_or_start has started is nobody's child
+        if agent is not None:
+            os.kill(agent, signal.SIGKILL)
 
 
 @pytest.fixture

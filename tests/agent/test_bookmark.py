@@ -26,10 +26,11 @@ from resmon.flight import findings
 from resmon.flight.layout import boot_id
 from resmon.records import Finding, RunEnd, StepRecord
 from resmon.replay import replay
-from tests.agent.conftest import House, scrape, wait_for
+from tests.agent.conftest import House, scrape
 from tests.agent.test_roster import only, poll
 from tests.detectors.course import Item, course
 from tests.flight.flights import BUDGET, begin, record
+from tests.waiting import wait_for
 
 STEPS = 1500
 

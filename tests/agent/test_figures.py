@@ -16,7 +16,7 @@ import pytest
 from resmon.agent.figures import Gpus, process
 from resmon.exporters.view import GpuView
 from resmon.flight import layout
-from tests.agent.conftest import wait_for
+from tests.waiting import wait_for
 
 HOLD = """
 import sys, threading, time

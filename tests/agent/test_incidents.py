@@ -18,9 +18,10 @@ from resmon.exporters.prometheus import Prometheus
 from resmon.flight import journal, layout, stalls
 from resmon.records import Checkpoint, Incident, RunEnd
 from resmon.summary import summary
-from tests.agent.conftest import House, scrape, wait_for
+from tests.agent.conftest import House, scrape
 from tests.agent.test_roster import Writer, only, poll
 from tests.agent.test_service import PACE, rank_folder
+from tests.waiting import wait_for
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 
 from resmon.agent import find_or_start, runtime
 from resmon.settings import Settings
-from tests.agent.conftest import ROOT, House, get, wait_for
+from tests.agent.conftest import ROOT, House, get
+from tests.waiting import wait_for
 
 FIND = """
 import sys, time

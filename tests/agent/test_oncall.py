@@ -6,13 +6,10 @@ between two notifications about one group are seconds; how long a page waits for
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -22,28 +19,21 @@ import pytest
 
 import resmon
 from resmon.agent import runtime
-from tests.agent.conftest import House, wait_for
-from tests.alertmanager.servers import Heard, Server, receiver, running
-from tests.ports import free_port
-from tests.programs import program
+from tests.agent.conftest import House
+from tests.alertmanager.servers import Heard, receiver, running
+from tests.alertmanager.servers import Server as Alertmanager
+from tests.prometheus import RULES, configuration, serving
+from tests.prometheus import Server as Prometheus
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent
-SCRAPE = RULES = 1.0  # seconds
+SCRAPE = EVALUATION = 1.0  # seconds, of tests.prometheus
 GROUP_WAIT = 5.0  # of pages, as shipped
 GROUP_INTERVAL = 4.0  # of the test's configuration
 BAD_STEP = 30  # of tests.agent.trainer
 
-PROMETHEUS = """
-global: {{scrape_interval: {scrape}s, evaluation_interval: {rules}s}}
-rule_files: ["{root}/alerts/resmon.yaml"]
-alerting: {{alertmanagers: [{{static_configs: [{{targets: ["{alertmanager}"]}}]}}]}}
-scrape_configs:
-  - job_name: resmon
-    file_sd_configs: [{{files: ["{targets}"], refresh_interval: 1s}}]
-"""
 
-
-def configuration(url: str) -> str:
+def routes(url: str) -> str:
     """The shipped one, for this test's receiver."""
     text = (ROOT / "alerts" / "alertmanager.yml").read_text().replace("http://127.0.0.1:9095", url)
     assert url in text
@@ -53,32 +43,14 @@ def configuration(url: str) -> str:
 class Chain:
     """All of it, and what arrived at the end, and when."""
 
-    def __init__(self, house: House, folder: Path, heard: Heard, alertmanager: Server, port: int) -> None:
-        self.house, self.heard, self.alertmanager = house, heard, alertmanager
+    def __init__(self, house: House, heard: Heard, alertmanager: Alertmanager, prometheus: Prometheus, port: int) -> None:
+        self.house, self.heard, self.alertmanager, self.prometheus = house, heard, alertmanager, prometheus
         self.port = port
         self.agent = house.agent(port)
-        self.url = f"http://127.0.0.1:{(web := free_port())}"
-        config = folder / "prometheus.yml"
-        targets = house.runtime / runtime.TARGETS
-        config.write_text(
-            PROMETHEUS.format(
-                scrape=int(SCRAPE), rules=int(RULES), root=ROOT, targets=targets, alertmanager=f"127.0.0.1:{alertmanager.port}"
-            )
-        )
-        house.start(
-            program("prometheus"),
-            f"--config.file={config}",
-            f"--storage.tsdb.path={folder / 'tsdb'}",
-            f"--web.listen-address=127.0.0.1:{web}",
-            "--log.level=warn",
-        )
-        wait_for(lambda: self.query("resmon_agent_info"), 60.0)
+        wait_for(lambda: self.query("resmon_agent_info"))
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        url = f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-        with urllib.request.urlopen(url, timeout=10) as response:
-            answer = json.load(response)
-        return [(series["metric"], float(series["value"][1])) for series in answer["data"]["result"]]
+        return self.prometheus.query(expression)
 
     def pages(self, alert: str, status: str = "firing") -> list[dict[str, Any]]:
         """Notifications at the pager that are about that alert."""
@@ -97,8 +69,11 @@ class Chain:
 
 @pytest.fixture
 def chain(house: House, tmp_path: Path, port: int) -> Iterator[Chain]:
-    with receiver() as heard, running(tmp_path / "alertmanager", configuration(heard.url)) as alertmanager:
-        yield Chain(house, tmp_path, heard, alertmanager, port)
+    targets = house.runtime / runtime.TARGETS
+    with receiver() as heard, running(tmp_path / "alertmanager", routes(heard.url)) as alertmanager:
+        given = configuration(RULES, targets=targets, alertmanager=f"127.0.0.1:{alertmanager.port}")
+        with serving(tmp_path / "prometheus", given) as prometheus:
+            yield Chain(house, heard, alertmanager, prometheus, port)
 
 
 def runs_of(notification: dict[str, Any]) -> set[str]:
@@ -123,7 +98,7 @@ def test_a_bad_step_becomes_one_page(chain: Chain) -> None:
     assert alert["annotations"]["runbook_url"].endswith("/runbooks/nonfinite.md")
     latency = arrived - chain.bad_step("first")
     print(f"from the bad step to the page: {latency:.1f} s")
-    assert latency <= SCRAPE + RULES + GROUP_WAIT + 5.0
+    assert latency <= SCRAPE + EVALUATION + GROUP_WAIT + 5.0
 
     # Another run of the same model breaks likewise: it joins the page that is there, whose key a pager knows.
     chain.house.trainer("second", pace=0.05, last=100_000, how="nonfinite")

@@ -6,8 +6,8 @@ import json
 import math
 import subprocess
 import time
-import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,50 +18,16 @@ from resmon.exporters.ranks import Ranks
 from resmon.flight.reader import Follower
 from resmon.records import MAGNITUDE_EDGES, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, Ints, StepRecord
 from resmon.statistics import STATISTICS
-from tests.agent.conftest import House, scrape, wait_for
-from tests.ports import free_port
+from tests.agent.conftest import House, scrape
 from tests.programs import program
-
-CONFIGURATION = """
-global: {{scrape_interval: 1s}}
-scrape_configs:
-  - job_name: resmon
-    file_sd_configs: [{{files: ["{targets}"], refresh_interval: 1s}}]
-"""
-
-
-class Server:
-    def __init__(self, house: House, folder: Path, *flags: str) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        configuration = folder / "prometheus.yml"
-        configuration.write_text(CONFIGURATION.format(targets=house.runtime / runtime.TARGETS))
-        house.start(
-            program("prometheus"),
-            f"--config.file={configuration}",
-            f"--storage.tsdb.path={folder / 'tsdb'}",
-            f"--web.listen-address=127.0.0.1:{port}",
-            "--log.level=warn",
-            *flags,
-        )
-        wait_for(lambda: urllib.request.urlopen(self.url + "/-/ready", timeout=5).status == 200)
-
-    def query(self, expression: str) -> dict[str, float]:
-        """The instant vector's values by block, or by rank, or under "" where a series has neither."""
-        url = f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
-        with urllib.request.urlopen(url, timeout=10) as response:
-            answer = json.load(response)
-        assert answer["status"] == "success"
-        found = {}
-        for series in answer["data"]["result"]:
-            labels = series["metric"]
-            found[labels.get("block") or labels.get("rank") or ""] = float(series["value"][1])
-        return found
+from tests.prometheus import Server, configuration, serving
+from tests.waiting import wait_for
 
 
 @pytest.fixture
-def prometheus(house: House, tmp_path: Path) -> Server:
-    return Server(house, tmp_path)
+def prometheus(house: House, tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path / "prometheus", configuration(targets=house.runtime / runtime.TARGETS)) as server:
+        yield server
 
 
 def newest(house: House, run_folder: str) -> tuple[Follower, StepRecord]:
@@ -78,9 +44,9 @@ def test_per_block_series_move_equal_the_flight_and_go_stale(house: House, prome
     gauges = [name for name in STATISTICS if f"resmon_block_{name}" in BY_NAME]
     there = [name for name in gauges if name != "keep_ratio"]  # nothing drops samples here
     for gauge in there:
-        wait_for(lambda gauge=gauge: set(prometheus.query(f"resmon_block_{gauge}{series}")) == names)
-    wait_for(lambda: prometheus.query(f"changes(resmon_block_skip_rms{series}[10s])").get("h.3", 0) >= 2)
-    wait_for(lambda: all(rate > 1 for rate in prometheus.query("rate(resmon_steps_total[5s])").values()))
+        wait_for(lambda gauge=gauge: set(prometheus.by_block(f"resmon_block_{gauge}{series}")) == names)
+    wait_for(lambda: prometheus.by_block(f"changes(resmon_block_skip_rms{series}[10s])").get("h.3", 0) >= 2)
+    wait_for(lambda: all(rate > 1 for rate in prometheus.by_block("rate(resmon_steps_total[5s])").values()))
 
     # The agent is killed; the next one goes on. Prometheus sees no counter go back.
     agent.kill()
@@ -88,43 +54,43 @@ def test_per_block_series_move_equal_the_flight_and_go_stale(house: House, prome
     house.agent(port, linger=6.0)
     assert trainer.wait(60) == 0
 
-    wait_for(lambda: prometheus.query('resmon_run_outcome{outcome="finished"}') == {"": 1.0})
+    wait_for(lambda: prometheus.by_block('resmon_run_outcome{outcome="finished"}') == {"": 1.0})
     follower, record = newest(house, "digits")
-    wait_for(lambda: prometheus.query("resmon_steps_total").get("0") == record.steps_total == 161)
+    wait_for(lambda: prometheus.by_block("resmon_steps_total").get("0") == record.steps_total == 161)
     merged = Ranks().step([(follower.columns, record)])
     for gauge in there:
-        shown = prometheus.query(f"resmon_block_{gauge}{series}")
+        shown = prometheus.by_block(f"resmon_block_{gauge}{series}")
         for site, value in zip(merged.sites, merged.gauges[gauge].values, strict=True):
             assert shown[site.name] == value, (gauge, site.name)
-    counts = prometheus.query(f"resmon_block_activation_magnitude_count{series}")
+    counts = prometheus.by_block(f"resmon_block_activation_magnitude_count{series}")
     assert counts == dict(zip(sorted(names), record.magnitude_buckets[:, :-1].sum(axis=1), strict=True))
-    assert prometheus.query(f"histogram_quantile(0.5, resmon_block_activation_magnitude_bucket{series})").keys() == names
+    assert prometheus.by_block(f"histogram_quantile(0.5, resmon_block_activation_magnitude_bucket{series})").keys() == names
     for metric in CATALOGUE:
         if metric.kind != "gauge":
             name = metric.name if metric.kind == "counter" else f"{metric.name}_bucket"
-            assert prometheus.query(f"max(resets({name}[2m]))") == {"": 0.0}, name
+            assert prometheus.by_block(f"max(resets({name}[2m]))") == {"": 0.0}, name
 
     started = time.monotonic()
-    wait_for(lambda: not prometheus.query(f"resmon_block_skip_rms{series}"), 20)
+    wait_for(lambda: not prometheus.by_block(f"resmon_block_skip_rms{series}"), 20)
     assert time.monotonic() - started < 15  # by the mark of staleness: without it, series stay for five minutes
-    wait_for(lambda: prometheus.query('max_over_time(resmon_runs_total{outcome="finished"}[2m])') == {"": 1.0})
-    assert prometheus.query(f"count_over_time(resmon_block_skip_rms{series}[2m])").keys() == names
+    wait_for(lambda: prometheus.by_block('max_over_time(resmon_runs_total{outcome="finished"}[2m])') == {"": 1.0})
+    assert prometheus.by_block(f"count_over_time(resmon_block_skip_rms{series}[2m])").keys() == names
 
 
 def test_a_run_that_is_killed_and_one_with_nan_and_hostile_names(house: House, prometheus: Server, port: int) -> None:
     house.agent(port)
     hostile = 'a"b\\c\nd{}=,é🤖/../%s\x01\r\u2028'
     trainer = house.trainer(hostile, pace=0.05, last=100_000, how="nonfinite")
-    wait_for(lambda: prometheus.query("resmon_finding_active{finding='nonfinite',severity='page'}") == {"h.2": 1.0})
+    wait_for(lambda: prometheus.by_block("resmon_finding_active{finding='nonfinite',severity='page'}") == {"h.2": 1.0})
     quoted = json.dumps(hostile, ensure_ascii=False).replace("\u2028", "\\u2028")
-    wait_for(lambda: math.isnan(prometheus.query(f"resmon_block_branch_rms{{run={quoted}}}")["h.2"]))
-    assert prometheus.query(f"resmon_block_nonfinite_steps_total{{run={quoted}}}")["h.0"] == 0
+    wait_for(lambda: math.isnan(prometheus.by_block(f"resmon_block_branch_rms{{run={quoted}}}")["h.2"]))
+    assert prometheus.by_block(f"resmon_block_nonfinite_steps_total{{run={quoted}}}")["h.0"] == 0
     trainer.kill()
-    wait_for(lambda: prometheus.query("resmon_finding_active") == {"h.2": 0.0})
-    wait_for(lambda: prometheus.query('resmon_runs_total{outcome="killed"}').get("") == 1)
+    wait_for(lambda: prometheus.by_block("resmon_finding_active") == {"h.2": 0.0})
+    wait_for(lambda: prometheus.by_block('resmon_runs_total{outcome="killed"}').get("") == 1)
     # The count was there at 0 before: the increase is seen.
-    assert prometheus.query('increase(resmon_runs_total{outcome="killed"}[1m])')[""] > 0
-    assert prometheus.query("up") == {"": 1.0}
+    assert prometheus.by_block('increase(resmon_runs_total{outcome="killed"}[1m])')[""] > 0
+    assert prometheus.by_block("up") == {"": 1.0}
 
 
 def test_a_run_that_dies_before_the_first_scrape_is_seen_to_end(house: House, prometheus: Server, port: int) -> None:
@@ -133,49 +99,49 @@ def test_a_run_that_dies_before_the_first_scrape_is_seen_to_end(house: House, pr
     assert trainer.wait(30) == 0
     house.agent(port)
     failed = 'resmon_run_outcome{run="brief",model="Net",outcome="failed"}'
-    wait_for(lambda: prometheus.query(failed) == {"": 1.0})
-    assert prometheus.query('resmon_runs_total{outcome="failed"}') == {"": 0.0}  # held back
-    wait_for(lambda: prometheus.query('increase(resmon_runs_total{outcome="failed"}[1m])').get("", 0) > 0, 30)
+    wait_for(lambda: prometheus.by_block(failed) == {"": 1.0})
+    assert prometheus.by_block('resmon_runs_total{outcome="failed"}') == {"": 0.0}  # held back
+    wait_for(lambda: prometheus.by_block('increase(resmon_runs_total{outcome="failed"}[1m])').get("", 0) > 0, 30)
     success = 'sum(increase(resmon_runs_total{outcome="finished"}[1m])) / sum(increase(resmon_runs_total[1m]))'
-    assert prometheus.query(success) == {"": 0.0}
-    wait_for(lambda: not prometheus.query(failed), 30)  # by the mark of staleness
-    assert prometheus.query(f"max_over_time({failed}[5m])") == {"": 1.0}
+    assert prometheus.by_block(success) == {"": 0.0}
+    wait_for(lambda: not prometheus.by_block(failed), 30)  # by the mark of staleness
+    assert prometheus.by_block(f"max_over_time({failed}[5m])") == {"": 1.0}
 
 
 @pytest.mark.slow
 def test_a_thousand_blocks_within_the_budget(house: House, prometheus: Server, port: int) -> None:
     house.agent(port)
     trainer = house.trainer("deep", sites=1000, pace=0.2, last=100_000, how="outlier")
-    wait_for(lambda: prometheus.query("resmon_run_series"), 60.0)
+    wait_for(lambda: prometheus.by_block("resmon_run_series"), 60.0)
     # The one block that goes wrong is there by its name with the next scrape, a second later.
     wait_for(lambda: "\n30\n" in house.output(trainer), 60.0)
-    wait_for(lambda: prometheus.query('resmon_block_gradient_norm{block="h.999"}') == {"h.999": 1e4}, 5.0)
-    wait_for(lambda: prometheus.query("resmon_steps_total").get("0", 0) > 120, 90.0)
-    exported = prometheus.query('count({run="deep"})')[""]
+    wait_for(lambda: prometheus.by_block('resmon_block_gradient_norm{block="h.999"}') == {"h.999": 1e4}, 5.0)
+    wait_for(lambda: prometheus.by_block("resmon_steps_total").get("0", 0) > 120, 90.0)
+    exported = prometheus.by_block('count({run="deep"})')[""]
     assert 9_000 < exported <= 10_000
-    assert prometheus.query("resmon_run_series_limit") == {"": 10_000}
+    assert prometheus.by_block("resmon_run_series_limit") == {"": 10_000}
     # Between two scrapes a gauge may come or go; here none does.
-    assert prometheus.query("resmon_run_series") == {"": exported}
-    named = {block for block in prometheus.query("resmon_block_skip_rms") if ".." not in block}
-    assert prometheus.query("resmon_run_folded_blocks") == {"": 1000 - len(named)}
-    assert prometheus.query("resmon_run_blocks") == {"": 1000}
+    assert prometheus.by_block("resmon_run_series") == {"": exported}
+    named = {block for block in prometheus.by_block("resmon_block_skip_rms") if ".." not in block}
+    assert prometheus.by_block("resmon_run_folded_blocks") == {"": 1000 - len(named)}
+    assert prometheus.by_block("resmon_run_blocks") == {"": 1000}
     # The stages hold every block once: as many samples as in the flight when its newest step was scraped.
-    stages = prometheus.query('resmon_block_skip_rms{block=~".*[.][.].*"}')
-    assert len(stages) + len(named) == len(prometheus.query("resmon_block_skip_rms"))
+    stages = prometheus.by_block('resmon_block_skip_rms{block=~".*[.][.].*"}')
+    assert len(stages) + len(named) == len(prometheus.by_block("resmon_block_skip_rms"))
     trainer.kill()
     trainer.wait()
     _, record = newest(house, "deep")
-    wait_for(lambda: prometheus.query("resmon_steps_total").get("0") == record.steps_total)
-    total = prometheus.query('sum(resmon_block_activation_magnitude_count{block=~".*[.][.].*"})')
+    wait_for(lambda: prometheus.by_block("resmon_steps_total").get("0") == record.steps_total)
+    total = prometheus.by_block('sum(resmon_block_activation_magnitude_count{block=~".*[.][.].*"})')
     assert total == {"": record.magnitude_buckets[:, :MAGNITUDE_NONFINITE].sum()}
     # All that has ever been there: the same blocks as now.
-    ever = prometheus.query("count_over_time(resmon_block_skip_rms[10m])")
+    ever = prometheus.by_block("count_over_time(resmon_block_skip_rms[10m])")
     assert len(ever) <= len(stages) + len(named) + 5
     for metric in CATALOGUE:
         if metric.kind != "gauge":
             name = metric.name if metric.kind == "counter" else f"{metric.name}_bucket"
-            assert prometheus.query(f"max(resets({name}[10m]))") == {"": 0.0}, name
-    assert prometheus.query("up") == {"": 1.0}
+            assert prometheus.by_block(f"max(resets({name}[10m]))") == {"": 0.0}, name
+    assert prometheus.by_block("up") == {"": 1.0}
 
 
 def test_what_the_agent_serves_passes_promtool(house: House, port: int) -> None:
@@ -191,37 +157,42 @@ def test_what_the_agent_serves_passes_promtool(house: House, port: int) -> None:
 
 
 def test_native_histograms_agree_with_the_flight(house: House, tmp_path: Path, port: int) -> None:
-    prometheus = Server(house, tmp_path, "--enable-feature=native-histograms")
+    given = configuration(targets=house.runtime / runtime.TARGETS)
+    with serving(tmp_path / "prometheus", given, flags=("--enable-feature=native-histograms",)) as prometheus:
+        _agree(prometheus, house, port)
+
+
+def _agree(prometheus: Server, house: House, port: int) -> None:
     house.agent(port, linger=6.0)
     trainer = house.trainer("digits", sites=3, pace=0.05, last=120, how="finished")
     magnitude = 'resmon_block_activation_magnitude{run="digits"}'
     # While it trains: rates of native histograms, over blocks too, are what they are of classic ones.
     rate = f"histogram_quantile(0.5, sum(rate({magnitude}[5s])))"
-    wait_for(lambda: prometheus.query(rate).get("", 0.0) > 0.0)
+    wait_for(lambda: prometheus.by_block(rate).get("", 0.0) > 0.0)
     assert trainer.wait(60) == 0
-    wait_for(lambda: prometheus.query('resmon_run_outcome{outcome="finished"}') == {"": 1.0})
+    wait_for(lambda: prometheus.by_block('resmon_run_outcome{outcome="finished"}') == {"": 1.0})
     _, record = newest(house, "digits")
-    wait_for(lambda: prometheus.query("resmon_steps_total").get("0") == record.steps_total == 121)
+    wait_for(lambda: prometheus.by_block("resmon_steps_total").get("0") == record.steps_total == 121)
 
     names = ["h.0", "h.1", "h.2"]
     buckets = record.magnitude_buckets[:, :MAGNITUDE_NONFINITE]
-    assert prometheus.query(f"histogram_count({magnitude})") == dict(zip(names, buckets.sum(axis=1), strict=True))
-    assert prometheus.query(f"histogram_sum({magnitude})") == pytest.approx(dict(zip(names, record.magnitude_sum, strict=True)))
+    assert prometheus.by_block(f"histogram_count({magnitude})") == dict(zip(names, buckets.sum(axis=1), strict=True))
+    assert prometheus.by_block(f"histogram_sum({magnitude})") == pytest.approx(dict(zip(names, record.magnitude_sum, strict=True)))
     # Of durations there are few series, and rules read their classic buckets.
-    assert prometheus.query("resmon_step_duration_seconds_bucket{le='+Inf'}") == {"0": record.duration_buckets.sum()}
+    assert prometheus.by_block("resmon_step_duration_seconds_bucket{le='+Inf'}") == {"0": record.duration_buckets.sum()}
     for quantile in (0.05, 0.5, 0.95):
-        found = prometheus.query(f"histogram_quantile({quantile}, {magnitude})")
+        found = prometheus.by_block(f"histogram_quantile({quantile}, {magnitude})")
         for name, row in zip(names, buckets, strict=True):
             low, high = _bucket_of(quantile, row)
             assert low <= found[name] <= high, (quantile, name)
     # A flight's edges are a native histogram's, so that shares between them are exact.
     below = record.magnitude_buckets[:, : 1 - MAGNITUDE_LOW].sum(axis=1) + record.magnitude_buckets[:, MAGNITUDE_ZERO]
-    assert prometheus.query(f"histogram_fraction(0, 1, {magnitude})") == pytest.approx(
+    assert prometheus.by_block(f"histogram_fraction(0, 1, {magnitude})") == pytest.approx(
         dict(zip(names, below / buckets.sum(axis=1), strict=True))
     )
-    assert prometheus.query("resmon_block_activation_magnitude_bucket{run='digits'}") == {}
-    stored = prometheus.query('count({run="digits"})')[""]
-    assert prometheus.query('resmon_run_series{run="digits"}')[""] == stored
+    assert prometheus.by_block("resmon_block_activation_magnitude_bucket{run='digits'}") == {}
+    stored = prometheus.by_block('count({run="digits"})')[""]
+    assert prometheus.by_block('resmon_run_series{run="digits"}')[""] == stored
 
 
 def _bucket_of(quantile: float, row: Ints) -> tuple[float, float]:

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from tests.agent.conftest import House, Scrape, scrape, wait_for
+from tests.agent.conftest import House, Scrape, scrape
 from tests.capture import stack
 from tests.ranks import environment
+from tests.waiting import wait_for
 
 GAUGES = ("skip_rms", "branch_rms", "output_rms", "branch_skip_ratio", "gradient_norm", "output_gradient_norm")
 

@@ -20,9 +20,10 @@ from resmon.flight import layout
 from resmon.records import Incident
 from resmon.settings import Settings
 from tests import forkserver, synthetic
-from tests.agent.conftest import ROOT, House, wait_for
+from tests.agent.conftest import ROOT, House
 from tests.agent.test_roster import Writer, poll
 from tests.agent.test_service import rank_folder
+from tests.waiting import wait_for
 
 # Writes what it is given into the file that is its argument.
 NOTES = """

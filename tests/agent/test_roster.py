@@ -24,6 +24,7 @@ from resmon.flight.writer import FlightWriter
 from resmon.records import OUTCOMES, Checkpoint, Finding, Outcome, RunEnd, ScalarRecord, StepRecord
 from resmon.targets import Reached
 from tests import synthetic
+from tests.agent.conftest import Scrape
 
 NAN = float("nan")
 
@@ -475,8 +476,12 @@ def test_a_detector_that_breaks_is_turned_off_and_counted(
     writer = Writer(runs)
     for _ in range(3):
         writer.step()
+    before = time.time()
     view = poll(roster)
     assert view.errors == 1
+    assert view.last_error is not None and before <= view.last_error <= time.time()
+    shown = Scrape(Prometheus().render(view, "")[0].decode())
+    assert shown.one("resmon_agent_last_error_timestamp_seconds") == view.last_error
     assert gauge(only(view), "skip_rms")
 
 
@@ -585,6 +590,7 @@ def test_a_budget_too_small_for_the_runs_own_series(runtime_folder: Path, runs: 
     assert said.levelname == "WARNING"
     assert "no series of its 3 blocks is exported" in said.getMessage()
     assert roster.view(0.0).errors == 0
+    assert "\nresmon_agent_last_error_timestamp_seconds " not in content
 
 
 def test_ranks_that_come_and_die_keep_the_folding_true(runtime_folder: Path, runs: Path) -> None:

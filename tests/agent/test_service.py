@@ -14,7 +14,8 @@ import pytest
 from resmon.agent import runtime
 from resmon.catalogue import CATALOGUE
 from resmon.flight import layout
-from tests.agent.conftest import House, get, scrape, wait_for
+from tests.agent.conftest import House, get, scrape
+from tests.waiting import wait_for
 
 PACE = 0.02
 

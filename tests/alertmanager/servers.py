@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,17 +16,9 @@ from typing import Any
 
 from tests.ports import free_port
 from tests.programs import program
+from tests.waiting import wait_for
 
 SILENT = "route: {receiver: nobody, group_by: [alertname]}\nreceivers: [{name: nobody}]\n"
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: str = "") -> Any:
-    """What the condition gives, once that is true."""
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, what or f"not within {seconds:g} s"
-        time.sleep(0.05)
-    return found
 
 
 class Server:
@@ -62,7 +53,7 @@ class Server:
         ]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_for(self._listens, what=(self._folder / "log").read_text())
+        wait_for(self._listens, said=(self._folder / "log").read_text)
 
     def stop(self) -> None:
         if self._process is not None:

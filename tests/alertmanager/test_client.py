@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from resmon.alertmanager import Alert, AlertGroup, Alertmanager, KnownAlert, Matcher, Silence, Status, default_author, skew_sentence
 from resmon.errors import ConfigurationError, ServerError
 from resmon.servers import Connection
-from tests.alertmanager.servers import SILENT, Server, answering, forward, reply, running, wait_for
+from tests.alertmanager.servers import SILENT, Server, answering, forward, reply, running
 from tests.ports import free_port
+from tests.waiting import wait_for
 
 # "secret", by bcrypt with cost 4.
 AUTHENTICATED = "basic_auth_users:\n  resmon: $2b$04$iJ30xA5m0XFwUHJYWXcQwe7UFT7v4EWchb1IsGE2s9o1orYy7IC6K\n"
@@ -162,9 +163,9 @@ def test_a_prefix_in_the_address(tmp_path: Path) -> None:
             client.status()
 
 
-def test_a_member_that_is_down_is_passed_by(server: Server) -> None:
+def test_a_member_that_is_down_is_passed_by(alertmanager: Server) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
-    with Alertmanager.of([nobody, server.url], attempts=1) as client:
+    with Alertmanager.of([nobody, alertmanager.url], attempts=1) as client:
         assert client.create(named("member"), "1h", "why").state == "active"
         assert client.receivers() == ("nobody",)
         client.post([Alert({"alertname": "Member"})])
@@ -237,12 +238,12 @@ def test_basic_authentication(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert client.create(named("a"), "1h", "why").state == "active"
 
 
-def test_a_bearer_token_is_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bearer_token_is_sent(alertmanager: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str | None] = []
 
     def answer(handler: BaseHTTPRequestHandler, _: int) -> None:
         seen.append(handler.headers.get("Authorization"))
-        reply(handler, *forward(handler, server.url))
+        reply(handler, *forward(handler, alertmanager.url))
 
     monkeypatch.setenv("RESMON_ALERTMANAGER_TOKEN", "t0ken")
     with answering(answer) as (url, _), Alertmanager.of([url]) as client:
@@ -331,9 +332,9 @@ def test_tls_and_a_client_certificate(certificates: Path, tmp_path: Path, monkey
             client.status()
 
 
-def test_tls_where_there_is_none(server: Server) -> None:
+def test_tls_where_there_is_none(alertmanager: Server) -> None:
     with (
-        Alertmanager.of([server.url.replace("http", "https")], attempts=1) as client,
+        Alertmanager.of([alertmanager.url.replace("http", "https")], attempts=1) as client,
         pytest.raises(ServerError, match=r"does not speak TLS\. Write http://"),
     ):
         client.status()
@@ -387,12 +388,12 @@ def test_one_that_never_comes_to_an_end() -> None:
 
 
 @contextmanager
-def lossy(server: Server, *, lost: int, answer: int | None) -> Iterator[tuple[str, list[str]]]:
+def lossy(alertmanager: Server, *, lost: int, answer: int | None) -> Iterator[tuple[str, list[str]]]:
     """Before the real server, and loses the answers to the first `lost` silences: none comes, or the status `answer`."""
     posts = [0]
 
     def handle(handler: BaseHTTPRequestHandler, _: int) -> None:
-        status, body = forward(handler, server.url)
+        status, body = forward(handler, alertmanager.url)
         if handler.command == "POST":
             posts[0] += 1
             if posts[0] <= lost:
@@ -409,21 +410,21 @@ def lossy(server: Server, *, lost: int, answer: int | None) -> Iterator[tuple[st
 
 
 @pytest.mark.parametrize("answer", [502, None])
-def test_a_silence_is_made_once_though_its_answer_was_lost(server: Server, client: Alertmanager, answer: int | None) -> None:
+def test_a_silence_is_made_once_though_its_answer_was_lost(alertmanager: Server, client: Alertmanager, answer: int | None) -> None:
     run = f"lost-{answer}"
-    with lossy(server, lost=1, answer=answer) as (url, asked), Alertmanager.of([url], timeout=0.5) as careful:
+    with lossy(alertmanager, lost=1, answer=answer) as (url, asked), Alertmanager.of([url], timeout=0.5) as careful:
         made = careful.create(named(run), "1h", "why")
     assert [each.id for each in client.silences(Matcher("run", run))] == [made.id]
     assert sum(each.startswith("POST") for each in asked) == 1
 
 
-def test_a_silence_that_was_not_made_is_tried_again(server: Server, client: Alertmanager) -> None:
+def test_a_silence_that_was_not_made_is_tried_again(alertmanager: Server, client: Alertmanager) -> None:
     def handle(handler: BaseHTTPRequestHandler, _: int) -> None:
         if handler.command == "POST" and sum(each.startswith("POST") for each in asked) == 1:
             handler.rfile.read(int(handler.headers["Content-Length"]))
             reply(handler, 503)
         else:
-            reply(handler, *forward(handler, server.url))
+            reply(handler, *forward(handler, alertmanager.url))
 
     with answering(handle) as (url, asked), Alertmanager.of([url]) as careful:
         made = careful.create(named("again"), "1h", "why")
@@ -431,7 +432,7 @@ def test_a_silence_that_was_not_made_is_tried_again(server: Server, client: Aler
     assert sum(each.startswith("POST") for each in asked) == 2
 
 
-def test_where_nobody_knows_whether_it_was_made_that_is_said(server: Server, client: Alertmanager) -> None:
+def test_where_nobody_knows_whether_it_was_made_that_is_said(alertmanager: Server, client: Alertmanager) -> None:
     """It neither answered nor has the silence yet: one more could become a second."""
 
     def handle(handler: BaseHTTPRequestHandler, _: int) -> None:
@@ -439,7 +440,7 @@ def test_where_nobody_knows_whether_it_was_made_that_is_said(server: Server, cli
             time.sleep(1.0)
             handler.close_connection = True
         else:
-            reply(handler, *forward(handler, server.url))
+            reply(handler, *forward(handler, alertmanager.url))
 
     with (
         answering(handle) as (url, asked),
@@ -453,7 +454,7 @@ def test_where_nobody_knows_whether_it_was_made_that_is_said(server: Server, cli
 
 
 @pytest.mark.parametrize("hours", [-3, 0, 3])
-def test_clocks_that_differ(server: Server, client: Alertmanager, hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clocks_that_differ(alertmanager: Server, client: Alertmanager, hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's clock is `hours` wrong: the silence begins at once and lasts as long as it was to, by the server's."""
     import resmon.servers
 
@@ -465,7 +466,7 @@ def test_clocks_that_differ(server: Server, client: Alertmanager, hours: int, mo
 
     monkeypatch.setattr(resmon.servers, "time", Wrong)
     run = f"clock-{hours}"
-    with Alertmanager.of([server.url]) as wrong:
+    with Alertmanager.of([alertmanager.url]) as wrong:
         made = wrong.create(named(run), "10m", "why")
         assert made.state == "active"
         assert timedelta(minutes=10, seconds=-2) < made.ends - made.starts <= timedelta(minutes=10)
@@ -478,9 +479,9 @@ def test_clocks_that_differ(server: Server, client: Alertmanager, hours: int, mo
     assert not hours or "2h59m5" in said or "3h" in said
 
 
-def test_one_without_a_date_is_taken_to_have_our_time(server: Server) -> None:
+def test_one_without_a_date_is_taken_to_have_our_time(alertmanager: Server) -> None:
     def handle(handler: BaseHTTPRequestHandler, _: int) -> None:
-        status, body = forward(handler, server.url)
+        status, body = forward(handler, alertmanager.url)
         handler.log_request = lambda *_: None  # type: ignore[method-assign]
         handler.send_response_only(status)
         handler.send_header("Content-Length", str(len(body)))

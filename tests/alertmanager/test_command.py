@@ -26,10 +26,10 @@ class Said:
 
 
 @pytest.fixture
-def silence(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> Any:
+def silence(alertmanager: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("RESMON_ALERTMANAGER", server.url)
+    monkeypatch.setenv("RESMON_ALERTMANAGER", alertmanager.url)
 
     def run(*arguments: str) -> Said:
         monkeypatch.setattr("sys.argv", ["resmon", "silence", *arguments])
@@ -104,6 +104,18 @@ def test_what_cannot_be_done_is_refused_with_what_to_do(
     assert said.status == 2 and said.out == ""
     assert told in said.err and "secret" not in said.err
     assert client.silences() == before
+
+
+def test_all_that_is_wrong_is_told_at_once(silence: Any) -> None:
+    said = silence("--matcher", "run", "--matcher", "=x", "--for", "2 hours", "--alertmanager", "here")
+    assert said.status == 2
+    wanted = ["must be http://HOST:PORT", "'run' is no matcher", "'=x' is no matcher", "add needs --comment", "such as 30m, 2h"]
+    assert [each for each in wanted if each not in said.err] == [], said.err
+    assert "would match every alert" not in said.err  # what cannot be read may have named something
+    said = silence("--matcher", "severity=page", "--for", "60d")
+    assert said.err.count("resmon:") == 1
+    assert "add needs --comment" in said.err and "all of a severity" in said.err and "at most 30d" in said.err
+    assert "no comment" not in said.err  # that is told once
 
 
 def test_one_that_is_down(silence: Any) -> None:

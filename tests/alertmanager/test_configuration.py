@@ -15,8 +15,9 @@ import yaml
 
 from resmon.alertmanager import Alert, Alertmanager, Matcher
 from resmon.catalogue import BY_NAME
-from tests.alertmanager.servers import Heard, receiver, running, wait_for
+from tests.alertmanager.servers import Heard, receiver, running
 from tests.programs import program
+from tests.waiting import wait_for
 
 FOLDER = Path(__file__).parent.parent.parent / "alerts"
 FILE = FOLDER / "alertmanager.yml"

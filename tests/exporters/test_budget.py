@@ -17,6 +17,7 @@ from resmon.exporters.budget import BLOCK_SERIES, Budget, own_series
 from resmon.exporters.maxima import Maxima
 from resmon.exporters.prometheus import Prometheus
 from resmon.exporters.ranks import BlockSums, Ranks
+from resmon.exporters.stages import depths
 from resmon.exporters.view import AgentView, BlockTable, RankView, RunView, Stage
 from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, Columns, Finding, Floats, ResidualSite, StepRecord
 from resmon.statistics import Column
@@ -71,6 +72,7 @@ class Followed:
     def whole(self) -> BlockTable:
         gauges: dict[str, Column] = dict(self.merged.gauges)
         gauges |= {f"{name}_max": column for name, column in self.maxima.columns(self.columns.sites).items()}
+        gauges["depth"] = depths(self.columns.sites)
         return BlockTable(self.columns.sites, gauges, *self.merge.counters([(self.columns, self.record)])[1:])
 
     def table(self) -> BlockTable | None:
@@ -250,6 +252,7 @@ def test_a_stage_holds_what_all_of_its_blocks_come_to() -> None:
             "branch_skip_ratio_median": values["position_ratio"][members].mean(),
             "dead_unit_ratio": values["dead"][members].mean(),
             "activation_bytes": values["activation_bytes"][members].sum(),
+            "depth": members.start,
             "norm_gap": values["norm_gap"][members].mean(),
             "norm_variance": values["norm_variance"][members].max(),
             "norm_collapsed_ratio": values["norm_collapsed"][members].mean(),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resmon.exporters.stages import cut, peers
+from resmon.exporters.stages import cut, depths, peers
 from resmon.records import ResidualSite, SiteKind
 
 
@@ -88,3 +88,9 @@ def test_any_path_has_a_stage(module: str) -> None:
 
 def test_nothing_is_nothing() -> None:
     assert cut([], 3) == []
+
+
+def test_depths_are_places_in_the_order_of_each_model() -> None:
+    both = [site("h.0", model="g"), site("h.2", model="g"), site("h.0", model="d"), site("h.10", model="g"), site("h.1", model="d")]
+    assert depths(both).values.tolist() == [0, 1, 0, 2, 1]
+    assert depths([]).values.tolist() == []

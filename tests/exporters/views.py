@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from resmon.catalogue import MAXIMUM_WINDOW
 from resmon.exporters.maxima import Maxima
 from resmon.exporters.ranks import Ranks
+from resmon.exporters.stages import depths
 from resmon.exporters.view import AgentView, BlockTable, GpuView, ProcessView, RankView, RunView
 from resmon.records import Checkpoint, Columns, Finding, Incident, ResidualSite, RunInfo, StepRecord
 from resmon.statistics import Column
@@ -28,6 +29,7 @@ def table(sites: tuple[ResidualSite, ...], records: Sequence[StepRecord]) -> Blo
         maxima.push(merged.time, merged.sites, merged.gauges)
     gauges: dict[str, Column] = dict(merged.gauges)
     gauges |= {f"{name}_max": column for name, column in maxima.columns(merged.sites).items()}
+    gauges["depth"] = depths(sites)
     return BlockTable(sites, gauges, *ranks.counters([(Columns(sites, GROUPS[: records[-1].groups.shape[1]]), records[-1])])[1:])
 
 

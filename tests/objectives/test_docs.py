@@ -18,7 +18,8 @@ from resmon.objectives.spec import RESERVED
 from resmon.rules import Recording, durations
 from tests.objectives.specs import written
 from tests.programs import program
-from tests.prometheus import prometheus, quick_rules, scraped, wait_for
+from tests.prometheus import prometheus, quick_rules, scraped
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "objectives.md").read_text()

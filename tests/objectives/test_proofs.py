@@ -14,7 +14,7 @@ import yaml
 from resmon.objectives import generation, proofs, rules, windows
 from resmon.objectives.rules import Addresses
 from resmon.objectives.windows import SEVERITIES
-from resmon.rules import Case, QueryTest, Sample, Series, durations, unit_test_file
+from resmon.rules import Case, QueryTest, Sample, Series, durations, rule_file, unit_test_file
 from tests.objectives.specs import load, service, slo, written
 from tests.programs import program
 
@@ -134,7 +134,7 @@ def test_whatever_the_windows_hold_the_right_one_alert_fires_or_none(
         cases.append(Case(f"case {i}", series, queries=[QueryTest("1m", "count by (severity) (ALERTS)", fires)]))
     assert min(told.values()) > 10 and set(told) == {"page", "ticket", ""}
     (tmp_path / "tests").mkdir()
-    (tmp_path / "slo.yaml").write_text(rules.file([objective], over, Addresses(), ""))
+    (tmp_path / "slo.yaml").write_text(rule_file([rules.group(objective, over)], ""))
     (tmp_path / "tests" / "slo.yaml").write_text(unit_test_file(["../slo.yaml"], cases, ""))
     found = promtool(tmp_path)
     assert found.returncode == 0, found.stdout + found.stderr

@@ -77,7 +77,7 @@ def test_up_to_six_hours_queries_are_asked_and_beyond_sums_are_summed(tmp_path: 
 def test_groups_have_names_of_their_own(tmp_path: Path) -> None:
     """Prometheus refuses a file with two groups of one name."""
     objectives = load(tmp_path, service(slo("b-c"), name="a") + "---\n" + service(slo("c"), name="a-b"))
-    (tmp_path / "rules.yaml").write_text(rules.file(objectives, WORKBOOK, Addresses(), ""))
+    (tmp_path / "rules.yaml").write_text(rule_file([rules.group(each, WORKBOOK) for each in objectives], ""))
     assert "SUCCESS" in promtool(tmp_path, "check", "rules", "rules.yaml")
     assert [rules.group(each, WORKBOOK).name for each in objectives] == ["slo a/b-c", "slo a-b/c"]
 

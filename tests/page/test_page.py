@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from resmon.flight.layout import claim
-from tests.agent.conftest import get, wait_for
+from tests.agent.conftest import get
 from tests.browser import Page
 from tests.flight.flights import begin
 from tests.page.conftest import Place
 from tests.page.runs import HOSTILE, fill, record
+from tests.waiting import wait_for
 
 DRAWN = "document.querySelectorAll('.plot .main-svg').length > 4 && !document.querySelector('.waiting')"
 HEAT = "[data-key=heat] .plot"

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +20,10 @@ from resmon.postmortem.case import Case, read
 from resmon.postmortem.report import make
 from resmon.prometheus import Prometheus, quoted
 from resmon.rules import Alert, Group, rule_file
-from tests.alertmanager.servers import Server, running, wait_for
+from tests.alertmanager.servers import Server, running
 from tests.ports import free_port
 from tests.postmortem.runs import record
-from tests.programs import program
+from tests.prometheus import serving
 
 HOSTILE = 'a"b\\c\nd{}=,é🤖/../%s\x01'
 
@@ -49,25 +46,17 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Some seconds in which alerts come and go."""
     folder = tmp_path_factory.mktemp("world")
-    (folder / "prometheus.yml").write_text("global: {evaluation_interval: 1s}\nrule_files: [rules*.yaml]\n")
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [program("prometheus"), f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'tsdb'}"]
+    watched = f"global: {{evaluation_interval: 1s}}\nrule_files: [{folder}/rules*.yaml]\n"
     with running(folder / "alertmanager") as alertmanager, Alertmanager.of([alertmanager.url]) as client:
         matchers = [Matcher("run", "digits"), Matcher("block", "h[.][12]", is_regex=True)]
         client.create(matchers, "1h", "pruned on purpose", author="me@here")
-        process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}", "--log.level=error"])
-        try:
-            wait_for(lambda: _is_ready(url))
+        with serving(folder / "prometheus", watched) as prometheus:
             began = time.time()
             (folder / "rules.yaml").write_text(rule_file([Group("alerts", rules(began), "1s")], ""))
-            process.send_signal(signal.SIGHUP)  # read the rules
-            made = World(url, alertmanager, began, record(folder / "runs", steps=20, started=began, outcome="failed"))
+            prometheus.read_again()
+            made = World(prometheus.url, alertmanager, began, record(folder / "runs", steps=20, started=began, outcome="failed"))
             time.sleep(max(0.0, began + 10 - time.time()))
             yield made
-        finally:
-            process.kill()
-            process.wait()
 
 
 def rules(began: float) -> list[Alert]:
@@ -84,14 +73,6 @@ def rules(began: float) -> list[Alert]:
         Alert("NodeDown", between(began + 3, began + 9e9), {"severity": "page"}, {}),
         Alert("ResmonDrift", between(began + 3, began + 9e9), {"severity": "ticket", "run": HOSTILE}, {}),
     ]
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/-/ready", timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")

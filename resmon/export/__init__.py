@@ -1,0 +1,1 @@
+"""A flight in the forms of other tools: TensorBoard, Weights & Biases, Parquet, CSV; live or afterwards."""
