@@ -52,11 +52,13 @@ def main() -> None:
             serving = runtime.serving(runtime.folder())
             assert serving is not None
             time.sleep(3)  # until the agent has told what there is to tell
-            with Page("about:blank", home, 1280, 1390) as page:
+            with Page("about:blank", home, 1280, 1100) as page:
                 page.open(address(serving.url, well))
                 page.until(DRAWN)
+                page.size(1280, int(page.run("document.querySelector('[data-key=depth]').getBoundingClientRect().bottom")) + 16)
                 time.sleep(1)
                 page.picture(chosen.into / "page.png")
+                page.size(1280, 1100)
                 page.media(dark=True)
                 page.open(f"{address(serving.url, broken)}&quantity=gradient_norm")
                 page.until(DRAWN)
