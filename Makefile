@@ -11,7 +11,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 SHARED = --numprocesses $(WORKERS) --dist worksteal # so that tests which share a fixture mostly stay together
 
-.PHONY: help setup test test-slow lint demo oncall-demo bench bench-gpu bench-detectors faults clean
+.PHONY: help setup test test-slow lint demo oncall-demo picture bench bench-gpu bench-detectors faults clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -35,12 +35,16 @@ demo: setup ## train on real digits with the live view, then let it blow up
 oncall-demo: setup ## from a bad step to the pager: agent, Prometheus, Alertmanager and a page, on this machine
 	$(BIN)/python examples/oncall.py
 
+picture: setup ## the pictures of the agent's page in docs/, anew from the demonstration
+	$(BIN)/python -m tests.page.picture
+
 bench: setup ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.house
 	$(BIN)/python -m benchmarks.reads
 	$(BIN)/python -m benchmarks.nonfinite
 	$(BIN)/python -m benchmarks.replay
+	$(BIN)/python -m benchmarks.page
 
 bench-gpu: setup ## likewise on an NVIDIA GPU, and how often the host waits for it
 	$(BIN)/python -m benchmarks.run --device cuda

@@ -50,14 +50,19 @@ def agent(
         list[str] | None,
         typer.Option(metavar="NAME", help="A name by which it is asked besides its address; several times for several."),
     ] = None,
+    directory: Annotated[
+        list[Path] | None,
+        typer.Option("--directory", "-d", help="Folder of runs that its page is to list as well; several may be named."),
+    ] = None,
 ) -> None:
-    """Follow the flights of this machine and serve them to Prometheus. `resmon.watch` starts one by itself."""
+    """Follow the flights of this machine, for browsers and for Prometheus. `resmon.watch` starts one by itself."""
     from resmon.agent import service
     from resmon.settings import Settings
 
     names = tuple(served_name) if served_name else None
     chosen = Settings.of(listen=listen, max_series=max_series, web_config=web_config, served_names=names)
-    service.main(chosen.listen, linger, chosen.max_series, grace, chosen.web_config, chosen.served_names)
+    directories = [_runs_directory(each) for each in directory or ()]
+    service.main(chosen.listen, linger, chosen.max_series, grace, chosen.web_config, chosen.served_names, directories)
 
 
 def run_script(
@@ -83,7 +88,7 @@ def list_runs(
 ) -> None:
     """List the runs of a folder: outcome, steps, newest loss, blocks, size on disk, age, what broke."""
     from resmon.origins import printable
-    from resmon.tail import summaries
+    from resmon.summary import summaries
 
     folder = _runs_directory(folder or directory)
     rows = summaries(folder)
@@ -202,10 +207,12 @@ def tail(
 ) -> None:
     """Watch a run, live or finished, in the terminal; into a pipe goes one frame."""
     from resmon.origins import printable
-    from resmon.tail import Tail, find_run, show
+    from resmon.tail import Tail, find_run, page_of, show
 
     console = Console()
     attempt = find_run(run, _runs_directory(directory))
+    if (url := page_of(attempt)) is not None:
+        console.print(Text.assemble(("in a browser  ", "dim"), url), soft_wrap=True)
     try:
         view = show(console, Tail(attempt), once=once or not console.is_terminal)
     except KeyboardInterrupt:  # how one leaves
@@ -257,6 +264,7 @@ def runbook(
     """Show a runbook: what a failure means, how to look into it, what to do. With a run, its diagnosis is done."""
     from rich.markdown import Markdown
 
+    from resmon import handbook
     from resmon import runbook as books
     from resmon.flight.frames import load
     from resmon.tail import find_run
@@ -271,9 +279,9 @@ def runbook(
 
     if run is None:
         if name is not None:
-            show(books.runbook(name).text)
+            show(handbook.runbook(name).text)
             return
-        for each in books.names():
+        for each in handbook.names():
             print(each)
         return
     flight = load(find_run(run, _runs_directory(directory)))
@@ -284,7 +292,7 @@ def runbook(
         return
     more = {"CHECKPOINT": checkpoint, "MODEL": model}
     width = console.width - 2 * console.is_terminal  # a block of Markdown has a margin there
-    for part in books.page(books.runbook(chosen), trouble, {key: value for key, value in more.items() if value}, width):
+    for part in books.page(handbook.runbook(chosen), trouble, {key: value for key, value in more.items() if value}, width):
         show(part)
 
 

@@ -24,6 +24,7 @@ from rich.text import Text
 from resmon.agent import find_or_start, runtime
 from resmon.errors import AgentError, ConfigurationError, ResmonError
 from resmon.flight.layout import attempts, safe_name
+from resmon.page.address import address
 from resmon.settings import Settings
 from resmon.tail import Tail, show
 from resmon.terminal import View
@@ -45,11 +46,13 @@ def run_demo(console: Console, directory: Path, seconds: float) -> None:
     if environment.get("CI") and "RESMON_AGENT" not in environment:
         # There resmon would only record; a demonstration without metrics would show half of it.
         agent = environment["RESMON_AGENT"] = "auto"
-    served = _served(Settings.of(agent=agent))
+    url = _served(Settings.of(agent=agent))
 
     title = "A residual network learns handwritten digits"
     _say(console, title, f"{script} with one line of resmon in it, for {seconds:.0f} seconds.")
-    console.print(f"Metrics while it runs: {served or 'none, the agent is off'}", highlight=False)
+    console.print(f"Metrics while it runs: {f'{url}/metrics' if url else 'none, the agent is off'}", highlight=False)
+    if url:
+        console.print(f"In a browser: {address(url, directory / HEALTHY)}", highlight=False, soft_wrap=True)
     arguments = ["--run", HEALTHY, "--seconds", str(seconds)]
     _train(console, script, arguments, environment, directory, HEALTHY, goal=seconds)
 
@@ -57,7 +60,7 @@ def run_demo(console: Console, directory: Path, seconds: float) -> None:
     arguments = ["--run", DOOMED, "--learning-rate", str(TOO_HIGH), "--steps", str(TOO_HIGH_STEPS)]
     view = _train(console, script, arguments, environment, directory, DOOMED)
     _name_the_first(console, view)
-    _say_what_next(console, directory, served)
+    _say_what_next(console, directory, url)
 
 
 def _example(name: str) -> Path:
@@ -73,7 +76,7 @@ def _example(name: str) -> Path:
 
 
 def _served(settings: Settings) -> str | None:
-    """Where the metrics are. The agent is started now, so that the address can be told before the training begins."""
+    """The agent's address. It is started now, so that the address can be told before the training begins."""
     if settings.agent == "off":
         return None
     if settings.agent == "auto":
@@ -82,7 +85,7 @@ def _served(settings: Settings) -> str | None:
     while time.monotonic() < limit:
         serving = runtime.serving(runtime.folder())
         if serving is not None and serving.url and not serving.leaving:
-            return f"{serving.url}/metrics"
+            return serving.url
         time.sleep(0.05)
     raise AgentError(f"the agent was started and does not answer; {runtime.folder() / runtime.LOG} may tell why.")
 
@@ -138,7 +141,7 @@ def _name_the_first(console: Console, view: View) -> None:
             console.print(Text.assemble((f"  {name:9} ", "dim"), text))
 
 
-def _say_what_next(console: Console, directory: Path, served: str | None) -> None:
+def _say_what_next(console: Console, directory: Path, url: str | None) -> None:
     """Commands to paste as they stand, also where this installation is not on the PATH (`make demo`)."""
     resmon, python = _command("resmon", "-m", "resmon"), _command("python")
     given = directory != Path("runs")
@@ -148,9 +151,9 @@ def _say_what_next(console: Console, directory: Path, served: str | None) -> Non
         ("every step as a pandas frame", [*python, "-c", _SNIPPET.format(json.dumps(str(directory / HEALTHY)))]),
     ]
     lines = [(meaning, shlex.join(command)) for meaning, command in commands]
-    if served:
+    if url:
         meaning = "what Prometheus scrapes, until the agent leaves, a minute and a half after the last run"
-        lines.insert(2, (meaning, f"curl -s {served} | grep branch_skip_ratio"))
+        lines.insert(2, (meaning, f"curl -s {url}/metrics | grep branch_skip_ratio"))
     _say(console, "What to do next", "")
     for meaning, line in lines:
         console.print(Text(f"  # {meaning}", style="dim"))

@@ -34,6 +34,7 @@ from resmon.flight.endings import Remains, conclude, told
 from resmon.flight.layout import CHECKPOINTS, END, REACHED, boot_id, claim, reserved, safe_name
 from resmon.flight.writer import FlightWriter
 from resmon.kills import kills, memory_group
+from resmon.page.address import address
 from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
 from resmon.settings import Settings
 from resmon.targets import Reached, parse
@@ -494,9 +495,10 @@ def _serve(settings: Settings, folder: Path, reaction: Reaction | None) -> str:
         log.warning("resmon: the run could not be handed to an agent, so there are no live metrics: %s", error)
         return ""
     if now is not None and now.url:
-        return f", served at {now.url}/metrics"
+        return f", seen at {address(now.url, folder.parent.parent)}"
     if settings.agent == "sidecar":
         return f", to be served by the next agent whose runtime folder is {home}"
     if url is None:
         return ""
-    return f", to be served at {url}/metrics (or, if another program has that port, where {home / runtime.LOG} says)"
+    page = address(url, folder.parent.parent)
+    return f", to be seen at {page} (or, if another program has that port, where {home / runtime.LOG} says)"

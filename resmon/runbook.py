@@ -1,9 +1,7 @@
-"""Runbooks: pages for the person on call, and the same pages with a run's own values and what their commands print for it.
+"""A runbook for one run: the page with the run's own values and what its commands print for it.
 
-A runbook (runbooks/<name>.md) reads well by itself: Meaning, Impact, Diagnosis, Mitigation. Its commands stand in ```sh blocks and
-can be pasted; a ```text block below one is an example of what it prints, in whose place a run's page has what it printed. Words in
-capitals (VALUES) stand for values of the run; filled in, they are escaped for where they stand, since the names in a run are
-anybody's.
+What a runbook's commands print for the run stands in the place of its examples. Words in capitals (VALUES) stand for values of the
+run; filled in, they are escaped for where they stand, since the names in a run are anybody's.
 """
 
 from __future__ import annotations
@@ -15,13 +13,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from resmon.errors import ConfigurationError
 from resmon.flight import layout
 from resmon.flight.endings import of_attempt
 from resmon.flight.frames import Flight
 from resmon.flight.incidents import last_checkpoint
+from resmon.handbook import COMMAND, Runbook, names
 from resmon.records import Finding, Incident
 from resmon.tail import Tail
 
@@ -35,41 +33,10 @@ VALUES = {
 LONGEST = 20_000  # characters of a command's output that a page takes
 PATIENCE = 300.0  # seconds that a command may take
 
-_BLOCK = re.compile(r"^```sh\n(?P<command>.*?)^```\n(?:\n```text\n(?P<prints>.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 _VALUE = re.compile(rf"\b({'|'.join(VALUES)})\b")
 # What CommonMark reads as a mark anywhere in a line, and what it does at its beginning; _ inside a word is none.
 _MARKS = re.compile(r"([\\`*\[\]<&~]|(?<![^\W_])_|_(?![^\W_]))")
 _BEGINNINGS = re.compile(r"^(?:(?=[-+=#>])|(\d+)(?=[.)]))")
-
-
-@dataclass(frozen=True, slots=True)
-class Runbook:
-    """One page: Markdown."""
-
-    name: str
-    text: str
-
-    @property
-    def commands(self) -> dict[str, str]:
-        """Every command of the page, as it stands there, and the example of what it prints, empty where there is none."""
-        return {block["command"].strip(): block["prints"] or "" for block in _BLOCK.finditer(self.text)}
-
-
-def folder() -> Path:
-    """Where the pages are: beside the package in a checkout, inside of it where it is installed."""
-    inside = Path(__file__).parent / "runbooks"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "runbooks"
-
-
-def names() -> list[str]:
-    return sorted(path.stem for path in folder().glob("*.md"))
-
-
-def runbook(name: str) -> Runbook:
-    """The page of that name. Raises ConfigurationError where there is none."""
-    if name not in names():
-        raise ConfigurationError(f"there is no runbook {name!r}. There are: {', '.join(names())}.")
-    return Runbook(name, (folder() / f"{name}.md").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +99,7 @@ def page(book: Runbook, trouble: Trouble, more: Mapping[str, str] | None = None,
     title, rest = book.text.split("\n", 1)
     yield f"{title}\n\n{_this_run(trouble, book.name)}"
     position = 0
-    for block in _BLOCK.finditer(rest):
+    for block in COMMAND.finditer(rest):
         yield _fill(rest[position : block.start()], known)
         yield _answered(block["command"].strip(), known, width)
         position = block.end()

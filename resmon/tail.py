@@ -1,4 +1,4 @@
-"""Runs as the terminal shows them, read from their flights: one that is followed, and all of a folder in a table.
+"""A run as the terminal shows it, followed through its flight.
 
 Nothing here needs the agent: whoever can read a run's folder can watch it, live or long after. Findings come from the file that the
 agent writes. Where there is none, perhaps because no agent runs, detectors that run here say what they find in the newest steps;
@@ -7,9 +7,10 @@ agent writes. Where there is none, perhaps because no agent runs, detectors that
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import partial
@@ -18,14 +19,16 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from resmon.agent import runtime
 from resmon.detectors import Bank
-from resmon.errors import FlightError, FlightVersionError
+from resmon.errors import AgentError, FlightError, FlightVersionError
 from resmon.exporters.ranks import Ranks
 from resmon.flight import findings, incidents, layout, stalls
 from resmon.flight.endings import Remains, conclude
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower
-from resmon.records import OUTCOMES, Columns, Finding, Incident, Outcome, RunEnd, ScalarRecord, StepRecord
+from resmon.page.address import address
+from resmon.records import OUTCOMES, Columns, Finding, Incident, RunEnd, StepRecord
 from resmon.terminal import View, frame
 
 PERIOD = 0.25  # seconds between two frames
@@ -191,6 +194,19 @@ def show(console: Console, tail: Tail, *, once: bool = False) -> View:
     return view
 
 
+def page_of(attempt: Path) -> str | None:
+    """Where a browser shows the run, if an agent serves here that knows its folder."""
+    try:
+        home = runtime.folder()
+        now = runtime.serving(home)
+        folder = Path(os.path.realpath(attempt)).parent
+        if now is None or not now.url or now.leaving or folder.parent not in runtime.directories(home):
+            return None
+    except (AgentError, OSError):
+        return None
+    return address(now.url, folder)
+
+
 def find_run(run: str, directory: Path) -> Path:
     """The newest attempt of a run that is named, or whose folder (or whose attempt's folder) is. Raises FlightError."""
     path = Path(run)
@@ -229,65 +245,3 @@ def find_runs(runs: str, directory: Path) -> list[Path]:
 
 def _is_pattern(text: str) -> bool:
     return any(sign in text for sign in "*?[")
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """One run in a line: its newest attempt, its size with all attempts."""
-
-    name: str
-    attempt: int
-    outcome: Outcome | str  # "running" or "stalled" while it lives, "unreadable" where nothing tells
-    steps: int
-    loss: float | None
-    blocks: int
-    size: int
-    time: float  # of the newest step
-    incident: str = ""  # what broke: the one that tells the outcome, else the newest
-
-
-def summaries(directory: Path) -> list[Summary]:
-    """The runs of a folder, newest last; a damaged run is a line too. Only the newest rows are read."""
-    return sorted((_summary(folder) for folder in layout.runs(directory)), key=lambda summary: summary.time)
-
-
-def _summary(folder: Path) -> Summary:
-    number, attempt = max(layout.attempts(folder).items())
-    name, steps, loss, blocks, when = folder.name, 0, None, 0, attempt.stat().st_mtime
-    outcomes: list[Outcome | None] = []
-    broke: list[Incident] = []
-    quiet = False
-    for _, rank_folder in sorted(layout.ranks(attempt).items(), reverse=True):
-        try:
-            rank = _Rank(Follower(rank_folder, newest=True))
-        except FlightError:
-            continue
-        follower = rank.follower
-        alive = follower.alive()
-        while items := follower.poll():
-            for item in items:
-                if isinstance(item, StepRecord):
-                    rank.newest = item
-                elif isinstance(item, ScalarRecord):
-                    loss = item.values.get("loss", loss)
-        follower.close()
-        rank.incidents |= {incident.id: incident for incident in rank.lines.poll(ended=not alive)}
-        name, newest = follower.info.run, rank.newest
-        when = newest.time if newest else follower.info.started
-        steps = max(steps, newest.steps_total if newest else 0)
-        blocks = max(blocks, len(follower.columns.sites))
-        if alive:
-            outcomes.append(None)
-            quiet |= time.time() - when > stalls.patience(follower.info, newest)
-        else:
-            end, concluded = conclude(rank.remains())
-            outcomes.append(end.outcome)
-            broke += [concluded] if concluded is not None else []
-        broke += rank.incidents.values()
-    outcome: Outcome | str = "unreadable"
-    if outcomes:
-        over = [ended for ended in outcomes if ended is not None]
-        outcome = min(over, key=OUTCOMES.index) if len(over) == len(outcomes) else "stalled" if quiet else "running"
-    telling = max(incidents.newest(broke), key=lambda incident: (incident.kind == outcome, incident.time), default=None)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Summary(name, number, outcome, steps, loss, blocks, size, when, telling.summary if telling else "")

@@ -14,6 +14,7 @@ PACKAGES = {
     "prometheus-alertmanager": "prometheus-alertmanager",
     "amtool": "prometheus-alertmanager",
     "openssl": "openssl",
+    "chromium": "chromium",
     "setpriv": "util-linux",
     "unshare": "util-linux",
 }

@@ -25,7 +25,10 @@ GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets"
     "rules",
 }
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
-HOUSE = {"agent", "diff", "export", "postmortem", "assets", "alertmanager", "prometheus", "servers"}
+HOUSE = {"agent", "diff", "export", "page", "plots", "postmortem", "assets", "alertmanager", "prometheus", "servers"} | {
+    "handbook",
+    "summary",
+}
 # What each part may import; what is not named here stands on top and may import all of it.
 ALLOWED = {
     **dict.fromkeys(GROUND, GROUND),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from resmon import runbook
+from resmon import handbook, runbook
 from resmon.cli import application
 from resmon.errors import FlightError, FlightVersionError, ResmonError
 from resmon.flight import layout
@@ -105,7 +105,7 @@ def test_what_is_damaged_is_read_as_far_as_it_goes(damage: str, tmp_path: Path) 
     if damage not in UNREADABLE:
         trouble = runbook.Trouble.of(load(tmp_path / "digits"))
         assert trouble.runbook == "failed"
-        assert next(runbook.page(runbook.runbook("failed"), trouble)).startswith("# Failed run")
+        assert next(runbook.page(handbook.runbook("failed"), trouble)).startswith("# Failed run")
 
 
 def test_a_run_without_a_step(tmp_path: Path) -> None:
@@ -134,6 +134,6 @@ def test_names_and_texts_are_nothing_but_text(tmp_path: Path) -> None:
     assert said(tmp_path, f"postmortem RUN -o {page}", folder.parent.parent.name)[1] is None
     assert "<script>alert(1)" not in page.read_text()
     trouble = runbook.Trouble.of(load(folder.parent))
-    book = runbook.runbook("failed")
-    text = "".join(runbook.page(replace(book, text=runbook._BLOCK.sub("", book.text)), trouble))
+    book = handbook.runbook("failed")
+    text = "".join(runbook.page(replace(book, text=handbook.COMMAND.sub("", book.text)), trouble))
     assert not re.search(r"(?<!\\)<|(?<!\\)\]\(|\x1b", text)

@@ -21,14 +21,18 @@ import pytest
 from rich.console import Console
 
 from resmon import __version__
+from resmon.agent import runtime
+from resmon.agent.runtime import Seat
 from resmon.cli import VERBS, _age, main
 from resmon.demo import _command
 from resmon.errors import FlightError
 from resmon.flight.layout import boot_id, claim
 from resmon.flight.writer import FlightWriter
+from resmon.page.address import address
 from resmon.records import BLOCK_VALUES, Incident, RunEnd, ScalarRecord
 from resmon.settings import Settings
-from resmon.tail import Tail, find_run, summaries
+from resmon.summary import summaries
+from resmon.tail import Tail, find_run, page_of
 from resmon.terminal import frame
 from tests.synthetic import Training, info, sites
 
@@ -489,3 +493,21 @@ def test_the_demonstration_names_the_python_that_has_resmon(tmp_path: Path, monk
     assert _command("python") == [str(environment / "python")]
     monkeypatch.setenv("PATH", f"{environment}{os.pathsep}{base}")
     assert _command("python") == ["python"]
+
+
+def test_tail_says_where_the_page_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an agent serves that knows the folder; else there is nothing to say."""
+    monkeypatch.setenv("RESMON_RUNTIME_DIR", str(tmp_path / "runtime"))
+    attempt = claim(tmp_path / "runs", "digits", "launch", 0)[0].parent
+    assert page_of(attempt) is None
+    seat = Seat.take(runtime.folder(), 1.0)
+    assert seat is not None
+    try:
+        seat.announce("http://127.0.0.1:9699", "0")
+        assert page_of(attempt) is None, "it does not know the folder"
+        runtime.remember(runtime.folder(), tmp_path / "runs")
+        assert page_of(attempt) == address("http://127.0.0.1:9699", tmp_path / "runs" / "digits")
+        seat.mark_leaving()
+        assert page_of(attempt) is None
+    finally:
+        seat.leave()

@@ -83,6 +83,7 @@ def test_the_demonstration_and_what_it_tells_to_do_next(
     assert result.returncode == 0, result.stdout + result.stderr
     shown = result.stdout
     assert f"Metrics while it runs: http://{environment['RESMON_LISTEN']}/metrics" in shown
+    assert f"In a browser: http://{environment['RESMON_LISTEN']}/?run=digits~" in shown
     assert "■ finished" in shown
     first = re.search(r"The block that went first: (stages\.\d\.\d)\n", shown)
     assert first is not None, shown

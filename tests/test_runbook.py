@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resmon import runbook
+from resmon import handbook, runbook
 from resmon.errors import ConfigurationError
 from resmon.flight.frames import load
 from resmon.flight.incidents import append
@@ -23,7 +23,7 @@ from tests import synthetic
 from tests.flight.flights import begin, write
 
 SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
-NAMES = runbook.names()
+NAMES = handbook.names()
 # In capitals, and no values.
 WORDS = {"SIGKILL", "SIGSEGV", "SIGTERM", "SIGINT", "PID", "GPU", "RMS", "GELU", "PACKAGE", "MODULE", "NAME"}
 
@@ -56,25 +56,25 @@ def test_there_are_those_that_the_failures_need() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_form(name: str) -> None:
-    whole = runbook.runbook(name).text
+    whole = handbook.runbook(name).text
     text = re.sub(r"^```text$.*?^```$", "", whole, flags=re.MULTILINE | re.DOTALL)
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS
     assert re.match(r"# .+\n\n## Meaning\n", text)
     parts = re.split(r"^## .+$", text, flags=re.MULTILINE)[1:]
     assert all(len(part.strip()) > 40 for part in parts)
-    assert runbook.runbook(name).commands, "nothing to diagnose with"
-    for command, prints in runbook.runbook(name).commands.items():
+    assert handbook.runbook(name).commands, "nothing to diagnose with"
+    for command, prints in handbook.runbook(name).commands.items():
         assert shlex.split(command)[0] == "resmon", f"{command} is not tested"
         assert "\n" not in command, "one command a block"
         assert prints, f"nobody knows what {command} prints"
-    assert text.count("```sh") == len(runbook.runbook(name).commands)
+    assert text.count("```sh") == len(handbook.runbook(name).commands)
     unknown = set(re.findall(r"\b[A-Z]{3,}\b", text)) - set(runbook.VALUES) - WORDS
     assert not unknown, "a value that nobody fills in"
 
 
 def test_no_page_names_one_that_is_not_there() -> None:
     for name in NAMES:
-        for other in re.findall(r"the runbook ([a-z-]+)", runbook.runbook(name).text):
+        for other in re.findall(r"the runbook ([a-z-]+)", handbook.runbook(name).text):
             assert other in NAMES, f"{name} sends to {other}"
 
 
@@ -82,8 +82,8 @@ def test_no_page_names_one_that_is_not_there() -> None:
 def test_a_page_of_a_run_has_its_values(name: str, tmp_path: Path) -> None:
     folder = broken(tmp_path, name)
     trouble = runbook.Trouble.of(load(folder))
-    book = runbook.runbook(name)
-    text = "".join(runbook.page(replace(book, text=runbook._BLOCK.sub("", book.text)), trouble))
+    book = handbook.runbook(name)
+    text = "".join(runbook.page(replace(book, text=handbook.COMMAND.sub("", book.text)), trouble))
     assert "the summary of it" in text
     assert "the advice" in text
     assert "CHECKPOINT" not in text
@@ -94,7 +94,7 @@ def test_a_page_of_a_run_has_its_values(name: str, tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(ConfigurationError, match="nonfinite"):
-        runbook.runbook("../../etc/passwd")
+        handbook.runbook("../../etc/passwd")
 
 
 def test_only_commands_of_resmon_are_run() -> None:
@@ -116,7 +116,7 @@ HOSTILE = "a'; touch owned #\n</code> `x` **b** $(touch owned) --help"
 
 def test_names_from_a_run_neither_run_nor_mark_up(tmp_path: Path) -> None:
     folder = broken(tmp_path, "failed", run=HOSTILE, summary=f"{HOSTILE}\n# A heading\n```sh\nresmon ls\n```")
-    text = "".join(runbook.page(runbook.runbook("failed"), runbook.Trouble.of(load(folder))))
+    text = "".join(runbook.page(handbook.runbook("failed"), runbook.Trouble.of(load(folder))))
     assert not list(tmp_path.rglob("owned")) and not Path("owned").exists()
     assert "\n# A heading" not in text
     assert "<" not in re.sub(r"\\<", "", text.split("## Meaning")[0])
@@ -146,7 +146,7 @@ def test_no_output_ends_its_block(text: str) -> None:
 def test_the_command_lists_and_prints_and_fills_in(tmp_path: Path) -> None:
     assert resmon("runbook", cwd=tmp_path).stdout.split() == NAMES
     plain = resmon("runbook", "killed", cwd=tmp_path)
-    assert plain.stdout.strip() == runbook.runbook("killed").text.strip()
+    assert plain.stdout.strip() == handbook.runbook("killed").text.strip()
     assert "there is no runbook 'kiled'" in resmon("runbook", "kiled", cwd=tmp_path).stderr
     broken(tmp_path / "runs", "failed")
     page = resmon("runbook", "--run", "digits", cwd=tmp_path)
@@ -171,7 +171,7 @@ def test_an_incident_whose_page_is_not_there_has_its_kinds(tmp_path: Path) -> No
     for i, page in enumerate(("../../etc/passwd", "of-tomorrow", "")):
         trouble = runbook.Trouble.of(load(broken(tmp_path / str(i), page)))
         assert trouble.runbook == "failed"
-        assert "the summary of it" in next(runbook.page(runbook.runbook("failed"), trouble))
+        assert "the summary of it" in next(runbook.page(handbook.runbook("failed"), trouble))
 
 
 def test_incidents_are_shown_with_all_that_is_known(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from resmon import runbook
+from resmon import handbook, runbook
 from resmon.assets.runs import RUN_ALERTS
 from resmon.flight import layout
 from resmon.flight.endings import of_attempt
@@ -32,10 +32,10 @@ MODELS = {
     "out-of-memory": "tests.failing:greedy",
     "memory-headroom": "tests.failing:greedy",
 }
-NAMES = runbook.names()
+NAMES = handbook.names()
 # What no flight tells of itself: an alert is what leads here.
 TOLD_BY_ALERTS = {row.page for row in RUN_ALERTS if not row.outcome} | {"own-finding"}
-COMMANDS = [(name, command) for name in NAMES for command in runbook.runbook(name).commands]
+COMMANDS = [(name, command) for name in NAMES for command in handbook.runbook(name).commands]
 OF_OBJECTIVES = {"error-budget"}  # no run tells of itself that there are too many like it
 STATUSES = {
     "nonfinite": 0,  # nobody looked at the loss
@@ -111,7 +111,7 @@ def answers(runs: Path) -> dict[str, dict[str, Answer]]:
     """By runbook and command; pages are made two at a time, as most of their time is other processes'."""
 
     def made(name: str) -> dict[str, Answer]:
-        book = runbook.runbook(name)
+        book = handbook.runbook(name)
         more = {"MODEL": MODELS[name]} if name in MODELS else {}
         parts = [part for part in runbook.page(book, Trouble.of(load(runs / name)), more) if part.startswith("```sh")]
         return dict(zip(book.commands, map(answer, parts), strict=True))
@@ -142,7 +142,7 @@ def plain(text: str) -> str:
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=lambda text: text.replace("resmon ", ""))
 def test_a_command_prints_what_its_page_shows(name: str, command: str, answers: dict[str, dict[str, Answer]], runs: Path) -> None:
-    example, status = runbook.runbook(name).commands[command], 0
+    example, status = handbook.runbook(name).commands[command], 0
     if ended := re.search(r"\(exit status (\d+)\)\n$", example):
         example, status = example[: ended.start()], int(ended[1])
     got = answers[name][command]
@@ -158,7 +158,7 @@ def test_a_run_that_failed_so_asks_for_the_page_and_fills_it_in(name: str, runs:
     assert trouble.runbook == name
     known = trouble.values(name)
     assert known["RUN"] == str(runs / name / "attempt-0001") and known["RUNS"] == str(runs)
-    if "CHECKPOINT" in runbook.runbook(name).text:
+    if "CHECKPOINT" in handbook.runbook(name).text:
         assert Path(known["CHECKPOINT"]).stem.startswith(name) and Path(known["CHECKPOINT"]).exists()
 
 

@@ -185,7 +185,14 @@ class Roster:
                 self.fault(f"{folder} {each}", f"{folder} is watched without a detector of yours: {each}")
             followed.attempt.add(Rank(follower, Reaction.of_json(runtime.on_incident(file)), own, runtime.bookmark(file)))
             followed.registrations.append(file)
+            self._remember(folder.parent.parent)
             followed.ended = None  # a rank that came late
+
+    def _remember(self, directory: Path) -> None:
+        try:
+            runtime.remember(self._folder, directory)
+        except (OSError, UnicodeError) as error:  # the page will not list it later; all else goes on
+            self.fault(f"remember {directory}", f"{directory} cannot be noted as a folder of runs: {error}")
 
     def _count(self, followed: _Followed, attempt: Attempt) -> None:
         followed.ended, followed.scrapes_at_end = time.monotonic(), self._scrapes

@@ -5,6 +5,7 @@
                    was started and has not taken agent.lock yet
     runs/          registrations, one small JSON file per rank's folder, written by the training process
     bookmarks/     of each registration, under its name, what an agent that comes next goes on from (bookmark.py)
+    directories.json  the folders of runs that were registered, newest last: the page lists what stands in them
     state.json     counters that survive a restart of the agent
     targets.json   the agent's address for Prometheus' file_sd; [] when no agent serves
     agent.log      what the agent says, where a training process started it
@@ -39,9 +40,12 @@ LOCK = "agent.lock"
 GATE = "start.lock"
 RUNS = "runs"
 BOOKMARKS = "bookmarks"
+DIRECTORIES = "directories.json"
 STATE = "state.json"
 TARGETS = "targets.json"
 LOG = "agent.log"
+
+REMEMBERED = 64  # folders of runs
 
 CHANGE_IT = "Set RESMON_RUNTIME_DIR to a folder on a local disk that only you may write to."
 
@@ -102,6 +106,21 @@ def registrations(runtime: Path) -> dict[Path, Path | None]:
         else:
             found[file] = None
     return found
+
+
+def directories(runtime: Path) -> list[Path]:
+    """The folders of runs that training processes here have registered, and that are there still."""
+    content = _read_object(runtime / DIRECTORIES).get("directories")
+    found = [Path(each) for each in content if isinstance(each, str) and each.startswith("/")] if isinstance(content, list) else []
+    return [path for path in found if path.is_dir()]
+
+
+def remember(runtime: Path, directory: Path) -> None:
+    """Note a folder of runs, for this agent's page and that of those that come after it."""
+    known = directories(runtime)
+    if directory not in known:
+        paths = [str(path) for path in (*known, directory)][-REMEMBERED:]
+        layout.write_json(runtime / DIRECTORIES, {"directories": paths})
 
 
 def on_incident(registration: Path) -> Any:

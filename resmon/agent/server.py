@@ -21,7 +21,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 import resmon
@@ -29,13 +29,14 @@ from resmon.agent import runtime
 from resmon.agent.connection import Connection
 from resmon.agent.door import Door, Names
 from resmon.agent.figures import Gpus
-from resmon.agent.page import page
 from resmon.agent.renewal import Renewal
 from resmon.agent.roster import Roster
 from resmon.agent.runtime import Seat
 from resmon.agent.scrapes import Scrapes
 from resmon.agent.tls import Renewing
 from resmon.agent.web_config import WebConfig
+from resmon.page.listing import Listing
+from resmon.page.routes import Page
 
 log = logging.getLogger("resmon.agent")
 
@@ -44,6 +45,8 @@ INTERVAL = 1.0
 BREATH = 0.01
 # Without a turn of the reader for so long, the agent is not healthy; a turn takes a second or two at most.
 HEALTHY = 60.0
+# So long after the page's last question somebody looks at it still.
+LOOKED_AT = 30.0
 CONNECTIONS = 256  # beyond it, 503; beyond what the listener takes (listener.py), nothing
 HANDSHAKE = 10.0  # seconds for that of TLS
 
@@ -81,6 +84,9 @@ class Server:
         self._lock = threading.Lock()  # over the roster
         self._scrapes = Scrapes(self._roster, self._lock, self._gpus.newest)
         self._faults: SimpleQueue[tuple[str, str]] = SimpleQueue()  # of whoever cannot wait for the lock
+        self._page = Page(
+            Listing(lambda: runtime.directories(folder), lambda: filter(None, runtime.registrations(folder).values()))
+        )
         self._stop = threading.Event()
         self._grace = grace
         self._until: float | None = None  # monotonic: when an agent that was asked to leave does, whoever waits
@@ -118,7 +124,7 @@ class Server:
     def routes(self) -> list[BaseRoute]:
         """All that is served."""
         return [
-            Route("/", self._index),
+            *self._page.routes(),
             Route("/metrics", self._scrapes.answer),
             Route("/-/healthy", self._healthy),
             Route("/-/ready", self._ready),
@@ -138,6 +144,7 @@ class Server:
             self._stop.set()
             self._gpus.close()
             self.door.passwords.close()
+            self._page.close()
             listener.close()
             reader.join(timeout=5)
             if self._lock.acquire(timeout=1):  # else a turn of the reader hangs, and the bookmarks are as old as that
@@ -165,7 +172,7 @@ class Server:
                     done = self._roster.poll()
                     self._scrapes.forget()
                     over = self._roster.is_over(asked=self._until is not None)
-                if over and self._nobody_comes():
+                if over and (self._until is not None or not self._is_looked_at()) and self._nobody_comes():
                     self._leave()
             except Exception:  # the next turn may do better, and the pages still answer
                 log.exception("a turn of the agent failed")
@@ -192,13 +199,9 @@ class Server:
             self._seat.mark_leaving()
             return True
 
-    # A plain function may wait for the lock: Starlette runs it in a thread of its own.
-
-    def _index(self, _: Request) -> Response:
-        with self._lock:
-            view = self._roster.view(self._scrapes.collect_seconds)
-        headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
-        return HTMLResponse(page(view), headers=headers)
+    def _is_looked_at(self) -> bool:
+        """Whether somebody has the page open: an agent does not leave under their eyes."""
+        return time.monotonic() - self._page.looked_at < LOOKED_AT
 
     async def _healthy(self, _: Request) -> Response:
         if time.monotonic() - self._turned > HEALTHY:

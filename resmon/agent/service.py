@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ def main(
     grace: float = 0.0,
     web_config: Path | None = None,
     served_names: Collection[str] = (),
+    directories: Sequence[Path] = (),
 ) -> None:
     """Serve until nothing is left to follow, or a signal. Returns at once where another agent serves already.
 
@@ -42,6 +44,8 @@ def main(
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     heap.keep_small()
     folder = runtime.folder()
+    for directory in directories:  # before the question who serves: one that runs already lists them too
+        runtime.remember(folder, Path(os.path.realpath(directory)))
     seat = Seat.take(folder, PATIENCE)
     if seat is None:
         now = runtime.serving(folder)
@@ -62,7 +66,7 @@ def main(
         server = Server(folder, seat, linger, max_series, grace, web, names)
         url = f"{'http' if web.tls is None else 'https'}://{listener.authority}"
         seat.announce(url, resmon.__version__, web_config)
-        print(f"resmon agent: serving {url}/metrics", flush=True)
+        print(f"resmon agent: serving {url} for browsers, {url}/metrics for Prometheus", flush=True)
         log.info("process serves %s/metrics, at most %d series of a run; runtime folder %s", url, max_series, folder)
         for said in (*web.notes, *_openness(listener, web)):
             log.warning("%s", said)

@@ -25,7 +25,8 @@ from resmon.flight.endings import of_attempt
 from resmon.flight.frames import Flight, load
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower, typed
-from resmon.postmortem.curves import Curve, clock, curves
+from resmon.plots.curves import Curve
+from resmon.postmortem.curves import clock, curves
 from resmon.postmortem.grids import CELLS, Grid, grids
 from resmon.postmortem.magnitudes import Magnitudes, magnitudes
 from resmon.postmortem.thinned import Thinned

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from resmon.diff.runs import Run, Series
 from resmon.flight.frames import Flight
+from resmon.plots.curves import Curve
 from resmon.postmortem.thinned import Thinned, column, within
 from resmon.records import Floats, Ints
 
 POINTS = 1_200  # of a curve
-
-
-class Curve(NamedTuple):
-    """A value over the run: of each stretch of steps its lowest, its mean and its highest."""
-
-    step: Floats
-    low: Floats
-    mean: Floats
-    high: Floats
 
 
 def curves(flight: Flight, run: Run, thinned: Thinned) -> dict[str, Curve]:

@@ -9,12 +9,12 @@ import numpy as np
 
 from resmon.diff.runs import Run, Series, blocks_of
 from resmon.flight.frames import Flight
+from resmon.plots.heatmap import LARGE
 from resmon.postmortem.thinned import Bins, Thinned, within
 from resmon.records import Floats, Ints
 
 CELLS = 600_000  # rows of steps and blocks of which a run's past is sampled
 COLUMNS, CLOSE = 180, 96  # of a heat map: of the whole run, and of the steps up to the trouble
-LARGE = 400  # blocks from which on a heat map has half as many columns
 
 
 @dataclass(frozen=True, slots=True, eq=False)

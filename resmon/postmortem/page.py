@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import resmon
+import resmon.plots
 from resmon.diff.report import divergence_sentence, sentence, structure_sentences
 from resmon.flight import layout
 from resmon.flight.layout import safe_name
@@ -25,6 +26,7 @@ from resmon.quantities import count, duration, in_units, listed, moment, number,
 from resmon.records import Incident
 
 TEMPLATES = Path(__file__).parent / "templates"
+PLOTS = Path(resmon.plots.__file__).parent
 SIGNS = 30  # rows of what was first and what followed
 POLICY = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 LONGEST = 2000  # characters of an incident's evidence
@@ -55,7 +57,11 @@ def render(report: Report) -> str:
     from plotly.offline import get_plotlyjs
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    plotly, script = get_plotlyjs(), (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    plotly = get_plotlyjs()
+    script, style = (
+        "\n".join(file.read_text(encoding="utf-8") for file in files)
+        for files in ((PLOTS / "draw.js", TEMPLATES / "page.js"), (PLOTS / "colours.css", TEMPLATES / "style.css"))
+    )
     digests = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in (plotly, script))
     case = report.case
     indicated = [suspect for suspect in report.suspects if suspect.is_indicated]
@@ -67,7 +73,7 @@ def render(report: Report) -> str:
         model=case.info.get("model") or "model unknown",
         version=resmon.__version__,
         policy=f"default-src 'none'; script-src {digests}; {POLICY}",
-        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704, our own file
+        style=Markup(style),  # noqa: S704, our own file
         script=Markup(script),  # noqa: S704, our own file
         plotly=Markup(plotly),  # noqa: S704, plotly's own
         file=f"{file_name(report)}.html",

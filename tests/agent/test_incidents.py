@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from resmon.agent import runtime
-from resmon.agent.page import page
 from resmon.agent.roster import Roster
 from resmon.exporters.prometheus import Prometheus
 from resmon.flight import journal, layout, stalls
 from resmon.records import Checkpoint, Incident, RunEnd
+from resmon.summary import summary
 from tests.agent.conftest import House, scrape
 from tests.agent.test_roster import Writer, only, poll
 from tests.agent.test_service import PACE, rank_folder
@@ -63,8 +63,8 @@ def test_who_was_killed_has_an_incident_with_its_checkpoint(roster: Roster, runs
     assert (event["kind"], event["checkpoint"], event["runbook"]) == ("killed", "two.pt", "killed")
     assert [incident.id for incident in run.incidents] == ["killed-2"]
     assert 'resmon_incidents_total{kind="killed",run="digits"} 1.0' in exposition(roster)
-    shown = page(roster.view(0.0))
-    assert "The process was killed after step 2 without a word." in shown and "<td>killed" in shown
+    listed = summary(writer.folder.parent)
+    assert "The process was killed after step 2 without a word." in listed.incident and listed.outcome == "killed"
     # A new agent reads what is there, and says nothing twice.
     after = only(poll(Roster(runtime_folder, "0", 1000.0)))
     assert len(events(writer.folder)) == 1 and len(after.incidents) == 1
@@ -125,7 +125,7 @@ def test_a_stall_is_a_state_until_it_goes_on(roster: Roster, runs: Path, runtime
     run = only(poll(roster))
     assert (run.is_stalled, run.outcome) == (True, None)
     assert 'resmon_run_stalled{run="digits"} 1.0' in exposition(roster)
-    assert "<td>stalled" in page(roster.view(0.0))
+    assert summary(writer.folder.parent).outcome == "stalled"
     time.sleep(0.2)
     poll(roster)
     assert [event["id"] for event in events(writer.folder)] == ["stalled-0"]  # once

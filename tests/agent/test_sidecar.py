@@ -105,7 +105,7 @@ def test_a_training_beside_an_agent_starts_none_and_is_taken_up_by_it(house: Hou
     house.agent(port)
     url = house.ready(port)
     wait_for(lambda: scrape(url).one("resmon_run_outcome", run="beside", outcome="finished") == 1)
-    assert f"served at {url}/metrics" in train()
+    assert f"seen at {url}/?run=" in train()
     wait_for(lambda: scrape(url).one("resmon_run_info", run="beside", attempt="2") == 1)
 
 

@@ -14,7 +14,7 @@ import promql_parser
 import pytest
 import yaml
 
-from resmon import runbook
+from resmon import handbook
 from resmon.assets.findings import TOLD
 from resmon.assets.machines import MERGED
 from resmon.assets.runs import NUMBERS, RUN_ALERTS
@@ -156,7 +156,7 @@ def test_every_outcome_that_somebody_must_act_on_has_its_alert() -> None:
 def test_an_alert_leads_to_a_runbook_that_is_there(alert: str) -> None:
     rule = ALERTS[alert]
     page = rule["annotations"]["runbook_url"].rpartition("/")[2].removesuffix(".md")
-    assert page in runbook.names()
+    assert page in handbook.names()
     assert rule["annotations"]["dashboard_url"].startswith("http://localhost:3000/d/resmon-")
     assert re.fullmatch(r"Resmon([A-Z][a-z]+)+", alert)
     assert rule["labels"].get("severity") in ("page", "ticket") if "labels" in rule else "severity" in rule["expr"]
@@ -169,7 +169,7 @@ def test_every_runbook_is_that_of_an_alert_or_a_failure() -> None:
             for rule in group["rules"]:
                 led_to.add(rule.get("annotations", {}).get("runbook_url", "").rpartition("/")[2].removesuffix(".md"))
     failures = {kind.replace("_", "-") for kind in INCIDENT_KINDS}
-    assert set(runbook.names()) == (led_to | failures) - {""}
+    assert set(handbook.names()) == (led_to | failures) - {""}
 
 
 def exported(metric: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resmon import runbook
+from resmon import handbook
 from resmon.detectors import DETECTORS, Detector, state
 from resmon.detectors.options import Tuned
 from resmon.records import Columns, Finding, StepRecord
@@ -48,7 +48,7 @@ def test_what_it_finds_is_told_whole_and_closed_in_the_end(make: type[Detector])
         states[event.id] = event.state
         assert event.kind.startswith(make.name)
         assert event.summary and event.expected and event.seen and 0 < event.confidence <= 1
-        assert event.runbook in runbook.names(), "its page is missing"
+        assert event.runbook in handbook.names(), "its page is missing"
         assert isinstance(event.evidence.get("since", event.opened_step), int)
         assert event.evidence.get("since", event.opened_step) <= event.opened_step
     assert set(states.values()) == {"closed"}

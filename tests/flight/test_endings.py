@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import resmon
-from resmon import runbook
+from resmon import handbook
 from resmon.errors import FlightVersionError
 from resmon.flight import endings, incidents, journal, layout, stalls
 from resmon.flight.endings import Remains, conclude
@@ -210,4 +210,4 @@ def test_a_newer_version_is_refused_and_no_incident_is_made_up(tmp_path: Path) -
 @pytest.mark.parametrize("kind", ["out_of_memory", "shape_mismatch", "nonfinite", "failed"])
 def test_what_only_the_end_mark_tells_has_its_runbook(kind: str, tmp_path: Path) -> None:
     _, incident = conclude(remains(tmp_path, end=RunEnd(kind, 6.0, 7, "no word of it")))  # type: ignore[arg-type]
-    assert incident is not None and incident.runbook in runbook.names()
+    assert incident is not None and incident.runbook in handbook.names()

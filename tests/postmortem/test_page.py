@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 from markdown_it import MarkdownIt
 
@@ -21,8 +22,8 @@ from resmon.cli import main
 from resmon.postmortem import markdown, page
 from resmon.postmortem.figures import figures
 from resmon.postmortem.report import make
-from tests.postmortem.browser import CHROMIUM
-from tests.postmortem.browser import Page as Tab
+from tests.browser import CHROMIUM
+from tests.browser import Page as Tab
 from tests.postmortem.runs import explosion, incident, record
 
 HOSTILE = (
@@ -125,6 +126,16 @@ def test_only_the_scripts_that_the_page_names_may_run(hostile: str) -> None:
         assert f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'" in (policy or "")
     assert "default-src 'none'" in (policy or "") and "unsafe-inline' " not in (policy or "").split("style-src")[0]
     assert hostile.count("plotly.js v") <= 2 and sum(len(text) > 1_000_000 for text in code) == 1
+
+
+def test_figures_are_what_plotly_takes(tmp_path: Path) -> None:
+    """Its Python package knows what plotly.js understands; figures are made without it."""
+    folder = record(tmp_path, "broken", explosion(at=180), outcome="nonfinite")
+    other = record(tmp_path, "other", explosion(at=9_000))
+    made = figures(make([folder, other]))
+    assert {"timeline", "ratio", "gradient", "activations", "loss", "training", "step_time", "beside"} <= set(made)
+    for figure in made.values():
+        go.Figure(figure.plot)  # raises ValueError for what it does not know
 
 
 def test_no_name_is_markup_to_plotly(hostile: str) -> None:

@@ -1,23 +1,10 @@
 "use strict";
-// Draws every figure of the page; colours that stand in it as var(--name) are those of the page's style, light, dark or printed.
+// Draws every figure of the page, again where it turns dark or is printed.
 (() => {
   const root = document.documentElement;
   const drawn = () => [...document.querySelectorAll("[data-figure]")];
-  const resolve = (value, style) => {
-    if (typeof value === "string") {
-      const name = /^var\((--[\w-]+)\)$/.exec(value);
-      return name ? style.getPropertyValue(name[1]).trim() : value;
-    }
-    if (Array.isArray(value)) return value.map((item) => resolve(item, style));
-    if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, resolve(item, style)]));
-    return value;
-  };
   const draw = () => {
-    const style = getComputedStyle(root);
-    for (const place of drawn()) {
-      const plot = resolve(JSON.parse(document.getElementById(place.dataset.figure).textContent), style);
-      Plotly.react(place, plot.data, plot.layout, { responsive: true, displayModeBar: false });
-    }
+    for (const place of drawn()) drawFigure(place, JSON.parse(document.getElementById(place.dataset.figure).textContent));
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   addEventListener("beforeprint", () => {

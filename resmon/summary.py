@@ -1,0 +1,91 @@
+"""Runs in a line each: what `resmon ls` and the agent's page list. Only the newest rows are read."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from resmon.errors import FlightError
+from resmon.flight import incidents, layout, stalls
+from resmon.flight.endings import Remains, conclude
+from resmon.flight.journal import Lines
+from resmon.flight.reader import Follower
+from resmon.records import OUTCOMES, Incident, Outcome, ScalarRecord, StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One run in a line: its newest attempt, its size with all attempts."""
+
+    name: str
+    attempt: int
+    outcome: Outcome | str  # "running" or "stalled" while it lives, "unreadable" where nothing tells
+    steps: int
+    loss: float | None
+    blocks: int
+    size: int
+    time: float  # of the newest step
+    incident: str = ""  # what broke: the one that tells the outcome, else the newest
+    model: str = ""
+    started: float | None = None
+
+    @property
+    def lives(self) -> bool:
+        """Whether a process records it."""
+        return self.outcome in ("running", "stalled")
+
+
+def summaries(directory: Path) -> list[Summary]:
+    """The runs of a folder, newest last; a damaged run is a line too."""
+    found = []
+    for folder in layout.runs(directory):
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        found.append(replace(summary(max(layout.attempts(folder).items())[1]), size=size))
+    return sorted(found, key=lambda each: each.time)
+
+
+def summary(attempt: Path) -> Summary:
+    """One attempt, without its size. Raises OSError where it is gone."""
+    number, name = layout.attempt_number(attempt) or 1, attempt.parent.name
+    steps, loss, blocks, when, model = 0, None, 0, attempt.stat().st_mtime, ""
+    started: float | None = None
+    outcomes: list[Outcome | None] = []
+    broke: list[Incident] = []
+    quiet = False
+    for rank, folder in sorted(layout.ranks(attempt).items(), reverse=True):
+        try:
+            follower = Follower(folder, newest=True)
+        except FlightError:
+            continue
+        info, newest = follower.info, None
+        alive = follower.alive()
+        while items := follower.poll():
+            for item in items:
+                if isinstance(item, StepRecord):
+                    newest = item
+                elif isinstance(item, ScalarRecord):
+                    loss = item.values.get("loss", loss)
+        follower.close()
+        lines = Lines(folder / layout.INCIDENTS, partial(incidents.of_json, rank=rank), "an incident")
+        known = {incident.id: incident for incident in lines.poll(ended=not alive)}
+        name, model, started = info.run, ", ".join(info.models.values()), info.started
+        when = newest.time if newest else info.started
+        steps = max(steps, newest.steps_total if newest else 0)
+        blocks = max(blocks, len(follower.columns.sites))
+        if alive:
+            outcomes.append(None)
+            quiet |= time.time() - when > stalls.patience(info, newest)
+        else:
+            end, concluded = conclude(Remains(folder, info, follower.end, newest, tuple(known.values())))
+            outcomes.append(end.outcome)
+            broke += [concluded] if concluded is not None else []
+        broke += known.values()
+    outcome: Outcome | str = "unreadable"
+    if outcomes:
+        over = [ended for ended in outcomes if ended is not None]
+        outcome = min(over, key=OUTCOMES.index) if len(over) == len(outcomes) else "stalled" if quiet else "running"
+    telling = max(incidents.newest(broke), key=lambda incident: (incident.kind == outcome, incident.time), default=None)
+    broken = telling.summary if telling else ""
+    return Summary(name, number, outcome, steps, loss, blocks, 0, when, broken, model, started)

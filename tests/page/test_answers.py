@@ -1,0 +1,285 @@
+"""What the page is told: which runs there are, one run and its figures, and that nothing in it is believed."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from resmon.flight.layout import safe_name
+from resmon.page import sight
+from resmon.page.address import identity
+from resmon.page.answers import Answers, Wish
+from resmon.page.listing import Listing
+from resmon.page.sight import Sights
+from resmon.plots.measures import MEASURES
+from tests.flight.flights import begin
+from tests.page.runs import HOSTILE, fill, record
+from tests.synthetic import Training, sites
+
+
+class House:
+    """The answers over one folder."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.listing = Listing(lambda: [directory], list)
+        self.answers = Answers(self.listing, Sights())
+
+    def id(self, run: str) -> str:
+        return identity(self.directory / safe_name(run))
+
+    def run(self, run: str, **wish: Any) -> dict[str, Any]:
+        answer = self.answers.run(self.id(run), Wish(**wish))
+        assert answer is not None
+        return dict(json.loads(answer.body))
+
+    def runs(self, **options: Any) -> dict[str, Any]:
+        return dict(json.loads(self.answers.runs(**options).body))
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is taken for fresh because it was looked at a moment ago."""
+    monkeypatch.setattr(sight, "PERIOD", 0.0)
+    monkeypatch.setattr(sight, "EVENTS", 0.0)
+    monkeypatch.setattr("resmon.page.listing.FRESH", 0.0)
+    monkeypatch.setattr("resmon.page.listing.COST", 0.0)
+    monkeypatch.setattr("resmon.page.listing.LIVE", 0.0)
+
+
+def keys(told: dict[str, Any]) -> list[str]:
+    return [figure["key"] for figure in told["figures"]]
+
+
+def unpacked(values: dict[str, str]) -> np.ndarray[Any, Any]:
+    import base64
+
+    shape = [int(each) for each in values["shape"].split(",")]
+    return np.frombuffer(base64.b64decode(values["bdata"]), "<f4").reshape(shape)
+
+
+def test_runs_are_told_with_state_outcome_and_age(tmp_path: Path) -> None:
+    record(tmp_path, "well")
+    record(tmp_path, "broken", broken_at=60)
+    record(tmp_path, "open", end=False)  # this process holds its lock
+    told = House(tmp_path).runs()
+    assert told["total"] == 3
+    runs = {run["name"]: run for run in told["runs"]}
+    assert {name: run["outcome"] for name, run in runs.items()} == {"well": "finished", "broken": "nonfinite", "open": "stalled"}
+    assert (runs["well"]["steps"], runs["well"]["blocks"], runs["well"]["lives"]) == (120, 6, False)
+    assert runs["broken"]["incident"].startswith("Step 60: sqrt in module h.4")
+    assert [run["name"] for run in House(tmp_path).runs(match="BROK")["runs"]] == ["broken"]
+
+
+def test_a_run_is_told_with_its_figures(tmp_path: Path) -> None:
+    record(tmp_path, "broken", broken_at=60)
+    house = House(tmp_path)
+    told = house.run("broken", block=4)
+    assert keys(told) == ["events", "loss", "heat", "depth", "block", "magnitudes", "training", "scores"]
+    assert told["range"] == [0, 119] and told["blocks"] == [f"h.{i}" for i in range(6)]
+    assert told["run"]["incidents"][0]["runbook"] == "nonfinite"
+    assert told["run"]["findings"][0]["block"] == "h.4" and told["run"]["findings"][0]["open"]
+    assert "Vermilion is NaN or infinite" in told["figures"][2]["caption"]
+    assert [each["name"] for each in told["quantities"]] == [measure.name for measure in MEASURES]
+
+
+@pytest.mark.parametrize(
+    ("quantity", "narrow"), [("branch_skip_ratio", True), ("gradient_norm", False), ("dead_unit_ratio", False)]
+)
+def test_figures_are_what_plotly_takes(quantity: str, narrow: bool, tmp_path: Path) -> None:
+    """plotly's own package knows what plotly.js understands; the page makes figures without it."""
+    record(tmp_path, "one", 40, broken_at=30)
+    record(tmp_path, "two", 40)
+    house = House(tmp_path)
+    for wish in ({"block": 1}, {"block": 1, "beside": house.id("two")}):
+        for figure in house.run("one", quantity=quantity, narrow=narrow, **wish)["figures"]:
+            go.Figure(figure["plot"])  # raises ValueError for what it does not know
+            assert figure["title"]
+
+
+def test_one_step_in_a_hundred_is_not_lost_in_its_column(tmp_path: Path) -> None:
+    _, writer = begin(tmp_path, "spike")
+    training = Training(sites(4))
+    writer.sites(training.sites)
+    for step in range(3000):
+        made = training.step()
+        made.blocks[3] = 4.0 * (1 + 0.01 * np.sin(step))
+        made.blocks[3, 2] *= 1e6 if step == 1717 else 1
+        writer.step(made)
+    told = House(tmp_path).run("spike", quantity="gradient_norm")
+    (heat,) = (figure for figure in told["figures"] if figure["key"] == "heat")
+    trace = heat["plot"]["data"][0]
+    levels = unpacked(trace["z"])
+    row, column = np.unravel_index(np.nanargmax(levels), levels.shape)
+    assert row == 2 and abs(trace["x"][column] - 1717) <= 8
+    assert levels[row, column] == pytest.approx(np.log10(2e3), abs=0.01)
+    assert np.nanmax(np.delete(levels, column, axis=1)) < 0.5
+
+
+def test_two_runs_have_the_same_axes_and_colours(tmp_path: Path) -> None:
+    record(tmp_path, "one", 120)
+    record(tmp_path, "two", 80, blocks=5)
+    house = House(tmp_path)
+    told = house.run("one", beside=house.id("two"), block=1)
+    assert keys(told) == ["loss", "heat", "heat-2", "depth", "block", "magnitudes", "magnitudes-2", "training", "scores"]
+    mine, theirs = (figure["plot"]["layout"] for figure in told["figures"][1:3])
+    assert mine["xaxis"]["range"] == theirs["xaxis"]["range"]
+    assert mine["coloraxis"]["cmin"] == theirs["coloraxis"]["cmin"] and mine["coloraxis"]["cmax"] == theirs["coloraxis"]["cmax"]
+    assert told["differing"] == "one alone has h.5."
+    assert house.run("one", beside="no such run~0")["other"] is None
+
+
+def test_an_answer_that_is_as_before_is_made_once(tmp_path: Path, at_once: None) -> None:
+    _, writer = begin(tmp_path, "live")
+    training = Training(sites(3))
+    writer.sites(training.sites)
+    writer.step(training.step(time=time.time()))
+    house = House(tmp_path)
+    before = house.answers.run(house.id("live"), Wish())
+    assert house.answers.run(house.id("live"), Wish()) is before
+    writer.step(training.step(time=time.time()))
+    after = house.answers.run(house.id("live"), Wish())
+    assert after is not None and before is not None and after.tag != before.tag
+    assert json.loads(after.body)["range"] == [0, 1]
+
+
+def test_names_never_become_paths(tmp_path: Path) -> None:
+    record(tmp_path / "runs", "one")
+    record(tmp_path / "secret", "other")
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "secret" / "other")
+    house = House(tmp_path / "runs")
+    assert [run["name"] for run in house.runs()["runs"]] == ["one"], "a link that leads out is none of them"
+    for id_ in ("../secret/other", str(tmp_path / "secret" / "other"), "one", "", "..", "one~00000000", "one\0"):
+        assert house.answers.run(id_, Wish()) is None
+        assert json.loads(house.answers.run(house.id("one"), Wish(beside=id_)).body)["other"] is None  # type: ignore[union-attr]
+
+
+def test_what_makes_no_sense_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    wish = Wish.of(
+        {"quantity": "drop table", "from": "-1", "to": "9" * 99, "block": "1e3", "at": "२", "newest": "x", "narrow": "yes"}
+    )
+    assert wish == Wish()
+    assert Wish.of({"from": "9", "to": "3"}) == Wish()
+    record(tmp_path, "one")
+    told = House(tmp_path).run("one", first=10**15 - 2, last=10**15 - 1, at=10**15 - 1, block=10**14)
+    assert told["range"] == [0, 119] and told["block"] is None and told["at"] == 119
+
+
+def test_hostile_texts_are_texts(tmp_path: Path) -> None:
+    record(tmp_path, HOSTILE[0], names=HOSTILE, broken_at=60)
+    house = House(tmp_path)
+    told = house.run(HOSTILE[0], block=2)
+    assert told["blocks"] == list(HOSTILE)
+    drawn = json.dumps(told["figures"])
+    plots = json.dumps([figure["plot"] for figure in told["figures"]])
+    for piece in ("<script", "<img", "<b>h.3", "<a href"):
+        assert piece not in plots and piece in json.dumps(told), "as text, and in no place that plotly reads tags in"
+    assert "long" * 124 in drawn
+    ticks = next(figure for figure in told["figures"] if figure["key"] == "heat")["plot"]["layout"]["yaxis"]["ticktext"]
+    assert max(len(html.unescape(text)) for text in ticks) <= 28, "a long name is cut where it is an axis' label"
+
+
+def test_a_run_that_vanishes_and_comes_back(tmp_path: Path, at_once: None) -> None:
+    folder = record(tmp_path, "one")
+    house = House(tmp_path)
+    assert house.run("one")["figures"]
+    shutil.rmtree(folder.parent.parent)
+    assert house.answers.run(house.id("one"), Wish()) is None
+    assert house.runs()["total"] == 0
+    record(tmp_path, "one", steps=40)
+    assert house.run("one")["range"] == [0, 39]
+
+
+def test_a_flight_that_grows_damaged_is_shown_as_far_as_it_goes(tmp_path: Path, at_once: None) -> None:
+    folder, writer = begin(tmp_path, "one")
+    fill(writer, 100, 4)
+    house = House(tmp_path)
+    assert house.run("one")["run"]["skipped"] == 0
+    (segment,) = folder.glob("steps-*.arrow")
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    segment.write_bytes(data)
+    again = House(tmp_path).run("one")
+    assert again["run"]["skipped"] == 1 and again["range"] == [0, 99]
+    for junk in (b"", b"\0" * 100, os.urandom(5000)):
+        segment.write_bytes(junk)
+        (folder / "info.json").write_bytes(junk)
+        (folder / "incidents.jsonl").write_bytes(junk)
+        (folder.parent / "findings.jsonl").write_bytes(junk)
+        told = House(tmp_path).run("one")
+        assert told["run"]["outcome"] in ("unreadable", "killed", "stalled", "running")
+
+
+def test_a_run_before_its_first_step_is_told_without_figures(tmp_path: Path, at_once: None) -> None:
+    _, writer = begin(tmp_path, "young")
+    house = House(tmp_path)
+    assert house.run("young")["figures"] == []
+    fill(writer, 1, 3)
+    assert house.run("young")["range"] == [0, 0]
+
+
+def test_thousands_of_runs_are_listed_and_few_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = record(tmp_path, "run", steps=2, blocks=1)
+    for i in range(400):
+        shutil.copytree(folder.parent.parent, tmp_path / f"run-{i:03d}", copy_function=os.link)
+    read = []
+    from resmon.page import listing
+
+    kept = listing.summary
+    monkeypatch.setattr(listing, "summary", lambda attempt: read.append(attempt) or kept(attempt))
+    told = House(tmp_path).runs()
+    assert told["total"] == 401 and len(told["runs"]) == len(read) == 50
+    assert len(House(tmp_path).runs(match="run-12")["runs"]) == 10
+    assert len(House(tmp_path).runs(limit=10**6)["runs"]) == 401
+
+
+def test_many_ask_at_once(tmp_path: Path, at_once: None) -> None:
+    """While a run grows: nobody waits for ever, nobody gets half of it."""
+    _, writer = begin(tmp_path, "live")
+    training = Training(sites(3))
+    writer.sites(training.sites)
+    writer.step(training.step())
+    record(tmp_path, "other")
+    house, wrong, done = House(tmp_path), [], threading.Event()
+
+    def read(number: int) -> None:
+        names = ("live", "other") if number % 2 else ("other", "live")
+        while not done.is_set():
+            try:
+                told = house.run(names[0], beside=house.id(names[1]), block=number % 3, first=0, last=50 * number + 10)
+                assert told["figures"]
+            except Exception as error:  # noqa: BLE001, told below
+                wrong.append(repr(error))
+                return
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for _ in range(600):
+        writer.step(training.step())
+    done.set()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert not wrong
+
+
+def test_what_nobody_asks_for_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(4):
+        record(tmp_path, f"run{i}", 20)
+    monkeypatch.setattr(sight, "ROOM", 1)
+    sights = Sights()
+    house = House(tmp_path)
+    for entry in house.listing.entries():
+        sights.of(entry.attempt)
+    assert len(sights._sights) == 1
