@@ -201,7 +201,7 @@ def test_at_rest_it_takes_next_to_nothing(house: House, port: int) -> None:
     house.trainer(sites=48, pace=0.0, last=50)
     url = house.ready(port)
     wait_for(lambda: scrape(url).one("resmon_steps_total") == 51)
-    time.sleep(2)
+    time.sleep(5)  # until the bookmark of these steps is written
 
     def seconds() -> float:
         tasks = Path(f"/proc/{agent.pid}/task").iterdir()
