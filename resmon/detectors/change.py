@@ -26,6 +26,7 @@ OF_BLOCKS = {
     "gradient_norm": "gradient norm",
     "output_gradient_norm": "output gradient norm",
 }
+RUN_ALONE = (RUN,)  # one and the same: streams are arranged anew for other sites
 OF_RUN = {"loss": "loss", "gradient_norm": "gradient norm of the model"}
 BEGIN = 64  # windows before anything is said: a run that begins learns faster than any forecast follows
 EXPLAINED = 1.2  # times that the learning rate moved since shortly before the change
@@ -131,7 +132,7 @@ class Change(Detector):
         of_blocks = self._blocks.take(window, window.sites, blocks).ravel()
         self._loss.take(window)
         run = np.stack([self._loss.values, np.sqrt(window.run("gradient_square"))], axis=1)[:, :, None]
-        of_run = self._run.take(window, (RUN,), run).ravel()
+        of_run = self._run.take(window, RUN_ALONE, run).ravel()
         limits = np.tile(self.tuned.column("evidence", window.sites), len(OF_BLOCKS))
         evidence = np.r_[of_blocks, of_run]
         reached = np.flatnonzero(evidence >= np.r_[limits, np.full(len(of_run), self.tuned.everywhere.evidence)])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import exp, log, pi, sqrt
 from typing import Literal
 
@@ -97,6 +98,7 @@ CHARTS = (
 )
 
 
+@cache  # of each chart, whatever the streams
 def _increments(odds: Callable[[Floats], Floats]) -> Floats:
     """A log-likelihood ratio as hinges of the score's magnitude, such that its exponential has expectation 1 without a change."""
     grid = np.linspace(-8, 8, 8001)
