@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
 from resmon.agent import runtime
-from tests.agent.conftest import wait_for
 from tests.agent.serving import agent
 from tests.agent.test_access import PASSWORD, hashed
 from tests.certificates import Authority
-from tests.ports import free_port
 from tests.programs import program
+from tests.prometheus import serving
+from tests.waiting import wait_for
 
 CONFIGURATION = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}
@@ -42,29 +38,6 @@ scrape_configs:
 """
 
 
-@contextmanager
-def prometheus(folder: Path, configuration: str) -> Iterator[str]:
-    port = free_port()
-    (folder / "prometheus.yml").write_text(configuration)
-    with (folder / "prometheus.txt").open("w") as log:
-        process = subprocess.Popen(
-            [
-                program("prometheus"),
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'tsdb'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-                "--log.level=warn",
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 @pytest.mark.slow
 def test_who_has_the_password_scrapes_and_nobody_else(tmp_path: Path) -> None:
     program("prometheus")
@@ -83,10 +56,10 @@ def test_who_has_the_password_scrapes_and_nobody_else(tmp_path: Path) -> None:
             password=tmp_path / "password",
             address=f"127.0.0.1:{made.port}",
         )
-        with prometheus(tmp_path, configuration) as url:
+        with serving(tmp_path / "prometheus", configuration) as prometheus:
 
             def health() -> dict[str, tuple[str, str]]:
-                found = httpx.get(f"{url}/api/v1/targets").json()["data"]["activeTargets"]
+                found = prometheus.get("targets")["activeTargets"]
                 return {each["labels"]["job"]: (each["health"], each["lastError"]) for each in found}
 
             wait_for(lambda: len(health()) == 5 and all(state != "unknown" for state, _ in health().values()))
@@ -99,8 +72,7 @@ def test_who_has_the_password_scrapes_and_nobody_else(tmp_path: Path) -> None:
             assert set(said) == {"wrong-password", "no-password", "another-authority", "in-clear"}
 
             def values(query: str) -> list[float]:
-                result = httpx.get(f"{url}/api/v1/query", params={"query": query}).json()["data"]["result"]
-                return [float(each["value"][1]) for each in result]
+                return [value for _, value in prometheus.query(query)]
 
             wait_for(lambda: values('resmon_agent_info{job="right"}') == [1.0])
             assert values('up{job="wrong-password"}') == [0.0]
