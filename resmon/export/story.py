@@ -145,6 +145,8 @@ class Story:
         merged = self._merge.step(records, self.info.world_size)
         _, _, magnitudes, sums = self._merge.counters(records)
         run = dict(self._logged.pop(step, {}))
+        for late in [other for other in self._logged if other < step]:  # of steps that are not there, or were told already
+            del self._logged[late]
         for name in [*FIRST, *LARGEST]:
             values = [value for _, record in records if (value := record.run_value(name)) is not None]
             if values:

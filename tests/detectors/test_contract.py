@@ -117,6 +117,13 @@ def test_a_clock_that_is_set_back_changes_nothing_but_times(make: type[Detector]
 
 
 @every_detector
+def test_steps_that_go_back_are_no_finding(make: type[Detector]) -> None:
+    """A loop that takes up a checkpoint of before: the same steps come once more, and what is well stays so."""
+    before, after = course(200, scalars={"loss": 1.0}), course(200, first=120, seed=1, scalars={"loss": 1.0})
+    assert said(make(), before, after, end=True) == []
+
+
+@every_detector
 def test_it_can_be_switched_off_for_blocks(make: type[Detector]) -> None:
     off = make(Tuned(make.options(), {"*": {"enabled": False}}))
     events = [event for event in said(off, stimulus(make)) if event.block]

@@ -61,6 +61,11 @@ def test_missing_steps_and_other_sites_end_a_window_early() -> None:
     assert found[2].blocks("skip_rms").shape == (16, 4)
 
 
+def test_steps_that_go_back_begin_a_window_of_their_own() -> None:
+    found = windows_of(course(20), course(20, first=8))
+    assert [(w.first_step, w.step, len(w)) for w in found] == [(0, 15, 16), (16, 19, 4), (8, 23, 16), (24, 27, 4)]
+
+
 def test_statistics_are_those_of_the_records_and_absent_or_infinite_is_nan() -> None:
     ratio = np.full((16, 3), 0.25)
     ratio[3, 1], ratio[4, 2] = NAN, np.inf
