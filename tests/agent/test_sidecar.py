@@ -59,11 +59,11 @@ def test_an_agent_tells_how_runs_in_another_container_end(house: House, containe
     url = house.ready(port)
     serves = runtime.serving(house.runtime)
     assert serves is not None and (serves.pid, serves.url) == (1, url)  # the seat is seen from outside, its number is not ours
-    ends, dies = (trainer(house, container, *each) for each in (("ends", 20), ("dies", 100_000)))
+    dies = trainer(house, container, "dies", 100_000)
     now = wait_for(lambda: (page := scrape(url)).one("resmon_steps_total", run="dies") and page)
-    assert now.one("resmon_runs_active") == 2
+    assert now.one("resmon_runs_active") == 1
     assert not any(now.all(name) for name in FIGURES)  # whose they would be cannot be seen from there
-    assert ends.wait(30) == 0
+    assert trainer(house, container, "ends", 20).wait(30) == 0
     wait_for(lambda: scrape(url).one("resmon_run_outcome", run="ends", outcome="finished") == 1)
     assert scrape(url).one("resmon_steps_total", run="ends") == 21
     assert not scrape(url).all("resmon_run_outcome", run="dies")
