@@ -1,5 +1,5 @@
 # `make test` and `make demo` do all the set-up on a bare machine; no other step is needed.
-# The set-up is done once and again whenever pyproject.toml or a C source changes.
+# The set-up is done once and again whenever pyproject.toml changes; the wheel is built and installed anew every time, in seconds.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -11,34 +11,43 @@ BIN := .venv/bin
 WORKERS ?= 2
 SHARED = --numprocesses $(WORKERS) --dist worksteal # so that tests which share a fixture mostly stay together
 
-.PHONY: help setup test test-slow lint demo oncall-demo picture bench bench-gpu bench-detectors faults clean
+.PHONY: help setup wheel test test-slow test-versions release lint demo oncall-demo picture bench bench-gpu bench-detectors faults clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 setup: .venv/.stamp ## virtual environment, the pinned torch, Prometheus where apt can install it
 
-test: setup ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow" $(SHARED)
+wheel: setup ## builds resmon's wheel from this checkout and installs it into .venv
+	bash .ci/wheel
 
-test-slow: setup ## the others
-	$(BIN)/python -m pytest -m slow $(SHARED)
+test: wheel ## the tests that take seconds, against the wheel
+	cd .venv/tested && ../bin/python -m pytest -m "not slow" $(SHARED)
+
+test-slow: wheel ## the others
+	cd .venv/tested && ../bin/python -m pytest -m slow $(SHARED)
+
+test-versions: setup ## the oldest and newest Python and torch that this machine can install (docs/versions.md)
+	bash .ci/versions
+
+release: setup ## checks that this commit can be released and builds what is uploaded into dist/; uploads nothing
+	bash .ci/release
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-demo: setup ## train on real digits with the live view, then let it blow up
+demo: wheel ## train on real digits with the live view, then let it blow up
 	$(BIN)/resmon demo
 
-oncall-demo: setup ## from a bad step to the pager: agent, Prometheus, Alertmanager and a page, on this machine
+oncall-demo: wheel ## from a bad step to the pager: agent, Prometheus, Alertmanager and a page, on this machine
 	$(BIN)/python examples/oncall.py
 
-picture: setup ## the pictures of the agent's page in docs/, anew from the demonstration
+picture: wheel ## the pictures of the agent's page in docs/, anew from the demonstration
 	$(BIN)/python -m tests.page.picture
 
-bench: setup ## step time with and without resmon and its alternatives
+bench: wheel ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.house
 	$(BIN)/python -m benchmarks.reads
@@ -46,13 +55,13 @@ bench: setup ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.replay
 	$(BIN)/python -m benchmarks.page
 
-bench-gpu: setup ## likewise on an NVIDIA GPU, and how often the host waits for it
+bench-gpu: wheel ## likewise on an NVIDIA GPU, and how often the host waits for it
 	$(BIN)/python -m benchmarks.run --device cuda
 
-bench-detectors: setup ## how soon a change in a stream is told, against river's detectors at equal false alarms
+bench-detectors: wheel ## how soon a change in a stream is told, against river's detectors at equal false alarms
 	$(BIN)/python -m benchmarks.detectors
 
-faults: setup ## put faults into trainings: what resmon finds, what it names, and what it says of healthy ones
+faults: wheel ## put faults into trainings: what resmon finds, what it names, and what it says of healthy ones
 	$(BIN)/python -m benchmarks.faults
 
 clean: ## remove what the set-up and the tools made; runs/ stays
@@ -60,9 +69,9 @@ clean: ## remove what the set-up and the tools made; runs/ stays
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch stands in the one command that installs everything, so that nothing can replace the pinned version.
-.venv/.stamp: pyproject.toml .ci/packages hatch_build.py resmon/capture/_native.c resmon/capture/_last_words.h resmon/detectors/_native.c
+.venv/.stamp: pyproject.toml .ci/packages hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'resmon needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	PYTHON=$(PYTHON) bash .ci/packages
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet $(TORCH) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(TORCH) '.[dev]'
 	touch $@

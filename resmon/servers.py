@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
+from resmon import __version__
 from resmon.errors import ConfigurationError, ServerError
 from resmon.origins import printable
 
@@ -199,7 +200,7 @@ class Connection:
 
             access = self.access
             auth = httpx.BasicAuth(access.user.encode(), access.password.encode()) if access.user else None
-            headers = {"User-Agent": "resmon", "Accept": "application/json"}
+            headers = {"User-Agent": f"resmon/{__version__}", "Accept": "application/json"}
             if access.token:
                 headers["Authorization"] = f"Bearer {access.token}"
             self._client = httpx.Client(auth=auth, headers=headers, timeout=self._timeout, verify=self._trust())

@@ -40,9 +40,9 @@ TORCH = {"capture", "integrations"}
 
 @cache
 def modules() -> list[str]:
-    return sorted(
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PACKAGE.rglob("*.py")
-    )
+    """Those of the package; a wheel also brings the examples, which are scripts."""
+    files = [path for path in PACKAGE.rglob("*.py") if (path.parent / "__init__.py").exists()]
+    return sorted(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files)
 
 
 def file_of(module: str) -> Path:

@@ -96,28 +96,3 @@ def test_the_demonstration_and_what_it_tells_to_do_next(
         pasted = run(["bash", "-c", command], tmp_path, **environment)
         assert pasted.returncode == 0, (command, pasted.stderr)
         assert re.search(r"digits|stages\.\d\.\d", pasted.stdout), command
-
-
-def test_a_wheel_holds_what_the_demonstration_runs_the_runbooks_and_the_objectives(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # the native part is compiled where its source lies, which here others import it from
-    source.mkdir()
-    for file in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
-    for folder in ("resmon", "examples", "runbooks"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "_native.*.so"))
-    result = run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], source)
-    assert result.returncode == 0, result.stderr
-    wheel = zipfile.ZipFile(next(tmp_path.glob("resmon-*.whl")))
-    assert {"resmon/examples/digits.py", "resmon/examples/char_gpt.py", "resmon/py.typed"} <= set(wheel.namelist())
-    for room in ("capture", "detectors"):
-        assert any(re.fullmatch(rf"resmon/{room}/_native\.(.+\.)?(so|pyd)", name) for name in wheel.namelist())
-    assert {f"resmon/{path.relative_to(ROOT)}" for path in (ROOT / "runbooks").rglob("*.md")} <= set(wheel.namelist())
-    wheel.extractall(tmp_path / "installed")
-    for arguments in ((), ("nonfinite",)):
-        shown = run([sys.executable, "-m", "resmon", "runbook", *arguments], tmp_path, PYTHONPATH=str(tmp_path / "installed"))
-        assert shown.returncode == 0, shown.stderr
-        expected = (ROOT / "runbooks" / "nonfinite.md").read_text().strip() if arguments else "nonfinite\n"
-        assert expected in shown.stdout
-    made = run([sys.executable, "-m", "resmon", "slo", "generate"], tmp_path, PYTHONPATH=str(tmp_path / "installed"))
-    assert made.returncode == 0, made.stderr
-    assert (tmp_path / "alerts" / "slo.yaml").read_text() == (ROOT / "alerts" / "slo.yaml").read_text()

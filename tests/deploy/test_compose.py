@@ -15,6 +15,7 @@ import yaml
 
 from tests.agent.conftest import House, scrape
 from tests.alertmanager.servers import receiver
+from tests.checkout import CHECKOUT
 from tests.ports import free_port
 from tests.programs import program
 from tests.waiting import wait_for
@@ -75,7 +76,7 @@ def test_what_is_secret_is_no_part_of_the_repository(tmp_path: Path) -> None:
     for secret in COMPOSE["secrets"].values():
         assert not (FOLDER / secret["file"]).exists()
         path = f"deploy/compose/{secret['file']}"
-        ignored = subprocess.run(["git", "check-ignore", path], cwd=ROOT, capture_output=True, text=True, check=False)
+        ignored = subprocess.run(["git", "check-ignore", path], cwd=CHECKOUT, capture_output=True, text=True, check=False)
         assert ignored.stdout.strip() == path or "not a git repository" in ignored.stderr
 
 
@@ -197,7 +198,7 @@ def test_the_agent_runs_from_what_the_image_copies_and_without_torch(house: Hous
     source = tmp_path / "source"
     source.mkdir()
     for name in copied():
-        origin = ROOT / name
+        origin = CHECKOUT / name
         if origin.is_dir():
             shutil.copytree(origin, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         else:
