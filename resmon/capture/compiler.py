@@ -22,6 +22,8 @@ from resmon.capture.requirement import IN_GRAPHS, at_least
 OBSERVES = at_least(torch.__version__, IN_GRAPHS)
 """Whether graphs hold anything of ours; with an older torch a compiled model keeps the hooks, which do nothing in there."""
 
+_TELLS_EXPORTS = hasattr(torch.compiler, "is_exporting")  # from 2.7 on
+
 
 def is_loaded() -> bool:
     """Whether anything can have been compiled in this process."""
@@ -31,6 +33,11 @@ def is_loaded() -> bool:
 def traces() -> bool:
     """Whether this code is being traced into a graph, where its Python runs once and its tensor operations for ever after."""
     return torch.compiler.is_compiling()
+
+
+def exports() -> bool:
+    """Whether the graph that this code is being traced into is one for torch.export; torch 2.6 does not tell."""
+    return _TELLS_EXPORTS and torch.compiler.is_exporting()
 
 
 def freely(act: Callable[..., Any], *arguments: Any) -> Any:

@@ -434,7 +434,7 @@ class ModelWatch:
 
 def _trains() -> bool:
     """Whether the graph that is being made is one for training."""
-    return torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    return torch.is_grad_enabled() and not compiler.exports()
 
 
 def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size:

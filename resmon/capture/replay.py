@@ -138,7 +138,9 @@ class _Silence(TorchDispatchMode):
 def untouched(model: nn.Module, others: Sequence[Tensor] = ()) -> Iterator[None]:
     """What runs in here leaves random states, the model and `others` as they are now."""
     state = _State(model, others)
-    with kept(), _unsafe_preserve_version_counter(state.tensors):
+    with kept(), ExitStack() as versions:
+        for tensor in state.tensors:  # one by one: torch 2.6 takes no more at once
+            versions.enter_context(_unsafe_preserve_version_counter(tensor))
         try:
             yield
         finally:

@@ -202,7 +202,7 @@ def to_be_traced(watcher: Watcher) -> bool:
 
     A graph that builds a graph for gradients asks for no state of ours: its recomputation in a checkpoint must be the same graph.
     """
-    return compiler.OBSERVES and (torch.is_grad_enabled() or watcher.active) and not torch.compiler.is_exporting()
+    return compiler.OBSERVES and (torch.is_grad_enabled() or watcher.active) and not compiler.exports()
 
 
 class Tap(Hook):
