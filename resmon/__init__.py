@@ -63,12 +63,14 @@ _ELSEWHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _ELSEWHERE:
-        raise AttributeError(f"module 'resmon' has no attribute {name!r}")
-    value = getattr(import_module(_ELSEWHERE[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # whoever checks types by it would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _ELSEWHERE:
+            raise AttributeError(f"module 'resmon' has no attribute {name!r}")
+        value = getattr(import_module(_ELSEWHERE[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

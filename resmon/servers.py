@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Service = Literal["alertmanager", "prometheus"]
 NAMES: Mapping[Service, str] = {"alertmanager": "Alertmanager", "prometheus": "Prometheus"}
 
+AGENT = f"resmon/{__version__}"
 TIMEOUT = 10.0  # seconds for one answer
 ATTEMPTS = 4
 PAUSE = 0.25  # seconds before the first repetition; each further one waits twice as long
@@ -200,7 +201,7 @@ class Connection:
 
             access = self.access
             auth = httpx.BasicAuth(access.user.encode(), access.password.encode()) if access.user else None
-            headers = {"User-Agent": f"resmon/{__version__}", "Accept": "application/json"}
+            headers = {"User-Agent": AGENT, "Accept": "application/json"}
             if access.token:
                 headers["Authorization"] = f"Bearer {access.token}"
             self._client = httpx.Client(auth=auth, headers=headers, timeout=self._timeout, verify=self._trust())

@@ -29,7 +29,9 @@ def check() -> None:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise ConfigurationError(f"resmon needs {needed} to watch a model, and there is none here; pip install torch.") from error
+        raise ConfigurationError(
+            f"resmon needs {needed} to watch a model, and there is none here: pip install 'resmon[torch]'."
+        ) from error
     found = str(getattr(torch, "__version__", "of unknown version"))
     if not at_least(found, LEAST):
         raise ConfigurationError(f"resmon needs {needed} to watch a model, and this is torch {found}; pip install --upgrade torch.")
