@@ -219,7 +219,7 @@ class Trace(TorchFunctionMode):
             if cls is CheckpointFunction:
                 function, preserve, *others = args
                 return checkpoint(function, *others, use_reentrant=False, preserve_rng_state=preserve)
-            return self._call(cls.__name__, partial(original.__func__, cls), args, kwargs)
+            return self._call(cls.__name__, original.__get__(None, cls), args, kwargs)
 
         torch.autograd.Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
 

@@ -253,7 +253,7 @@ class Trace(TorchFunctionMode):
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             read = [(tensor, self._node(tensor)) for _, tensor in leaves((args, kwargs))]
             before = self._order
-            result = original.__func__(cls, *args, **kwargs)
+            result = original.__get__(None, cls)(*args, **kwargs)  # no Python function any more in torch 2.14
             known = {node for _, node in read}
             for _, tensor in leaves(result):
                 node = self._nodes.get(tensor)
