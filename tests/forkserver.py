@@ -13,6 +13,7 @@ import json
 import os
 import runpy
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,17 +36,24 @@ _STARTING = Lock()
 @cache
 def _server() -> str:
     """The address of this process' server, which goes when this process does."""
-    folder = tempfile.TemporaryDirectory(prefix="forkserver-")
-    address = f"{folder.name}/socket"
+    folder = tempfile.mkdtemp(prefix="forkserver-")
+    address = f"{folder}/socket"
     command = [sys.executable, "-m", "tests.forkserver", address]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     server = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    atexit.register(folder.cleanup)
-    atexit.register(server.wait)
-    assert server.stdin is not None and server.stdout is not None
-    atexit.register(server.stdin.close)  # last registered, first called
+    atexit.register(_stop, os.getpid(), server, folder)
+    assert server.stdout is not None
     assert server.stdout.readline() == b"ready\n"
     return address
+
+
+def _stop(owner: int, server: subprocess.Popen[bytes], folder: str) -> None:
+    """By who started it, and by none of its children: one that ends as Python ends has inherited this."""
+    if os.getpid() == owner:
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait()
+        shutil.rmtree(folder)
 
 
 def run(
