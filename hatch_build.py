@@ -13,7 +13,8 @@ from setuptools.errors import BaseError, CCompilerError
 
 SOURCES = {f"resmon.{room}._native": f"resmon/{room}/_native.c" for room in ("capture", "detectors")}
 # Sums are vectorised at -O3. A product and a sum stay two operations, as in torch, so that results are the same on every machine.
-FLAGS = ["/O2", "/fp:precise"] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-ffp-contract=off"]
+# Without what is for debuggers, the folder among it, so that the same source gives the same wheel.
+FLAGS = ["/O2", "/fp:precise"] if sys.platform == "win32" else ["-O3", "-fno-math-errno", "-ffp-contract=off", "-g0"]
 
 
 LIBRARIES = ["dl", "m"] if sys.platform == "linux" else []
