@@ -31,11 +31,11 @@ from resmon.capture.session import Session
 from resmon.errors import ResmonError
 from resmon.flight import journal, layout
 from resmon.flight.endings import Remains, conclude, told
-from resmon.flight.layout import CHECKPOINTS, END, REACHED, boot_id, claim, reserved, safe_name
+from resmon.flight.layout import CHECKPOINTS, END, REACHED, SPANS, boot_id, claim, reserved, safe_name
 from resmon.flight.writer import FlightWriter
 from resmon.kills import kills, memory_group
 from resmon.page.address import address
-from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, SpanRecord, StepRecord
 from resmon.settings import Settings
 from resmon.targets import Reached, parse
 from resmon.tuning import resolved
@@ -403,6 +403,14 @@ class _Flight:
                 self._reaction.to(whole, self._info, self._folder)
             except (OSError, ResmonError) as error:
                 self._warn("on_incident was not run", str(error))
+
+    def span(self, span: SpanRecord) -> None:
+        if self._writer is None:
+            self.open()
+        try:
+            journal.append(self._folder / SPANS, asdict(span))
+        except OSError as error:
+            self._warn("the span that the loop is in could not be noted", str(error))
 
     def capsule(self, name: str, data: bytes) -> bool:
         if self._writer is None:

@@ -47,6 +47,7 @@ from resmon.records import (
     RunEnd,
     RunInfo,
     ScalarRecord,
+    SpanRecord,
     StepRecord,
 )
 from resmon.targets import Reached
@@ -623,7 +624,7 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-Typed = TypeVar("Typed", RunInfo, RunEnd, Checkpoint, Reached)
+Typed = TypeVar("Typed", RunInfo, RunEnd, Checkpoint, Reached, SpanRecord)
 
 # The types that their fields may have, by annotation.
 _TYPES: Mapping[str, tuple[type, ...]] = {
