@@ -1,7 +1,7 @@
 """A receiver of OTLP over HTTP, as its specification has it, for tests to push to.
 
-It takes protobuf, plain or compressed, refuses what is none, and keeps what it took. What it answers instead can be told: any status,
-with Retry-After; that it took all but some; nothing, for as long as it is wanted. It listens on a port of its own until it is left.
+It takes protobuf, plain or compressed, refuses what is none, and keeps what it took. What it answers instead can be told: any
+status, with Retry-After; that it took all but some; nothing, as long as that is wanted. It listens on a port of its own.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ class Receiver:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_POST(self) -> None:  # noqa: N802, the name is http.server's
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.asked += 1
-                status, headers, answer = receiver._answer(self.path, {name.lower(): value for name, value in self.headers.items()}, body)
+                status, headers, answer = receiver._answer(
+                    self.path, {name.lower(): value for name, value in self.headers.items()}, body
+                )
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(answer))}.items():
                     self.send_header(name, value)
@@ -176,5 +178,3 @@ def receiving() -> Iterator[Receiver]:
         if receiver.always is not None and receiver.always.hang is not None:
             receiver.always.hang.set()
         receiver.close()
-
-

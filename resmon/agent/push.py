@@ -87,6 +87,7 @@ class Push:
         self._scope = otlp.scope(version)
         self._limits = LogRecordLimits()
         self._events: deque[Event] = deque()
+        self._under_way = 0  # of them, those that are being sent
         self._dropped: Counter[Signal] = Counter(dict.fromkeys(SIGNALS, 0))
         self._guard = threading.Lock()  # over the events and the counts, for moments only
         self._wake = threading.Event()
@@ -121,7 +122,10 @@ class Push:
         self._thread.join(FAREWELL)
         for exporter in (self._logs, self._metrics):
             exporter.shutdown()  # ends a repetition that waits
-        if left := len(self._events):
+        with self._guard:
+            left, self._under_way = len(self._events) + self._under_way, 0
+            self._events.clear()
+        if left:
             self._drop("logs", left)
             log.warning("%d events have not reached the OTLP receiver %s, and are in the flights only", left, self._to)
 
@@ -148,21 +152,23 @@ class Push:
         while True:
             with self._guard:
                 batch = [self._events.popleft() for _ in range(min(AT_ONCE, len(self._events)))]
+                self._under_way = len(batch)
             if not batch:
                 return
             resources = {id(event.info): otlp.of_run(event.run, event.info) for event in batch}
             records = [log_record(event, resources[id(event.info)], self._scope, self._limits) for event in batch]
             answer = self._answers["logs"] = _Answer()
             self._logs.export(records)
-            if answer.is_taken:
-                self._drop("logs", min(answer.rejected, len(batch)))
-            elif answer.may_be_taken_later:
-                with self._guard:
-                    room = max(0, WAITING - len(self._events))
-                    self._dropped["logs"] += len(batch) - min(room, len(batch))
-                    self._events.extendleft(reversed(batch[len(batch) - min(room, len(batch)) :]))
-            else:
-                self._drop("logs", len(batch))
+            with self._guard:
+                self._under_way = 0
+                if answer.is_taken:
+                    self._dropped["logs"] += min(answer.rejected, len(batch))
+                elif answer.may_be_taken_later:
+                    kept = batch[max(0, len(batch) + len(self._events) - WAITING) :]
+                    self._dropped["logs"] += len(batch) - len(kept)
+                    self._events.extendleft(reversed(kept))
+                else:
+                    self._dropped["logs"] += len(batch)
             self._heard("logs", answer)
             if not answer.is_taken:
                 return
