@@ -4,7 +4,8 @@ Nothing is measured for that, and nothing happens while it trains: the newest re
 instruments are made once for a provider. When one of its readers collects, in the reader's thread and as seldom as it does, they
 give what a scrape would show of that record. Names and units are those that the agent pushes under; as a process knows its own
 rank only, every point says which that is. What takes all ranks of a machine, every step or the operating system is left to the
-agent (ELSEWHERE), and so are histograms, of which the API has none that could be observed.
+agent (ELSEWHERE), and so are histograms, of which the API has none that could be observed. NaN and infinite values are absent, for
+the SDK takes none; `resmon.block.nonfinite_steps` and `resmon.incidents` say that there were some.
 
 What a run was at its end is given for LINGER seconds more, so that a reader that comes once a minute has it.
 """
@@ -12,6 +13,7 @@ What a run was at its end is given for LINGER seconds more, so that a reader tha
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import weakref
@@ -172,7 +174,9 @@ class Instruments:
 
         def observe(_: CallbackOptions) -> Iterable[Observation]:
             try:
-                return [Observation(value, attributes) for attributes, value in self._points(convention)]
+                # Of others the SDK would complain at each collection, and leave them out.
+                points = self._points(convention)
+                return [Observation(value, attributes) for attributes, value in points if math.isfinite(value)]
             except Exception:
                 log.warning("resmon: %s could not be observed", convention.name, exc_info=True)
                 return []
