@@ -236,7 +236,11 @@ class Settings(BaseModel):
     @field_validator("otlp")
     @classmethod
     def _a_receiver(cls, value: str | None) -> str | None:
-        return value if value in (None, "environment") else _address(value)
+        if value is None or value == "environment":
+            return value
+        if _USER.search(value):
+            raise ValueError("an address holds no name and password; OTEL_EXPORTER_OTLP_HEADERS in the environment does")
+        return _address(value)
 
     @field_validator("targets")
     @classmethod

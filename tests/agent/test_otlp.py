@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 import resmon
 from resmon.exporters.conventions import CONVENTIONS
@@ -97,6 +100,7 @@ def test_numbers_of_a_healthy_run_agree_in_float64(house: House, receiver: Recei
     agrees(receiver, house.runs / "digits")
 
 
+@pytest.mark.slow
 def test_a_receiver_that_hangs_holds_up_neither_scrapes_nor_reading(house: House, receiver: Receiver, port: int) -> None:
     receiver.always = Refusal(hang=threading.Event())
     process = house.agent(port, 60.0, "--otlp", receiver.url, "--otlp-interval", "1")
@@ -118,6 +122,7 @@ def test_a_receiver_that_hangs_holds_up_neither_scrapes_nor_reading(house: House
     assert "have not reached the OTLP receiver" in house.output(process)
 
 
+@pytest.mark.slow
 def test_a_receiver_that_is_not_there_is_told_once_and_counted(
     house: House, receiver: Receiver, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +135,7 @@ def test_a_receiver_that_is_not_there_is_told_once_and_counted(
     assert house.output(process).count(receiver.url) == 2, house.output(process)  # where it pushes, and that it cannot
 
 
+@pytest.mark.slow
 def test_nothing_is_pushed_unless_asked_for(house: House, receiver: Receiver, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The variables say where to, and not whether."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
@@ -141,6 +147,48 @@ def test_nothing_is_pushed_unless_asked_for(house: House, receiver: Receiver, po
     process.send_signal(signal.SIGTERM)
     process.wait(30)
     assert not receiver.asked
+
+
+TRACED = """
+import sys
+import torch, resmon
+from opentelemetry.sdk.trace import TracerProvider
+from tests.integrations.networks import batch, network
+tracer = TracerProvider().get_tracer("training")
+model = network()
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+with resmon.watch(model, optimizer, run="traced", directory=sys.argv[1], agent="sidecar") as monitor:
+    for epoch in range(3):
+        with tracer.start_as_current_span(f"epoch {epoch}") as span:
+            for step in range(10):
+                x, y = batch(step)
+                if (epoch, step) == (1, 5):
+                    with torch.no_grad():
+                        model[2].branch[3].weight.fill_(float("nan"))
+                optimizer.zero_grad()
+                (model(x) - y).square().mean().backward()
+                optimizer.step()
+        context = span.get_span_context()
+        print(f"{context.trace_id:032x} {context.span_id:016x}", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_findings_and_incidents_carry_the_span_of_their_step(house: House, receiver: Receiver, port: int) -> None:
+    house.agent(port, 60.0, "--otlp", receiver.url, "--otlp-interval", "600")
+    trainer = house.start(sys.executable, "-c", TRACED, str(house.runs))
+    assert trainer.wait(120) == 0, house.output(trainer)
+    printed = [line.split() for line in house.output(trainer).splitlines() if re.fullmatch("[0-9a-f]{32} [0-9a-f]{16}", line)]
+    assert len(printed) == 3
+    wait_for(lambda: receiver.events("resmon.run.ended"))
+
+    def span(record: LogRecord) -> list[str]:
+        return [record.trace_id.hex(), record.span_id.hex()]
+
+    (incident, *_) = receiver.events("resmon.incident")
+    assert (plain(incident.attributes)["resmon.step"], span(incident)) == (15, printed[1])
+    opened = [event for event in receiver.events("resmon.finding.opened") if plain(event.attributes)["finding"] == "nonfinite"]
+    assert opened and all(span(event) == printed[1] for event in opened)
 
 
 @pytest.fixture
