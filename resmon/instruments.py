@@ -217,7 +217,7 @@ class Instruments:
 
 
 _instruments: weakref.WeakKeyDictionary[Any, Instruments] = weakref.WeakKeyDictionary()
-_of_the_program: list[Instruments] = []  # at most one; it stands for the provider that the program sets later, too
+_of_the_program: list[Instruments] = []  # at most one; made before the program sets its provider, they are that one's, too
 
 
 def show(shown: Shown, provider: MeterProvider | None) -> None:
@@ -232,11 +232,13 @@ def show(shown: Shown, provider: MeterProvider | None) -> None:
             "opentelemetry=True hands a run's figures to the program's own MeterProvider, and opentelemetry-api is not installed. "
             "Install it with pip install 'resmon[otel]', or leave the setting out."
         ) from error
-    if provider is None:
-        if not _of_the_program:
-            _of_the_program.append(Instruments(get_meter_provider()))
-        _of_the_program[0].show(shown)
-    else:
-        if provider not in _instruments:
-            _instruments[provider] = Instruments(provider)
-        _instruments[provider].show(shown)
+    programs = get_meter_provider()
+    asked = programs if provider is None else provider
+    known = _instruments.get(asked)
+    if known is None and asked is programs and _of_the_program:
+        known = _of_the_program[0]
+    if known is None:
+        known = _instruments[asked] = Instruments(asked)
+        if asked is programs:
+            _of_the_program.append(known)
+    known.show(shown)
