@@ -143,7 +143,7 @@ def python(code: str, cwd: Path) -> str:
 
 
 def test_importing_resmon_imports_no_heavy_package(tmp_path: Path) -> None:
-    heavy = "{'torch', 'pandas', 'scipy', 'pyarrow', 'uvicorn', 'pydantic', 'httpx', 'yaml'}"
+    heavy = "{'torch', 'pandas', 'scipy', 'pyarrow', 'uvicorn', 'pydantic', 'httpx', 'yaml', 'opentelemetry', 'requests'}"
     code = f"import resmon, sys; print({heavy} & set(sys.modules))"
     assert python(code, tmp_path) == "set()\n"
 

@@ -18,9 +18,11 @@ import pytest
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
 
 import resmon
+from resmon.agent import find_or_start
 from resmon.exporters.conventions import CONVENTIONS
 from resmon.flight.reader import Follower
 from resmon.records import StepRecord
+from resmon.settings import Settings
 from resmon.statistics import STATISTICS
 from tests.agent.conftest import House, scrape
 from tests.otlp import Receiver, Refusal, plain, receiving
@@ -147,6 +149,20 @@ def test_nothing_is_pushed_unless_asked_for(house: House, receiver: Receiver, po
     process.send_signal(signal.SIGTERM)
     process.wait(30)
     assert not receiver.asked
+
+
+@pytest.mark.slow
+def test_an_agent_that_a_training_starts_pushes_where_the_settings_say(
+    house: House, receiver: Receiver, port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.of(listen=f"127.0.0.1:{port}", otlp=receiver.url, otlp_interval=1)
+    find_or_start(settings)
+    house.ready(port)
+    wait_for(lambda: receiver.numbers("resmon.runs_active"))
+    find_or_start(settings)
+    assert "OTLP" not in caplog.text
+    find_or_start(Settings.of(listen=f"127.0.0.1:{port}", otlp="http://127.0.0.1:1"))
+    assert f"pushes to {receiver.url}, and not to the OTLP receiver http://127.0.0.1:1" in caplog.text
 
 
 TRACED = """

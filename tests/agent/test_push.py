@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from resmon.agent import push
+from resmon.agent import launch, push, runtime, service
 from resmon.agent.push import Push
+from resmon.errors import ConfigurationError
 from resmon.exporters import opentelemetry as otlp
 from resmon.exporters.view import AgentView, Event
 from resmon.records import Finding, Incident, RunEnd, SpanRecord
+from resmon.settings import Settings
 from tests import synthetic
 from tests.exporters.test_prometheus import full_view
 from tests.otlp import Receiver, Refusal, plain, receiving
@@ -243,3 +247,21 @@ def test_a_view_that_cannot_be_had_ends_no_push(receiver: Receiver) -> None:
     with pushing(receiver.url, interval=0.1, view=view, faults=faults):
         wait_for(lambda: receiver.numbers("resmon.loss"))
     assert "no view" in faults[0][1]
+
+
+def test_without_what_pushing_takes_an_agent_is_started_that_only_serves(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings.of(otlp="http://127.0.0.1:4318", otlp_interval=2)
+    assert launch._pushing(settings) == ["--otlp", "http://127.0.0.1:4318", "--otlp-interval", "2.0"]
+    assert launch._pushing(Settings.of()) == []
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    assert launch._pushing(settings) == []
+    assert "pip install 'resmon[otel]'" in caplog.text
+
+
+def test_one_that_is_started_by_hand_says_what_it_takes(runtime_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'resmon\[otel\]'"):
+        service.main("127.0.0.1:0", 0.0, 1000, otlp="http://127.0.0.1:4318")
+    assert runtime.serving(runtime_folder) is None
