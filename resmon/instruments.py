@@ -157,6 +157,7 @@ class Instruments:
 
         self._shown: list[Shown] = []
         self._views: dict[int, tuple[tuple[object, ...], AgentView, Rows]] = {}  # by the id of what is shown
+        self._failed = False
         self._new_rows: Callable[[], Rows] = Rows
         meter = provider.get_meter(SCOPE, __version__)
         for convention in CONVENTIONS.values():
@@ -178,7 +179,9 @@ class Instruments:
                 points = self._points(convention)
                 return [Observation(value, attributes) for attributes, value in points if math.isfinite(value)]
             except Exception:
-                log.warning("resmon: %s could not be observed", convention.name, exc_info=True)
+                if not self._failed:
+                    self._failed = True
+                    log.warning("resmon: %s could not be observed. Further ones will not be told", convention.name, exc_info=True)
                 return []
 
         return observe

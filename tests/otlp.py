@@ -76,8 +76,13 @@ class Receiver:
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, the name is http.server's
                 """Nothing on standard error."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self._server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """Somebody has hung up: tests that end agents do that."""
+
+        self._server = Server(("127.0.0.1", self.port), Handler)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
