@@ -334,7 +334,7 @@ def test_of_several_ranks_a_norm_is_there_where_one_of_them_tells_it() -> None:
         shown.info = synthetic.info(world_size=4, rank=3)
         shown.sites(blocks, ())
         shown.step(synthetic.Training(blocks).step())
-        columns, record = shown._newest or (None, None)
+        _, record = shown._newest or (None, None)
         assert record is not None
         record.run[RUN_VALUES.index("replicas")] = replicas
         view = shown.view()

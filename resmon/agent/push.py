@@ -29,7 +29,7 @@ from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-from opentelemetry.sdk._logs import LogRecordLimits
+from opentelemetry.sdk._logs import LogRecordLimits, ReadableLogRecord
 
 from resmon.exporters import opentelemetry as otlp
 from resmon.exporters.events import log_record
@@ -155,10 +155,10 @@ class Push:
                 self._under_way = len(batch)
             if not batch:
                 return
-            resources = {id(event.info): otlp.of_run(event.run, event.info) for event in batch}
-            records = [log_record(event, resources[id(event.info)], self._scope, self._limits) for event in batch]
+            made = [(event, record) for event in batch if (record := self._record(event)) is not None]
+            batch = [event for event, _ in made]
             answer = self._answers["logs"] = _Answer()
-            self._logs.export(records)
+            self._logs.export([record for _, record in made])
             with self._guard:
                 self._under_way = 0
                 if answer.is_taken:
@@ -172,6 +172,14 @@ class Push:
             self._heard("logs", answer)
             if not answer.is_taken:
                 return
+
+    def _record(self, event: Event) -> ReadableLogRecord | None:
+        try:
+            return log_record(event, otlp.of_run(event.run, event.info), self._scope, self._limits)
+        except Exception as error:  # noqa: BLE001 - of one event, which must not keep the others
+            self._drop("logs", 1)
+            self._fault("otlp event", f"an event of run {event.run!r} could not be made: {error!r}")
+            return None
 
     def _push_metrics(self) -> None:
         takes = True

@@ -233,6 +233,17 @@ def test_after_the_end_of_a_run_its_last_metrics_go_at_once(receiver: Receiver) 
         assert len(receiver.metrics) == 4  # an event alone does not hurry them
 
 
+def test_an_event_that_cannot_be_made_keeps_no_other(receiver: Receiver) -> None:
+    faults: list[tuple[str, str]] = []
+    with pushing(receiver.url, faults=faults) as made:
+        made.tell(event(span=SpanRecord(3, 3.0, "no hexadecimal digits", "", 0)))
+        made.tell(event(finding(2)))
+        (record,) = wait_for(receiver.events)
+        assert made.dropped["logs"] == 1
+    assert plain(record.attributes)["resmon.finding.id"] == "f2"
+    assert "could not be made" in faults[0][1]
+
+
 def test_a_view_that_cannot_be_had_ends_no_push(receiver: Receiver) -> None:
     turns = iter([ValueError("no view")])
 
