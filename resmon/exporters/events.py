@@ -42,10 +42,10 @@ def log_record(event: Event, resource: Resource, scope: InstrumentationScope, li
         kind, severity, about = _of_end(event, what)
     known = [(name, value) for name, value in about.items() if not (value is None or value == "")]
     attributes = BoundedAttributes(
-        maxlen=_limit(limits, "attributes"),
+        maxlen=limits.max_log_record_attributes,
         attributes=dict(reversed(known)),  # where there are too many, it leaves out the first ones
         immutable=False,
-        max_value_len=_limit(limits, "attribute_length"),
+        max_value_len=limits.max_log_record_attribute_length,
     )
     record = LogRecord(
         timestamp=nanoseconds(what.time),
@@ -58,12 +58,6 @@ def log_record(event: Event, resource: Resource, scope: InstrumentationScope, li
         event_name=kind,
     )
     return ReadableLogRecord(record, resource, scope, limits)
-
-
-def _limit(limits: LogRecordLimits, of: str) -> int | None:
-    """That of log records, which SDKs before 1.44 do not tell from that of everything."""
-    found: int | None = getattr(limits, f"max_log_record_{of}", getattr(limits, f"max_{of}"))
-    return found
 
 
 def _context(span: SpanRecord | None) -> SpanContext:
