@@ -226,15 +226,20 @@ _of_the_program: list[Instruments] = []  # at most one; made before the program 
 def show(shown: Shown, provider: MeterProvider | None) -> None:
     """Show a run to a provider; None is the one that the program has set, or will set, for all.
 
-    Raises ConfigurationError where opentelemetry-api is not installed.
+    Raises ConfigurationError where opentelemetry-api is not installed, or the provider is none.
     """
     try:
-        from opentelemetry.metrics import get_meter_provider  # only now: importing resmon does not
+        from opentelemetry.metrics import MeterProvider, get_meter_provider  # only now: importing resmon does not
     except ImportError as error:
         raise ConfigurationError(
             "opentelemetry=True hands a run's figures to the program's own MeterProvider, and opentelemetry-api is not installed. "
             "Install it with pip install 'resmon[otel]', or leave the setting out."
         ) from error
+    if provider is not None and not isinstance(provider, MeterProvider):
+        raise ConfigurationError(
+            f"meter_provider is a {type(provider).__name__}, not a MeterProvider of OpenTelemetry's; pass the one that your "
+            "program made, or opentelemetry=True for the one that it has set for all."
+        )
     programs = get_meter_provider()
     asked = programs if provider is None else provider
     known = _instruments.get(asked)

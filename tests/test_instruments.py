@@ -349,6 +349,14 @@ def test_of_several_ranks_a_norm_is_there_where_one_of_them_tells_it() -> None:
     assert norm(1.0) is None
 
 
+@pytest.mark.parametrize("provider", [True, "http://127.0.0.1:4318", InMemoryMetricReader()])
+def test_what_is_no_provider_is_refused_before_anything_is_written(provider: Any, tmp_path: Path) -> None:
+    model = network()
+    with pytest.raises(ConfigurationError, match="not a MeterProvider"):
+        resmon.watch(model, torch.optim.SGD(model.parameters(), 0.1), directory=tmp_path, meter_provider=provider)
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_the_api_it_is_said_how_to_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.metrics", None)
     model = network()

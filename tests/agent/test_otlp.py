@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -212,7 +213,8 @@ def collector(tmp_path: Path, receiver: Receiver) -> Iterator[str]:
     """rotel, a collector: takes OTLP over HTTP, decodes it, and passes on what it understood."""
     found = find_spec("rotel")
     if found is None or found.origin is None:
-        assert not os.environ.get("CI"), "rotel is missing; on CI it must be there"
+        has_wheel = sys.version_info < (3, 14) and (sys.platform, platform.machine()) == ("linux", "x86_64")
+        assert not (has_wheel and os.environ.get("CI")), "rotel is missing; on CI it must be there"
         pytest.skip("rotel is not installed (it has no wheel for this machine)")
     port = free_port()
     command = (
