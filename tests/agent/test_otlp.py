@@ -236,6 +236,7 @@ def collector(tmp_path: Path, receiver: Receiver) -> Iterator[str]:
                 process.kill()
 
 
+@pytest.mark.slow
 def test_through_a_collector_everything_is_the_same(house: House, receiver: Receiver, collector: str, port: int) -> None:
     house.agent(port, 60.0, "--otlp", collector, "--otlp-interval", "1")
     assert house.trainer("digits", last=20, pace=0.0, how="finished").wait(60) == 0
