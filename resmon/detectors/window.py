@@ -14,6 +14,7 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from resmon.records import BLOCK_COUNTS, GROUP_VALUES, RUN_VALUES, Bools, Floats, Ints, ResidualSite, ScalarRecord, StepRecord
 from resmon.statistics import Column, statistics
@@ -181,13 +182,13 @@ class Windows:
         return window
 
 
-def median(values: Floats, least: int = 1) -> Floats:
+def median(values: npt.NDArray[Any], least: int = 1) -> npt.NDArray[Any]:
     """Over the first axis, of what is not NaN; NaN where that are fewer than `least`."""
     if not len(values):
         return np.full(values.shape[1:], np.nan)
     ordered = np.sort(values, axis=0)  # NaN comes last
     if not np.isnan(ordered[-1]).any():
-        middle: Floats = (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
+        middle: npt.NDArray[Any] = (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
         return middle if len(values) >= least else np.full(values.shape[1:], np.nan)
     there = len(values) - np.isnan(ordered).sum(axis=0)
     low, high = np.maximum(there - 1, 0) // 2, np.minimum(there // 2, len(values) - 1)

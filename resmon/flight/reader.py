@@ -51,7 +51,7 @@ from resmon.records import (
 )
 from resmon.targets import Reached
 
-CHUNK = 16 << 20  # bytes that are read at once
+CHUNK = 4 << 20  # bytes that are read at once
 LARGEST_SCHEMA = 64 << 20
 NEIGHBOURS = 8  # segments whose schema is tried in place of a damaged one
 HELD_BACK = 1000  # logged values that wait for the row of their step
