@@ -10,7 +10,7 @@ import ctypes
 
 # mallopt(3); numbers from malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-_LARGE = 64 << 10  # bytes
+_LARGE = 32 << 10  # bytes
 _ARENAS = 2  # as few threads work at once
 
 
@@ -19,7 +19,7 @@ def keep_small() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGE)
-        mallopt(_TRIM_THRESHOLD, 16 * _LARGE)
+        mallopt(_TRIM_THRESHOLD, 32 * _LARGE)
         mallopt(_ARENA_MAX, _ARENAS)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -21,6 +22,7 @@ from resmon.statistics import Column, statistics
 
 WINDOW = 16  # steps
 HELD = 4096  # calls of `log` that wait for their window
+LARGE = 64 << 10  # bytes of a step's histograms, beyond which those that nobody looks at are let go
 _ELEMENTS = BLOCK_COUNTS.index("elements")
 
 
@@ -147,6 +149,9 @@ class Windows:
         if changed or broken:
             self._before = None
         if record.complete:
+            if len(self._records) > 1 and record.magnitude_buckets.nbytes > LARGE:
+                # Cumulative: of a window the first and the last are looked at, and they are most of a row.
+                self._records[-1] = replace(self._records[-1], magnitude_buckets=record.magnitude_buckets[:0])
             self._records.append(record)
 
     def log(self, record: ScalarRecord) -> None:
