@@ -25,7 +25,19 @@ GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets"
     "rules",
 }
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
-HOUSE = {"agent", "diff", "export", "page", "plots", "postmortem", "assets", "alertmanager", "prometheus", "servers"} | {
+HOUSE = {
+    "agent",
+    "diff",
+    "export",
+    "page",
+    "plots",
+    "portrait",
+    "postmortem",
+    "assets",
+    "alertmanager",
+    "prometheus",
+    "servers",
+} | {
     "handbook",
     "summary",
 }

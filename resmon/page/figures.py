@@ -80,12 +80,12 @@ class Look:
 def figures(seen: Sequence[Seen], look: Look) -> list[Figure]:
     """All of a run, or of two side by side."""
     made: list[Figure | None] = [_events(seen[0], look), _loss(seen, look)]
-    shown = [_shown(each.course.cells(look.measure)) for each in seen]
-    scale_ = heatmap.scale_of([values for values, _ in shown], look.measure.scale == "linear")
+    maps = [shown(each.course.cells(look.measure)) for each in seen]
+    scale_ = heatmap.scale_of([values for values, _ in maps], look.measure.scale == "linear")
     most = max(len(each.blocks) for each in seen)
     made += [
         _heat(each, look, values, cells, scale_, i, len(seen), most)
-        for i, (each, (values, cells)) in enumerate(zip(seen, shown, strict=True))
+        for i, (each, (values, cells)) in enumerate(zip(seen, maps, strict=True))
     ]
     made += [_depth(seen, look)]
     if look.block is not None:
@@ -272,7 +272,7 @@ def _scores(seen: Sequence[Seen], look: Look) -> Figure | None:
 # -- blocks ---------------------------------------------------------------------------------------------------------------
 
 
-def _shown(cells: Cells) -> tuple[Floats, Cells]:
+def shown(cells: Cells) -> tuple[Floats, Cells]:
     """The number that a cell shows: its mean, or the step that stands out of it; infinite where anything was not finite.
 
     A step stands out where what its column ranges over is far more than the block's columns usually do. It is the end that is
