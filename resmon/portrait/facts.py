@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resmon.page.course import Course
+from resmon.page.course import Cells, Course
 from resmon.page.figures import shown
 from resmon.page.sight import Sight
 from resmon.plots.curves import Curve
@@ -17,6 +17,7 @@ from resmon.records import Finding, Floats, Ints
 from resmon.summary import Summary, summary
 
 TABLED = ("skip_rms", "branch_rms", "branch_skip_ratio", "gradient_norm")  # what the table has of each block
+CELLS, LEAST = 12_000, 32  # cells of a map, and its columns where blocks are many
 LOSSES = 2  # curves of losses
 SCORES = 6  # other values that are told
 
@@ -39,6 +40,7 @@ class Map:
 
     measure: Measure
     steps: Ints
+    width: int  # steps that a column stands for
     values: Floats
 
 
@@ -53,7 +55,6 @@ class Facts:
     scores: tuple[tuple[str, str], ...]  # name and newest value, the learning rate and the gradient norm among them
     troubles: tuple[Trouble, ...]  # what is open first
     span: tuple[int, int] | None  # first and newest step; None where there is none
-    columns: int  # steps that a column of the maps stands for
     blocks: tuple[str, ...]  # as they are shown: with their model's name where there are several
     sites: tuple[str, ...]  # as findings and incidents name them
     newest: Floats
@@ -91,7 +92,6 @@ def _facts(sight: Sight, run: Summary, quantities: tuple[str, ...]) -> Facts:
         scores=() if close is None else _scores(close),
         troubles=_troubles(sight),
         span=span,
-        columns=1 if course is None else course.width,
         blocks=blocks,
         sites=() if course is None else tuple(site.name for site in course.sites),
         newest=np.full((len(TABLED), len(blocks)), np.nan) if close is None else _newest(close, blocks),
@@ -101,8 +101,28 @@ def _facts(sight: Sight, run: Summary, quantities: tuple[str, ...]) -> Facts:
 
 
 def _map(course: Course, measure: Measure) -> Map:
-    values, cells = shown(course.cells(measure))
-    return Map(measure, (cells.first + np.minimum(cells.last, max(course.newest, int(cells.first[-1])))) // 2, values)
+    values, cells = shown(_coarser(course.cells(measure), max(LEAST, CELLS // max(1, len(course.sites)))))
+    middle = (cells.first + np.minimum(cells.last, max(course.newest, int(cells.first[-1])))) // 2
+    return Map(measure, middle, int(cells.last[0] - cells.first[0]) + 1, values)
+
+
+def _coarser(cells: Cells, most: int) -> Cells:
+    """Of so many columns at most, several as one; what stands out of several still does."""
+    every = -(-len(cells.first) // most)
+    if every <= 1:
+        return cells
+    begins = np.arange(0, len(cells.first), every)
+    known = np.isfinite(cells.mean)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.add.reduceat(np.where(known, cells.mean, 0.0), begins, axis=1) / np.add.reduceat(known * 1.0, begins, axis=1)
+    return Cells(
+        cells.first[begins],
+        cells.last[np.r_[begins[1:] - 1, len(cells.last) - 1]],
+        np.fmin.reduceat(cells.low, begins, axis=1),
+        mean,
+        np.fmax.reduceat(cells.high, begins, axis=1),
+        np.logical_or.reduceat(cells.nonfinite, begins, axis=1),
+    )
 
 
 def _newest(course: Course, blocks: tuple[str, ...]) -> Floats:

@@ -31,11 +31,8 @@ class Picture:
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         told = f"<p><i>{html.escape(self.caption)}</i></p>" if self.caption else ""
-        return {
-            "text/plain": self.title,
-            "text/html": self.image() + told,
-            PLOTLY: alone(self.plot) | {"config": {"responsive": True}},
-        }
+        figure = alone(self.plot) | {"config": {"responsive": True}}
+        return {"text/plain": self.title, "text/html": self.image() + told, PLOTLY: figure}
 
     def __repr__(self) -> str:
         return self.title
@@ -57,9 +54,8 @@ def picture(facts: Facts, map_: Map, *, losses: bool = True) -> Picture:
     height = below + (LOSS if above else 0)
     rows: Data = {"rows": 2, "heights": [LOSS, below], "vertical_spacing": 0.05, "shared_x": True} if above else {}
     names = min(22, max((len(name) for name in facts.blocks), default=0))
-    canvas = Canvas(
-        height, **rows, margin={"l": max(76, 22 + round(6.3 * names)), "r": 104, "t": 26 if len(above) > 1 else 12, "b": 42}
-    )
+    margin = {"l": max(76, 22 + round(6.3 * names)), "r": 104, "t": 26 if len(above) > 1 else 12, "b": 42}
+    canvas = Canvas(height, **rows, margin=margin)
     for i, (name, curve) in enumerate(above):
         line(canvas, curve, name, SERIES[i], 1)
     if above:
@@ -76,14 +72,14 @@ def picture(facts: Facts, map_: Map, *, losses: bool = True) -> Picture:
         low, high = canvas.layout["yaxis2"]["domain"]
         canvas.set(coloraxis={"colorbar": {"y": (low + high) / 2, "len": high - low}})
     first, last = facts.span or (0, 1)
-    margin = max(0.5, (last - first) * 0.002)
-    canvas.x(range=[first - margin, last + margin], tickformat=",d")
+    beside = max(0.5, (last - first) * 0.002)
+    canvas.x(range=[first - beside, last + beside], tickformat=",d")
     canvas.x(row, title={"text": "step"})
     for step in sorted({each.step for each in facts.troubles if each.severity == "incident" and each.step is not None})[:LINES]:
         for each in range(1, row + 1):
             canvas.vertical(step, each, colour=BAD)
     what = f"{map_.measure.title} of {escaped(facts.run.name, 60)}, steps {first:,} to {last:,}"
-    said = [f"A column stands for {facts.columns:,} steps."] if facts.columns > 1 else []
+    said = [f"A column stands for {map_.width:,} steps."] if map_.width > 1 else []
     said += ["Light blue is exactly 0."] if zero else []
     said += ["Vermilion is NaN or infinite."] if broken else []
     return Picture(what, " ".join(said), canvas.plot())

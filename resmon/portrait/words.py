@@ -17,7 +17,7 @@ from resmon.portrait.facts import TABLED, Facts, Trouble
 from resmon.portrait.picture import Picture
 from resmon.quantities import count, number
 
-ROWS = 40  # blocks in the table
+ROWS = 24  # blocks in the table
 TROUBLES = 6  # in words
 LONGEST, LONGEST_TEXT = 60, 300  # characters of a name, and of a sentence
 HEADINGS = ("skip rms", "branch rms", "branch/skip", "gradient norm")
