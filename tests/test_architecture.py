@@ -25,19 +25,8 @@ GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets"
     "rules",
 }
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
-HOUSE = {
-    "agent",
-    "diff",
-    "export",
-    "page",
-    "plots",
+HOUSE = {"access", "agent", "diff", "export", "page", "plots", "postmortem", "assets", "alertmanager", "prometheus", "servers"} | {
     "portrait",
-    "postmortem",
-    "assets",
-    "alertmanager",
-    "prometheus",
-    "servers",
-} | {
     "handbook",
     "summary",
 }

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from resmon.agent.connection import KEY, Connection
+from resmon.access.connection import KEY, Connection
 from resmon.agent.roster import Roster
 from resmon.exporters.prometheus import Prometheus, negotiate
 from resmon.exporters.view import GpuView

@@ -25,16 +25,16 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 import resmon
+from resmon.access.connection import Connection
+from resmon.access.door import Door, Names
+from resmon.access.renewal import Renewal
+from resmon.access.tls import Renewing
+from resmon.access.web_config import WebConfig
 from resmon.agent import runtime
-from resmon.agent.connection import Connection
-from resmon.agent.door import Door, Names
 from resmon.agent.figures import Gpus
-from resmon.agent.renewal import Renewal
 from resmon.agent.roster import Roster
 from resmon.agent.runtime import Seat
 from resmon.agent.scrapes import Scrapes
-from resmon.agent.tls import Renewing
-from resmon.agent.web_config import WebConfig
 from resmon.page.listing import Listing
 from resmon.page.routes import Page
 

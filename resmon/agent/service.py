@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import resmon
+from resmon.access.listener import Listener, bind
 from resmon.agent import heap, runtime
-from resmon.agent.listener import Listener, bind
 from resmon.agent.runtime import Seat
 from resmon.errors import AgentError
 
 if TYPE_CHECKING:
-    from resmon.agent.web_config import WebConfig
+    from resmon.access.web_config import WebConfig
 
 log = logging.getLogger("resmon.agent")
 
@@ -57,9 +57,9 @@ def main(
         return
     try:
         # Imported only now, so that an agent that is not needed costs little.
-        from resmon.agent.door import Names
+        from resmon.access.door import Names
+        from resmon.access.web_config import WebConfig, load
         from resmon.agent.server import Server
-        from resmon.agent.web_config import WebConfig, load
 
         web = WebConfig() if web_config is None else load(web_config)
         listener = _bound(listen)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from resmon.agent import runtime
+from tests.access.test_access import PASSWORD, hashed
 from tests.agent.serving import agent
-from tests.agent.test_access import PASSWORD, hashed
 from tests.certificates import Authority
 from tests.programs import program
 from tests.prometheus import serving

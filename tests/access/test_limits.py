@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resmon.agent.door import HEADERS, LARGEST_HEAD, LONGEST_PATH, MOST_HEADERS, Names
-from resmon.agent.listener import MOST
+from resmon.access.door import HEADERS, LARGEST_HEAD, LONGEST_PATH, MOST_HEADERS, Names
+from resmon.access.listener import MOST
 from tests.agent.conftest import House, wait_for
 from tests.agent.serving import Agent, agent, everything
 
@@ -153,7 +153,7 @@ def test_every_answer_tells_a_browser_what_it_may_do(sent: bytes, served: Agent)
 
 # Of everything but the times, which are short here.
 QUICK = """
-import resmon.agent.connection as connection
+import resmon.access.connection as connection
 connection.REQUEST, connection.ANSWER, connection.IDLE = 1.0, 2.0, 1.5
 from resmon.cli import main
 main()

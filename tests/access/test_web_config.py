@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resmon.agent.tls import CIPHERS, CIPHERS_13, CLIENTS, CURVES, VERSIONS
-from resmon.agent.web_config import HEADERS, Rate, load
+from resmon.access.tls import CIPHERS, CIPHERS_13, CLIENTS, CURVES, VERSIONS
+from resmon.access.web_config import HEADERS, Rate, load
 from resmon.errors import ConfigurationError
 from tests.certificates import Authority
 from tests.programs import program

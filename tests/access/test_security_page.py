@@ -14,7 +14,8 @@ import bcrypt
 import httpx
 import pytest
 
-from resmon.agent import connection, door, listener, passwords, scrapes, server, web_config
+from resmon.access import connection, door, listener, passwords, web_config
+from resmon.agent import scrapes, server
 from tests.agent.conftest import ROOT
 from tests.agent.serving import agent, trusting
 from tests.programs import program

@@ -21,9 +21,9 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from resmon.agent.passwords import Passwords
-from resmon.agent.refusals import Refusals
-from resmon.agent.web_config import Rate, WebConfig
+from resmon.access.passwords import Passwords
+from resmon.access.refusals import Refusals
+from resmon.access.web_config import Rate, WebConfig
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

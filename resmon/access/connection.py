@@ -15,7 +15,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from resmon.agent.tls import names_of
+from resmon.access.tls import names_of
 
 REQUEST = 10.0  # seconds from a request's first byte, or from the connection, to its last
 ANSWER = 60.0  # seconds from there to the end of the answer

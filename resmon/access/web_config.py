@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resmon.agent.tls import CIPHERS, CIPHERS_13, CLIENTS, CURVES, VERSIONS, Pem, Tls, UnusableError, signature, written
+from resmon.access.tls import CIPHERS, CIPHERS_13, CLIENTS, CURVES, VERSIONS, Pem, Tls, UnusableError, signature, written
 from resmon.errors import ConfigurationError
 from resmon.objectives.document import Document, Keys, Nit, nearest, read, refused
 

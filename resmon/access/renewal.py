@@ -12,8 +12,8 @@ import ssl
 import time
 from collections.abc import Callable
 
-from resmon.agent.tls import signature
-from resmon.agent.web_config import TLS, WebConfig, load
+from resmon.access.tls import signature
+from resmon.access.web_config import TLS, WebConfig, load
 from resmon.errors import ConfigurationError
 
 log = logging.getLogger("resmon.agent")
