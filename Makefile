@@ -37,6 +37,7 @@ oncall-demo: setup ## from a bad step to the pager: agent, Prometheus, Alertmana
 
 picture: setup ## the pictures in docs/, anew from the demonstration
 	$(BIN)/python -m tests.page.picture
+	$(BIN)/python -m tests.page.numbers
 	$(BIN)/python -m tests.portrait.notebooks
 
 bench: setup ## step time with and without resmon and its alternatives
