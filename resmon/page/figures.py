@@ -324,12 +324,14 @@ def _heat(seen: Seen, look: Look, values: Floats, cells: Cells, scale_: heatmap.
             f" A column stands for {seen.course.width:,} steps and shows their mean, or the one step that stands out from it, so "
             "that no spike is lost."
         )
+    if i > 0:  # what the first one's says is not said again
+        caption = ""
     caption += " Light blue is exactly 0." if zero else ""
     caption += " Vermilion is NaN or infinite." if broken else ""
-    if look.narrow:
+    if look.narrow and i == 0:
         caption += f" Colours from {_end(scale_[0], linear)} (dark) to {_end(scale_[1], linear)} (light)."
     title = measure.title if of == 1 else f"{measure.title}: {seen.name}"
-    return Figure("heat" if i == 0 else "heat-2", title, caption if i == 0 else "", canvas.plot(), canvas.height)
+    return Figure("heat" if i == 0 else "heat-2", title, caption.strip(), canvas.plot(), canvas.height)
 
 
 def _end(value: float, linear: bool) -> str:

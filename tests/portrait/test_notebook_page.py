@@ -61,5 +61,11 @@ def test_a_browser_shows_them(notebook: tuple[Path, nbformat.NotebookNode], tmp_
         browser.open(file)
         browser.until("document.querySelectorAll('.main-svg').length > 0 && document.querySelectorAll('.hm').length === 1")
         assert browser.run("document.querySelector('.scatterlayer .js-line').getAttribute('d').length") > 50
+        x, y = browser.run(
+            "(() => { const box = document.querySelector('.hm image').getBoundingClientRect(); "
+            "return [box.x + box.width / 2, box.y + 5]; })()"
+        )
+        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        browser.until("document.querySelector('.hoverlayer').textContent.startsWith('stages.0.0step 2')")
         assert not browser.complaints, browser.complaints
         browser.picture(tmp_path / "plotly.png")
