@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
@@ -56,8 +57,14 @@ def executed(folder: Path, shorter: int = 1) -> nbformat.NotebookNode:
     closing = nbformat.v4.new_code_cell("monitor.close()", metadata={"tags": ["setup"]})
     made.cells = [setup, *map(nbformat.v4.new_code_cell, cells), closing]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "RESMON_AGENT": "off", "CUDA_VISIBLE_DEVICES": ""}
-    client = NotebookClient(made, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
-    client.execute(env=environment)
+    # Through sockets in a folder, whose path must be short, and not through ports, which others may take meanwhile.
+    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+        manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/s", connection_file=f"{sockets}/c.json")
+        client = NotebookClient(made, km=manager, timeout=240, resources={"metadata": {"path": str(folder)}})
+        try:
+            client.execute(env=environment)
+        finally:
+            manager.shutdown_kernel(now=True)
     return made
 
 
