@@ -28,7 +28,7 @@ from resmon.capture.failures import said
 from resmon.capture.last_words import LastWords
 from resmon.capture.placement import class_name, unwrapped
 from resmon.capture.session import Session
-from resmon.errors import ResmonError
+from resmon.errors import ConfigurationError, ResmonError
 from resmon.flight import journal, layout
 from resmon.flight.endings import Remains, conclude, told
 from resmon.flight.layout import CHECKPOINTS, END, REACHED, SPANS, boot_id, claim, reserved, safe_name
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from torch import nn
     from torch.optim import Optimizer
+
+    from resmon.portrait.picture import Picture
 
 log = logging.getLogger("resmon")
 
@@ -227,6 +229,27 @@ class Monitor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._end(error)
 
+    def plot(self, quantity: str = "branch_skip_ratio") -> Picture:
+        """The loss so far and a heat map of that quantity of the blocks, read from the flight; Flight.plot is the same.
+
+        Raises ConfigurationError where there is none of it yet, or no such quantity.
+        """
+        from resmon.portrait.flight import plot
+
+        attempt = self._flight.attempt
+        if attempt is None:
+            raise ConfigurationError("nothing is recorded yet, so there is nothing to draw: a flight begins with the first step.")
+        return plot(attempt, quantity)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """How a notebook shows it: as the flight stands on file, so that looking changes nothing of the training."""
+        try:
+            from resmon.portrait.flight import bundle
+
+            return bundle(self._flight.attempt)
+        except Exception as error:  # noqa: BLE001 - law 1
+            return {"text/plain": f"resmon: the run in {self.directory} cannot be shown: {error!r}"}
+
     def _is_open(self) -> bool:
         return not self._ended and os.getpid() == self._process
 
@@ -338,6 +361,11 @@ class _Flight:
     @property
     def run(self) -> str | None:
         return self._run
+
+    @property
+    def attempt(self) -> Path | None:
+        """The folder of this attempt; None before it is claimed."""
+        return None if self._info is None else self._folder.parent
 
     def open(self) -> FlightWriter:
         """Claim this rank's place in the run and begin to write. Raises ConfigurationError where that cannot be."""

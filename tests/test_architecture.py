@@ -26,6 +26,7 @@ GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets"
 }
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
 HOUSE = {"access", "agent", "diff", "export", "page", "plots", "postmortem", "assets", "alertmanager", "prometheus", "servers"} | {
+    "portrait",
     "handbook",
     "summary",
 }

@@ -31,7 +31,7 @@ from resmon.exporters.prometheus import Prometheus, negotiate
 from resmon.exporters.view import GpuView
 
 # Bytes of answers that are being sent, the newest of each kind apart.
-MOST_BYTES = 32 << 20
+MOST_BYTES = 16 << 20
 # Seconds of writing that may be spent on what would have been much the same: at once, and of each second.
 BURST, SHARE = 2.0, 0.005
 SMALL = 2048  # bytes that are not worth compressing

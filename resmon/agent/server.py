@@ -30,7 +30,7 @@ from resmon.access.door import Door, Names
 from resmon.access.renewal import Renewal
 from resmon.access.tls import Renewing
 from resmon.access.web_config import WebConfig
-from resmon.agent import runtime
+from resmon.agent import heap, runtime
 from resmon.agent.figures import Gpus
 from resmon.agent.roster import Roster
 from resmon.agent.runtime import Seat
@@ -47,6 +47,8 @@ log = logging.getLogger("resmon.agent")
 INTERVAL = 1.0
 # Between two turns of catching up: enough for a waiting scrape to get the lock.
 BREATH = 0.01
+# Seconds between two times that free memory is given back; also whenever it has caught up.
+TIDY = 60.0
 # Without a turn of the reader for so long, the agent is not healthy; a turn takes a second or two at most.
 HEALTHY = 60.0
 # So long after the page's last question somebody looks at it still.
@@ -192,6 +194,7 @@ class Server:
         self._http.should_exit = True
 
     def _read(self) -> None:
+        is_behind, tidied = False, self._turned
         while not self._stop.is_set():
             done = True
             try:
@@ -207,6 +210,10 @@ class Server:
                 with self._lock:
                     self._roster.fault("turn", "a turn of the agent failed; the traceback stands above")
             self._turned = time.monotonic()
+            if done and (is_behind or self._turned - tidied > TIDY):
+                heap.give_back()
+                tidied = self._turned
+            is_behind = not done
             if self._until is not None and self._turned >= self._until:
                 log.info("asked to leave %.0f s ago; what goes on or was not scraped is left to the next one", self._grace)
                 self._leave()
