@@ -44,8 +44,10 @@ demo: wheel ## train on real digits with the live view, then let it blow up
 oncall-demo: wheel ## from a bad step to the pager: agent, Prometheus, Alertmanager and a page, on this machine
 	$(BIN)/python examples/oncall.py
 
-picture: wheel ## the pictures of the agent's page in docs/, anew from the demonstration
+picture: wheel ## the pictures in docs/, anew from the demonstration
 	$(BIN)/python -m tests.page.picture
+	$(BIN)/python -m tests.page.numbers
+	$(BIN)/python -m tests.portrait.notebooks
 
 bench: wheel ## step time with and without resmon and its alternatives
 	$(BIN)/python -m benchmarks.run

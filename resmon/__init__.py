@@ -25,9 +25,9 @@ from resmon.records import Finding, Incident, ResidualSite
 if TYPE_CHECKING:
     from resmon.capture.discovery import discover
     from resmon.capture.marker import residual_add
-    from resmon.flight.frames import Flight, load
     from resmon.monitor import Monitor, watch
     from resmon.planned import maintenance
+    from resmon.portrait.flight import Flight, load
 
 __version__ = "0.1.0"
 
@@ -53,10 +53,10 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "Flight": "resmon.flight.frames",
+    "Flight": "resmon.portrait.flight",
     "Monitor": "resmon.monitor",
     "discover": "resmon.capture.discovery",
-    "load": "resmon.flight.frames",
+    "load": "resmon.portrait.flight",
     "maintenance": "resmon.planned",
     "residual_add": "resmon.capture.marker",
     "watch": "resmon.monitor",

@@ -280,6 +280,13 @@ CATALOGUE: tuple[Metric, ...] = (
         "Unix time of the newest error of this agent; absent while it has met none.",
     ),
     Metric(
+        "resmon_agent_otlp_dropped_total",
+        "counter",
+        "",
+        ("signal",),
+        "Data points (metrics) and events (logs) that the OTLP receiver did not take; absent where none is set.",
+    ),
+    Metric(
         "resmon_agent_collect_duration_seconds", "gauge", "seconds", (), "Time that the last scrape took to collect and render."
     ),
 )

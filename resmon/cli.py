@@ -50,6 +50,13 @@ def agent(
         list[str] | None,
         typer.Option(metavar="NAME", help="A name by which it is asked besides its address; several times for several."),
     ] = None,
+    otlp: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="An OTLP receiver to push to (docs/opentelemetry.md); the settings' unless named."),
+    ] = None,
+    otlp_interval: Annotated[
+        float | None, typer.Option(help="Seconds between two pushes of metrics; 15 unless settings say otherwise.")
+    ] = None,
     directory: Annotated[
         list[Path] | None,
         typer.Option("--directory", "-d", help="Folder of runs that its page is to list as well; several may be named."),
@@ -60,9 +67,26 @@ def agent(
     from resmon.settings import Settings
 
     names = tuple(served_name) if served_name else None
-    chosen = Settings.of(listen=listen, max_series=max_series, web_config=web_config, served_names=names)
+    chosen = Settings.of(
+        listen=listen,
+        max_series=max_series,
+        web_config=web_config,
+        served_names=names,
+        otlp=otlp,
+        otlp_interval=otlp_interval,
+    )
     directories = [_runs_directory(each) for each in directory or ()]
-    service.main(chosen.listen, linger, chosen.max_series, grace, chosen.web_config, chosen.served_names, directories)
+    service.main(
+        chosen.listen,
+        linger,
+        chosen.max_series,
+        grace,
+        chosen.web_config,
+        chosen.served_names,
+        directories,
+        chosen.otlp,
+        chosen.otlp_interval,
+    )
 
 
 def run_script(

@@ -28,21 +28,25 @@ from resmon.capture.failures import said
 from resmon.capture.last_words import LastWords
 from resmon.capture.placement import class_name, unwrapped
 from resmon.capture.session import Session
-from resmon.errors import ResmonError
+from resmon.errors import ConfigurationError, ResmonError
 from resmon.flight import journal, layout
 from resmon.flight.endings import Remains, conclude, told
-from resmon.flight.layout import CHECKPOINTS, END, REACHED, boot_id, claim, reserved, safe_name
+from resmon.flight.layout import CHECKPOINTS, END, REACHED, SPANS, boot_id, claim, reserved, safe_name
 from resmon.flight.writer import FlightWriter
+from resmon.instruments import Shown, show
 from resmon.kills import kills, memory_group
 from resmon.page.address import address
-from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, SpanRecord, StepRecord
 from resmon.settings import Settings
 from resmon.targets import Reached, parse
 from resmon.tuning import resolved
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import MeterProvider
     from torch import nn
     from torch.optim import Optimizer
+
+    from resmon.portrait.picture import Picture
 
 log = logging.getLogger("resmon")
 
@@ -74,6 +78,7 @@ def watch(
     start_step: int | None = None,
     include: str | tuple[str, ...] | None = None,
     exclude: str | tuple[str, ...] | None = None,
+    meter_provider: MeterProvider | None = None,
     **settings: Any,
 ) -> Monitor:
     """Watch the residual blocks of `model` from here on, and record every step.
@@ -86,6 +91,9 @@ def watch(
 
     A step whose gradients are NaN or infinite is an incident, which names where they were born. `on_nonfinite="skip_step"` also
     keeps the optimizer from stepping then, `"raise"` raises NonFiniteError in its place.
+
+    A `meter_provider` of OpenTelemetry's is given observable instruments, whose values are read from the newest step's record when
+    its readers collect; `opentelemetry=True` does so with the one that the program has set for all (docs/opentelemetry.md).
 
     The residual sites are found in the first forward pass that builds a graph; until then `Monitor.sites` is empty. A model that
     is watched already is watched by the new monitor only: the old one is closed.
@@ -105,13 +113,19 @@ def watch(
     }
     chosen = resolved(given | settings).without_nits()
     models = dict(model) if isinstance(model, Mapping) else {"": model}
-    return Monitor({key: unwrapped(each) for key, each in models.items()}, optimizer, chosen)
+    return Monitor({key: unwrapped(each) for key, each in models.items()}, optimizer, chosen, meter_provider)
 
 
 class Monitor:
     """What `watch` returns: a handle on one watched run. Also a context manager, which closes it and notes an exception."""
 
-    def __init__(self, models: dict[str, nn.Module], optimizer: Optimizer | Sequence[Optimizer] | None, settings: Settings) -> None:
+    def __init__(
+        self,
+        models: dict[str, nn.Module],
+        optimizer: Optimizer | Sequence[Optimizer] | None,
+        settings: Settings,
+        meter_provider: MeterProvider | None = None,
+    ) -> None:
         self._ended = False
         self._process = os.getpid()
         self._said: set[str] = set()
@@ -126,7 +140,11 @@ class Monitor:
             other_ranks=settings.other_ranks,
             on_nonfinite=settings.on_nonfinite,
         )
-        self._flight = _Flight(models, settings, self._warn)
+        shown = None
+        if settings.opentelemetry or meter_provider is not None:
+            shown = Shown()
+            show(shown, meter_provider)
+        self._flight = _Flight(models, settings, self._warn, shown)
         for model in models.values():
             if model in _monitors:
                 log.warning("resmon: the model is watched already; that monitor is closed and this one goes on")
@@ -211,6 +229,27 @@ class Monitor:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._end(error)
 
+    def plot(self, quantity: str = "branch_skip_ratio") -> Picture:
+        """The loss so far and a heat map of that quantity of the blocks, read from the flight; Flight.plot is the same.
+
+        Raises ConfigurationError where there is none of it yet, or no such quantity.
+        """
+        from resmon.portrait.flight import plot
+
+        attempt = self._flight.attempt
+        if attempt is None:
+            raise ConfigurationError("nothing is recorded yet, so there is nothing to draw: a flight begins with the first step.")
+        return plot(attempt, quantity)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
+        """How a notebook shows it: as the flight stands on file, so that looking changes nothing of the training."""
+        try:
+            from resmon.portrait.flight import bundle
+
+            return bundle(self._flight.attempt)
+        except Exception as error:  # noqa: BLE001 - law 1
+            return {"text/plain": f"resmon: the run in {self.directory} cannot be shown: {error!r}"}
+
     def _is_open(self) -> bool:
         return not self._ended and os.getpid() == self._process
 
@@ -294,8 +333,11 @@ class _Flight:
     learns its rank later; there the flight is opened when the first record comes, which is in the first forward pass.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], settings: Settings, warn: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, models: Mapping[str, nn.Module], settings: Settings, warn: Callable[[str, str], None], shown: Shown | None = None
+    ) -> None:
         self._settings = settings
+        self._shown = shown  # None unless somebody wants to see it
         self._warn = warn
         self._reaction = Reaction.of(settings)
         self._labels = {key: _label(settings.model_name, key, model) for key, model in models.items()}
@@ -319,6 +361,11 @@ class _Flight:
     @property
     def run(self) -> str | None:
         return self._run
+
+    @property
+    def attempt(self) -> Path | None:
+        """The folder of this attempt; None before it is claimed."""
+        return None if self._info is None else self._folder.parent
 
     def open(self) -> FlightWriter:
         """Claim this rank's place in the run and begin to write. Raises ConfigurationError where that cannot be."""
@@ -358,6 +405,8 @@ class _Flight:
             detectors=settings.detectors,
         )
         self._folder, self._info = folder, info
+        if self._shown is not None:
+            self._shown.info = info
         self._writer = FlightWriter(folder, info, settings.budget)
         try:
             self._last_words = LastWords(reserved(folder / END), folder / END)
@@ -377,32 +426,50 @@ class _Flight:
                 "nothing is merged; call init_process_group before resmon.watch"
             )
         writer.sites(sites, groups)
+        if self._shown is not None:
+            self._shown.sites(sites, groups)
 
     def step(self, record: StepRecord) -> None:
         (self._writer or self.open()).step(record)
+        if self._shown is not None:
+            self._shown.step(record)
         self.thread = threading.get_ident()
         if self._last_words is not None and record.complete:
             self._last_words.step(record.step)
 
     def scalars(self, record: ScalarRecord) -> None:
         (self._writer or self.open()).scalars(record)
+        if self._shown is not None:
+            self._shown.scalars(record)
         for target in [target for target in self._targets if target.is_met(record.values)]:
             self._targets.remove(target)
             steps = record.step - self._settings.start_step + 1
             seconds = time.monotonic() - self._clock
             reached = Reached(str(target), record.step, steps, record.time, seconds, record.values[target.score])
             journal.append(self._folder / REACHED, asdict(reached))
+            if self._shown is not None:
+                self._shown.reached(reached)
 
     def incident(self, incident: Incident) -> None:
         whole = (self._writer or self.open()).incident(incident)
         if whole is None or self._info is None:
             return
         self._incidents[whole.id] = whole
+        if self._shown is not None:
+            self._shown.incident(whole)
         if self._reaction is not None:
             try:
                 self._reaction.to(whole, self._info, self._folder)
             except (OSError, ResmonError) as error:
                 self._warn("on_incident was not run", str(error))
+
+    def span(self, span: SpanRecord) -> None:
+        if self._writer is None:
+            self.open()
+        try:
+            journal.append(self._folder / SPANS, asdict(span))
+        except OSError as error:
+            self._warn("the span that the loop is in could not be noted", str(error))
 
     def capsule(self, name: str, data: bytes) -> bool:
         if self._writer is None:
@@ -417,7 +484,10 @@ class _Flight:
     def checkpoint(self, path: str, step: int | None) -> None:
         if self._writer is None:
             self.open()
-        journal.append(self._folder / CHECKPOINTS, asdict(Checkpoint(step, time.time(), path)))
+        checkpoint = Checkpoint(step, time.time(), path)
+        journal.append(self._folder / CHECKPOINTS, asdict(checkpoint))
+        if self._shown is not None:
+            self._shown.checkpoint(checkpoint)
 
     def signal(self) -> str | None:
         """The signal that has told the program to end, where the program has taken it itself."""
@@ -425,6 +495,8 @@ class _Flight:
 
     def end(self, end: RunEnd) -> None:
         writer = self._writer or self.open()
+        if self._shown is not None:
+            self._shown.end(end)
         try:
             _, incident = conclude(Remains(self._folder, self._info, end, None, tuple(self._incidents.values())), (told,))
             if incident is not None:

@@ -406,6 +406,17 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class SpanRecord:
+    """The span of OpenTelemetry's that the loop was in from a step on, until another is noted; a line of its rank's spans.jsonl."""
+
+    step: int
+    time: float
+    trace_id: str  # 32 hexadecimal digits; "" where it was in none
+    span_id: str  # 16 of them
+    flags: int  # of the trace: 1 where it is sampled
+
+
+@dataclass(frozen=True, slots=True)
 class RunEnd:
     """How a rank's attempt ended; its absence, once the process is gone, means killed."""
 

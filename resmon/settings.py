@@ -161,6 +161,16 @@ class Settings(BaseModel):
         description="address of Alertmanager, such as http://alertmanager:9093, with its path prefix if it has one; several are "
         "the members of a cluster (in one string with commas)",
     )
+    otlp: str | None = Field(
+        None,
+        description="address of an OTLP receiver, such as http://collector:4318, to which the agent pushes metrics and events; "
+        "environment takes it from OTEL_EXPORTER_OTLP_ENDPOINT and its like (docs/opentelemetry.md; resmon[otel])",
+    )
+    otlp_interval: float = Field(15.0, ge=1, allow_inf_nan=False, description="seconds between two pushes of metrics")
+    opentelemetry: bool = Field(
+        False,
+        description="whether a run's figures are handed to the MeterProvider of the program that trains (docs/opentelemetry.md)",
+    )
     prometheus: str | None = Field(
         None,
         description="address of Prometheus, asked which alerts fired (post-mortem) and what is left of error budgets (slo report)",
@@ -222,6 +232,15 @@ class Settings(BaseModel):
     @classmethod
     def _an_address(cls, value: str | None) -> str | None:
         return None if value is None else _address(value)
+
+    @field_validator("otlp")
+    @classmethod
+    def _a_receiver(cls, value: str | None) -> str | None:
+        if value is None or value == "environment":
+            return value
+        if _USER.search(value):
+            raise ValueError("an address holds no name and password; OTEL_EXPORTER_OTLP_HEADERS in the environment does")
+        return _address(value)
 
     @field_validator("targets")
     @classmethod

@@ -17,6 +17,12 @@ PACKAGES = {
     "chromium": "chromium",
     "setpriv": "util-linux",
     "unshare": "util-linux",
+    "shellcheck": "shellcheck",
+    "slurmctld": "slurmctld",
+    "slurmd": "slurmd",
+    "sbatch": "slurm-client",
+    "srun": "slurm-client",
+    "scontrol": "slurm-client",
 }
 
 

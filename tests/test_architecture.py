@@ -26,6 +26,7 @@ GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets"
 }
 ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
 HOUSE = {"access", "agent", "diff", "export", "page", "plots", "postmortem", "assets", "alertmanager", "prometheus", "servers"} | {
+    "portrait",
     "handbook",
     "summary",
 }
@@ -143,7 +144,7 @@ def python(code: str, cwd: Path) -> str:
 
 
 def test_importing_resmon_imports_no_heavy_package(tmp_path: Path) -> None:
-    heavy = "{'torch', 'pandas', 'scipy', 'pyarrow', 'uvicorn', 'pydantic', 'httpx', 'yaml'}"
+    heavy = "{'torch', 'pandas', 'scipy', 'pyarrow', 'uvicorn', 'pydantic', 'httpx', 'yaml', 'opentelemetry', 'requests'}"
     code = f"import resmon, sys; print({heavy} & set(sys.modules))"
     assert python(code, tmp_path) == "set()\n"
 

@@ -10,6 +10,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 import resmon
+from tests.test_architecture import python
 
 SETUP = """
 import torch, resmon
@@ -75,3 +76,47 @@ def test_a_shape_that_does_not_fit_is_diagnosed(shell: Any, tmp_path: Path) -> N
     shell.run_cell("train(2)")
     shell.run_cell("net(torch.randn(4, 9))")
     assert kinds(tmp_path) == ["shape_mismatch"]
+
+
+def shown(shell: Any, name: str = "monitor") -> dict[str, str]:
+    made, _ = shell.display_formatter.format(shell.user_ns[name])
+    return dict(made)
+
+
+def test_a_monitor_shows_itself_at_every_moment_of_its_run(shell: Any, tmp_path: Path) -> None:
+    assert "no step is on file" in shown(shell)["text/plain"]
+    shell.run_cell("train(30); monitor.log(loss=0.5)")
+    made = shown(shell)
+    assert made["text/plain"].startswith("cells, attempt 1, ")
+    assert "running with 30 steps" in made["text/plain"]
+    assert made["text/html"].count("<img ") == 2
+    blocks = resmon.load(tmp_path / "cells").info["sites"]
+    assert all(f">{site.name}</td>" in made["text/html"] for site in blocks)
+    shell.run_cell("train(3, breaks=2)")
+    assert "failed at step 32" in shown(shell)["text/plain"]
+    shell.run_cell("monitor.close()")
+    assert "finished after 32 steps" in shown(shell)["text/plain"]
+    shell.run_cell("picture = monitor.plot('gradient_norm')")
+    assert "application/vnd.plotly.v1+json" in shown(shell, "picture")
+
+
+def test_a_monitor_that_cannot_be_shown_says_so(shell: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell.run_cell("train(2)")
+    monkeypatch.setattr("resmon.portrait.flight.bundle", lambda *_: 1 // 0)
+    assert "cannot be shown: ZeroDivisionError" in shown(shell)["text/plain"]
+    shell.run_cell("train(2)")
+    monkeypatch.undo()
+    assert "running with 4 steps" in shown(shell)["text/plain"]
+
+
+def test_looking_changes_nothing_of_the_training(tmp_path: Path) -> None:
+    """The same weights to the last bit, whether somebody looks after every step or nobody does; and nothing heavy is imported."""
+    code = "import hashlib, sys, torch\n"
+    for name, look in (("looks", "monitor._repr_mimebundle_(); monitor.plot()"), ("bare", "")):
+        code += f"torch.manual_seed(0)\n{SETUP.format(folder=str(tmp_path / name))}for _ in range(20): train(1); {look}\n"
+        code += "weights = b''.join(p.detach().numpy().tobytes() for p in net.parameters())\n"
+        code += "print(hashlib.sha256(weights).hexdigest(), torch.random.get_rng_state().sum().item())\n"
+    told = python(f"{code}print({{'pandas', 'plotly', 'scipy'}} & set(sys.modules))", tmp_path).splitlines()
+    assert told[0] == told[1]
+    assert told[2] == "set()"
+    assert len(resmon.load(tmp_path / "looks" / "cells").steps()) == 20

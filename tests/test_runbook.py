@@ -25,7 +25,7 @@ from tests.flight.flights import begin, write
 SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 NAMES = handbook.names()
 # In capitals, and no values.
-WORDS = {"SIGKILL", "SIGSEGV", "SIGTERM", "SIGINT", "PID", "GPU", "RMS", "GELU", "PACKAGE", "MODULE", "NAME", "POD"}
+WORDS = {"SIGKILL", "SIGSEGV", "SIGTERM", "SIGINT", "PID", "GPU", "RMS", "GELU", "PACKAGE", "MODULE", "NAME", "POD", "OTLP"}
 
 
 def resmon(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -71,6 +71,9 @@ RIGHT: dict[str, st.SearchStrategy[Any]] = {
         ),
         max_size=2,
     ).map(tuple),
+    "otlp": st.sampled_from(["http://127.0.0.1:4318", "https://collector.example/prefix", "environment"]),
+    "otlp_interval": st.floats(1, 1e9),
+    "opentelemetry": st.booleans(),
     "prometheus": st.sampled_from(["http://127.0.0.1:9090", "https://prometheus.example/prefix"]),
     "own_detectors": st.lists(st.sampled_from(["mine:Loud", "a.b_2.c:D"]), max_size=2).map(tuple),
 }
@@ -93,6 +96,9 @@ WRONG = {
     "on_incident_timeout": "0",
     "detectors": "[1]",
     "alertmanager": "http://host:9093,https://me:secret@host",
+    "otlp": "collector:4318",
+    "otlp_interval": "0.5",
+    "opentelemetry": "perhaps",
     "prometheus": "host:9090",
     "own_detectors": "mine.Loud",
 }

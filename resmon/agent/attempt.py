@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +34,19 @@ from resmon.flight.endings import Ending, Remains, conclude
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower, typed
 from resmon.gaps import Gaps
-from resmon.records import OUTCOMES, Checkpoint, Columns, Finding, Incident, Outcome, RunEnd, RunInfo, ScalarRecord, StepRecord
+from resmon.records import (
+    OUTCOMES,
+    Checkpoint,
+    Columns,
+    Finding,
+    Incident,
+    Outcome,
+    RunEnd,
+    RunInfo,
+    ScalarRecord,
+    SpanRecord,
+    StepRecord,
+)
 from resmon.statistics import STATISTICS, Column
 from resmon.targets import Reached, first_reached
 
@@ -45,11 +60,18 @@ WAITING = 256
 # Numbers (sites times steps) that are read at once of one rank, so that an agent that catches up with a long flight stays small.
 AT_ONCE = 5_000
 
+_HEX = re.compile("[0-9a-f]{48}")  # the ids of a trace and of a span
+
 # Seconds between two bookmarks of a rank, and times as long as one takes: half a percent of the agent's time.
 SAVE_AFTER = 2.0
 SAVE_COST = 200
 
 Fault = Callable[[str, str], None]  # what it is about (of which it is said once), and what happened
+Told = Callable[[RunInfo, Finding | Incident | RunEnd, SpanRecord | None], None]  # of which rank, and in which span the loop was
+
+
+def untold(info: RunInfo, what: Finding | Incident | RunEnd, span: SpanRecord | None) -> None:
+    """Where nobody wants to be told."""
 
 
 class Rank:
@@ -91,12 +113,14 @@ class Rank:
         self._incidents = Lines(follower.folder / layout.INCIDENTS, partial(incidents.of_json, rank=self.info.rank), "an incident")
         self._checkpoints = Lines(follower.folder / layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint")
         self._targets = Lines(follower.folder / layout.REACHED, partial(typed, Reached), "a target that was met")
+        self._span_lines = Lines(follower.folder / layout.SPANS, _span, "a span")
+        self._spans: list[SpanRecord] = []  # by step
         self._resume()
 
     @property
     def skipped(self) -> int:
         """Damaged rows and lines that were skipped."""
-        lines = (self._checkpoints, self._targets, self._incidents)
+        lines = (self._checkpoints, self._targets, self._incidents, self._span_lines)
         return self._skipped_before + self.follower.skipped + sum(len(each.skips) for each in lines)
 
     def _new_bank(self) -> Bank:
@@ -172,11 +196,23 @@ class Rank:
             return None
         return RunEnd("out_of_memory", incident.time, remains.step, f"concluded by the agent: {incident.summary}"), incident
 
-    def read_lines(self) -> None:
-        """Take in what stands beside the rows."""
+    def read_lines(self) -> list[Incident]:
+        """Take in what stands beside the rows; the incidents that are new."""
         self.checkpoint = [self.checkpoint, *self._checkpoints.poll()][-1]
         self.reached += self._targets.poll()
-        self.incidents |= {incident.id: incident for incident in self._incidents.poll()}
+        new = self._incidents.poll()
+        self.incidents |= {incident.id: incident for incident in new}
+        return new
+
+    def span_at(self, step: int | None) -> SpanRecord | None:
+        """The span that the loop was in at a step. It stands on file before what it is asked for does."""
+        for span in self._span_lines.poll():
+            while self._spans and self._spans[-1].step >= span.step:
+                self._spans.pop()
+            self._spans.append(span)
+        place = 0 if step is None else bisect_right(self._spans, step, key=lambda span: span.step)
+        found = self._spans[place - 1] if place else None
+        return found if found is not None and found.trace_id else None
 
     def hear(self, time: float) -> None:
         """Note a sign of life, by the clock that the process wrote it with."""
@@ -194,6 +230,13 @@ class Rank:
     @property
     def is_stalled(self) -> bool:
         return self.end is None and stalls.open_stall(self.incidents.values()) is not None
+
+
+def _span(line: Any) -> SpanRecord:
+    span = typed(SpanRecord, line)
+    if span.trace_id and not (_HEX.fullmatch(span.trace_id + span.span_id) and 0 <= span.flags < 256):
+        raise ValueError("neither a trace's id and a span's nor none")
+    return span
 
 
 def _lives(rank: Rank) -> bool:
@@ -217,11 +260,12 @@ class Attempt:
     each rank's newest record, so that they never go back.
     """
 
-    def __init__(self, folder: Path, fault: Fault, max_series: int = MAX_SERIES) -> None:
+    def __init__(self, folder: Path, fault: Fault, max_series: int = MAX_SERIES, told: Told = untold) -> None:
         self.folder = folder
         self.ranks: dict[int, Rank] = {}
         self.caught_up = False
         self._fault = fault
+        self._told = told
         self._findings = FindingLog(folder / layout.FINDINGS)
         self._gauge_ranks, self._counter_ranks = Ranks(), Ranks()
         self._waiting: dict[int, dict[int, tuple[Columns, StepRecord]]] = {}  # step -> rank -> record
@@ -303,7 +347,8 @@ class Attempt:
         if not ended:
             rank.memory.lived(so_far)
         items: Sequence[object] = ()
-        rank.read_lines()
+        for incident in rank.read_lines():
+            self._told(rank.info, incident, rank.span_at(incident.step))
         if rank.readable:
             try:
                 # How wide its rows are is known from the first one on.
@@ -364,7 +409,8 @@ class Attempt:
         rank.off.clear()
         for event in events:
             try:
-                self._findings.write(event, number)
+                if (new := self._findings.write(event, number)) is not None:
+                    self._told(rank.info, new, rank.span_at(new.step))
             except OSError as error:
                 self._fault(f"{self.folder} findings", f"{self.folder / layout.FINDINGS} cannot be written: {error.strerror}")
 
@@ -383,8 +429,11 @@ class Attempt:
                 self._fault(str(folder / layout.END), f"{folder / layout.END} cannot be written: {error.strerror}")
         if incident is not None:
             self._write_down(rank, incident)
+        for new in rank.read_lines():  # what was written down just now
+            self._told(rank.info, new, rank.span_at(new.step))
         self._take_findings(number, rank, rank.bank.end(rank.info.start_step if step is None else step, end.time))
         rank.end = end
+        self._told(rank.info, end, rank.span_at(end.step))
         log.info("run %r, attempt %d, rank %d: %s", rank.info.run, rank.info.attempt, number, end.outcome)
 
     def _write_down(self, rank: Rank, incident: Incident) -> None:

@@ -92,14 +92,15 @@ class FindingLog(Merging):
         self._told = _events(path)
         self._whole = _ends_whole(path)
 
-    def write(self, event: Finding, rank: int) -> None:
-        """Take an event. Raises OSError where it cannot be written; in memory it stands then, too."""
+    def write(self, event: Finding, rank: int) -> Finding | None:
+        """Take an event; what was new and written. Raises OSError where it cannot be written; in memory it stands then, too."""
         new = self.add(event, rank)
         if new is not None:
             if new.state == "opened":
                 self._scrapes[new.id] = 0
             self._append(new)
             self.told(new)
+        return new
 
     @property
     def unseen(self) -> frozenset[str]:

@@ -10,7 +10,7 @@ import ctypes
 
 # mallopt(3); numbers from malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-_LARGE = 256 << 10  # bytes
+_LARGE = 32 << 10  # bytes
 _ARENAS = 2  # as few threads work at once
 
 
@@ -19,5 +19,12 @@ def keep_small() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGE)
-        mallopt(_TRIM_THRESHOLD, 4 * _LARGE)
+        mallopt(_TRIM_THRESHOLD, 32 * _LARGE)
         mallopt(_ARENA_MAX, _ARENAS)
+
+
+def give_back() -> None:
+    """What lies free between what is in use: after much was read at once that is a tenth of all."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -84,6 +84,16 @@ def _compare(now: runtime.Serving, settings: Settings) -> None:
             wanted.absolute(),
             now.pid,
         )
+    if settings.otlp and now.otlp != settings.otlp:
+        log.warning(
+            "resmon: the agent that serves already (process %d, %s) pushes to %s, and not to the OTLP receiver %s. To have the "
+            "next one started with that, end it: kill %d",
+            now.pid,
+            now.url,
+            now.otlp or "no OTLP receiver",
+            settings.otlp,
+            now.pid,
+        )
 
 
 def _start(folder: Path, settings: Settings) -> int:
@@ -112,6 +122,7 @@ def _start(folder: Path, settings: Settings) -> int:
         arguments += ["--web-config", str(settings.web_config.absolute())]
     for name in settings.served_names:
         arguments += ["--served-name", name]
+    arguments += _pushing(settings)
     command = [sys.executable, "-P", "-m", "resmon", "agent", *arguments]
     try:
         shell = subprocess.run(
@@ -130,6 +141,16 @@ def _start(folder: Path, settings: Settings) -> int:
         return int(shell.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise AgentError(f"the agent could not be started: {error}. Start it by hand to see why: resmon agent") from error
+
+
+def _pushing(settings: Settings) -> list[str]:
+    """Where to the agent is to push. One that only serves is better than none."""
+    if settings.otlp is None:
+        return []
+    if not runtime.can_push():
+        log.warning("resmon: nothing is pushed to the OTLP receiver %s, for %s", settings.otlp, runtime.NO_OTEL)
+        return []
+    return ["--otlp", settings.otlp, "--otlp-interval", str(settings.otlp_interval)]
 
 
 def _is_starting(descriptor: int) -> bool:

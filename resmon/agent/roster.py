@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,10 @@ from resmon.detectors.own import load_all
 from resmon.errors import FlightError
 from resmon.exporters.budget import MAX_SERIES
 from resmon.exporters.names import writable
-from resmon.exporters.view import AgentView, GpuView
+from resmon.exporters.view import AgentView, Event, GpuView
 from resmon.flight import layout
 from resmon.flight.reader import Follower
+from resmon.records import Finding, Incident, RunEnd, RunInfo, SpanRecord
 
 log = logging.getLogger("resmon.agent")
 
@@ -48,14 +49,21 @@ class _Followed:
     scrapes_at_end: int = 0
 
 
+def nobody(event: Event) -> None:
+    """Who is told of events where nobody wants to be."""
+
+
 class Roster:
     """Not safe to use from two threads at once; the service holds one lock over it."""
 
-    def __init__(self, folder: Path, version: str, linger: float, max_series: int = MAX_SERIES) -> None:
+    def __init__(
+        self, folder: Path, version: str, linger: float, max_series: int = MAX_SERIES, told: Callable[[Event], None] = nobody
+    ) -> None:
         self._folder = folder
         self._version = version
         self._linger = linger
         self._max_series = max_series
+        self._told = told
         self._boot_id = layout.boot_id()
         self._tally = Tally.load(folder / runtime.STATE)
         self._followed: dict[Path, _Followed] = {}  # by the attempt's folder
@@ -135,7 +143,9 @@ class Roster:
             self._said.add(about)
             log.warning("%s", message)
 
-    def view(self, collect_seconds: float, gpus: tuple[GpuView, ...] = ()) -> AgentView:
+    def view(
+        self, collect_seconds: float, gpus: tuple[GpuView, ...] = (), otlp_dropped: Mapping[str, int] | None = None
+    ) -> AgentView:
         """This moment."""
         attempts = [followed.attempt for followed in self._followed.values()]
         return AgentView(
@@ -149,6 +159,7 @@ class Roster:
             collect_seconds=collect_seconds,
             gpus=gpus,
             last_error=self._last_error,
+            otlp_dropped=otlp_dropped or {},
         )
 
     def _welcome(self) -> None:
@@ -178,7 +189,7 @@ class Roster:
                 self._dismiss(folder, followed)
                 followed = None
             if followed is None:
-                followed = self._followed[folder] = _Followed(Attempt(folder, self.fault, self._max_series), [])
+                followed = self._followed[folder] = _Followed(self._attempt(folder), [])
                 log.info("following run %r, attempt %d, in %s", follower.info.run, follower.info.attempt, folder)
             own, wrong = load_all(*runtime.own_detectors(file))
             for each in wrong:
@@ -187,6 +198,13 @@ class Roster:
             followed.registrations.append(file)
             self._remember(folder.parent.parent)
             followed.ended = None  # a rank that came late
+
+    def _attempt(self, folder: Path) -> Attempt:
+        def tell(info: RunInfo, what: Finding | Incident | RunEnd, span: SpanRecord | None) -> None:
+            label = next((label for label, path in self._labels.items() if path == folder.parent), writable(info.run))
+            self._told(Event(label, info, what, time.time(), span))
+
+        return Attempt(folder, self.fault, self._max_series, tell)
 
     def _remember(self, directory: Path) -> None:
         try:

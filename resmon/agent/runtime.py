@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,18 @@ class Serving:
     version: str = ""
     leaving: bool = False
     web_config: str = ""  # the path of the one that it serves under
+    otlp: str = ""  # where it pushes to
+
+
+def can_push() -> bool:
+    """Whether what an agent needs to push to an OTLP receiver is installed."""
+    try:
+        return find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ImportError:  # not even opentelemetry is
+        return False
+
+
+NO_OTEL = "opentelemetry-exporter-otlp-proto-http is not installed; install it with pip install 'resmon[otel]'"
 
 
 def serving(runtime: Path) -> Serving | None:
@@ -172,7 +185,12 @@ def serving(runtime: Path) -> Serving | None:
     content = _read_object(lock)
     try:
         return Serving(
-            int(content["pid"]), str(content["url"]), str(content["version"]), bool(content["leaving"]), str(content["web_config"])
+            int(content["pid"]),
+            str(content["url"]),
+            str(content["version"]),
+            bool(content["leaving"]),
+            str(content["web_config"]),
+            str(content.get("otlp", "")),
         )
     except (KeyError, TypeError, ValueError):
         return Serving()
@@ -208,9 +226,10 @@ class Seat:
             except OSError as error:
                 raise AgentError(f"{runtime / LOCK} cannot be opened: {error.strerror or error}. {CHANGE_IT}") from error
 
-    def announce(self, url: str, version: str, web_config: Path | None = None) -> None:
+    def announce(self, url: str, version: str, web_config: Path | None = None, otlp: str = "") -> None:
         """Say where this agent serves, to training processes and to Prometheus."""
-        self._say(Serving(os.getpid(), url, version, web_config="" if web_config is None else str(web_config.absolute())))
+        configuration = "" if web_config is None else str(web_config.absolute())
+        self._say(Serving(os.getpid(), url, version, web_config=configuration, otlp=otlp))
         scheme, _, address = url.partition("://")
         labels = {} if scheme == "http" else {"__scheme__": scheme}  # http is what Prometheus takes anyway
         layout.write_json(self._runtime / TARGETS, [{"targets": [address], "labels": labels}])

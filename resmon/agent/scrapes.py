@@ -16,7 +16,7 @@ import asyncio
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from weakref import WeakSet
@@ -31,7 +31,7 @@ from resmon.exporters.prometheus import Prometheus, negotiate
 from resmon.exporters.view import GpuView
 
 # Bytes of answers that are being sent, the newest of each kind apart.
-MOST_BYTES = 32 << 20
+MOST_BYTES = 16 << 20
 # Seconds of writing that may be spent on what would have been much the same: at once, and of each second.
 BURST, SHARE = 2.0, 0.005
 SMALL = 2048  # bytes that are not worth compressing
@@ -59,10 +59,17 @@ class Exposition:
 class Scrapes:
     """Answers scrapes from one event loop; `lock` is over the roster."""
 
-    def __init__(self, roster: Roster, lock: threading.Lock, gpus: Callable[[], tuple[GpuView, ...]]) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        lock: threading.Lock,
+        gpus: Callable[[], tuple[GpuView, ...]],
+        dropped: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
         self._roster = roster
         self._lock = lock
         self._gpus = gpus
+        self._dropped = dropped
         self._exporter = Prometheus()
         self._newest: dict[str, Exposition] = {}  # by kind
         self._under_way: dict[str, asyncio.Future[Exposition]] = {}
@@ -118,7 +125,7 @@ class Scrapes:
         with self._lock:
             started = time.perf_counter()
             self._roster.poll()
-            view = self._roster.view(self.collect_seconds, self._gpus())
+            view = self._roster.view(self.collect_seconds, self._gpus(), self._dropped())
             self._newest.pop(kind, None)  # before the next one is there, too
             content, _ = self._exporter.render(view, kind)
             self.collect_seconds = time.perf_counter() - started

@@ -12,11 +12,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -30,19 +30,25 @@ from resmon.access.door import Door, Names
 from resmon.access.renewal import Renewal
 from resmon.access.tls import Renewing
 from resmon.access.web_config import WebConfig
-from resmon.agent import runtime
+from resmon.agent import heap, runtime
 from resmon.agent.figures import Gpus
 from resmon.agent.roster import Roster
 from resmon.agent.runtime import Seat
 from resmon.agent.scrapes import Scrapes
+from resmon.exporters.view import AgentView, Event
 from resmon.page.listing import Listing
 from resmon.page.routes import Page
+
+if TYPE_CHECKING:
+    from resmon.agent.push import Push
 
 log = logging.getLogger("resmon.agent")
 
 INTERVAL = 1.0
 # Between two turns of catching up: enough for a waiting scrape to get the lock.
 BREATH = 0.01
+# Seconds between two times that free memory is given back; also whenever it has caught up.
+TIDY = 60.0
 # Without a turn of the reader for so long, the agent is not healthy; a turn takes a second or two at most.
 HEALTHY = 60.0
 # So long after the page's last question somebody looks at it still.
@@ -76,14 +82,17 @@ class Server:
         grace: float = 0.0,
         web: WebConfig | None = None,
         names: Names | None = None,
+        otlp: str | None = None,
+        otlp_interval: float = 15.0,
     ) -> None:
         self._folder = folder
         self._seat = seat
-        self._roster = Roster(folder, resmon.__version__, linger, max_series)
+        self._roster = Roster(folder, resmon.__version__, linger, max_series, self._tell)
         self._gpus = Gpus()
         self._lock = threading.Lock()  # over the roster
-        self._scrapes = Scrapes(self._roster, self._lock, self._gpus.newest)
         self._faults: SimpleQueue[tuple[str, str]] = SimpleQueue()  # of whoever cannot wait for the lock
+        self._push = None if otlp is None else self._pushing(otlp, otlp_interval)
+        self._scrapes = Scrapes(self._roster, self._lock, self._gpus.newest, self._dropped)
         self._page = Page(
             Listing(lambda: runtime.directories(folder), lambda: filter(None, runtime.registrations(folder).values()))
         )
@@ -137,6 +146,8 @@ class Server:
             signal.signal(number, lambda number, _frame: self._asked_to_leave(number))
         reader = threading.Thread(target=self._read, name="reader", daemon=True)
         reader.start()
+        if self._push is not None:
+            self._push.start()
         try:
             with asyncio.Runner(loop_factory=_Loop) as runner:
                 runner.run(self._http.serve(sockets=[listener]))
@@ -147,11 +158,30 @@ class Server:
             self._page.close()
             listener.close()
             reader.join(timeout=5)
+            if self._push is not None:
+                self._push.close()
             if self._lock.acquire(timeout=1):  # else a turn of the reader hangs, and the bookmarks are as old as that
                 try:
                     self._roster.leave()
                 finally:
                     self._lock.release()
+
+    def _pushing(self, to: str, interval: float) -> Push:
+        from resmon.agent.push import Push  # which needs what only resmon[otel] installs
+
+        return Push(to, interval, self._view, lambda about, message: self._faults.put((about, message)), resmon.__version__)
+
+    def _view(self) -> AgentView:
+        """This moment, for who pushes it."""
+        with self._lock:
+            return self._roster.view(self._scrapes.collect_seconds, self._gpus.newest(), self._dropped())
+
+    def _dropped(self) -> Mapping[str, int]:
+        return {} if self._push is None else self._push.dropped
+
+    def _tell(self, event: Event) -> None:
+        if self._push is not None:
+            self._push.tell(event)
 
     def _asked_to_leave(self, number: int) -> None:
         if number == signal.SIGTERM and self._grace > 0 and self._until is None:
@@ -164,6 +194,7 @@ class Server:
         self._http.should_exit = True
 
     def _read(self) -> None:
+        is_behind, tidied = False, self._turned
         while not self._stop.is_set():
             done = True
             try:
@@ -179,6 +210,10 @@ class Server:
                 with self._lock:
                     self._roster.fault("turn", "a turn of the agent failed; the traceback stands above")
             self._turned = time.monotonic()
+            if done and (is_behind or self._turned - tidied > TIDY):
+                heap.give_back()
+                tidied = self._turned
+            is_behind = not done
             if self._until is not None and self._turned >= self._until:
                 log.info("asked to leave %.0f s ago; what goes on or was not scraped is left to the next one", self._grace)
                 self._leave()

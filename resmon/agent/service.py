@@ -13,7 +13,7 @@ import resmon
 from resmon.access.listener import Listener, bind
 from resmon.agent import heap, runtime
 from resmon.agent.runtime import Seat
-from resmon.errors import AgentError
+from resmon.errors import AgentError, ConfigurationError
 
 if TYPE_CHECKING:
     from resmon.access.web_config import WebConfig
@@ -32,6 +32,8 @@ def main(
     web_config: Path | None = None,
     served_names: Collection[str] = (),
     directories: Sequence[Path] = (),
+    otlp: str | None = None,
+    otlp_interval: float = 15.0,
 ) -> None:
     """Serve until nothing is left to follow, or a signal. Returns at once where another agent serves already.
 
@@ -39,8 +41,9 @@ def main(
     nobody comes. A run exports at most `max_series` series (exporters/budget.py). After SIGTERM it stays for `grace` seconds
     at most, until runs have ended and their last values were scraped. `web_config` says who may read, and how it is encrypted
     (web_config.py); `served_names` are names that requests may be for besides the agent's own (door.py); `directories` are folders
-    of runs for the page to list. Raises AgentError where the runtime folder or the address cannot be used, ConfigurationError where
-    the web configuration cannot.
+    of runs for the page to list. To `otlp`, the address of an OTLP receiver, it pushes every `otlp_interval` seconds (push.py).
+    Raises AgentError where the runtime folder or the address cannot be used, ConfigurationError where the web configuration cannot
+    or what pushing needs is not installed.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     heap.keep_small()
@@ -62,13 +65,17 @@ def main(
         from resmon.agent.server import Server
 
         web = WebConfig() if web_config is None else load(web_config)
+        if otlp is not None and not runtime.can_push():
+            raise ConfigurationError(f"nothing can be pushed to the OTLP receiver {otlp}: {runtime.NO_OTEL}.")
         listener = _bound(listen)
         names = Names.of(served_names, listen, listener.is_loopback)
-        server = Server(folder, seat, linger, max_series, grace, web, names)
+        server = Server(folder, seat, linger, max_series, grace, web, names, otlp, otlp_interval)
         url = f"{'http' if web.tls is None else 'https'}://{listener.authority}"
-        seat.announce(url, resmon.__version__, web_config)
+        seat.announce(url, resmon.__version__, web_config, otlp or "")
         print(f"resmon agent: serving {url} for browsers, {url}/metrics for Prometheus", flush=True)
         log.info("process serves %s/metrics, at most %d series of a run; runtime folder %s", url, max_series, folder)
+        if otlp is not None:
+            log.info("metrics are pushed to the OTLP receiver %s every %g s, events as they come", otlp, otlp_interval)
         for said in (*web.notes, *_openness(listener, web)):
             log.warning("%s", said)
         server.run(listener)

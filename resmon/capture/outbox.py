@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from resmon.capture.fetch import Fetch
-from resmon.records import Incident, ResidualSite, ScalarRecord, StepRecord
+from resmon.records import Incident, ResidualSite, ScalarRecord, SpanRecord, StepRecord
 
 PATIENCE = 10.0  # seconds that the end of a run waits for a device that may never answer
 
@@ -23,6 +23,7 @@ class Sink(Protocol):
     def step(self, record: StepRecord) -> None: ...
     def scalars(self, record: ScalarRecord) -> None: ...
     def incident(self, incident: Incident) -> None: ...
+    def span(self, span: SpanRecord) -> None: ...
 
     def capsule(self, name: str, data: bytes) -> bool:
         """Put a file beside the records. Whether that could be done: without it recording goes on."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import re
 import uuid
 
 import torch
 import torch.distributed
 
-# Rank and number of ranks, as launchers put them into the environment.
-_PLACES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+# Rank and number of ranks, as launchers put them into the environment, and what else is there then: Slurm gives a batch script, in
+# which nothing is distributed yet, the place of a first task too; only tasks that srun starts belong to a numbered step.
+_PLACES = (("RANK", "WORLD_SIZE", "RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID"))
 # What tells one launch from another, where nothing better does: job, restart, and the address where ranks meet.
 _LAUNCH = (
     "TORCHELASTIC_RUN_ID",
@@ -22,6 +24,8 @@ _LAUNCH = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+
+_TASKS = re.compile(r"(\d{1,9})(?:\(x(\d{1,9})\))?", re.ASCII)
 
 
 def is_in_group() -> bool:
@@ -39,8 +43,12 @@ def rank_and_world() -> tuple[int, int]:
 def local_world() -> int | None:
     """How many of the ranks run on this machine; None where the launcher does not say."""
     world = rank_and_world()[1]
+    if world == 1:
+        return 1
     local = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return 1 if world == 1 else int(local) if local.isdecimal() and 0 < int(local) <= world else None
+    if not local and "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ:
+        local = _tasks_here(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""), os.environ.get("SLURM_NODEID", ""))
+    return int(local) if local.isdecimal() and 0 < int(local) <= world else None
 
 
 def knows_its_rank() -> bool:
@@ -81,9 +89,22 @@ def short(launch: str) -> str:
     return f"launch-{hashlib.sha256(launch.encode()).hexdigest()[:8]}"
 
 
+def _tasks_here(tasks: str, node: str) -> str:
+    """Of a list such as Slurm's `4(x2),1`, by nodes, the entry of one of them; empty where there is none."""
+    for entry in tasks.split(","):
+        found = _TASKS.fullmatch(entry)
+        if found is None or not node.isdecimal():
+            return ""
+        nodes = int(found[2] or 1)
+        if int(node) < nodes:
+            return found[1]
+        node = str(int(node) - nodes)
+    return ""
+
+
 def _from_environment() -> tuple[int, int] | None:
-    for rank, world in _PLACES:
-        if os.environ.get(rank, "").isdecimal() and os.environ.get(world, "").isdecimal():
+    for rank, world, mark in _PLACES:
+        if mark in os.environ and os.environ.get(rank, "").isdecimal() and os.environ.get(world, "").isdecimal():
             return int(os.environ[rank]), int(os.environ[world])
     return None
 

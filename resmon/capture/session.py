@@ -46,9 +46,10 @@ from resmon.capture.out_of_memory import ran_out
 from resmon.capture.outbox import PATIENCE, Outbox, Sink
 from resmon.capture.placement import OtherRanks, Placement, named_parameters
 from resmon.capture.positions import Sampling
+from resmon.capture.spans import Spans
 from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError
 from resmon.footprint import Footprint, Held, Trail
-from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord
+from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord, SpanRecord
 
 log = logging.getLogger("resmon")
 
@@ -87,6 +88,7 @@ class Session:
         self._clock = Clock()
         self._memory = Memory(self._devices)
         self._trail = Trail()
+        self._spans = Spans()
         self._optimizers = Optimizers(self, optimizers, self._gradients, self._clock)
         self._step = start_step
         self._under_way = False
@@ -129,6 +131,7 @@ class Session:
         if (known := self._nonfinite.incident) is not None and (isinstance(error, NonFiniteError) or "non-finite" in str(error)):
             return known
         step = self._step if self._under_way else self.last_step
+        self._see_span(self._step if step is None else step)
         models = {watch.key: watch.model for watch in self._watches}
         # Where memory has run out there may be none to look around with; then the exception itself must do.
         for scene in (Scene(models, self.sites, step, self._footprint), Scene({}, (), step)):
@@ -237,11 +240,17 @@ class Session:
     def incident(self, incident: Incident, capsule: bytes) -> None:
         """Something broke, and what `capsule` holds, if anything, repeats it elsewhere."""
 
+        self._see_span(self._step)
+
         def hand_on(sink: Sink) -> None:
             whole = not capsule or sink.capsule(incident.capsule, capsule)
             sink.incident(incident if whole else replace(incident, capsule=""))
 
         self._outbox.put(hand_on)
+
+    def _see_span(self, step: int) -> None:
+        if (span := self._spans.look(step)) is not None:
+            self._outbox.put(partial(_hand_span, span))
 
     def evaluates(self) -> None:
         """A forward pass without gradients begins."""
@@ -363,6 +372,7 @@ class Session:
             )
         self._steps_total += complete
         self._nonfinite.step_over(complete=complete)
+        self._see_span(self._step)
         draft = self._draft(complete, duration, seconds, now)
         self._outbox.put(partial(self._hand_on, draft), draft.fetch)
         self._step = self._sampling.step = self._step + 1
@@ -488,6 +498,10 @@ class Session:
 
 def _hand_incident(incident: Incident, sink: Sink) -> None:
     sink.incident(incident)
+
+
+def _hand_span(span: SpanRecord, sink: Sink) -> None:
+    sink.span(span)
 
 
 _NOBODY: Bools = np.zeros(0, np.bool_)

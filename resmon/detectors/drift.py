@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from resmon.detectors import distances
@@ -23,6 +25,7 @@ USUAL = 24  # distances in a row that tell what is usual
 LEAST = 12  # of them that must be known
 UNUSED = 4  # the newest of them, which may be of the same change
 CHANCE = 4.75  # standard deviations: one in a million
+_MOST = np.iinfo(np.int32).max  # samples of a window in a bin; there are some thousands
 
 
 class DriftOptions(Options):
@@ -67,7 +70,7 @@ class Drift(Detector):
     def __init__(self, tuned: Tuned[Any] | None = None) -> None:
         super().__init__(tuned)
         self._sites: tuple[ResidualSite, ...] = ()
-        self._held: deque[Ints] = deque()  # histograms of windows, [S, B] each
+        self._held: deque[npt.NDArray[np.int32]] = deque()  # histograms of windows, [S, B] each
         self._distances = History(USUAL + UNUSED)
         self._episodes = Episodes(
             self.name, runbook="drift", lasts=self.tuned.everywhere.windows, over="the distributions are settled"
@@ -79,12 +82,10 @@ class Drift(Detector):
             self._held = deque(rearranged(each.T, self._sites, sites, 0).T for each in self._held)
             self._sites = sites
         self._distances.arrange(sites)
-        self._held.append(in_order(window.histogram))
+        self._held.append(np.minimum(in_order(window.histogram), _MOST).astype(np.int32))
         if len(self._held) < NEWEST + GAP + REFERENCE:
             return ()
-        held = list(self._held)
-        newest: Ints = np.add.reduce(held[-NEWEST:])
-        reference: Ints = np.add.reduce(held[:REFERENCE])
+        newest, reference = _sum(islice(self._held, GAP + REFERENCE, None)), _sum(islice(self._held, REFERENCE))
         self._held.popleft()
         divergence = distances.jensen_shannon(newest, reference)
         distance = np.sqrt(divergence)
@@ -126,6 +127,14 @@ class Drift(Detector):
             for mine in window.models.values():
                 guilt[mine] = bad[mine] & (far[mine] >= np.where(bad[mine], far[mine], 0.0).max(initial=0.0) / 2)
         return list(self._episodes.take(window, bad, tell, unknown=~known, guilt=guilt))
+
+
+def _sum(histograms: Iterable[npt.NDArray[np.int32]]) -> Ints:
+    """One after the other: side by side they would take as much again as is held."""
+    total: Ints = np.zeros((), np.int64)
+    for each in histograms:
+        total = total + each
+    return total
 
 
 def in_order(histogram: Ints) -> Ints:

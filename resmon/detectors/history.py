@@ -7,21 +7,28 @@ need and costs next to nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from resmon.detectors.noise import MAD
 from resmon.detectors.window import median, rearranged
 from resmon.records import Bools, Floats, Ints, ResidualSite
 
 EVERY = 4  # windows
+_LARGEST = float(np.finfo(np.float32).max) / 2  # so that two can be added
 
 
 class History:
-    """The newest `length` values of each of S sites, one a window; NaN where there was none."""
+    """The newest `length` values of each of S sites, one a window; NaN where there was none.
+
+    They are kept in single precision, whose rounding is far below what moves them: of a thousand blocks the histories are most of
+    what an agent holds. What is too large for it is kept as the largest it has.
+    """
 
     def __init__(self, length: int) -> None:
-        self._values: Floats = np.empty((length, 0))
+        self._values: npt.NDArray[np.float32] = np.empty((length, 0), np.float32)
         self._sites: tuple[ResidualSite, ...] = ()
         self._pushed = 0
 
@@ -37,7 +44,8 @@ class History:
         Without that a block that is bad for longer than the history would have no usual any more.
         """
         row = self._values[self._pushed % len(self._values)]
-        row[:] = values if keep is None else np.where(keep, row, values)
+        new = np.clip(values, -_LARGEST, _LARGEST)
+        row[:] = new if keep is None else np.where(keep, row, new)
         self._pushed += 1
 
     def forget(self, places: Ints | Sequence[int]) -> None:
@@ -51,17 +59,17 @@ class History:
 
     def median(self, least: int = 1) -> Floats:
         """[S]; NaN where a site has fewer than `least`."""
-        return median(self._values, least)
+        return _double(median(self._values, least))
 
     def spread(self, least: int = 2) -> Floats:
         """The robust standard deviation around the median, [S]."""
-        return MAD * median(np.abs(self._values - median(self._values)), least)
+        return MAD * _double(median(np.abs(self._values - median(self._values)), least))
 
     def newest(self, count: int) -> Floats:
         """The values of the newest `count` windows, oldest first, [count, S]."""
         length = len(self._values)
         rows = (self._pushed + np.arange(-min(count, length), 0)) % length
-        return self._values[rows]
+        return _double(self._values[rows])
 
 
 class Usual:
@@ -108,3 +116,7 @@ class Register:
         if sites is not self._sites:
             self.values = rearranged(self.values, self._sites, sites, self._fill)
             self._sites = sites
+
+
+def _double(values: npt.NDArray[Any]) -> Floats:
+    return values.astype(np.float64)

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from resmon.records import BLOCK_COUNTS, GROUP_VALUES, RUN_VALUES, Bools, Floats, Ints, ResidualSite, ScalarRecord, StepRecord
 from resmon.statistics import Column, statistics
 
 WINDOW = 16  # steps
 HELD = 4096  # calls of `log` that wait for their window
+LARGE = 64 << 10  # bytes of a step's histograms, beyond which those that nobody looks at are let go
 _ELEMENTS = BLOCK_COUNTS.index("elements")
 
 
@@ -146,6 +149,9 @@ class Windows:
         if changed or broken:
             self._before = None
         if record.complete:
+            if len(self._records) > 1 and record.magnitude_buckets.nbytes > LARGE:
+                # Cumulative: of a window the first and the last are looked at, and they are most of a row.
+                self._records[-1] = replace(self._records[-1], magnitude_buckets=record.magnitude_buckets[:0])
             self._records.append(record)
 
     def log(self, record: ScalarRecord) -> None:
@@ -181,13 +187,13 @@ class Windows:
         return window
 
 
-def median(values: Floats, least: int = 1) -> Floats:
+def median(values: npt.NDArray[Any], least: int = 1) -> npt.NDArray[Any]:
     """Over the first axis, of what is not NaN; NaN where that are fewer than `least`."""
     if not len(values):
         return np.full(values.shape[1:], np.nan)
     ordered = np.sort(values, axis=0)  # NaN comes last
     if not np.isnan(ordered[-1]).any():
-        middle: Floats = (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
+        middle: npt.NDArray[Any] = (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
         return middle if len(values) >= least else np.full(values.shape[1:], np.nan)
     there = len(values) - np.isnan(ordered).sum(axis=0)
     low, high = np.maximum(there - 1, 0) // 2, np.minimum(there // 2, len(values) - 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from resmon.records import DURATION_EDGES, MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_ZERO, Floats, Ints
 
@@ -29,6 +29,12 @@ class Exponential:
     zero_count: int
     first: int
     counts: list[int]
+    tiny: int = 0  # of zero_count, those that are not zero
+
+    def without_threshold(self) -> Exponential:
+        """For those to whom only zero is zero: what is larger, up to the threshold, stands in the bucket that ends there."""
+        zeros = self.zero_count - self.tiny
+        return replace(self, zero_threshold=0.0, zero_count=zeros, first=self.first - 1, counts=[self.tiny, *self.counts], tiny=0)
 
     @property
     def count(self) -> int:
@@ -40,7 +46,7 @@ def magnitudes(buckets: Ints, sums: Floats) -> Iterator[Exponential]:
     lowest = 2.0**MAGNITUDE_LOW
     for counts, total in zip(buckets.tolist(), sums.tolist(), strict=True):
         zero = counts[0] + counts[MAGNITUDE_ZERO]
-        yield Exponential(total, lowest, zero, MAGNITUDE_LOW + 1, counts[1 : MAGNITUDE_LARGER + 1])
+        yield Exponential(total, lowest, zero, MAGNITUDE_LOW + 1, counts[1 : MAGNITUDE_LARGER + 1], counts[0])
 
 
 def durations(buckets: Ints, total: float) -> Exponential:

@@ -8,7 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from resmon.records import Checkpoint, Finding, Floats, Incident, Ints, Outcome, ResidualSite, RunInfo, StepRecord
+from resmon.records import (
+    Checkpoint,
+    Finding,
+    Floats,
+    Incident,
+    Ints,
+    Outcome,
+    ResidualSite,
+    RunEnd,
+    RunInfo,
+    SpanRecord,
+    StepRecord,
+)
 from resmon.statistics import Column
 from resmon.targets import Reached
 
@@ -98,6 +110,17 @@ class RunView:
     unseen: frozenset[str] = frozenset()  # ids of findings that are over, perhaps, and that not every scraper has had yet
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened in a run, for those who are told at once."""
+
+    run: str  # the label's value
+    info: RunInfo  # of the rank
+    what: Finding | Incident | RunEnd
+    observed: float  # Unix seconds at which it was read
+    span: SpanRecord | None = None  # in which the loop was
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AgentView:
     """Everything, at one moment."""
@@ -112,3 +135,4 @@ class AgentView:
     collect_seconds: float  # of the scrape before this one
     gpus: tuple[GpuView, ...] = ()
     last_error: float | None = None  # Unix seconds
+    otlp_dropped: Mapping[str, int] = field(default_factory=dict)  # by signal; empty where nothing is pushed

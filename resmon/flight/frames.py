@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -67,19 +67,8 @@ Event = TypeVar("Event", Finding, Incident)
 
 
 def load(path: Source | Iterable[Source], attempt: int | None = None) -> Flight:
-    """Read a flight: a run's folder (its newest attempt, or the one asked for), an attempt's, or one rank's.
-
-    A run that was recorded on several machines is read from several folders: a list of them, a glob (`/mnt/*/runs/digits`), URLs of
-    an object store (`s3://bucket/runs/digits`, whatever pyarrow can open). `Flight.notes` says what of them was left out.
-
-    Raises FlightError where there is none, and FlightVersionError where a newer resmon wrote it. Damage within raises nothing: what
-    could not be read is in `Flight.skipped`.
-    """
-    if is_several(path):
-        gathered = gather(path, attempt)
-        return Flight(*_find(gathered.folder, None), gathered)
-    folder, ranks, number = _find(Path(path), attempt)  # type: ignore[arg-type]
-    return Flight(folder, ranks, number)
+    """Read a flight; Flight.load says how."""
+    return Flight.load(path, attempt)
 
 
 def _find(path: Path, attempt: int | None) -> tuple[Path, dict[int, Path], int]:
@@ -147,6 +136,23 @@ class Flight:
         self._ranks = [_Rank(number, path, self.skipped) for number, path in sorted(ranks.items())]
         self._findings, skips = findings.read(folder)
         self.skipped += skips
+
+    @classmethod
+    def load(cls, path: Source | Iterable[Source], attempt: int | None = None) -> Self:
+        """Read a flight: a run's folder (its newest attempt, or the one asked for), an attempt's, or one rank's.
+
+        A run that was recorded on several machines is read from several folders: a list of them, a glob (`/mnt/*/runs/digits`),
+        URLs of an object store (`s3://bucket/runs/digits`, whatever pyarrow can open). `Flight.notes` says what of them was left
+        out.
+
+        Raises FlightError where there is none, and FlightVersionError where a newer resmon wrote it. Damage within raises nothing:
+        what could not be read is in `Flight.skipped`.
+        """
+        if is_several(path):
+            gathered = gather(path, attempt)
+            return cls(*_find(gathered.folder, None), gathered)
+        folder, ranks, number = _find(Path(path), attempt)  # type: ignore[arg-type]
+        return cls(folder, ranks, number)
 
     @property
     def sites(self) -> tuple[ResidualSite, ...]:

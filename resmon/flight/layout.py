@@ -29,6 +29,7 @@ FINDINGS = "findings.jsonl"
 INCIDENTS = "incidents.jsonl"
 CHECKPOINTS = "checkpoints.jsonl"
 REACHED = "reached.jsonl"
+SPANS = "spans.jsonl"
 REACTIONS = "reactions.jsonl"
 REACTIONS_LOG = "on_incident.log"
 

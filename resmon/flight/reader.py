@@ -47,11 +47,12 @@ from resmon.records import (
     RunEnd,
     RunInfo,
     ScalarRecord,
+    SpanRecord,
     StepRecord,
 )
 from resmon.targets import Reached
 
-CHUNK = 16 << 20  # bytes that are read at once
+CHUNK = 4 << 20  # bytes that are read at once
 LARGEST_SCHEMA = 64 << 20
 NEIGHBOURS = 8  # segments whose schema is tried in place of a damaged one
 HELD_BACK = 1000  # logged values that wait for the row of their step
@@ -521,16 +522,18 @@ class Follower:
         return layout.is_held(self.folder / layout.LOCK)
 
     def poll(self, limit: int = 1000) -> list[Item]:
-        """At most `limit` new steps and what was logged at them, in step order; sites and groups come before their first step."""
+        """New steps, at most `limit` and few megabytes of them, and what was logged at them, in step order; sites and groups come
+        before their first step."""
         new: list[Item] = []
-        steps = 0
-        while steps < limit and (rows := self._steps.read(limit - steps)) is not None:
+        steps = size = 0
+        while steps < limit and size < CHUNK and (rows := self._steps.read(limit - steps)) is not None:
             form, records = rows
             if (form.sites, form.groups) != (self.columns.sites, self.columns.groups):
                 self.columns = Columns(form.sites, form.groups)
                 new.append(self.columns)
             new.extend(step_records(form, records))
             steps += len(records)
+            size += records.nbytes
             self._last_step = int(records["step"][-1])
         # Read after the steps: what was logged at a step was written before the next step's row.
         held = self._held_back
@@ -623,7 +626,7 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-Typed = TypeVar("Typed", RunInfo, RunEnd, Checkpoint, Reached)
+Typed = TypeVar("Typed", RunInfo, RunEnd, Checkpoint, Reached, SpanRecord)
 
 # The types that their fields may have, by annotation.
 _TYPES: Mapping[str, tuple[type, ...]] = {

@@ -80,12 +80,12 @@ class Look:
 def figures(seen: Sequence[Seen], look: Look) -> list[Figure]:
     """All of a run, or of two side by side."""
     made: list[Figure | None] = [_events(seen[0], look), _loss(seen, look)]
-    shown = [_shown(each.course.cells(look.measure)) for each in seen]
-    scale_ = heatmap.scale_of([values for values, _ in shown], look.measure.scale == "linear")
+    maps = [shown(each.course.cells(look.measure)) for each in seen]
+    scale_ = heatmap.scale_of([values for values, _ in maps], look.measure.scale == "linear")
     most = max(len(each.blocks) for each in seen)
     made += [
         _heat(each, look, values, cells, scale_, i, len(seen), most)
-        for i, (each, (values, cells)) in enumerate(zip(seen, shown, strict=True))
+        for i, (each, (values, cells)) in enumerate(zip(seen, maps, strict=True))
     ]
     made += [_depth(seen, look)]
     if look.block is not None:
@@ -272,7 +272,7 @@ def _scores(seen: Sequence[Seen], look: Look) -> Figure | None:
 # -- blocks ---------------------------------------------------------------------------------------------------------------
 
 
-def _shown(cells: Cells) -> tuple[Floats, Cells]:
+def shown(cells: Cells) -> tuple[Floats, Cells]:
     """The number that a cell shows: its mean, or the step that stands out of it; infinite where anything was not finite.
 
     A step stands out where what its column ranges over is far more than the block's columns usually do. It is the end that is
@@ -324,12 +324,14 @@ def _heat(seen: Seen, look: Look, values: Floats, cells: Cells, scale_: heatmap.
             f" A column stands for {seen.course.width:,} steps and shows their mean, or the one step that stands out from it, so "
             "that no spike is lost."
         )
+    if i > 0:  # what the first one's says is not said again
+        caption = ""
     caption += " Light blue is exactly 0." if zero else ""
     caption += " Vermilion is NaN or infinite." if broken else ""
-    if look.narrow:
+    if look.narrow and i == 0:
         caption += f" Colours from {_end(scale_[0], linear)} (dark) to {_end(scale_[1], linear)} (light)."
     title = measure.title if of == 1 else f"{measure.title}: {seen.name}"
-    return Figure("heat" if i == 0 else "heat-2", title, caption if i == 0 else "", canvas.plot(), canvas.height)
+    return Figure("heat" if i == 0 else "heat-2", title, caption.strip(), canvas.plot(), canvas.height)
 
 
 def _end(value: float, linear: bool) -> str:

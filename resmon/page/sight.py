@@ -31,10 +31,11 @@ _reading = Lock()
 
 
 class Sight:
-    """One attempt of a run. Safe to use from several threads."""
+    """One attempt of a run, or what some of its ranks recorded. Safe to use from several threads."""
 
-    def __init__(self, attempt: Path) -> None:
+    def __init__(self, attempt: Path, only: frozenset[int] | None = None) -> None:
         self.attempt = attempt
+        self._only = only
         self.gone = False
         self.findings: list[Finding] = []
         self.incidents: list[Incident] = []
@@ -148,7 +149,7 @@ class Sight:
         self.checkpoints = sorted((each for each in marks if each.step is not None), key=lambda each: (each.step or 0, each.time))
 
     def _find_ranks(self) -> None:
-        folders = layout.ranks(self.attempt)
+        folders = {rank: folder for rank, folder in layout.ranks(self.attempt).items() if self._only is None or rank in self._only}
         made = {number: _made(folder) for number, folder in folders.items()}
         if made == self._made:
             return

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import resmon
+from resmon.capture import process
 from resmon.flight import layout
 from tests import forkserver
 from tests.capture import stack
@@ -104,3 +105,27 @@ def test_a_group_that_is_joined_too_late_is_told(tmp_path: Path) -> None:
     outputs = run_all(commands, [environment()] * 2)
     assert attempts(tmp_path) == {1: [0], 2: [0]}
     assert all("call init_process_group before resmon.watch" in output for output in outputs)
+
+
+@pytest.mark.parametrize(
+    ("variables", "place", "here"),
+    [
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "5", "SLURM_STEP_ID": "0"}, (3, 5), None),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "5", "SLURM_JOB_ID": "7"}, (0, 1), 1),  # a batch script, which is no task
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_STEP_ID": "0", "RANK": "5", "WORLD_SIZE": "8"}, (5, 8), None),
+        ({"SLURM_PROCID": "4", "SLURM_NTASKS": "5", "SLURM_STEP_ID": "0", "SLURM_NODEID": "2"}, (4, 5), 1),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "5", "SLURM_STEP_ID": "0", "SLURM_NODEID": "0"}, (1, 5), 2),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "5", "SLURM_STEP_ID": "0", "SLURM_NODEID": "9"}, (1, 5), None),
+        ({"RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, (1, 8), 4),
+    ],
+)
+def test_the_place_among_the_ranks_as_launchers_tell_it(
+    variables: dict[str, str], place: tuple[int, int], here: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID", "SLURM_NODEID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2),1")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert process.rank_and_world() == place
+    assert process.local_world() == here

@@ -33,6 +33,17 @@ def test_a_history_holds_the_newest_and_keeps_what_it_is_told_to() -> None:
     assert history.count().tolist() == [4, 4]
 
 
+def test_a_history_rounds_to_single_precision_and_no_number_of_a_double_becomes_infinite() -> None:
+    history, sites = History(2), synthetic.sites(3)
+    history.arrange(sites)
+    for _ in range(2):
+        history.push(np.array([1 / 3, 1e300, np.nan]))
+    third, large, missing = history.newest(1)[0]
+    assert third == np.float32(1 / 3) and large > 1e38 and np.isnan(missing)
+    assert history.median().dtype == np.float64 and np.isfinite(history.median()[:2]).all()
+    assert history.spread().tolist()[:2] == [0.0, 0.0]
+
+
 def test_what_is_usual_is_the_median_and_the_robust_deviation() -> None:
     usual, sites = Usual(length=32, least=8), synthetic.sites(3)
     usual.arrange(sites)

@@ -86,16 +86,26 @@ def test_a_level_needs_half_of_the_steps() -> None:
     assert np.isnan(window.median("branch_rms")[0]) and not np.isnan(window.median("branch_rms")[1])
 
 
-def test_the_histogram_is_that_of_the_window_alone() -> None:
-    training = synthetic.Training(synthetic.sites(3))
+@pytest.mark.parametrize("blocks", [3, 300])  # of many, those in between are let go
+def test_the_histogram_is_that_of_the_window_alone(blocks: int) -> None:
+    training = synthetic.Training(synthetic.sites(blocks))
     records = [training.step() for _ in range(40)]
     gathering, found = Windows(), []
     for record in records:
         found += gathering.add(record, training.sites)
     first, second = found
-    assert second.histogram.shape == (3, MAGNITUDE_COLUMNS)
+    assert second.histogram.shape == (blocks, MAGNITUDE_COLUMNS)
     np.testing.assert_array_equal(first.histogram, records[15].magnitude_buckets - records[0].magnitude_buckets)
     np.testing.assert_array_equal(second.histogram, records[31].magnitude_buckets - records[15].magnitude_buckets)
+
+
+def test_of_many_blocks_a_window_holds_the_histograms_of_two_steps() -> None:
+    training = synthetic.Training(synthetic.sites(300))
+    gathering = Windows()
+    for _ in range(12):
+        assert not list(gathering.add(training.step(), training.sites))
+    held = [len(record.magnitude_buckets) > 0 for record in gathering._records]
+    assert held == [True] + [False] * 10 + [True]
 
 
 def test_values_logged_without_steps_do_not_pile_up() -> None:

@@ -83,7 +83,8 @@ def full_view(block_names: Iterable[str] = ("h.0", "h.1"), run: str = "digits", 
     about = info(run=run, models={"": model}, host=run, git_commit=model, targets=(views.REACHED, views.MISSED))
     scores = {"loss": 1.5, "accuracy": 0.5, "epoch": 3.0}
     shown = views.run(blocks, [training.step() for _ in range(3)], about, scores, ((finding, True),))
-    return replace(views.agent(replace(shown, outcome="failed", ended=1012.0)), last_error=1013.0)
+    dropped = {"metrics": 3, "logs": 1}
+    return replace(views.agent(replace(shown, outcome="failed", ended=1012.0)), last_error=1013.0, otlp_dropped=dropped)
 
 
 @formats

@@ -64,6 +64,5 @@ def run(
 
 
 def agent(*runs: RunView) -> AgentView:
-    return AgentView(
-        "0", runs, {"finished": 2}, {"finished": 1}, len(runs), 0, 0, 0.01, (GpuView("0", 0.5, 1e9, 2e9, 60.0, 300.0),), 1000.0
-    )
+    gpu = GpuView("0", 0.5, 1e9, 2e9, 60.0, 300.0)
+    return AgentView("0", runs, {"finished": 2}, {"finished": 1}, len(runs), 0, 0, 0.01, (gpu,), 1000.0)

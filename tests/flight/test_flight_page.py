@@ -55,6 +55,7 @@ def test_files_are_those_that_the_page_names(flight: Path) -> None:
         layout.INCIDENTS,
         layout.CHECKPOINTS,
         layout.REACHED,
+        layout.SPANS,
         layout.END,
     ):
         assert name in named

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resmon.errors import FlightError
-from resmon.flight.reader import Follower
+from resmon.flight.reader import CHUNK, Follower
 from resmon.records import Columns, RunEnd, ScalarRecord, StepRecord
 from tests import synthetic
 from tests.flight.flights import assert_equal, begin, read, steps_of, write
@@ -227,3 +227,16 @@ def test_a_position_before_the_first_row_stays_one_however_often_it_is_gone_to(t
         again = follower.position
     assert again == first
     assert first.steps[0] >= -1
+
+
+def test_wide_rows_come_some_megabytes_at_a_time(tmp_path: Path) -> None:
+    """Whatever the limit: a thousand rows of a thousand blocks are a gigabyte."""
+    folder, writer = begin(tmp_path)
+    written = write(writer, synthetic.Training(synthetic.sites(700)), 30)
+    writer.end(RunEnd("finished", 1.0, None))
+    follower, found = Follower(folder), []
+    while new := follower.poll():
+        rows = steps_of(new)
+        assert sum(row.magnitude_buckets.nbytes + row.blocks.nbytes for row in rows) < 2 * CHUNK
+        found += rows
+    assert [row.step for row in found] == [row.step for row in written]

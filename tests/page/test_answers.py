@@ -139,6 +139,15 @@ def test_two_runs_have_the_same_axes_and_colours(tmp_path: Path) -> None:
     assert house.run("one", beside="no such run~0")["other"] is None
 
 
+def test_each_of_two_runs_is_told_the_colours_that_it_alone_has(tmp_path: Path) -> None:
+    record(tmp_path, "one", 120)
+    record(tmp_path, "two", 120, broken_at=100)
+    house = House(tmp_path)
+    one, two = (each["caption"] for each in house.run("one", beside=house.id("two"))["figures"] if each["key"].startswith("heat"))
+    assert "Vermilion" not in one and one.startswith("The branch/skip ratio tells")
+    assert two == "Vermilion is NaN or infinite."
+
+
 def test_an_answer_that_is_as_before_is_made_once(tmp_path: Path, at_once: None) -> None:
     _, writer = begin(tmp_path, "live")
     training = Training(sites(3))
