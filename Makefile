@@ -27,7 +27,7 @@ test: wheel ## the tests that take seconds, against the wheel
 test-slow: wheel ## the others
 	cd .venv/tested && ../bin/python -m pytest -m slow $(SHARED)
 
-test-versions: setup ## the oldest and newest Python and torch that this machine can install (docs/versions.md)
+test-versions: wheel ## the oldest and newest Python and torch that this machine can install (docs/versions.md)
 	bash .ci/versions
 
 release: setup ## checks that this commit can be released and builds what is uploaded into dist/; uploads nothing

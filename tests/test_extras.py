@@ -92,6 +92,7 @@ LACKING = {
     "assets made": "assets",
     "export told --to tensorboard": "tensorboard",
     "export told --to wandb": "wandb",
+    "agent --otlp http://127.0.0.1:9 --listen 127.0.0.1:0": "otel",
 }
 
 
@@ -112,10 +113,11 @@ def test_who_lacks_an_extra_is_told_which_in_one_sentence(base: Environment, tmp
     (tmp_path / "train.py").write_text("def make():\n    raise AssertionError\n")
     (tmp_path / "capsule.safetensors").write_bytes(b"")
     for words, extra in LACKING.items():
-        done = base.run("resmon", *words.split(), cwd=tmp_path)
+        done = base.run("resmon", *words.split(), cwd=tmp_path, RESMON_RUNTIME_DIR=str(tmp_path / "runtime"))
         assert done.returncode == 2, (words, done.stdout, done.stderr)
-        assert done.stderr.startswith("resmon: ") and done.stderr.count("\n") == 1, (words, done.stderr)
-        assert f"pip install 'resmon[{extra}]'" in done.stderr, (words, done.stderr)
+        *logged, last = done.stderr.splitlines()
+        assert last.startswith("resmon: ") and f"pip install 'resmon[{extra}]'" in last, (words, done.stderr)
+        assert len(logged) <= words.startswith("agent"), (words, logged)  # which says that it has left
     for module in ("accelerate", "lightning", "transformers"):
         done = base.run("python", "-c", f"import resmon.integrations.{module}", cwd=tmp_path)
         assert "pip install 'resmon[torch]'" in done.stderr.splitlines()[-1]
@@ -131,10 +133,13 @@ def test_everything_else_is_imported_with_what_is_declared(base: Environment, tm
     missing = {module: re.findall(r"No module named '(\w+)|resmon\[(\w+)\]", said) for module, said in lacking.items()}
     assert all(len(found) == 1 for found in missing.values()), lacking
     assert {module: "".join(found[0]) for module, found in missing.items()} == {
+        "resmon.agent.push": "requests",  # what OpenTelemetry's exporter is built on
         "resmon.assets.dashboards": "grafana_foundation_sdk",
         "resmon.capture": "torch",
         "resmon.export.tensorboard": "tensorboard",
         "resmon.export.wandb": "wandb",
+        "resmon.exporters.events": "opentelemetry",
+        "resmon.exporters.opentelemetry": "opentelemetry",
         "resmon.integrations": "torch",
         "resmon.monitor": "torch",
     }
