@@ -281,6 +281,23 @@ def _ok(url: str) -> bool:
         return False
 
 
+def test_the_page_of_versions_has_what_is_declared_and_what_is_run() -> None:
+    """The oldest that is declared was run, each Python that the package names, and all that `make test-versions` goes through."""
+    page = (ROOT / "docs" / "versions.md").read_text()
+    rows = re.findall(r"^\| (3\.\d+)[.\d]* \| ([\d.]+|none) \| (.+?) \| (.+) \|$", page, re.MULTILINE)
+    pythons = {name.rpartition(" ")[2] for name in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", name)}
+    assert pythons == {python for python, _, _, _ in rows} and f">={min(pythons)}" == PROJECT["requires-python"]
+    least = EXTRAS["torch"][0].removeprefix("torch>=")
+    assert any(f"{torch}.".startswith(f"{least}.") for _, torch, _, _ in rows)
+    script = (CHECKOUT / ".ci" / "versions").read_text()
+    tried = re.findall(r'^  "(index|debian) (\S+)(?: (\S+))?"', script, re.MULTILINE)
+    shown = {(f"Debian {what}", "") if kind == "debian" else ("index", what) for kind, what, _ in tried}
+    assert shown <= {(origin, "" if origin.startswith("Debian") else python) for python, _, origin, _ in rows}
+    makefile = (CHECKOUT / "Makefile").read_text()
+    pinned = re.search(r"^TORCH := torch==([\d.]+)$", makefile, re.MULTILINE)
+    assert pinned is not None and ("3.11", pinned[1]) in {(python, torch) for python, torch, _, _ in rows}
+
+
 # ---- type information --------------------------------------------------------------------------------------------------------
 
 USER = """
