@@ -270,6 +270,7 @@ class Attempt:
         self._gauge_ranks, self._counter_ranks = Ranks(), Ranks()
         self._waiting: dict[int, dict[int, tuple[Columns, StepRecord]]] = {}  # step -> rank -> record
         self._merged: MergedStep | None = None
+        self._together: dict[int, tuple[Columns, StepRecord]] = {}  # rank -> record, of the step that is merged
         self._maxima = Maxima(MAXIMA, MAXIMUM_WINDOW)
         self._budget = Budget(max_series)
         self._said: Fit = "whole"
@@ -480,10 +481,16 @@ class Attempt:
         if len(self._waiting) - len(ready) > WAITING:
             ready = sorted(self._waiting)[:-WAITING]
         for step in ready:
-            records = [record for _, record in sorted(self._waiting.pop(step).items())]
-            if self._merged is None or step > self._merged.step:
-                merged = self._merged = self._gauge_ranks.step(records, self.info.local_world_size or 1)
+            records = self._waiting.pop(step)
+            newest = -1 if self._merged is None else self._merged.step
+            if step == newest:  # a rank whose folder was found when the others had got here already
+                records = self._together | records
+            if step >= newest:
+                self._together = records
+                in_order = [record for _, record in sorted(records.items())]
+                merged = self._merged = self._gauge_ranks.step(in_order, self.info.local_world_size or 1)
                 self._maxima.push(merged.time, merged.sites, merged.gauges)
+            if step > newest:
                 self._claim()
                 sites = self._counter_ranks.union([columns.sites for columns, _ in self._newest()])
                 # A bookmark knows findings of steps that are read again; what is shown must not depend on that.

@@ -32,8 +32,11 @@ def prometheus(house: House, tmp_path: Path) -> Iterator[Server]:
 
 def newest(house: House, run_folder: str) -> tuple[Follower, StepRecord]:
     follower = Follower(house.runs / run_folder / "attempt-0001" / "rank-00000")
-    records = [item for item in follower.poll(100_000) if isinstance(item, StepRecord)]
-    return follower, records[-1]
+    record = None
+    while items := follower.poll():
+        record = next((item for item in reversed(items) if isinstance(item, StepRecord)), record)
+    assert record is not None
+    return follower, record
 
 
 def test_per_block_series_move_equal_the_flight_and_go_stale(house: House, prometheus: Server, port: int) -> None:
@@ -66,7 +69,7 @@ def test_per_block_series_move_equal_the_flight_and_go_stale(house: House, prome
     assert counts == dict(zip(sorted(names), record.magnitude_buckets[:, :-1].sum(axis=1), strict=True))
     assert prometheus.by_block(f"histogram_quantile(0.5, resmon_block_activation_magnitude_bucket{series})").keys() == names
     for metric in CATALOGUE:
-        if metric.kind != "gauge":
+        if metric.kind != "gauge" and metric.name != "resmon_agent_otlp_dropped_total":  # which an agent has that pushes
             name = metric.name if metric.kind == "counter" else f"{metric.name}_bucket"
             assert prometheus.by_block(f"max(resets({name}[2m]))") == {"": 0.0}, name
 
@@ -138,7 +141,7 @@ def test_a_thousand_blocks_within_the_budget(house: House, prometheus: Server, p
     ever = prometheus.by_block("count_over_time(resmon_block_skip_rms[10m])")
     assert len(ever) <= len(stages) + len(named) + 5
     for metric in CATALOGUE:
-        if metric.kind != "gauge":
+        if metric.kind != "gauge" and metric.name != "resmon_agent_otlp_dropped_total":  # which an agent has that pushes
             name = metric.name if metric.kind == "counter" else f"{metric.name}_bucket"
             assert prometheus.by_block(f"max(resets({name}[10m]))") == {"": 0.0}, name
     assert prometheus.by_block("up") == {"": 1.0}

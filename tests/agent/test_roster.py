@@ -281,6 +281,26 @@ def test_gauges_are_of_one_step_and_counters_of_each_ranks_newest(roster: Roster
     assert only(poll(roster)).outcome == "killed"
 
 
+@pytest.mark.parametrize("over", [True, False])
+def test_a_rank_that_is_found_late_is_merged_with_the_others_newest_step(over: bool, roster: Roster, runs: Path) -> None:
+    """A short training is through before the agent has seen that it has a second rank."""
+    first = Writer(runs, rank=0, world_size=2)
+    newest = [first.step() for _ in range(3)][-1]
+    if over:
+        first.end()
+    poll(roster)
+    second = Writer(runs, rank=1, world_size=2)
+    also = [second.step() for _ in range(3)][-1]
+    if over:
+        second.end()
+    run = only(poll(roster))
+    assert gauge(run, "gradient_norm") == pytest.approx(np.sqrt(newest.blocks[3] + also.blocks[3]).tolist())
+    if not over:
+        both = first.step(), second.step()
+        run = only(poll(roster))
+        assert gauge(run, "gradient_norm") == pytest.approx(np.sqrt(both[0].blocks[3] + both[1].blocks[3]).tolist())
+
+
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_the_worst_outcome_of_the_ranks_counts_once(outcome: Outcome, roster: Roster, runs: Path) -> None:
     writers = [Writer(runs, rank=rank, world_size=3) for rank in range(3)]
