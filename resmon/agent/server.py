@@ -1,7 +1,7 @@
 """The agent at work: a thread that reads flights once a second, and the few pages that it answers.
 
-Requests change nothing; what stands before all pages is the door (door.py). They share one lock with the reader, but for health and
-readiness, which must answer while a long flight is read.
+Requests change nothing; what stands before all pages is the door (access/door.py). They share one lock with the reader, but for
+health and readiness, which must answer while a long flight is read.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TIDY = 60.0
 HEALTHY = 60.0
 # So long after the page's last question somebody looks at it still.
 LOOKED_AT = 30.0
-CONNECTIONS = 256  # beyond it, 503; beyond what the listener takes (listener.py), nothing
+CONNECTIONS = 256  # beyond it, 503; beyond what the listener takes (access/listener.py), nothing
 HANDSHAKE = 10.0  # seconds for that of TLS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

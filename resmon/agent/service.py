@@ -40,8 +40,8 @@ def main(
     `linger` is how many seconds the series of a run stay after its end if nobody scrapes them, and the agent after its start if
     nobody comes. A run exports at most `max_series` series (exporters/budget.py). After SIGTERM it stays for `grace` seconds
     at most, until runs have ended and their last values were scraped. `web_config` says who may read, and how it is encrypted
-    (web_config.py); `served_names` are names that requests may be for besides the agent's own (door.py); `directories` are folders
-    of runs for the page to list. To `otlp`, the address of an OTLP receiver, it pushes every `otlp_interval` seconds (push.py).
+    (access/web_config.py); `served_names` are names that requests may be for besides the agent's own (access/door.py);
+    `directories` are folders of runs for the page to list. To `otlp`, the address of an OTLP receiver, it pushes every `otlp_interval` seconds (push.py).
     Raises AgentError where the runtime folder or the address cannot be used, ConfigurationError where the web configuration cannot
     or what pushing needs is not installed.
     """
