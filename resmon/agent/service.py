@@ -38,12 +38,12 @@ def main(
     """Serve until nothing is left to follow, or a signal. Returns at once where another agent serves already.
 
     `linger` is how many seconds the series of a run stay after its end if nobody scrapes them, and the agent after its start if
-    nobody comes. A run exports at most `max_series` series (exporters/budget.py). After SIGTERM it stays for `grace` seconds
-    at most, until runs have ended and their last values were scraped. `web_config` says who may read, and how it is encrypted
+    nobody comes. A run exports at most `max_series` series (exporters/budget.py). After SIGTERM it stays for `grace` seconds at
+    most, until runs have ended and their last values were scraped. `web_config` says who may read, and how it is encrypted
     (access/web_config.py); `served_names` are names that requests may be for besides the agent's own (access/door.py);
-    `directories` are folders of runs for the page to list. To `otlp`, the address of an OTLP receiver, it pushes every `otlp_interval` seconds (push.py).
-    Raises AgentError where the runtime folder or the address cannot be used, ConfigurationError where the web configuration cannot
-    or what pushing needs is not installed.
+    `directories` are folders of runs for the page to list. To `otlp`, the address of an OTLP receiver, it pushes every
+    `otlp_interval` seconds (push.py). Raises AgentError where the runtime folder or the address cannot be used, ConfigurationError
+    where the web configuration cannot or what pushing needs is not installed.
     """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     heap.keep_small()
