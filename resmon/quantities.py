@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers, and texts of anybody's, as people read them."""
 
 from __future__ import annotations
 
@@ -76,6 +76,11 @@ def moment(unix: float) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(unix)) + " UTC"
     except (ValueError, OverflowError, OSError):
         return "an unknown time"
+
+
+def printable(text: str) -> str:
+    """A text as it is, or escaped where it would steer the terminal that it is shown in."""
+    return text if text.isprintable() else ascii(text)
 
 
 def count(number_: int, noun: str, plural: str = "") -> str:

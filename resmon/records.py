@@ -386,10 +386,10 @@ class RunInfo:
     git_commit: str | None = None
     seed: int | None = None
     local_world_size: int | None = None  # how many of the ranks run on this machine, where the launcher says so
-    targets: tuple[str, ...] = ()  # what the run is to reach, as resmon.targets prints it
+    targets: tuple[str, ...] = ()  # what the run is to reach, as resmon.scores.targets prints it
     stall_after: float = 300.0  # seconds without a step from which on it may be called stalled; 0 for never
     # The folder of the control group that its memory counts in, and what the kernel had killed for want of memory when the run
-    # began (resmon.kills): in that group, and on the machine.
+    # began (resmon.memory.kills): in that group, and on the machine.
     memory_group: str | None = None
     group_kills: int | None = None
     machine_kills: int | None = None

@@ -23,17 +23,19 @@ from rich.console import Console
 from resmon import __version__
 from resmon.agent import runtime
 from resmon.agent.runtime import Seat
-from resmon.cli import VERBS, _age, main
-from resmon.demo import _command
+from resmon.cli import VERBS, main
+from resmon.commands.ls import _age
+from resmon.commands.runs import find_run
 from resmon.errors import FlightError
 from resmon.flight.layout import boot_id, claim
+from resmon.flight.summary import summaries
 from resmon.flight.writer import FlightWriter
 from resmon.page.address import address
 from resmon.records import BLOCK_VALUES, Incident, RunEnd, ScalarRecord
 from resmon.settings import Settings
-from resmon.summary import summaries
-from resmon.tail import Tail, find_run, page_of
-from resmon.terminal import frame
+from resmon.terminal.demo import _command
+from resmon.terminal.tail import Tail, page_of
+from resmon.terminal.view import frame
 from tests.synthetic import Training, info, sites
 
 ROOT = Path(__file__).parent.parent

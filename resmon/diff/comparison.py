@@ -27,9 +27,9 @@ from resmon.diff.divergence import Divergence, diverge, steps_to_look_at
 from resmon.diff.effects import SIGNIFICANCE, Effect, benjamini_hochberg, effect, holm, noise
 from resmon.diff.runs import Run, Series, read_blocks, read_run
 from resmon.diff.structure import Structure, compare_structure
-from resmon.directions import Direction, direction
 from resmon.errors import FlightError
 from resmon.records import PHASES, Floats, Ints
+from resmon.scores.directions import Direction, direction
 from resmon.statistics import STATISTICS
 
 Group = Literal["scores", "speed", "memory", "gradients", "blocks"]

@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from resmon.monitor import Monitor, is_watched
+from resmon.monitor.watch import Monitor, is_watched
 
 log = logging.getLogger("resmon")
 

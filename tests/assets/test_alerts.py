@@ -14,12 +14,12 @@ import promql_parser
 import pytest
 import yaml
 
-from resmon import handbook
 from resmon.assets.findings import TOLD
 from resmon.assets.machines import MERGED
 from resmon.assets.runs import NUMBERS, RUN_ALERTS
 from resmon.catalogue import BY_NAME, CATALOGUE
 from resmon.detectors import DETECTORS
+from resmon.handbook import pages as handbook
 from resmon.records import INCIDENT_KINDS, OUTCOMES
 from resmon.rules import metrics, nit
 from tests.programs import program

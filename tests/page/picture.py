@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 from resmon.agent import runtime
-from resmon.demo import TOO_HIGH, TOO_HIGH_STEPS
 from resmon.page.address import address
+from resmon.terminal.demo import TOO_HIGH, TOO_HIGH_STEPS
 from tests.browser import Page
 from tests.ports import free_port
 
