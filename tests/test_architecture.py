@@ -18,7 +18,7 @@ from resmon.catalogue import CATALOGUE
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "resmon"
 
-GROUND = {"records", "catalogue", "statistics", "settings", "scores", "memory", "quantities", "errors", "rules"}
+GROUND = {"records", "catalogue", "statistics", "settings", "scores", "memory", "quantities", "errors", "rules", "interpreter"}
 ROOMS = {"capture", "flight", "detectors", "exporters", "servers"}
 HOUSE = {
     "access",

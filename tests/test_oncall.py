@@ -34,6 +34,7 @@ CHANGING = ((ID, "ID"), (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"), "TIM
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of this page alone: it lists all silences that there are."""
     with running(tmp_path_factory.mktemp("alertmanager")) as started:
         yield started
 

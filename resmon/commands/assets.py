@@ -29,11 +29,7 @@ def assets(
     """Write rules and their unit tests for Prometheus and dashboards for Grafana, from resmon's own tables."""
     from resmon.assets import FOLDERS, Links, differing, write
 
-    for option, url in (("--runbooks", runbooks), ("--dashboards", dashboards)):
-        if url is not None and not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"{option} {url!r} is no address; it begins with http:// or https://.")
-    given = {"runbooks": runbooks, "dashboards": dashboards}
-    links = Links(**{name: url.rstrip("/") for name, url in given.items() if url is not None})
+    links = Links.of(runbooks, dashboards)
     folders = FOLDERS if only is None else (only,)
     if check:
         stale = differing(folder, links, folders)

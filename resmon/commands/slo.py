@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from resmon.errors import ConfigurationError
-
 USUAL = "http://127.0.0.1:9090"  # where Prometheus listens unless it is told otherwise
 NEARLY_GONE = 0.25  # of a budget
 
@@ -40,12 +38,7 @@ def generate(
     from resmon.objectives import generation
     from resmon.objectives.rules import Addresses
 
-    for option, url in (("--runbooks", runbooks), ("--dashboards", dashboards)):
-        if url is not None and not url.startswith(("http://", "https://")):
-            raise ConfigurationError(f"{option} {url!r} is no address; it begins with http:// or https://.")
-    usual = Addresses()
-    addresses = Addresses(runbooks or usual.runbooks, dashboards or usual.dashboards)
-    made = generation.make(specs, policy, period, addresses)
+    made = generation.make(specs, policy, period, Addresses.of(runbooks, dashboards))
     console = Console(soft_wrap=True)
     for remark in made.remarks:
         Console(stderr=True, soft_wrap=True).print(Text(remark, style="yellow"))

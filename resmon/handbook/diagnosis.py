@@ -6,11 +6,9 @@ run; filled in, they are escaped for where they stand, since the names in a run 
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -20,6 +18,7 @@ from resmon.flight.endings import of_attempt
 from resmon.flight.frames import Flight
 from resmon.flight.incidents import last_checkpoint
 from resmon.handbook.pages import COMMAND, Runbook, names
+from resmon.interpreter import printed
 from resmon.records import Finding, Incident
 from resmon.terminal.tail import Tail
 
@@ -115,17 +114,7 @@ def run(command: str, known: Mapping[str, str], width: int = 80) -> tuple[str, s
     if words[0] != "resmon":
         raise ConfigurationError(f"{command!r} is no command of resmon's, and is not run.")
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "resmon", *words[1:]],
-            env=os.environ | {"COLUMNS": str(width)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE,
-            check=False,
-        )
+        done = printed(*words[1:], columns=width, seconds=PATIENCE)
     except subprocess.TimeoutExpired:
         return shlex.join(words), f"(it took longer than {PATIENCE:.0f} seconds and was ended)\n", 124
     return shlex.join(words), done.stdout, done.returncode

@@ -16,11 +16,10 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import resmon
+from resmon import interpreter
 
 log = logging.getLogger("resmon")
 
@@ -182,15 +181,9 @@ class Window:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    environment = os.environ | _CHANGES
-    package = Path(resmon.__file__).absolute().parent.parent
-    if package.name not in ("site-packages", "dist-packages"):  # a source tree that may be importable from its own folder only
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
-    if not sys.executable:
-        raise OSError("this interpreter does not know its own executable")
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "resmon.servers.alertmanager.keeper"],
-        env=environment,
+        interpreter.program("resmon.servers.alertmanager.keeper"),
+        env=os.environ | _CHANGES | interpreter.finding(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
