@@ -9,6 +9,9 @@ from pathlib import Path
 
 import resmon
 
+# By these a user has what is no terminal taken for one; what is printed here is read by a program or put into a page.
+FORCING = ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE")
+
 
 def program(module: str, *arguments: str) -> list[str]:
     """What starts a module of resmon's. Raises OSError where this interpreter could not start anything."""
@@ -27,10 +30,11 @@ def finding() -> dict[str, str]:
 
 
 def printed(*arguments: str, columns: int, seconds: float) -> subprocess.CompletedProcess[str]:
-    """What the command `resmon` prints, errors and all. Raises subprocess.TimeoutExpired where it takes longer."""
+    """What the command `resmon` prints, errors and all, without colours. Raises subprocess.TimeoutExpired where it takes longer."""
+    environment = {name: value for name, value in os.environ.items() if name not in FORCING}
     return subprocess.run(
         program("resmon", *arguments),
-        env=os.environ | finding() | {"NO_COLOR": "1", "COLUMNS": str(columns)},
+        env=environment | finding() | {"NO_COLOR": "1", "COLUMNS": str(columns)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
