@@ -79,8 +79,8 @@ def moment(unix: float) -> str:
 
 
 def printable(text: str) -> str:
-    """A text as it is, or escaped where it would steer the terminal that it is shown in."""
-    return text if text.isprintable() else ascii(text)
+    """A text in one line, of which what would steer a terminal is escaped: names and messages may be anybody's."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def count(number_: int, noun: str, plural: str = "") -> str:

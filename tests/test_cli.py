@@ -273,7 +273,7 @@ def test_ls_and_tail_show_what_broke(tmp_path: Path) -> None:
     )
     writer.end(RunEnd("nonfinite", time.time(), 129, "NaN"))
     listed = resmon("ls", str(tmp_path), cwd=tmp_path).stdout
-    assert "✖ broken: 'h.1 made \\x1b[31mNaN'" in listed
+    assert "✖ broken: h.1 made \\x1b[31mNaN" in listed
     shown = resmon("tail", "broken", "-d", str(tmp_path), cwd=tmp_path).stdout
     assert "✖ nonfinite in block h.1: " in shown and "Look at its exp." in shown and "\x1b" not in shown
     assert "Before it: Block h.1's gradient norm left its usual range" in shown and "since step 120, 9 steps before" in shown
@@ -453,7 +453,7 @@ def test_settings_of_a_stranger_do_not_steer_the_terminal(tmp_path: Path) -> Non
     result = resmon("settings", cwd=tmp_path)
     assert result.returncode == 2
     assert "\x1b" not in result.stdout + result.stderr
-    assert r"'\x1b[31mred" in result.stdout and r"'\x1b[2J': there is no such setting" in result.stderr
+    assert r"\x1b[31mred" in result.stdout and r"\x1b[2J: there is no such setting" in result.stderr
 
 
 def test_settings_takes_names_and_values(tmp_path: Path) -> None:

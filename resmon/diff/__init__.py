@@ -6,5 +6,7 @@ two kinds differ where their levels lie further apart than the spread between ru
 run are no repetitions of each other, so one run of each kind shows a difference and never a cause. What is better, less or more,
 stands in resmon.scores.directions; report.py says it all in a terminal or as JSON.
 
+A run is also compared with what its blocks put out while it was well, kept in a file: baseline.py.
+
 pandas and scipy are used here, on demand; no training process comes here.
 """

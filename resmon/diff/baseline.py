@@ -2,7 +2,7 @@
 
 A baseline holds, for each block, the histogram of |y| over a stretch of steps and the medians of its statistics. It is JSON, small
 enough to be kept beside the code, and is validated when it is read: nothing in it is run. A comparison gives the distances of
-resmon.detectors.distances and how likely so much is by chance.
+detectors/distances.py and how likely so much is by chance.
 
 Samples within a step, and steps in a row, are not independent, so that counts say too much. Each side therefore keeps its design
 effect (Kish 1965): X^2 of the homogeneity of its parts, over its degrees of freedom, which is 1 where samples are independent. The
@@ -27,11 +27,12 @@ from resmon import __version__
 from resmon.detectors import distances
 from resmon.detectors.drift import in_order
 from resmon.detectors.window import Window, Windows
+from resmon.diff.effects import benjamini_hochberg
 from resmon.errors import ConfigurationError
 from resmon.flight import incidents, layout
 from resmon.flight.reader import Follower
 from resmon.quantities import count, number
-from resmon.records import MAGNITUDE_EDGES, MAGNITUDE_NONFINITE, Columns, Floats, Ints, StepRecord
+from resmon.records import MAGNITUDE_EDGES, MAGNITUDE_NONFINITE, Columns, Ints, StepRecord
 
 FORMAT: Literal["resmon-baseline"] = "resmon-baseline"
 VERSION = 1
@@ -199,15 +200,6 @@ def compare(run: Baseline, baseline: Baseline, alpha: float = ALPHA, shift: floa
         rows.append(Row(**(asdict(row) | {"q": q, "verdict": verdict})))
     missing = sorted(name for _, name in ours.keys() ^ theirs.keys())
     return Comparison(run.run, baseline.run, (run.first_step, run.last_step), rows, missing)
-
-
-def benjamini_hochberg(p: Floats) -> Floats:
-    """Of each p the smallest false-discovery rate at which it is a discovery."""
-    order = np.argsort(p)
-    scaled = p[order] * len(p) / np.arange(1, len(p) + 1)
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1.0)
-    return adjusted
 
 
 def sentence(comparison: Comparison) -> str:

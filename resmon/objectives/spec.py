@@ -32,10 +32,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from resmon.errors import ConfigurationError
-from resmon.objectives.document import Document, Keys, Nit, nearest, read, refused
+from resmon.errors import ConfigurationError, nearest
 from resmon.objectives.query import Query
 from resmon.objectives.windows import SEVERITIES, Severity, Windows
+from resmon.settings.document import Document, Keys, Nit, read, refused
 
 VERSION = "prometheus/v1"
 MINIMUM_EVENTS = 10

@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from resmon.quantities import size
+from resmon.quantities import printable, size
 
 if TYPE_CHECKING:
     from resmon.capture.check import Fault, Report
@@ -32,7 +32,7 @@ def is_good(report: Report, strict: bool) -> bool:
 def render(report: Report, kinds: Sequence[str]) -> RenderableType:
     """For people."""
     given = f", given {', '.join(report.inputs)}" if report.inputs else ""
-    parts: list[RenderableType] = [Text(_printable(f"{report.model}{given}; made {report.made}"), style="dim")]
+    parts: list[RenderableType] = [Text(printable(f"{report.model}{given}; made {report.made}"), style="dim")]
     if report.requisites is not None:
         parts += [_memory(report.requisites), Text("")]
     parts += [_fault(fault) for fault in report.faults]
@@ -110,7 +110,7 @@ def _memory(requisites: Requisites) -> Table:
     blocks = [share for share in requisites.shares if share.name]
     shown = sorted(blocks, key=lambda share: -share.total)[:MOST_BLOCKS] if len(blocks) > MOST_BLOCKS else blocks
     for share in shown:
-        _row(table, _printable(share.name), share, whole)
+        _row(table, printable(share.name), share, whole)
     if rest := [share for share in blocks if share not in shown]:
         _row(table, f"{len(rest):,} more blocks", _sum(rest), whole, style="dim")
     for share in requisites.shares:
@@ -136,10 +136,10 @@ def _fault(fault: Fault) -> Text:
     sign, style = _SIGNS[fault.level]
     said = Text.assemble((f"{sign} ", style), (f"{fault.kind}", style))
     if place := fault.block or fault.module:
-        said.append(f" {_printable(place)}", style="bold")
-    said.append(f": {_printable(fault.says)}\n")
+        said.append(f" {printable(place)}", style="bold")
+    said.append(f": {printable(fault.says)}\n")
     for line in filter(None, (fault.do, fault.line)):
-        said.append(f"  {_printable(line)}\n", style="" if line == fault.do else "dim")
+        said.append(f"  {printable(line)}\n", style="" if line == fault.do else "dim")
     return said
 
 
@@ -154,7 +154,7 @@ def _summary(report: Report, kinds: Sequence[str]) -> Text:
     if passed:
         said.append(f"\npassed: {', '.join(passed)}", style="green")
     for kind, reason in skipped.items():
-        said.append(f"\nnot checked: {kind}: {_printable(reason)}", style="yellow")
+        said.append(f"\nnot checked: {kind}: {printable(reason)}", style="yellow")
     for level, count in counts.items():
         if count:
             said.append(f"\n{count:,} {level}{'' if count == 1 else 's'}", style=_SIGNS[level][1])
@@ -163,10 +163,6 @@ def _summary(report: Report, kinds: Sequence[str]) -> Text:
 
 def _bytes(share: dict[str, Any] | None) -> dict[str, int] | None:
     return None if share is None else {name: size for name, size in share.items() if name != "name"}
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def _xml(text: str) -> str:

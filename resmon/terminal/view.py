@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
+from resmon.quantities import printable
 from resmon.records import (
     BLOCK_COUNTS,
     Bools,
@@ -185,10 +186,10 @@ def frame(view: View, width: int = 100, height: int | None = None, now: float | 
 
 def _title(view: View, now: float) -> RenderableType:
     line = Text(overflow="ellipsis", no_wrap=True)
-    line.append(_printable(view.run), style="bold")
+    line.append(printable(view.run), style="bold")
     if view.info is not None:
         line.append(f"  attempt {view.info.attempt}")
-        line.append("  " + ", ".join(map(_printable, view.info.models.values())), style="dim")
+        line.append("  " + ", ".join(map(printable, view.info.models.values())), style="dim")
         if view.info.world_size > 1:
             line.append(f"  {view.info.world_size} ranks", style="dim")
     started = view.info.started if view.info else now
@@ -234,7 +235,7 @@ def _figures(view: View, width: int) -> RenderableType:
             ("learning rate", _number(view.record.run_value("learning_rate"))),
             ("gradient", _number(view.merged.gradient_norm)),
         ]
-    figures += [(_printable(name), _number(value)) for name, value in view.scalars.items() if name != "loss"]
+    figures += [(printable(name), _number(value)) for name, value in view.scalars.items() if name != "loss"]
     line = Text(no_wrap=True, overflow="ellipsis")
     for name, value in figures:
         if line.cell_len + len(name) + len(value) + 4 > width - 4:
@@ -274,7 +275,7 @@ def _blocks(view: View, width: int, room: int) -> RenderableType:
             for name in ("branch_skip_ratio", "skip_rms", "branch_rms", "gradient_norm")
         )
         table.add_row(
-            Text(_printable(f"{site.model}:{site.name}" if several else site.name), style="bold red" if view.nonfinite[i] else ""),
+            Text(printable(f"{site.model}:{site.name}" if several else site.name), style="bold red" if view.nonfinite[i] else ""),
             Text(_number(ratio), style=style),
             Text(_bar(ratio, bar), style=style),
             _number(skip),
@@ -320,8 +321,8 @@ def _finding(finding: Finding) -> RenderableType:
     text = Text(style="red" if finding.state != "closed" else "dim red")
     text.append(f"✖ {finding.kind}", style="bold")
     if finding.block:
-        text.append(" in block ").append(_printable(finding.block), style="bold")
-    text.append(f" at step {finding.opened_step:,}: {_printable(finding.summary)}")
+        text.append(" in block ").append(printable(finding.block), style="bold")
+    text.append(f" at step {finding.opened_step:,}: {printable(finding.summary)}")
     return text
 
 
@@ -330,14 +331,14 @@ def _incident(incident: Incident, view: View) -> RenderableType:
     text = Text(style="red")
     text.append(f"✖ {incident.kind}", style="bold")
     if incident.block:
-        text.append(" in block ").append(_printable(incident.block), style="bold")
+        text.append(" in block ").append(printable(incident.block), style="bold")
     text.append(f" on rank {incident.rank}" if several else "")
-    text.append(f": {_printable(incident.summary)}")
+    text.append(f": {printable(incident.summary)}")
     if incident.checkpoint:
         step = "" if incident.checkpoint_step is None else f", of step {incident.checkpoint_step:,}"
-        text.append(f" The last checkpoint before: {_printable(incident.checkpoint)}{step}.")
+        text.append(f" The last checkpoint before: {printable(incident.checkpoint)}{step}.")
     if incident.advice:
-        text.append(f" {_printable(incident.advice)}", style="default")
+        text.append(f" {printable(incident.advice)}", style="default")
     return text
 
 
@@ -410,8 +411,3 @@ def _number(value: float | None) -> str:
 def _duration(seconds: float) -> str:
     seconds = max(0, int(seconds))
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def _printable(text: str) -> str:
-    """Names come from files that anybody may have written: no control character of theirs reaches the terminal."""
-    return "".join(c if c.isprintable() else "�" for c in text)

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from typer.testing import CliRunner
 
 from resmon.cli import application
 from resmon.diff import baseline
-from resmon.diff.baseline import BINS, Baseline, Block, benjamini_hochberg, compare, design_effect
+from resmon.diff.baseline import BINS, Baseline, Block, compare, design_effect
 from resmon.errors import ConfigurationError
 from resmon.records import MAGNITUDE_EDGES, Floats, Ints
 from tests.failing import Training, normed
@@ -51,11 +50,6 @@ def of(*blocks: Block, run: str = "run") -> Baseline:
         edges=MAGNITUDE_EDGES.tolist(),
         blocks=list(blocks),
     )
-
-
-def test_the_rate_of_false_discoveries_is_benjamini_and_hochbergs() -> None:
-    p = np.random.default_rng(0).uniform(0, 1, 50) ** 3
-    assert benjamini_hochberg(p) == pytest.approx(stats.false_discovery_control(p), rel=1e-12)
 
 
 @pytest.mark.parametrize("spread", [None, 400.0])

@@ -250,7 +250,7 @@ def test_a_key_of_the_file_is_told_with_its_line(statements: list[tuple[str, str
         (f"budget = {'1' * 5000}", {}, {}, ["resmon.toml, line 1: this is no TOML: Exceeds the limit"]),
         (f"include = {'[' * 5000}", {}, {}, ["resmon.toml, line 1: this is no TOML: "]),
         (b"run = 'a'\nmodel_name = '\xff'", {}, {}, ["resmon.toml, line 2: this is not UTF-8"]),
-        ('"\\u001b[31m" = 1', {}, {}, ["resmon.toml, line 1, '\\x1b[31m': there is no such setting"]),
+        ('"\\u001b[31m" = 1', {}, {}, ["resmon.toml, line 1, \\x1b[31m: there is no such setting"]),
         (None, {"run": "\x1b" * 90}, {}, []),
         (None, {"listen": "\x1b" * 90}, {}, ["argument listen: must be HOST:PORT, such as 127.0.0.1:9699 (got '\\x1b\\x1b"]),
         (None, {"listen": "host:65536"}, {}, ["argument listen: must be HOST:PORT"]),

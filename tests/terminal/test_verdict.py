@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -38,9 +40,11 @@ EVIL = "a<b>&\"'\x1b[31m\x00]]>‮"
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A folder with models; imports of it are forgotten afterwards, for other tests call theirs the same."""
     (tmp_path / "mymodels.py").write_text(MODELS)
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("mymodels", None)
 
 
 def report(*faults: Fault, skipped: tuple[Any, ...] = (), blocks: int = 2, name: str = "h") -> Report:

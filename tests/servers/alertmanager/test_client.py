@@ -517,7 +517,7 @@ PROMETHEUS = {"status": "success", "data": []}
         (404, b"404 page not found", r"has no /api/v2/silences \(status 404: 404 page not found\)"),
         (403, b"<html>", r"refused a request without a name \(status 403\)"),
         (400, b"Client sent an HTTP request to an HTTPS server.\n", "speaks TLS. Write https://"),
-        (418, {"message": "\x1b[31mI am a teapot"}, r"answered with status 418: '\\x1b\[31mI am a teapot'"),
+        (418, {"message": "\x1b[31mI am a teapot"}, r"answered with status 418: \\x1b\[31mI am a teapot"),
         (500, "x" * 10_000, r"answered with status 500: x{499}…\."),
     ],
 )

@@ -7,9 +7,8 @@ object. Every value comes as the text that stands in the file, a list, a mapping
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,13 +59,6 @@ class Document:
 def dotted(keys: Keys) -> str:
     """slos[0].name"""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).removeprefix(".")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """What may have been meant, as the end of a sentence."""
-    names = sorted(names)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; the nearest is {near[0]}" if near else f"; there are {', '.join(names)}"
 
 
 def refused(what: str, nits: list[Nit]) -> ConfigurationError:

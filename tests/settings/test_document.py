@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resmon.errors import ConfigurationError
-from resmon.objectives.document import DEEPEST, LARGEST, dotted, nearest, parse, read
+from resmon.settings.document import DEEPEST, LARGEST, dotted, parse, read
 
 TEXT = """\
 a: 1
@@ -108,8 +108,3 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         pass
     else:
         assert all(document.line_of(()) >= 1 for document in documents)
-
-
-def test_the_nearest_is_named() -> None:
-    assert nearest("objectiv", ["objective", "name"]) == "; the nearest is objective"
-    assert nearest("x", ["b", "a"]) == "; there are a, b"
