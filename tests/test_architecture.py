@@ -1,4 +1,4 @@
-"""The house as DESIGN.md, section 1, draws it: imports point one way, and nothing happens at import."""
+"""The house as CONTRIBUTING.md draws it: imports point one way, and nothing happens at import."""
 
 from __future__ import annotations
 
@@ -237,6 +237,15 @@ def test_every_metric_is_documented_and_no_other() -> None:
         assert f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.help} |\n" in page
     documented = re.findall(r"`(resmon_\w+)[`{]", page + (ROOT / "README.md").read_text())
     assert set(documented) == {metric.name for metric in CATALOGUE}
+
+
+def test_the_documents_that_code_names_are_there() -> None:
+    """A page of ours by its whole name; what is named in the middle of a word, a path or an address is somebody else's."""
+    there = {path.name for folder in (ROOT, ROOT / "docs", ROOT / "benchmarks") for path in folder.glob("*.md")}
+    files = [path for folder in ("resmon", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    named = {(name, path.name) for path in files for name in re.findall(r"(?<![\w/.<-])[A-Z]{3,}\.md\b", path.read_text())}
+    assert {name for name, _ in named} >= {"README.md", "CONTRIBUTING.md"}
+    assert sorted(each for each in named if each[0] not in there) == []
 
 
 def test_no_module_hides_what_the_package_gives() -> None:

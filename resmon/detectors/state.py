@@ -1,8 +1,8 @@
 """The state of detectors as JSON, and back.
 
 State is whatever a detector's attributes hold: None, numbers, texts, tuples, lists, sets, dicts, deques, arrays, and objects of
-classes that are known to the reader. Each object is written once, after those that it holds, and named by its number, so that what
-was one object is one again. Reading runs no code of what is read: classes are looked up among those that are imported already, and
+classes that are known to the reader. Each object is written once, after those that it holds, and named by its number; so an
+object that two others share is shared again. Reading runs no code: classes are looked up among those that are imported already, and
 only in resmon.detectors, resmon.records, resmon.scores and the module of the detector itself. What does not fit raises StateError.
 """
 

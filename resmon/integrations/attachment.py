@@ -144,7 +144,7 @@ class Attachment:
     def _safely(self, do: Callable[..., None], *arguments: Any) -> None:
         try:
             do(*arguments)
-        except Exception as error:  # noqa: BLE001 - law 1: the training goes on, unwatched
+        except Exception as error:  # noqa: BLE001 - the training goes on, unwatched
             log.warning("resmon: the training is not watched: %s", error)
             self.leave()
 

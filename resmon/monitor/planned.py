@@ -86,7 +86,7 @@ class Window:
                 labels["run"] = run
             arguments = (labels, time.monotonic())
             threading.Thread(target=self._keep, args=arguments, name="resmon-maintenance", daemon=True).start()
-        except Exception as error:  # noqa: BLE001 - law 1
+        except Exception as error:  # noqa: BLE001 - the training goes on
             _warn("begun", f"the planned window could not be begun: {error!r}")
         return self
 
@@ -143,7 +143,7 @@ class Window:
                 _warn("keeper", f"the process that keeps a planned window's silence ended ({why}); {then}")
         except ResmonError as error:
             _warn("refused", f"a planned window is not silenced: {error}")
-        except Exception as error:  # noqa: BLE001 - law 1
+        except Exception as error:  # noqa: BLE001 - the training goes on
             _warn("kept", f"a planned window is not silenced: {error!r}")
 
     def _plan(self, labels: Mapping[str, str], began: float) -> bytes | None:

@@ -247,7 +247,7 @@ class Monitor:
             from resmon.portrait.flight import bundle
 
             return bundle(self._flight.attempt)
-        except Exception as error:  # noqa: BLE001 - law 1
+        except Exception as error:  # noqa: BLE001 - the training goes on
             return {"text/plain": f"resmon: the run in {self.directory} cannot be shown: {error!r}"}
 
     def _is_open(self) -> bool:
@@ -274,7 +274,7 @@ class Monitor:
                 incident = self._session.failed(error) if trains else None
                 kind = incident.kind if incident else "failed"
                 self._thread_error = f"{said(error)} in thread {name}", kind, trains, self._session.last_step
-        except Exception as own:  # noqa: BLE001 - law 1
+        except Exception as own:  # noqa: BLE001 - the training goes on
             self._warn("an exception of a thread was not noted", repr(own))
         finally:
             self._thread_hook(args)
@@ -287,7 +287,7 @@ class Monitor:
         try:
             if self._is_open() and (self._session.last_step != self._cell or self._session.is_under_way):
                 self._session.failed(error)
-        except Exception as own:  # noqa: BLE001 - law 1
+        except Exception as own:  # noqa: BLE001 - the training goes on
             self._warn("an exception of a cell was not noted", repr(own))
 
     def _end(self, error: BaseException | None, exiting: bool = False) -> None:

@@ -261,7 +261,7 @@ def alert_name(name: str) -> str:
     return "ResmonSlo" + "".join(part[:1].upper() + part[1:] for part in re.split(r"[-_.]+", name))
 
 
-# What the file may say. Values come as text (resmon/objectives/document.py).
+# What the file may say. Values come as text (resmon/settings/document.py).
 
 
 def _wrong(message: str) -> PydanticCustomError:

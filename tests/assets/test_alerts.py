@@ -240,8 +240,8 @@ def test_numbers_that_are_no_detectors_have_their_reason() -> None:
         assert set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", bare)) <= allowed | {"0"}, alert
 
 
-def test_laws_hold_over_what_is_merged() -> None:
-    """An average of ratios is no ratio, and a sum of norms no norm (law 3)."""
+def test_what_is_merged_is_right() -> None:
+    """An average of ratios is no ratio, and a sum of norms no norm."""
     for merged in MERGED:
         assert not re.search(r"avg by \([^)]*\) \(resmon_\w*ratio", merged.expr), merged.record
         if "gradient_norm" in merged.record:
