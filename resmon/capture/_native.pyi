@@ -7,12 +7,17 @@ from torch import Tensor
 # what stands there is larger.
 def square(data: int, dtype: int, elements: int, peak: int, /) -> float: ...
 
-# The same of each parameter's gradient into `squares`, and whether there is one into `present`. Returns the indices of those that
-# were not read, being no plain float32 tensors (their type, dtype and layout are given) in one piece of main memory, and the sum of
-# all squares.
-def gradients(
-    parameters: tuple[Tensor, ...], kind: type[Tensor], dtype: torch.dtype, layout: torch.layout, squares: int, present: int, /
-) -> tuple[list[int], float]: ...
+# What a plain tensor is of, wherever one is asked for: it is of this very type, dtype (float32) and layout, and contiguous in main
+# memory.
+def plain_is(kind: type[Tensor], dtype: torch.dtype, layout: torch.layout, /) -> None: ...
+
+# The sum of squares of each parameter's gradient into `squares`, and whether there is one into `present`. Returns the indices of
+# those that were not read, being no plain tensors, and the sum of all squares.
+def gradients(parameters: tuple[Tensor, ...], squares: int, present: int, /) -> tuple[list[int], float]: ...
+
+# The sum of a plain tensor's squares is added to the first of the two float64 at `into`, and 1 to the second. Returns whether it is
+# finite; None where the tensor is none, and nothing is done.
+def arrived(gradient: Tensor, into: int, /) -> bool | None: ...
 
 # Of each of two Mersenne Twisters, 624 words and a place at either end: something that is another one after a number was drawn.
 def drawn(first: int, second: int, /) -> tuple[bytes, bytes]: ...
@@ -20,22 +25,25 @@ def drawn(first: int, second: int, /) -> tuple[bytes, bytes]: ...
 # The histogram of every `stride`-th element's magnitude, into `cells`: the sum of the finite ones, then the buckets' counts.
 def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larger: int, cells: int, /) -> None: ...
 
-# Of float32 operands in the same order: the squares of skip, branch and sum and the product into `sums`, the sum's largest
-# magnitude into `peak`, a sample of its magnitudes into `cells`. Returns the sum's square.
+# Of two operands: the squares of skip, branch and sum and the product into `sums`, the sum's largest magnitude and a 0 behind it
+# into `peak`, a sample of its magnitudes into `cells`. Returns the sum's square; None, and nothing is done, where they are no plain
+# tensors of one size or the skip is not of this shape. Not asked is that where they are `vouched` for: dense float32 in main memory,
+# both in the same order.
 def addition(
-    skip: int,
-    branch: int,
+    skip: Tensor,
+    branch: Tensor,
     skip_factor: float,
     branch_factor: float,
-    elements: int,
+    shape: tuple[int, ...] | None,
+    stride: int,
+    vouched: bool,
     sums: int,
     peak: int,
-    stride: int,
     low: int,
     larger: int,
     cells: int,
     /,
-) -> float: ...
+) -> float | None: ...
 
 # The median over vectors of `channels` elements, `stride` apart, that begin at `offsets` (int64, in elements), of the branch's norm
 # over the skip's: of two in the middle the lower, NaN of none.

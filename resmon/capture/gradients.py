@@ -190,8 +190,7 @@ class Gradients:
         squares, present = np.zeros(len(parameters)), np.zeros(len(parameters), np.bool_)
         others: Iterable[int] = range(len(parameters))
         if self._placement.world == 1 and parameters and fetch.is_here(parameters[0]):
-            addresses = squares.ctypes.data, present.ctypes.data
-            others, total = _native.gradients(parameters, Tensor, torch.float32, torch.strided, *addresses)
+            others, total = _native.gradients(parameters, squares.ctypes.data, present.ctypes.data)
             self._now.seen += total
         return self._measure_others(selection, others, squares, present), present
 
