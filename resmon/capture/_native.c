@@ -949,6 +949,7 @@ static PyObject *accumulate(PyObject *self, PyObject *const *arguments, Py_ssize
     Py_RETURN_NONE;
 }
 
+#include "_rows.h"
 #include "_last_words.h"
 
 static PyMethodDef METHODS[] = {
@@ -965,6 +966,8 @@ static PyMethodDef METHODS[] = {
     {"sampled", (PyCFunction)(void (*)(void))sampled, METH_FASTCALL, NULL},
     {"widened", (PyCFunction)(void (*)(void))widened, METH_FASTCALL, NULL},
     {"running", (PyCFunction)(void (*)(void))running, METH_FASTCALL, NULL},
+    {"blocks", (PyCFunction)(void (*)(void))blocks, METH_FASTCALL, NULL},
+    {"grouped", (PyCFunction)(void (*)(void))grouped, METH_FASTCALL, NULL},
     {"accumulate", (PyCFunction)(void (*)(void))accumulate, METH_FASTCALL, NULL},
     {"addition", (PyCFunction)(void (*)(void))addition, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from resmon.capture.measured import Places
+from resmon.records import Bools, Floats, Ints
+
 # The sum of squares, not finite only where an element is not. The largest magnitude goes to the address `peak`, unless that is 0 or
 # what stands there is larger.
 def square(data: int, dtype: int, elements: int, peak: int, /) -> float: ...
@@ -27,8 +30,8 @@ def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larg
 
 # Of two operands: the squares of skip, branch and sum and the product into `sums`, the sum's largest magnitude and a 0 behind it
 # into `peak`, a sample of its magnitudes into `cells`. Returns the sum's square; None, and nothing is done, where they are no plain
-# tensors of one size or the skip is not of this shape. Not asked is that where they are `vouched` for: dense float32 in main memory,
-# both in the same order.
+# tensors of one size or the skip is not of this shape. That is not asked where they are `vouched` for: dense float32 in main
+# memory, both in the same order.
 def addition(
     skip: Tensor,
     branch: Tensor,
@@ -84,6 +87,29 @@ def running(mean: int, variance: int, dtype: int, channels: int, before: int, sh
 
 # `into` += `source`, float64 both, of the first `sums` numbers; of the next `extremes` the larger stays.
 def accumulate(source: int, into: int, sums: int, extremes: int, /) -> None: ...
+
+# _rows.h. Arrays are in one piece; ValueError where one is of another size. Of rows [sites, COLUMNS], with so many cells of a
+# histogram and so many looks: a record's values and which are there, [BLOCK_VALUES, sites], but for the parameters' gradients, and
+# its counts, [BLOCK_COUNTS, sites]. The newest looks, NaN where there was none yet, stay in `newest` [sites, looks]; a step with
+# something that is not finite counts in `nonfinite` [sites], and its histogram is added to `magnitudes` [sites, cells].
+def blocks(
+    sites: int,
+    cells: int,
+    looks: int,
+    rows: Floats,
+    newest: Floats,
+    nonfinite: Ints,
+    magnitudes: Floats,
+    values: Floats,
+    present: Bools,
+    counts: Ints,
+    /,
+) -> None: ...
+
+# Of each group, whose members begin at its start: the sum of those squares that are there and due, and whether there is one.
+def grouped(
+    squares: Floats, there: Bools, due: Bools, members: Places, starts: Places, sums: Floats, present: Bools, /
+) -> None: ...
 
 # _last_words.h; not on Windows. From `begin` on, a signal that ends this process leaves an end mark: written into the file
 # `reserved`, then renamed to `end`. Returns a handle. Raises ValueError where a path is too long or there are too many flights.

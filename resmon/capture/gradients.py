@@ -95,7 +95,7 @@ class Gradients:
             starts.append(len(members))
             members += sorted(places)
             members.append(len(self._parameters))
-        return Groups(tuple(starts), np.array(members, np.intp))
+        return Groups(np.array(starts, np.intp), np.array(members, np.intp))
 
     def selection(self, parameters: Iterable[Tensor]) -> Selection:
         """Those of `parameters` that are watched."""
