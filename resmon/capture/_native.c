@@ -967,6 +967,7 @@ static PyMethodDef METHODS[] = {
     {"widened", (PyCFunction)(void (*)(void))widened, METH_FASTCALL, NULL},
     {"running", (PyCFunction)(void (*)(void))running, METH_FASTCALL, NULL},
     {"blocks", (PyCFunction)(void (*)(void))blocks, METH_FASTCALL, NULL},
+    {"total", (PyCFunction)(void (*)(void))total, METH_FASTCALL, NULL},
     {"grouped", (PyCFunction)(void (*)(void))grouped, METH_FASTCALL, NULL},
     {"accumulate", (PyCFunction)(void (*)(void))accumulate, METH_FASTCALL, NULL},
     {"addition", (PyCFunction)(void (*)(void))addition, METH_FASTCALL, NULL},

@@ -111,6 +111,10 @@ def grouped(
     squares: Floats, there: Bools, due: Bools, members: Places, starts: Places, sums: Floats, present: Bools, /
 ) -> None: ...
 
+# Of squares that are there and due: their sum, and, where any is of something clipped, that of what it became, each multiplied with
+# the square of its factor. None where there is nothing to tell.
+def total(squares: Floats, factors: Floats, there: Bools, due: Bools, clipped: Bools, /) -> tuple[float | None, float | None]: ...
+
 # _last_words.h; not on Windows. From `begin` on, a signal that ends this process leaves an end mark: written into the file
 # `reserved`, then renamed to `end`. Returns a handle. Raises ValueError where a path is too long or there are too many flights.
 def last_words_begin(reserved: bytes, end: bytes, /) -> int: ...

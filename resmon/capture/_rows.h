@@ -170,3 +170,34 @@ done:
     let_go(&taken);
     return outcome;
 }
+
+static PyObject *total(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    struct arrays taken = {.count = 0};
+    double *squares, *factors, sum = 0, stepped = 0;
+    uint8_t *there, *due, *clipped;
+    PyObject *outcome = NULL;
+    if (!expects(given, 5))
+        return NULL;
+    if ((squares = array(&taken, arguments[0], sizeof *squares, -1)) == NULL)
+        goto done;
+    const Py_ssize_t places = taken.of[0].len / (Py_ssize_t)sizeof *squares;
+    if ((factors = array(&taken, arguments[1], sizeof *factors, places)) == NULL ||
+        (there = array(&taken, arguments[2], 1, places)) == NULL || (due = array(&taken, arguments[3], 1, places)) == NULL ||
+        (clipped = array(&taken, arguments[4], 1, places)) == NULL)
+        goto done;
+    int is_any = 0, is_clipped = 0;
+    for (Py_ssize_t i = 0; i < places; i++)
+        if (there[i] && due[i]) {
+            is_any = 1;
+            is_clipped |= clipped[i];
+            sum += squares[i];
+            stepped += squares[i] * factors[i] * factors[i];
+        }
+    outcome = !is_any       ? Py_BuildValue("OO", Py_None, Py_None)
+              : is_clipped ? Py_BuildValue("dd", sum, stepped)
+                           : Py_BuildValue("dO", sum, Py_None);
+done:
+    let_go(&taken);
+    return outcome;
+}

@@ -170,8 +170,9 @@ class Gradients:
         """What was read in this step; the next one begins."""
         measured, self._now = self._now, Measured(len(self._parameters))
         measured.groups, measured.parameter_groups = self._groups, self._parameter_groups
-        measured.reasons = self.reasons(measured.unknown)
-        measured.replicas = self._replicas(measured)
+        if self._placement.world > 1:
+            measured.reasons = self.reasons(measured.unknown)
+            measured.replicas = self._replicas(measured)
         self._marks.clear()
         return measured
 
@@ -249,8 +250,6 @@ class Gradients:
 
     def _replicas(self, measured: Measured) -> int:
         """How many ranks hold the same gradients as this one, where that is so of all of them alike, else 1."""
-        if self._placement.world == 1:
-            return 1
         found = {self._shares[place].replicas for place in np.flatnonzero(measured.present)}
         return found.pop() if len(found) == 1 else 1
 

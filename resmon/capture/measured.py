@@ -37,9 +37,8 @@ class Measured:
 
     def __init__(self, parameters: int) -> None:
         size = parameters + 1
-        self.present: Bools = np.zeros(size, np.bool_)
-        self.due: Bools = np.zeros(size, np.bool_)  # its optimizer has come to its step, so that it counts
-        self.clipped: Bools = np.zeros(size, np.bool_)
+        # Whether it is there; whether its optimizer has come to its step, so that it counts; whether it was clipped.
+        self.present, self.due, self.clipped = np.zeros((3, size), np.bool_)
         self.unknown: dict[int, str] = {}  # of those that are there: why this rank cannot know its share of their norm
         self.groups = self.parameter_groups = Groups(_NONE, _NONE)  # the sites', and the optimizers'
         self.reasons: Sequence[str] = ()  # of each site's group, why its norm cannot be known, "" where it can
@@ -104,21 +103,14 @@ class Measured:
             what(self, *arguments)
         self._noted.clear()
 
-    @np.errstate(over="ignore", invalid="ignore")
     def total(self) -> tuple[float | None, float | None]:
         """The squared norm of all gradients, and, where clipping was seen, of what it left of them.
 
         None where there is no gradient, or one of whose norm this rank's share cannot be known.
         """
-        counts = self.present & self.due
-        if self.unknown or not counts.any():
+        if self.unknown:
             return None, None
-        squares = self._squares[counts]
-        total = float(squares.sum())
-        if not self.clipped[counts].any():
-            return total, None
-        factors = self._factors[counts]
-        return total, total if (factors == 1).all() else float((squares * factors**2).sum())
+        return _native.total(self._squares, self._factors, self.present, self.due, self.clipped)
 
     def of(self, groups: Groups) -> tuple[Floats, Bools]:
         """The squared norm of each group's gradients, and which groups have one that can be known."""
