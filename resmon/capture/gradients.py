@@ -2,7 +2,7 @@
 
 They are read just before their optimizer steps or, where clipping is seen, before the clipping, and then not again unless they
 were changed after it. What was read in units of a gradient scaler is divided by the scale. Sums of squares are this rank's share of
-the truth (DESIGN.md, law 3); in a single process that is the truth itself.
+the truth; in a single process they are the truth itself.
 
 Gradients on an accelerator are read there, as one norm each in float32, and nobody waits for what comes of it (measured.py).
 """
