@@ -24,6 +24,7 @@ except ImportError as error:
     ) from error
 
 PIECE = 32_768  # elements that are copied at once
+_native.plain_is(Tensor, torch.float32, torch.strided)
 CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
