@@ -11,6 +11,7 @@ steps. Where the model is called inside a compiled function the pass's begin and
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,12 +32,13 @@ from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
 from resmon.capture.dataflow import Add, Trace, leaves
 from resmon.capture.fetch import is_capturing
+from resmon.capture.hook import Hook
 from resmon.capture.layers import Layer, Looks, last_layer
 from resmon.capture.norms import Norms
 from resmon.capture.positions import Sampling, channel_axis
 from resmon.capture.sleepers import Sleepers
 from resmon.capture.survey import Names, Sighting, Survey, is_watched
-from resmon.capture.taps import AddMode, Enter, GradientTap, Hook, Installed, Leave, Plan, Tap, install, plan
+from resmon.capture.taps import AddMode, Enter, GradientTap, Installed, Leave, Plan, Tap, install, plan
 from resmon.records import ResidualSite
 
 _TRACES_WHILE_ASLEEP = 16
@@ -44,6 +46,15 @@ _TRACES = 64  # in all: a model that takes another way every time is not traced 
 _SERVES_SEVERAL = "not: it lies in a block that is compiled by itself and serves several layers; compile the whole model instead"
 _DISAGREEMENTS = 3  # after so many traced passes it is of no use to trace another
 _DECLINED = "not observed in compiled code: "
+_TRACED = ""  # torch.jit.trace and torch.onnx.export: nobody takes that for training, so nothing is to be said
+_TRANSFORMED = (
+    "passes inside of torch.func's transformations (grad, vmap and others) are not observed: tensors have no values there that "
+    "could be read. Passes outside of them are"
+)
+_AT_ONCE = (
+    "another thread called the model with gradients while a training pass was under way. Of passes at the same time only the one "
+    "that began first is observed. Where a thread only acts or evaluates, have it do so under torch.no_grad(), or on a copy of the model"
+)
 _UNKNOWN = ResidualSite("", "", "identity", (), (), ())
 
 
@@ -52,6 +63,7 @@ class Owner(Protocol):
 
     def pass_begun(self) -> None: ...
     def pass_ended(self) -> None: ...
+    def passed_over(self, why: str) -> None: ...
     def given(self, watch: ModelWatch, args: Any, kwargs: Any) -> None: ...
     def gave(self, watch: ModelWatch, output: Any) -> None: ...
     def evaluates(self) -> None: ...
@@ -78,6 +90,7 @@ class ModelWatch:
         self.key = key
         self.channels: list[Channel] = []  # in order of execution
         self.active = False
+        self.thread = 0  # in which the newest pass was begun
         self.pausing = False
         self.compiled = False  # some of its hooks are in graphs
         self.inlined = False  # a pass with gradients has begun inside a graph, in this step
@@ -254,11 +267,14 @@ class ModelWatch:
             return
         if torch._C._current_graph_task_id() != -1 or is_capturing():  # a checkpoint's recomputation; a CUDA graph's recording
             return
+        if (why := self._why_not_now()) is not None:
+            self._owner.passed_over(why)
+            return
         started = perf_counter()
         try:
             if self._in_pass:
                 self._give_up_pass()
-            self._in_pass = True
+            self._in_pass, self.thread = True, threading.get_ident()
             self._owner.pass_begun()
             self._owner.given(self, args, kwargs)
             self.batch = _batch(args, kwargs)
@@ -293,10 +309,20 @@ class ModelWatch:
             self.fault(error)
         self.seconds += perf_counter() - started
 
+    def _why_not_now(self) -> str | None:
+        """What is to be said where a pass that begins with gradients is not observed; None where it is."""
+        if torch._C._is_tracing():
+            return _TRACED
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return _TRANSFORMED
+        if self._in_pass and self.thread != threading.get_ident() and any(t.ident == self.thread for t in threading.enumerate()):
+            return _AT_ONCE
+        return None
+
     def end(self, output: Any) -> None:
         if self.pausing:
             return
-        if not self._in_pass:
+        if not self._in_pass or self.thread != threading.get_ident():
             if not torch.is_grad_enabled() and os.getpid() == self.process:
                 self._owner.evaluated()
             return

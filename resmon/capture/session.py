@@ -220,6 +220,10 @@ class Session:
     def pass_ended(self) -> None:
         self._clock.end(FORWARD)
 
+    def passed_over(self, why: str) -> None:
+        if why:
+            self._say(why)
+
     def given(self, watch: ModelWatch, args: Any, kwargs: Any) -> None:
         self._nonfinite.pass_begun(watch, args, kwargs)
         self._inputs.see(watch, args, kwargs)
