@@ -224,7 +224,7 @@ class Trace(TorchFunctionMode):
         return self._calls
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        names, enter, leave = map(_Here, (self._name_parameters, self._enter_module, self._leave_module))
+        names, enter, leave = _Here(self._name_parameters), _Here(self._enter_module), _Here(self._leave_module)
         for module in self._paths:
             if module is not self._model and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 if module._parameters:  # behind FSDP's own hook

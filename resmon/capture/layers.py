@@ -67,13 +67,9 @@ class _Look(Hook):
         self._layer = layer
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        if (
-            compiler.traces()
-            or not self._watcher.active
-            or self._watcher.thread != get_ident()
-            or not args
-            or not isinstance(args[0], Tensor)
-        ):
+        if compiler.traces() or not self._watcher.active or self._watcher.thread != get_ident():
+            return
+        if not args or not isinstance(args[0], Tensor):
             return
         started = perf_counter()
         try:

@@ -53,7 +53,7 @@ _TRANSFORMED = (
 )
 _AT_ONCE = (
     "another thread called the model with gradients while a training pass was under way. Of passes at the same time only the one "
-    "that began first is observed. Where a thread only acts or evaluates, have it do so under torch.no_grad(), or on a copy of the model"
+    "that began first is observed. Where a thread only acts, have it do so under torch.no_grad(), or on a copy of the model"
 )
 _UNKNOWN = ResidualSite("", "", "identity", (), (), ())
 
