@@ -115,6 +115,12 @@ class Gradients:
         taken = set[int]().union(*(selection.places.tolist() for selection in selections))
         return self.everything.only([i for i in range(len(self._parameters)) if i not in taken])
 
+    def covers(self, key: str, parameters: Iterable[Tensor]) -> bool:
+        """Whether `parameters` are all of that model's that are trained."""
+        given = set(map(id, parameters))
+        trained = [self._parameters[place] for (model, _), place in self._index.items() if model == key]
+        return all(id(each) in given for each in trained if each.requires_grad)
+
     # -- in a step -----------------------------------------------------------------------------------------------------
 
     def read(self, selection: Selection) -> None:

@@ -30,6 +30,7 @@ from resmon.capture.activations import Activations
 from resmon.capture.birth import Holder
 from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
+from resmon.capture.columns import ARRIVED, GRADIENT
 from resmon.capture.dataflow import Add, Trace, leaves
 from resmon.capture.fetch import is_capturing
 from resmon.capture.hook import Hook
@@ -240,6 +241,18 @@ class ModelWatch:
         """What graphs have written, [sites, COLUMNS], and whose it is; they begin anew."""
         left, self._left = self._left, []
         return left + [(cells.take(), cells.channels) for cells in self._cells if self.compiled]
+
+    def forget_gradients(self) -> None:
+        """The loop has cleared the gradients that this step's passes have brought so far."""
+        for channel in self.channels:
+            channel.in_all[GRADIENT] = channel.in_all[ARRIVED] = 0.0
+        nobody = Channel(_UNKNOWN, self._sampling, self._accelerators, sums_output=False)
+        self._accelerators.forget_gradients(self.channels, nobody)
+        for rows, _ in self._left:
+            rows[:, [GRADIENT, ARRIVED]] = 0
+        if self.compiled:
+            for cells in self._cells:
+                cells.forget_gradients()
 
     # -- a pass --------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 
 from resmon.capture.accelerator import Accelerators
 from resmon.capture.channel import IN_ALL, Channel, begin_step, board
+from resmon.capture.clearing import Parameters
 from resmon.capture.clock import FORWARD, Clock
 from resmon.capture.columns import ARRIVED
 from resmon.capture.compiler import Compiler
@@ -240,6 +241,15 @@ class Session:
     @property
     def withholds(self) -> bool:
         return self._nonfinite.withholds
+
+    def cleared(self, parameters: Parameters) -> None:
+        """The loop has cleared gradients. Those that this step's passes had brought so far are not stepped with."""
+        if not self._under_way or not self._passes:
+            return
+        arrived = self._board[:, IN_ALL][:, ARRIVED].any()
+        for watch in self._watches:
+            if (arrived or watch.compiled) and self._gradients.covers(watch.key, parameters()):
+                watch.forget_gradients()
 
     def incident(self, incident: Incident, capsule: bytes) -> None:
         """Something broke, and what `capsule` holds, if anything, repeats it elsewhere."""
