@@ -91,8 +91,8 @@ class Optimizers:
         # A compiled step leaves its graph for these: gradients are read from memory. A copy of an optimizer has no hooks.
         before, after = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
         self._unheard.update(self._optimizers)
-        held = {each: optimizer for optimizer in self._optimizers for each in _held(optimizer)}
-        self._held = {each: optimizer for each, optimizer in held.items() if each not in self._optimizers}
+        inner = {each: optimizer for optimizer in self._optimizers for each in _held(optimizer)}
+        self._held = {each: optimizer for each, optimizer in inner.items() if each not in self._optimizers}
         for optimizer in (*self._optimizers, *self._held):
             self._handles += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
         clipping.BY_NORM.listen(self)
