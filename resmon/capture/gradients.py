@@ -118,8 +118,14 @@ class Gradients:
     def covers(self, key: str, parameters: Iterable[Tensor]) -> bool:
         """Whether `parameters` are all of that model's that are trained."""
         given = set(map(id, parameters))
-        trained = [self._parameters[place] for (model, _), place in self._index.items() if model == key]
-        return all(id(each) in given for each in trained if each.requires_grad)
+        return all(id(self._parameters[place]) in given for place in self._trained(key))
+
+    def has_stepped(self, key: str) -> bool:
+        """Whether an optimizer has come to its step in this step with gradients of that model."""
+        return bool(self._now.due[self._trained(key)].any())
+
+    def _trained(self, key: str) -> list[int]:
+        return [place for (model, _), place in self._index.items() if model == key and self._parameters[place].requires_grad]
 
     # -- in a step -----------------------------------------------------------------------------------------------------
 

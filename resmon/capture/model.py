@@ -115,7 +115,9 @@ class ModelWatch:
         self._stand_ins: list[tuple[Sighting, Channel, GradientTap]] = []
         self._traces = 0
         self._trace_next = True
+        self.stepped_on = False  # this step's gradients were stepped with and cleared
         self._in_pass = False
+        self._runner = threading.current_thread()  # that has begun the newest pass
         self._retired = False
         self._sleepers = Sleepers(model, self)
         self._looks = Looks(self, sampling)
@@ -287,8 +289,11 @@ class ModelWatch:
         try:
             if self._in_pass:
                 self._give_up_pass()
-            self._in_pass, self.thread = True, threading.get_ident()
+            self._in_pass, self.thread, self._runner = True, threading.get_ident(), threading.current_thread()
             self._owner.pass_begun()
+            if self.stepped_on:
+                self.forget_gradients()
+                self.stepped_on = False
             self._owner.given(self, args, kwargs)
             self.batch = _batch(args, kwargs)
             if self.batch:
@@ -328,7 +333,7 @@ class ModelWatch:
             return _TRACED
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return _TRANSFORMED
-        if self._in_pass and self.thread != threading.get_ident() and any(t.ident == self.thread for t in threading.enumerate()):
+        if self._in_pass and self.thread != threading.get_ident() and self._runner.is_alive():
             return _AT_ONCE
         return None
 

@@ -249,7 +249,10 @@ class Session:
         arrived = self._board[:, IN_ALL][:, ARRIVED].any()
         for watch in self._watches:
             if (arrived or watch.compiled) and self._gradients.covers(watch.key, parameters()):
-                watch.forget_gradients()
+                if self._gradients.has_stepped(watch.key):  # with them; another pass may follow in this step, which begins anew
+                    watch.stepped_on = True
+                else:
+                    watch.forget_gradients()
 
     def incident(self, incident: Incident, capsule: bytes) -> None:
         """Something broke, and what `capsule` holds, if anything, repeats it elsewhere."""
@@ -395,7 +398,7 @@ class Session:
             self._most_passes = max(self._most_passes, self._passes)
         self._passes = 0
         for watch in self._watches:
-            watch.seconds = 0.0
+            watch.seconds, watch.stepped_on = 0.0, False
         self._clock.waits()
         self._seconds = perf_counter() - now - (draft.seconds - seconds)  # what follows is paid for in the next row
 
