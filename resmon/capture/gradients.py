@@ -270,6 +270,8 @@ class Gradients:
     def reasons(self, unknown: Mapping[int, str]) -> list[str]:
         """Of each group, which gradient's share cannot be known and why; "" where all can."""
         starts = self._groups.starts
+        if why := self._placement.unknown_of_all:  # also where a rank has no part of any
+            return [why] * len(starts)
         if not unknown:
             return [""] * len(starts)
         names = {place: name for (_, name), place in reversed(self._index.items())}

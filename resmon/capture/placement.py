@@ -152,6 +152,11 @@ class Placement:
             self._look_around()
         return self._world
 
+    @property
+    def unknown_of_all(self) -> str:
+        """Why no gradient's share can be known, "" where some can."""
+        return FSDP1 if self._fsdp1 else ""
+
     def _look_around(self) -> None:
         self._world = process.rank_and_world()[1]
         if self._world == 1:
