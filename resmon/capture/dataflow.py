@@ -184,6 +184,7 @@ def is_candidate(first: Any, second: Any) -> bool:
     return (
         isinstance(first, Tensor)
         and isinstance(second, Tensor)
+        and not (first.is_nested or second.is_nested)
         and first.shape == second.shape
         and first.is_floating_point()
         and second.is_floating_point()

@@ -483,7 +483,10 @@ def _trains() -> bool:
 
 def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size:
     """The shape of the first tensor that a model is given, whose first dimension is that of the samples."""
-    return next((tensor.shape for _, tensor in leaves((args, kwargs)) if tensor.dim()), torch.Size())
+    first = next((tensor for _, tensor in leaves((args, kwargs)) if tensor.dim()), None)
+    if first is None:
+        return torch.Size()
+    return torch.Size((first.shape[0],)) if first.is_nested else first.shape  # whose other sizes differ from sample to sample
 
 
 class _Begin(Hook):

@@ -515,6 +515,53 @@ def test_what_one_of_two_optimizers_clears_takes_nothing_of_the_other() -> None:
         assert_output_gradients(sink, outputs)
 
 
+def test_optimizers_that_step_inside_of_the_backward_pass_are_told_what_that_costs(caplog: pytest.LogCaptureFixture) -> None:
+    """Gradients are gone before the step ends; or the step ends before they have all come."""
+    for given, words in ((False, "no watched parameter had a gradient"), (True, "has stepped inside of the backward pass")):
+        model = network()
+        optimizers = {parameter: torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()}
+
+        def step(parameter: Tensor, optimizers: Any = optimizers) -> None:
+            optimizers[parameter].step()
+            parameter.grad = None
+
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(step)
+        session, sink = watch(model, list(optimizers.values()) if given else None)
+        with caplog.at_level(logging.WARNING, "resmon"):
+            for i in range(3):
+                model(batch(seed=i)).square().mean().backward()
+                if not given:
+                    session.step()
+        assert len(sink.steps) == 3
+        assert caplog.text.count(words) == 1
+        caplog.clear()
+
+
+def test_a_gradient_that_does_not_come_to_its_sum_is_told_with_its_block(caplog: pytest.LogCaptureFixture) -> None:
+    class InView(models.Alpha):
+        def forward(self, x: Tensor) -> Tensor:
+            total = x.clone()
+            view = total[:]
+            view += self.act(self.fc(x))
+            return total
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), InView(16), models.Alpha(16))
+    optimizer = sgd(model)
+    _, sink = watch(model, optimizer)
+    with caplog.at_level(logging.WARNING, "resmon"):
+        for i in range(4):
+            optimizer.zero_grad()
+            model(batch(seed=i)).square().mean().backward()
+            expected = norms(model)
+            optimizer.step()
+            assert_gradients(sink.newest, sink.now, expected)
+    assert sink.newest.blocks_present[OUTPUT_GRADIENT].tolist() == [False, True]
+    assert [[why.partition(":")[0] for why in site.absent] for site in sink.now] == [["output_gradient_norm"], []]
+    assert caplog.text.count("block 1: output_gradient_norm: no gradient came to its sum") == 1
+
+
 def test_an_optimizer_without_a_learning_rate() -> None:
     class Sign(torch.optim.Optimizer):
         def __init__(self, parameters: object) -> None:
