@@ -64,7 +64,7 @@ class Gathered:
     """What one device has gathered: numbers [places], and histograms [sites, CELLS]."""
 
     numbers: Tensor
-    places: Sequence[Place]
+    places: list[Place]
     histograms: Tensor
     sites: Sequence[Channel]
 
@@ -140,6 +140,14 @@ class Accelerators:
         self.note(norms([tensor])[0], Place(channel, GRADIENT, factor))
         if exactly:
             self.note(_nonfinite(tensor), Place(channel, BACKWARD_NONFINITE, 1.0))
+
+    def forget_gradients(self, channels: Sequence[Channel], nobody: Channel) -> None:
+        """The gradients of these channels that have arrived are `nobody`'s: the loop has cleared them."""
+        theirs = set(map(id, channels))
+        for places in (*(places for _, places in self._noted.values()), *(each.places for each in self._gathered)):
+            for i, place in enumerate(places):
+                if place.column == GRADIENT and id(place.channel.stands_for) in theirs:
+                    places[i] = Place(nobody, GRADIENT, 0.0)
 
     def fold(self) -> None:
         """A pass is over: what it has left takes little room from here on."""

@@ -74,6 +74,8 @@ class Cell:
             reason = f"tensors of {tensor.dtype} and {tensor.layout} are not read there"
         elif tensor.device != self._sample.device:
             reason = f"the tensor is on {tensor.device}"
+        elif compiler.traces() and compiler.compiles_backward():
+            reason = "torch's compiled autograd fails on a graph that keeps such numbers; without it blocks are observed"
         else:
             return True
         compiler.freely(self._decline, reason)
@@ -174,6 +176,10 @@ class Cells:
 
     def _add(self, rows: Tensor) -> None:
         self._sums.copy_(torch.cat([self._sums[:, :SUMS] + rows[:, :SUMS], torch.maximum(self._sums[:, SUMS:], rows[:, SUMS:])], 1))
+
+    def forget_gradients(self) -> None:
+        """The loop has cleared what has arrived."""
+        self._numbers[:, [_BACKWARD, _ARRIVED]] = 0
 
     def take(self) -> Tensor:
         """What has counted, the first columns up to MEDIAN of each site's row; the next step begins."""

@@ -60,6 +60,14 @@ def traces_backward() -> bool:
 traces_backward._dynamo_marked_constant = True  # type: ignore[attr-defined] # while a graph is made it is called, not traced
 
 
+def compiles_backward() -> bool:
+    """In a graph: whether backward passes are compiled, too (compiled autograd), which cannot be done with what ours would add."""
+    return bool(torch._dynamo.config.compiled_autograd)
+
+
+compiles_backward._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def leave_alone(functions: Iterable[Callable[..., Any]], *, within: bool = True) -> None:
     """Have these run as they are where they are called between graphs, and traced where they are called inside of one.
 

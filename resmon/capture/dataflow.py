@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from resmon.capture.compiler import plain
+from resmon.capture.hook import Hook
 from resmon.capture.marker import residual_add
 
 ADDS = frozenset(
@@ -182,6 +184,7 @@ def is_candidate(first: Any, second: Any) -> bool:
     return (
         isinstance(first, Tensor)
         and isinstance(second, Tensor)
+        and not (first.is_nested or second.is_nested)
         and first.shape == second.shape
         and first.is_floating_point()
         and second.is_floating_point()
@@ -222,12 +225,13 @@ class Trace(TorchFunctionMode):
         return self._calls
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        names, enter, leave = _Here(self._name_parameters), _Here(self._enter_module), _Here(self._leave_module)
         for module in self._paths:
             if module is not self._model and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 if module._parameters:  # behind FSDP's own hook
-                    self._handles.append(module.register_forward_pre_hook(self._name_parameters))
-                self._handles.append(module.register_forward_pre_hook(self._enter_module, prepend=True, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._leave_module, with_kwargs=True, always_call=True))
+                    self._handles.append(module.register_forward_pre_hook(names))
+                self._handles.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
         self._wrap_function_apply()
         self._enter_module(self._model, args, kwargs)
         self.__enter__()  # type: ignore[no-untyped-call]
@@ -250,7 +254,11 @@ class Trace(TorchFunctionMode):
         # Custom autograd functions are no torch functions: without this, what their kernels return would come from nowhere.
         original = torch.autograd.Function.__dict__["apply"]
 
+        thread = get_ident()
+
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if get_ident() != thread:
+                return original.__get__(None, cls)(*args, **kwargs)
             read = [(tensor, self._node(tensor)) for _, tensor in leaves((args, kwargs))]
             before = self._order
             result = original.__get__(None, cls)(*args, **kwargs)  # no Python function any more in torch 2.14
@@ -403,6 +411,18 @@ class Trace(TorchFunctionMode):
         if tensor._base is not None:
             self._record(tensor._base, op, [(tensor._base, self._node(tensor._base)), (tensor, node)])
         return node
+
+
+class _Here(Hook):
+    """A hook that acts in the thread in which it was made: others may call the model meanwhile."""
+
+    def __init__(self, act: Callable[..., None]) -> None:
+        self._act = act
+        self._thread = get_ident()
+
+    def __call__(self, *arguments: Any) -> None:
+        if get_ident() == self._thread:
+            self._act(*arguments)
 
 
 def _made_from(sources: set[Node], node: Node, before: int) -> bool:

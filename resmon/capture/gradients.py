@@ -115,6 +115,18 @@ class Gradients:
         taken = set[int]().union(*(selection.places.tolist() for selection in selections))
         return self.everything.only([i for i in range(len(self._parameters)) if i not in taken])
 
+    def covers(self, key: str, parameters: Iterable[Tensor]) -> bool:
+        """Whether `parameters` are all of that model's that are trained."""
+        given = set(map(id, parameters))
+        return all(id(self._parameters[place]) in given for place in self._trained(key))
+
+    def has_stepped(self, key: str) -> bool:
+        """Whether an optimizer has come to its step in this step with gradients of that model."""
+        return bool(self._now.due[self._trained(key)].any())
+
+    def _trained(self, key: str) -> list[int]:
+        return [place for (model, _), place in self._index.items() if model == key and self._parameters[place].requires_grad]
+
     # -- in a step -----------------------------------------------------------------------------------------------------
 
     def read(self, selection: Selection) -> None:
@@ -256,6 +268,8 @@ class Gradients:
     def reasons(self, unknown: Mapping[int, str]) -> list[str]:
         """Of each group, which gradient's share cannot be known and why; "" where all can."""
         starts = self._groups.starts
+        if why := self._placement.unknown_of_all:  # also where a rank has no part of any
+            return [why] * len(starts)
         if not unknown:
             return [""] * len(starts)
         names = {place: name for (_, name), place in reversed(self._index.items())}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from time import perf_counter
 from typing import Any
 
@@ -16,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 
 from resmon.capture import compiler
 from resmon.capture.channel import Channel
+from resmon.capture.hook import Hook
 from resmon.capture.positions import Sampling
-from resmon.capture.taps import Hook, Watcher
+from resmon.capture.taps import Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,9 @@ class _Look(Hook):
         self._layer = layer
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        if compiler.traces() or not self._watcher.active or not args or not isinstance(args[0], Tensor):
+        if compiler.traces() or not self._watcher.active or self._watcher.thread != get_ident():
+            return
+        if not args or not isinstance(args[0], Tensor):
             return
         started = perf_counter()
         try:

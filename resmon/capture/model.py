@@ -11,6 +11,7 @@ steps. Where the model is called inside a compiled function the pass's begin and
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,14 +30,16 @@ from resmon.capture.activations import Activations
 from resmon.capture.birth import Holder
 from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
+from resmon.capture.columns import ARRIVED, GRADIENT
 from resmon.capture.dataflow import Add, Trace, leaves
 from resmon.capture.fetch import is_capturing
+from resmon.capture.hook import Hook
 from resmon.capture.layers import Layer, Looks, last_layer
 from resmon.capture.norms import Norms
 from resmon.capture.positions import Sampling, channel_axis
 from resmon.capture.sleepers import Sleepers
 from resmon.capture.survey import Names, Sighting, Survey, is_watched
-from resmon.capture.taps import AddMode, Enter, GradientTap, Hook, Installed, Leave, Plan, Tap, install, plan
+from resmon.capture.taps import AddMode, Enter, GradientTap, Installed, Leave, Plan, Tap, install, plan
 from resmon.records import ResidualSite
 
 _TRACES_WHILE_ASLEEP = 16
@@ -44,6 +47,15 @@ _TRACES = 64  # in all: a model that takes another way every time is not traced 
 _SERVES_SEVERAL = "not: it lies in a block that is compiled by itself and serves several layers; compile the whole model instead"
 _DISAGREEMENTS = 3  # after so many traced passes it is of no use to trace another
 _DECLINED = "not observed in compiled code: "
+_TRACED = ""  # torch.jit.trace and torch.onnx.export: nobody takes that for training, so nothing is to be said
+_TRANSFORMED = (
+    "passes inside of torch.func's transformations (grad, vmap and others) are not observed: tensors have no values there that "
+    "could be read. Passes outside of them are"
+)
+_AT_ONCE = (
+    "another thread called the model with gradients while a training pass was under way. Of passes at the same time only the one "
+    "that began first is observed. Where a thread only acts, have it do so under torch.no_grad(), or on a copy of the model"
+)
 _UNKNOWN = ResidualSite("", "", "identity", (), (), ())
 
 
@@ -52,6 +64,7 @@ class Owner(Protocol):
 
     def pass_begun(self) -> None: ...
     def pass_ended(self) -> None: ...
+    def passed_over(self, why: str) -> None: ...
     def given(self, watch: ModelWatch, args: Any, kwargs: Any) -> None: ...
     def gave(self, watch: ModelWatch, output: Any) -> None: ...
     def evaluates(self) -> None: ...
@@ -78,6 +91,7 @@ class ModelWatch:
         self.key = key
         self.channels: list[Channel] = []  # in order of execution
         self.active = False
+        self.thread = 0  # in which the newest pass was begun
         self.pausing = False
         self.compiled = False  # some of its hooks are in graphs
         self.inlined = False  # a pass with gradients has begun inside a graph, in this step
@@ -101,7 +115,9 @@ class ModelWatch:
         self._stand_ins: list[tuple[Sighting, Channel, GradientTap]] = []
         self._traces = 0
         self._trace_next = True
+        self.stepped_on = False  # this step's gradients were stepped with and cleared
         self._in_pass = False
+        self._runner = threading.current_thread()  # that has begun the newest pass
         self._retired = False
         self._sleepers = Sleepers(model, self)
         self._looks = Looks(self, sampling)
@@ -228,6 +244,18 @@ class ModelWatch:
         left, self._left = self._left, []
         return left + [(cells.take(), cells.channels) for cells in self._cells if self.compiled]
 
+    def forget_gradients(self) -> None:
+        """The loop has cleared the gradients that this step's passes have brought so far."""
+        for channel in self.channels:
+            channel.in_all[GRADIENT] = channel.in_all[ARRIVED] = 0.0
+        nobody = Channel(_UNKNOWN, self._sampling, self._accelerators, sums_output=False)
+        self._accelerators.forget_gradients(self.channels, nobody)
+        for rows, _ in self._left:
+            rows[:, [GRADIENT, ARRIVED]] = 0
+        if self.compiled:
+            for cells in self._cells:
+                cells.forget_gradients()
+
     # -- a pass --------------------------------------------------------------------------------------------------------
 
     def begin_in_graph(self) -> None:
@@ -254,12 +282,18 @@ class ModelWatch:
             return
         if torch._C._current_graph_task_id() != -1 or is_capturing():  # a checkpoint's recomputation; a CUDA graph's recording
             return
+        if (why := self._why_not_now()) is not None:
+            self._owner.passed_over(why)
+            return
         started = perf_counter()
         try:
             if self._in_pass:
                 self._give_up_pass()
-            self._in_pass = True
+            self._in_pass, self.thread, self._runner = True, threading.get_ident(), threading.current_thread()
             self._owner.pass_begun()
+            if self.stepped_on:
+                self.forget_gradients()
+                self.stepped_on = False
             self._owner.given(self, args, kwargs)
             self.batch = _batch(args, kwargs)
             if self.batch:
@@ -293,10 +327,20 @@ class ModelWatch:
             self.fault(error)
         self.seconds += perf_counter() - started
 
+    def _why_not_now(self) -> str | None:
+        """What is to be said where a pass that begins with gradients is not observed; None where it is."""
+        if torch._C._is_tracing():
+            return _TRACED
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return _TRANSFORMED
+        if self._in_pass and self.thread != threading.get_ident() and self._runner.is_alive():
+            return _AT_ONCE
+        return None
+
     def end(self, output: Any) -> None:
         if self.pausing:
             return
-        if not self._in_pass:
+        if not self._in_pass or self.thread != threading.get_ident():
             if not torch.is_grad_enabled() and os.getpid() == self.process:
                 self._owner.evaluated()
             return
@@ -439,7 +483,10 @@ def _trains() -> bool:
 
 def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size:
     """The shape of the first tensor that a model is given, whose first dimension is that of the samples."""
-    return next((tensor.shape for _, tensor in leaves((args, kwargs)) if tensor.dim()), torch.Size())
+    first = next((tensor for _, tensor in leaves((args, kwargs)) if tensor.dim()), None)
+    if first is None:
+        return torch.Size()
+    return torch.Size((first.shape[0],)) if first.is_nested else first.shape  # whose other sizes differ from sample to sample
 
 
 class _Begin(Hook):

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from resmon.capture import clipping, scaler
+from resmon.capture.clearing import CLEARINGS, Parameters
 from resmon.capture.clock import OPTIMIZER, Clock
 from resmon.capture.fetch import held, is_capturing
 from resmon.capture.gradients import Gradients, Selection
@@ -40,6 +41,8 @@ class Owner(Protocol):
     @property
     def withholds(self) -> bool:
         """Whether an optimizer with such gradients is to be kept from stepping."""
+
+    def cleared(self, parameters: Parameters) -> None: ...
 
     def fault(self, error: Exception) -> None: ...
 
@@ -74,6 +77,9 @@ class Optimizers:
         self._clipping: Selection | None = None  # between the two calls that tell of a clipping
         self._unscaling: tuple[Selection, float | Tensor] | None = None  # likewise
         self._begun: Optimizer | None = None  # that has begun a step and not ended it
+        self._held: dict[Optimizer, Optimizer] = {}  # optimizers that another one holds and steps, by whom
+        self._begun_by: Optimizer | None = None  # itself, or the one that it holds
+        self._unread = True  # whose gradients are yet to be read: a closure computes them
         self._unheard: set[Optimizer] = set()  # that have begun none yet: where watching begins inside of a step's closure
         self._scaling: Optimizer | None = None  # inside of a scaler's step
         self._nonfinite: list[Tensor] = []  # what scalers found
@@ -85,12 +91,15 @@ class Optimizers:
         # A compiled step leaves its graph for these: gradients are read from memory. A copy of an optimizer has no hooks.
         before, after = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
         self._unheard.update(self._optimizers)
-        for optimizer in self._optimizers:
+        inner = {each: optimizer for optimizer in self._optimizers for each in _held(optimizer)}
+        self._held = {each: optimizer for each, optimizer in inner.items() if each not in self._optimizers}
+        for optimizer in (*self._optimizers, *self._held):
             self._handles += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
         clipping.BY_NORM.listen(self)
         clipping.BY_VALUE.listen(self)
         scaler.STEPS.listen(self)
         scaler.UNSCALES.listen(self)
+        CLEARINGS.listen(self)
 
     def detach(self) -> None:
         """Leave no hook and no wrapped function behind."""
@@ -101,6 +110,7 @@ class Optimizers:
         clipping.BY_VALUE.leave(self)
         scaler.STEPS.leave(self)
         scaler.UNSCALES.leave(self)
+        CLEARINGS.leave(self)
 
     # -- what the step was ---------------------------------------------------------------------------------------------
 
@@ -145,13 +155,22 @@ class Optimizers:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self._withheld:  # its base class's step, inside of its own
             return
-        self._begun = optimizer
-        self._unheard.discard(optimizer)
-        if self._scaling is not optimizer and not _has_closure(args, kwargs):  # with one the gradients are not there yet
+        begun, optimizer = optimizer, self._held.get(optimizer, optimizer)
+        within = begun is not optimizer and self._begun is self._begun_by is optimizer
+        if within:
+            if not self._unread:
+                return
+            self._unread = False  # its closure has been called: these are the gradients that it steps with
+        else:
+            self._begun, self._begun_by = optimizer, begun
+            self._unheard.discard(optimizer)
+            self._unread = _has_closure(args, kwargs)
+        if self._scaling is not optimizer and not self._unread:
             self._safely(self._read, optimizer)
             if self._look(self._owned(optimizer), None) and self._owner.withholds:
                 self._withhold(optimizer)
-        self._clock.begin(OPTIMIZER)
+        if not within:
+            self._clock.begin(OPTIMIZER)
 
     def _withhold(self, optimizer: Optimizer) -> None:
         """Let the optimizer find no gradients in this step: one without them changes neither parameters nor state."""
@@ -169,6 +188,10 @@ class Optimizers:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._give_back()
+        if (holder := self._held.get(optimizer)) is not None:
+            if self._begun_by is not optimizer:  # the holder's own step goes on
+                return
+            optimizer = holder
         self._clock.end(OPTIMIZER)
         if self._scaling is optimizer:  # it ends when the scaler has done with it
             return
@@ -176,7 +199,7 @@ class Optimizers:
             return  # it called its base class's step, which torch hooks too, and that one has been heard
         self._begun = None
         self._unheard.discard(optimizer)
-        if _has_closure(args, kwargs):
+        if _has_closure(args, kwargs) and self._unread:
             self._safely(self._read, optimizer)
             self._look(self._owned(optimizer), None, updated=True)
         self._stepped(optimizer)
@@ -198,6 +221,7 @@ class Optimizers:
     # -- scalers -------------------------------------------------------------------------------------------------------
 
     def before_scaler_steps(self, optimizer: Optimizer, scale: float | Tensor, *, unscaled: bool) -> None:
+        optimizer = self._held.get(optimizer, optimizer)
         self._scaling, self._begun = optimizer, None
         self._safely(self._read_scaled, optimizer, scale, unscaled)
         if not self._optimizers or optimizer in self._optimizers:
@@ -217,6 +241,7 @@ class Optimizers:
         self._scaled(selection, scale, unscaled=unscaled)
 
     def after_scaler_stepped(self, optimizer: Optimizer, nonfinite: Sequence[Tensor]) -> None:
+        optimizer = self._held.get(optimizer, optimizer)
         called = self._begun is optimizer
         self._scaling = self._begun = None
         self._guarded(self._note_outcome, optimizer, nonfinite, called)
@@ -231,7 +256,7 @@ class Optimizers:
         self._scaling = None
 
     def before_unscaling(self, optimizer: Optimizer, scale: float | Tensor) -> None:
-        if self._scaling is not optimizer:  # inside of the scaler's step they have been read already
+        if self._scaling is not self._held.get(optimizer, optimizer):  # inside of the scaler's step they have been read already
             self._safely(self._note_unscaling, optimizer, scale)
 
     def _note_unscaling(self, optimizer: Optimizer, scale: float | Tensor) -> None:
@@ -272,6 +297,9 @@ class Optimizers:
         selection, self._clipping = self._clipping, None
         if selection is not None:
             self._safely(self._gradients.after_clipping, selection, coefficient)
+
+    def cleared(self, parameters: Parameters) -> None:
+        self._safely(self._owner.cleared, parameters)
 
     # -- whose gradients -----------------------------------------------------------------------------------------------
 
@@ -320,6 +348,13 @@ class Optimizers:
         except Exception as error:
             self._owner.fault(error)
         self.seconds += perf_counter() - started
+
+
+def _held(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimizer that this one holds and steps, as sharpness-aware minimisation does; a loop may step it without its holder."""
+    found = [each for each in vars(optimizer).values() if isinstance(each, Optimizer) and each is not optimizer]
+    found = [each for each in found if hasattr(each, "_optimizer_step_pre_hooks")]
+    return found if len(found) == 1 else []
 
 
 def _rate(group: Mapping[str, Any]) -> float | Tensor | None:

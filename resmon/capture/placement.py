@@ -27,6 +27,7 @@ OtherRanks = Literal["same", "own"]
 UNSYNCHRONISED = "the optimizer stepped on gradients that were not synchronised (no_sync)"
 UNKNOWN_STREAM = "the sum is a plain tensor in a tensor-parallel region, which does not tell whether it is whole or a part"
 UNLIKE_REPLICAS = "a communication hook that does not average over all ranks leaves each with a gradient of its own"
+FSDP1 = "FullyShardedDataParallel, FSDP1, does not tell what part of a gradient lies on this rank; fully_shard, FSDP2, does"
 UNEQUAL_DIVISION = "FSDP divides the gradients of its modules by different factors, so that no one scale is the averaged loss's"
 
 
@@ -137,6 +138,8 @@ class Placement:
         self._other_ranks = other_ranks
         self._models = list(models)
         self._wrappers: weakref.WeakKeyDictionary[nn.Module, _Wrapper] = weakref.WeakKeyDictionary()
+        self._inside: list[DistributedDataParallel] = []  # those that are parts of the models
+        self._fsdp1 = False  # parts of the models are FSDP1's
         self._wrapper_of: dict[int, _Wrapper] = {}  # by the id of a parameter that it synchronises
         self._shares: dict[int, tuple[Any, Share]] = {}  # by a parameter's id: its gradient's layout and share
         self._outputs: dict[tuple[int, bool], Share] = {}
@@ -149,28 +152,33 @@ class Placement:
             self._look_around()
         return self._world
 
+    @property
+    def unknown_of_all(self) -> str:
+        """Why no gradient's share can be known, "" where some can."""
+        return FSDP1 if self._fsdp1 else ""
+
     def _look_around(self) -> None:
         self._world = process.rank_and_world()[1]
         if self._world == 1:
             return
         self._forget()
-        for model in self._models:
-            for module in model.modules():
-                if isinstance(module, DistributedDataParallel):
-                    self._learn(module)
+        modules = [module for model in self._models for module in model.modules()]
+        self._inside = [module for module in modules if isinstance(module, DistributedDataParallel)]
+        self._fsdp1 = any(isinstance(module, _loaded("torch.distributed.fsdp", "FullyShardedDataParallel")) for module in modules)
+        for module in self._inside:
+            self._learn(module)
 
     def pass_begun(self) -> None:
         """A forward pass begins; where it is inside a DistributedDataParallel, torch tells which."""
         if self.world == 1:
             return
         active = DistributedDataParallel._active_ddp_module
-        if active is None:
-            return
-        wrapper = self._wrappers.get(active) or self._learn(active)
-        reason = _why_unsynchronised(active)
-        if wrapper.reason != reason:
-            wrapper.reason = reason
-            self._forget()
+        for module in (*self._inside, *((active,) if active is not None else ())):
+            wrapper = self._wrappers.get(module) or self._learn(module)
+            reason = _why_unsynchronised(module)
+            if wrapper.reason != reason:
+                wrapper.reason = reason
+                self._forget()
 
     def _learn(self, module: DistributedDataParallel) -> _Wrapper:
         wrapper = self._wrappers[module] = _Wrapper(module.process_group.size())
@@ -198,6 +206,8 @@ class Placement:
     def _share(self, parameter: Tensor, gradient: Any, share: Share) -> Share:
         if self.world == 1 or not share.known:
             return share
+        if self._fsdp1:
+            return unknown(FSDP1)
         accounted = gradient.device_mesh.size() if is_distributed(gradient) else 1
         factor = share.factor
         wrapper = self._wrapper_of.get(id(parameter))
@@ -222,6 +232,8 @@ class Placement:
     def _output(self, model: nn.Module, distributed: bool) -> Share:
         if self.world == 1:
             return WHOLE
+        if self._fsdp1:
+            return unknown(FSDP1)
         parameters = list(model.parameters())
         # The ranks that average their losses, what the gradients are divided by for it, and the ranks that share one loss.
         averaging = max((self._wrapper_of[id(p)].size for p in parameters if id(p) in self._wrapper_of), default=1)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from resmon.capture.dataflow import leaves
+from resmon.capture.hook import Hook
 from resmon.capture.randomness import Randomness
 from resmon.capture.stack import is_the_users
-from resmon.capture.taps import Hook, hang
+from resmon.capture.taps import hang
 
 RETAINED = 64 << 20  # bytes of tensors of all but the newest pass
 MOST = 64  # passes that are kept

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.utils.hooks import RemovableHandle
 
+from resmon.capture import compiler
+
 Listener = Callable[[], None]
 
 
@@ -21,6 +23,7 @@ class Registrations:
 
     def listen(self, listener: Listener) -> None:
         if self._handle is None:
+            compiler.leave_alone((Registrations._heard,))  # where code that is compiled makes modules
             self._handle = register_module_module_registration_hook(self._heard)
         self._listeners += (listener,)
 

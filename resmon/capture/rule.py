@@ -181,7 +181,10 @@ def _sources(node: Node) -> tuple[Node, ...]:
 def _is_branch(shared: Node, way: tuple[Node, ...]) -> bool:
     if any(node.op in SCALING and any(p.noise and p.numel == node.numel for p in _read_beside(shared, way, node)) for node in way):
         return False
-    return any(_mixes(shared, way, node) for node in way)
+    if any(_mixes(shared, way, node) for node in way):
+        return True
+    # What is multiplied element by element between two Fourier transforms is a convolution.
+    return any(n.op.startswith("fft_") for n in way) and any(p.parameters for n in way for p in _read_beside(shared, way, n))
 
 
 def _mixes(shared: Node, way: tuple[Node, ...], node: Node) -> bool:

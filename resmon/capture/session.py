@@ -29,8 +29,9 @@ from torch.optim import Optimizer
 
 from resmon.capture.accelerator import Accelerators
 from resmon.capture.channel import IN_ALL, Channel, begin_step, board
+from resmon.capture.clearing import Parameters
 from resmon.capture.clock import FORWARD, Clock
-from resmon.capture.columns import ARRIVED
+from resmon.capture.columns import ARRIVED, ELEMENTS
 from resmon.capture.compiler import Compiler
 from resmon.capture.diagnoses import diagnose
 from resmon.capture.drafts import Draft, Part, Totals, parts
@@ -220,6 +221,10 @@ class Session:
     def pass_ended(self) -> None:
         self._clock.end(FORWARD)
 
+    def passed_over(self, why: str) -> None:
+        if why:
+            self._say(why)
+
     def given(self, watch: ModelWatch, args: Any, kwargs: Any) -> None:
         self._nonfinite.pass_begun(watch, args, kwargs)
         self._inputs.see(watch, args, kwargs)
@@ -236,6 +241,18 @@ class Session:
     @property
     def withholds(self) -> bool:
         return self._nonfinite.withholds
+
+    def cleared(self, parameters: Parameters) -> None:
+        """The loop has cleared gradients. Those that this step's passes had brought so far are not stepped with."""
+        if not self._under_way or not self._passes:
+            return
+        arrived = self._board[:, IN_ALL][:, ARRIVED].any()
+        for watch in self._watches:
+            if (arrived or watch.compiled) and self._gradients.covers(watch.key, parameters()):
+                if self._gradients.has_stepped(watch.key):  # with them; another pass may follow in this step, which begins anew
+                    watch.stepped_on = True
+                else:
+                    watch.forget_gradients()
 
     def incident(self, incident: Incident, capsule: bytes) -> None:
         """Something broke, and what `capsule` holds, if anything, repeats it elsewhere."""
@@ -314,6 +331,8 @@ class Session:
         if is_capturing():
             self._say(_CAPTURING)
             return
+        if torch._C._current_graph_task_id() != -1:
+            self._say(_INSIDE)
         self._optimizers.read_the_rest()
         try:
             self._end_step(complete=True)
@@ -374,6 +393,8 @@ class Session:
         self._nonfinite.step_over(complete=complete)
         self._see_span(self._step)
         draft = self._draft(complete, duration, seconds, now)
+        if complete and self._steps_total <= TELLING:
+            self._tell_what_has_not_come(draft)
         self._outbox.put(partial(self._hand_on, draft), draft.fetch)
         self._step = self._sampling.step = self._step + 1
         self._under_way = False
@@ -381,7 +402,7 @@ class Session:
             self._most_passes = max(self._most_passes, self._passes)
         self._passes = 0
         for watch in self._watches:
-            watch.seconds = 0.0
+            watch.seconds, watch.stepped_on = 0.0, False
         self._clock.waits()
         self._seconds = perf_counter() - now - (draft.seconds - seconds)  # what follows is paid for in the next row
 
@@ -442,6 +463,28 @@ class Session:
             shares=shares,
             errors_total=self._errors_total,
         )
+
+    def _tell_what_has_not_come(self, draft: Draft) -> None:
+        """Say of which gradients there should be some and are none."""
+        if self._stepped_aside:
+            return
+        arrived = draft.numbers[:, ARRIVED] > 0
+        if not draft.gradients.present.any():
+            if arrived.any() and any(each.requires_grad for each in self._gradients.everything.parameters):
+                self._say(_NO_GRADIENTS)
+            return
+        _, theirs = draft.gradients.of(draft.gradients.groups)
+        missing = (draft.numbers[:, ELEMENTS] > 0) & theirs & ~arrived
+        compiled = {watch.key for watch in self._watches if watch.compiled}
+        news = ""
+        for i in np.flatnonzero(missing).tolist():
+            channel = self._channels[i]
+            if channel.site.model not in compiled and _NOT_COME not in channel.site.absent:
+                channel.site = replace(channel.site, absent=(*channel.site.absent, _NOT_COME))
+                news = news or f"block {channel.site.name}: {_NOT_COME} (each site in the flight says its own)"
+        if news:
+            self._say(f"some values are absent. {news}")
+            self._tell_columns()
 
     def _look_at_norms(self) -> None:
         for channel in self._channels[self._sampling.turns()]:
@@ -511,6 +554,24 @@ _COMPILED = "what the graphs of a compiled model keep is not known"
 _CAPTURING = (
     "a CUDA graph is being captured around the training step: what is captured is repeated without any Python, so neither its "
     "blocks nor its steps are seen. torch.compile(model, mode='reduce-overhead') captures graphs that resmon is part of"
+)
+
+TELLING = 3  # steps, at first, in which it is seen what does not come
+
+_NO_GRADIENTS = (
+    "a step has ended and no watched parameter had a gradient, so there are no gradient norms. If optimizers step inside of the "
+    "backward pass, or the loop clears gradients before it says that the step is over, they are gone by then: call monitor.step() "
+    "before they are cleared. Those that torch.autograd.grad gives are not seen"
+)
+
+_NOT_COME = (
+    "output_gradient_norm: no gradient came to its sum, though its parameters have theirs: the sum was made in place in a view, or "
+    "by a module that a reentrant checkpoint runs several times, or the parameters have them from elsewhere"
+)
+
+_INSIDE = (
+    "the optimizer whose step ends a step has stepped inside of the backward pass, so that output gradients which came after it "
+    "count for the next step. Give watch no optimizer, and call monitor.step() after the backward pass"
 )
 
 _TRANSFORMED = (

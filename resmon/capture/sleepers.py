@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from threading import get_ident
 from typing import Any
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from resmon.capture import compiler
+from resmon.capture.hook import Hook
 from resmon.capture.registration import REGISTRATIONS
-from resmon.capture.taps import Hook, Watcher, to_be_traced
+from resmon.capture.taps import Watcher, to_be_traced
 
 
 class Sleepers:
@@ -87,5 +89,5 @@ class _Alarm(Hook):
         if compiler.traces():
             if to_be_traced(self._watcher):
                 compiler.freely(self._watcher.trace_again)
-        elif self._watcher.active:
+        elif self._watcher.active and self._watcher.thread == get_ident():
             self._watcher.trace_again()

@@ -14,6 +14,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from resmon.capture import compiler
 from resmon.capture.channel import Channel
 from resmon.capture.dataflow import ADDS, Place, is_candidate, operands
+from resmon.capture.hook import Hook
 from resmon.capture.survey import Sighting
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Watcher(Protocol):
     """What a hook needs to know of the one who installed it."""
 
     active: bool  # a pass is under way that is to be observed
+    thread: int  # in which it is: other threads may call the model's modules meanwhile
     compiled: bool  # some of the model's hooks are in graphs
     passes: int  # that were observed so far
     seconds: float  # what observing has cost in this step
@@ -152,24 +155,6 @@ def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan], calls: Ma
     return Installed(handles, tuple(taps.values()), behind, tuple(modes.values()))
 
 
-def inert(*_: Any, **__: Any) -> None:
-    """What is left of a hook in a copy of a watched model: nothing happens."""
-
-
-class Hook:
-    """A callable that becomes `inert` where it is pickled or copied."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _inert, ()
-
-    def __deepcopy__(self, memo: Any) -> Callable[..., None]:
-        return inert
-
-
-def _inert() -> Callable[..., None]:
-    return inert
-
-
 SKIP, BRANCH, OUTPUT = range(3)
 
 
@@ -252,7 +237,7 @@ class Tap(Hook):
             self._trace((args, kwargs) if output is None else output)
             return
         watcher = self._watcher
-        if not watcher.active:
+        if not watcher.active or watcher.thread != get_ident():
             if torch._C._current_graph_task_id() != -1 and not watcher.pausing:
                 self._recomputed(args, kwargs, output)
             return
@@ -367,7 +352,7 @@ class Visit:
     An object of its own, for torch.compile follows what changes in a plain object and loses some of what changes in a mode.
     """
 
-    __slots__ = ("adds", "calls", "disagreed", "entered", "here", "observing", "taken", "traced")
+    __slots__ = ("adds", "calls", "disagreed", "entered", "here", "observing", "taken", "thread", "traced")
 
     def __init__(self) -> None:
         self.calls = 0
@@ -375,6 +360,7 @@ class Visit:
         self.here: Mapping[int, Plan] = {}
         self.observing = False
         self.entered = False
+        self.thread = 0  # in which it was entered
         self.disagreed = False  # a graph has made other adds than the traced call
         self.taken: list[tuple[Channel, GradientTap]] = []
         self.traced: list[Cell] = []  # what a graph took
@@ -435,10 +421,13 @@ class AddMode(Hook, TorchFunctionMode):
 
     def enter(self) -> None:
         visit = self._visit
-        observing = self._watcher.active
+        observing = self._watcher.active and self._watcher.thread == get_ident()
         recomputing = not observing and not self._watcher.pausing and torch._C._current_graph_task_id() != -1
         if not observing and not (recomputing and len(self._plans) == 1):
             return
+        if visit.entered and visit.thread != get_ident():  # a recomputation in one thread, a pass in another
+            return
+        visit.thread = get_ident()
         call = visit.calls if observing else next(iter(self._plans))
         visit.calls += observing
         visit.here = self._plans.get(call, {})
@@ -456,7 +445,7 @@ class AddMode(Hook, TorchFunctionMode):
 
     def leave(self) -> None:
         visit = self._visit
-        if not visit.entered:
+        if not visit.entered or visit.thread != get_ident():
             return
         visit.entered = False
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]

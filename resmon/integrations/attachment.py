@@ -132,6 +132,15 @@ class Attachment:
     def _attach(self, models: nn.Module | Mapping[str, nn.Module], optimizers: Sequence[Optimizer]) -> None:
         self.leave()
         self.monitor = self._watch(models, optimizers, self.steps)
+        modules = [models] if isinstance(models, nn.Module) else models.values()
+        own = {id(parameter) for module in modules for parameter in module.parameters()}
+        others = sum(own.isdisjoint(trained) for each in self.optimizers if (trained := _parameters(each)))
+        if others:
+            log.warning(
+                "resmon: only the model whose training began first is watched; there %s for others. To watch several models "
+                "call resmon.watch({name: model, ...}, [optimizer, ...]) in the script",
+                "is another optimizer" if others == 1 else f"are {others} more optimizers",
+            )
 
     def _named(self, modules: Sequence[nn.Module]) -> Iterable[tuple[str, nn.Module]]:
         names = {id(module): name for name, module in self._within.named_modules()} if self._within is not None else {}

@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
 from types import TracebackType
@@ -127,10 +127,11 @@ class Monitor:
         meter_provider: MeterProvider | None = None,
     ) -> None:
         self._ended = False
+        self._past = _Past((), None)  # what is left of the session when the run is over
         self._process = os.getpid()
         self._said: set[str] = set()
         # First what can refuse its arguments: nothing is on disk, and no other monitor closed, before they are known to do.
-        self._session = Session(
+        session = Session(
             models,
             optimizer,
             start_step=settings.start_step,
@@ -151,7 +152,12 @@ class Monitor:
                 _monitors[model].close()
         if process.knows_its_rank():
             self._flight.open()
-        self._session.attach(self._flight)
+        try:
+            session.attach(self._flight)
+        except BaseException as error:
+            session.detach()
+            self._flight.end(RunEnd("failed", time.time(), None, f"watch did not come to its end: {said(error)}"))
+            raise
         for model in models.values():
             _monitors[model] = self
         self._about = id(sys.exc_info()[1])  # whoever trains while an exception is handled, does so because of it
@@ -161,7 +167,8 @@ class Monitor:
         self._thread_hook = threading.excepthook
         threading.excepthook = self._thread_fails
         atexit.register(self._interpreter_exits)
-        self._cell = self._session.last_step  # the newest step when the notebook's cell began
+        self._session: Session | None = session  # until the run is over
+        self._cell = session.last_step  # the newest step when the notebook's cell began
         self._leave_notebook = notebook.follow(self._cell_begins, self._cell_fails)
         # A child of multiprocessing does not leave by the interpreter's usual way out.
         is_child = multiprocessing.parent_process() is not None
@@ -170,7 +177,7 @@ class Monitor:
     @property
     def sites(self) -> tuple[ResidualSite, ...]:
         """The residual sites that are watched, in order of execution; empty until the first forward pass."""
-        return self._session.sites
+        return (self._session or self._past).sites
 
     @property
     def directory(self) -> Path:
@@ -185,20 +192,20 @@ class Monitor:
     @property
     def last_step(self) -> int | None:
         """The newest step that is over; None before the first is."""
-        return self._session.last_step
+        return (self._session or self._past).last_step
 
     def log(self, **scalars: Any) -> None:
         """Record numbers of the step that is under way or just over: `loss=`, `accuracy=`, any name.
 
         A value is a number or a tensor of one element. Anything else is ignored with a warning, so that logging never ends a run.
         """
-        if self._is_open():
-            self._session.log(scalars)
+        if (session := self._watching()) is not None:
+            session.log(scalars)
 
     def step(self) -> None:
         """End a step, where `watch` was given no optimizer. Call it after the backward pass, before gradients are cleared."""
-        if self._is_open():
-            self._session.step()
+        if (session := self._watching()) is not None:
+            session.step()
 
     def checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Note that a checkpoint of the newest step that is over has been written to `path`: a file, a folder or a URL.
@@ -206,10 +213,10 @@ class Monitor:
         So that whoever looks at the run later finds the last one from before things went wrong. Nothing is read or written there.
         What cannot be noted is ignored with a warning, so that saving a checkpoint never ends a run.
         """
-        if not self._is_open():
+        if (session := self._watching()) is None:
             return
         try:
-            self._flight.checkpoint(_location(path), self._session.last_step)
+            self._flight.checkpoint(_location(path), session.last_step)
         except (OSError, ResmonError) as error:
             self._warn("a checkpoint could not be noted", str(error))
         except Exception as error:  # noqa: BLE001 - no path, or one whose own code fails
@@ -253,6 +260,10 @@ class Monitor:
     def _is_open(self) -> bool:
         return not self._ended and os.getpid() == self._process
 
+    def _watching(self) -> Session | None:
+        """The session, as long as it is this process's to speak to."""
+        return self._session if self._is_open() else None
+
     def _warn(self, what: str, why: str) -> None:
         if what not in self._said:
             self._said.add(what)
@@ -268,30 +279,31 @@ class Monitor:
         """An exception ends a thread, and perhaps the training with it; the interpreter goes on."""
         try:
             error = args.exc_value
-            if self._is_open() and error is not None and not isinstance(error, SystemExit):
+            if (session := self._watching()) is not None and error is not None and not isinstance(error, SystemExit):
                 name = args.thread.name if args.thread else "a thread"
                 trains = threading.get_ident() == self._flight.thread
-                incident = self._session.failed(error) if trains else None
+                incident = session.failed(error) if trains else None
                 kind = incident.kind if incident else "failed"
-                self._thread_error = f"{said(error)} in thread {name}", kind, trains, self._session.last_step
+                self._thread_error = f"{said(error)} in thread {name}", kind, trains, session.last_step
         except Exception as own:  # noqa: BLE001 - the training goes on
             self._warn("an exception of a thread was not noted", repr(own))
         finally:
             self._thread_hook(args)
 
     def _cell_begins(self) -> None:
-        self._cell = self._session.last_step
+        self._cell = self.last_step
 
     def _cell_fails(self, error: BaseException) -> None:
         """A cell that trained has ended with an exception: something broke, and the run may go on in another cell."""
         try:
-            if self._is_open() and (self._session.last_step != self._cell or self._session.is_under_way):
-                self._session.failed(error)
+            session = self._watching()
+            if session is not None and (session.last_step != self._cell or session.is_under_way):
+                session.failed(error)
         except Exception as own:  # noqa: BLE001 - the training goes on
             self._warn("an exception of a cell was not noted", repr(own))
 
     def _end(self, error: BaseException | None, exiting: bool = False) -> None:
-        if not self._is_open():
+        if (session := self._watching()) is None:
             return
         self._ended = True
         atexit.unregister(self._interpreter_exits)
@@ -308,15 +320,17 @@ class Monitor:
         signal = self._flight.signal() if outcome in ("finished", "failed") else None
         if signal is not None:
             outcome, reason, error = "interrupted", signal, None
-        incident = self._session.failed(error) if error is not None and outcome != "finished" else None
-        self._session.finish()
-        self._session.detach()
-        step, failed = self._session.last_step, self._thread_error
+        incident = session.failed(error) if error is not None and outcome != "finished" else None
+        session.finish()
+        session.detach()
+        step, failed = session.last_step, self._thread_error
         if outcome == "finished" and failed is not None and failed[2:] == (True, step):
             reason, outcome = failed[:2]  # it ended the thread that trained
+        self._past = _Past(session.sites, step)
         kind = incident.kind if incident else outcome
-        if kind in ("finished", "failed") and self._session.is_nonfinite:
+        if kind in ("finished", "failed") and session.is_nonfinite:
             kind, reason = "nonfinite", reason or "the last step's gradients or loss were NaN or infinite"
+        self._session = None  # and with it the model, whose memory is the user's again
         try:
             if exiting and kind == "finished":
                 self._flight.leave(step, f" after {failed[0]}" if failed is not None else "")
@@ -324,6 +338,14 @@ class Monitor:
                 self._flight.end(RunEnd(kind, time.time(), step, reason))
         except (OSError, ResmonError) as error:
             log.warning("resmon: the end of the run could not be written whole: %s", error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What a monitor still tells of a run that is over."""
+
+    sites: tuple[ResidualSite, ...]
+    last_step: int | None
 
 
 class _Flight:

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
@@ -142,6 +142,30 @@ def fsdp_no_sync(model: Any, last: bool) -> AbstractContextManager[object]:
     return nullcontext()
 
 
+class Outer(nn.Module):
+    """What is watched holds the wrapper that averages."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x)
+        return y
+
+
+def no_sync_inside(model: Any, last: bool) -> AbstractContextManager[object]:
+    return nullcontext() if last else model.inner.no_sync()
+
+
+def no_sync_inside_ever(model: Any, last: bool) -> AbstractContextManager[object]:
+    return model.inner.no_sync()
+
+
+def fsdp1(model: stack.Stack) -> nn.Module:
+    return FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+
+
 HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 CASES: dict[str, Case] = {
@@ -154,6 +178,10 @@ CASES: dict[str, Case] = {
     "ddp-clip": Case(ddp(), clip=0.2),
     "ddp-view": Case(ddp(gradient_as_bucket_view=True)),
     "ddp-unsynchronised": Case(ddp(), synchronise=no_sync_ever),
+    "part-accumulate": Case(lambda model: Outer(ddp()(model)), micro_batches=2, synchronise=no_sync_inside),
+    "part-unsynchronised": Case(lambda model: Outer(ddp()(model)), synchronise=no_sync_inside_ever),
+    "fsdp1": Case(fsdp1),
+    "fsdp1-own": Case(fsdp1, settings={"other_ranks": "own"}),
     "fsdp": Case(fsdp()),
     "fsdp-keep": Case(fsdp(reshard_after_forward=False)),
     "fsdp-evaluated": Case(fsdp(reshard_after_forward=False), evaluates_first=True),

@@ -21,6 +21,7 @@ from resmon.capture import compiler
 from resmon.capture.cells import Cell
 from tests.capture.loops import Memory, watch
 from tests.capture.test_compiled import Block, InPlaceBlock, Net, batch, counted
+from tests.capture.test_session import OUTPUT_GRADIENT
 
 WAYS = {"hooks": False, "mode": True}
 
@@ -222,3 +223,58 @@ def test_other_additions_in_compiled_code_than_in_the_traced_pass(caplog: pytest
     assert present == [True, False] * 4 + [False] * 4
     assert all("other additions" in site.observed for site in sink.now)
     assert sum("other additions" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_compiled_autograd_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """It compiles the backward pass, too, and modules are made while it does; torch fails there on graphs that hold our cells."""
+
+    def training(*, watched: bool) -> tuple[list[float], Memory]:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sink = watch(model, optimizer)[1] if watched else Memory()
+
+        @torch.compile(backend="aot_eager")
+        def backward(x: Tensor) -> Tensor:
+            loss: Tensor = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        losses = []
+        for i in range(3):
+            optimizer.zero_grad()
+            losses.append(backward(batch(seed=i)).item())
+            optimizer.step()
+        return losses, sink
+
+    with torch._dynamo.config.patch(compiled_autograd=True), caplog.at_level(logging.WARNING, "resmon"):
+        bare, _ = training(watched=False)
+        losses, sink = training(watched=True)
+    assert losses == pytest.approx(bare, rel=1e-6)
+    assert all("compiled autograd" in site.observed for site in sink.now) and sink.now
+    assert "compiled autograd" in caplog.text
+    assert sink.newest.errors_total == 0
+    assert (sink.newest.run_value("gradient_square") or 0) > 0
+
+
+def test_what_the_loop_clears_between_two_passes_of_a_graph() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    _, sink = watch(model, optimizer)
+    call = torch.compile(model, backend="aot_eager")
+    for i in range(3):
+        for part in range(2):
+            optimizer.zero_grad()
+            weights = {name: value.clone() for name, value in model.state_dict().items()}
+            call(batch(seed=10 * i + part)).square().mean().backward()
+        optimizer.step()
+        twin = Net()
+        twin.load_state_dict(weights)
+        outputs: list[Tensor] = []
+        for block in twin.blocks:
+            block.register_forward_hook(lambda _, args, output, outputs=outputs: (output.retain_grad(), outputs.append(output))[0])
+        twin(batch(seed=10 * i + 1)).square().mean().backward()
+        expected = [float(output.grad.double().square().sum()) for output in outputs if output.grad is not None]
+        assert sink.newest.blocks[OUTPUT_GRADIENT].tolist() == pytest.approx(expected, rel=1e-4)

@@ -7,6 +7,7 @@ import logging
 import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,17 @@ import resmon
 from resmon.capture.gradients import Gradients
 from resmon.capture.placement import Placement
 from tests.capture import models
-from tests.capture.loops import GRADIENT, OUTPUT_GRADIENT, assert_gradients, assert_same_training, network, norms, watch
+from tests.capture.loops import (
+    GRADIENT,
+    OUTPUT_GRADIENT,
+    Memory,
+    Norms,
+    assert_gradients,
+    assert_same_training,
+    network,
+    norms,
+    watch,
+)
 
 
 def batch(rows: int = 6, seed: int = 0) -> Tensor:
@@ -342,6 +353,213 @@ def test_a_step_that_calls_its_base_class_is_one() -> None:
         optimizer.step()
         assert len(sink.steps) == i + 1
         assert_gradients(sink.newest, sink.now, expected)
+
+
+class Sharpness(torch.optim.Optimizer):
+    """As sharpness-aware minimisation is written everywhere: it holds the optimizer that steps."""
+
+    def __init__(self, parameters: Any, **settings: Any) -> None:
+        super().__init__(parameters, settings)
+        self.base_optimizer = torch.optim.SGD(self.param_groups, **settings)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["moved"] = 0.05 * parameter.grad
+            parameter += self.state[parameter]["moved"]
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter -= self.state[parameter]["moved"]
+        self.base_optimizer.step()
+        self.zero_grad()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self.first_step()
+        with torch.enable_grad():
+            closure()
+        self.second_step()
+
+
+def outputs_of(model: nn.Module) -> dict[str, Tensor]:
+    """Where the blocks' newest outputs are put, which are the sums of their last additions."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Tensor) -> None:
+        if output.requires_grad:
+            output.retain_grad()
+            found[name] = output
+
+    for name in ("1", "2"):
+        model.get_submodule(name).register_forward_hook(lambda _, args, output, name=name: keep(name, output))
+    return found
+
+
+def assert_output_gradients(sink: Memory, outputs: dict[str, Tensor]) -> None:
+    """Those of the newest outputs, and of no pass before."""
+    names = [site.name for site in sink.now]
+    for block, output in outputs.items():
+        last = max(i for i, name in enumerate(names) if name.split(".")[0] == block)
+        assert output.grad is not None
+        expected = float(output.grad.double().square().sum())
+        assert sink.newest.blocks[OUTPUT_GRADIENT, last] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("way", ["two calls", "closure"])
+def test_sharpness_aware_minimisation_is_one_step_with_the_gradients_of_its_second_pass(way: str) -> None:
+    model = network()
+    optimizer = Sharpness(model.parameters(), lr=0.1)
+    outputs = outputs_of(model)
+    _, sink = watch(model, optimizer)
+    for i in range(3):
+        expected: Norms = {}
+
+        def evaluate(i: int = i, expected: Norms = expected) -> None:
+            model(batch(seed=i)).square().mean().backward()
+            expected.update(norms(model))
+
+        evaluate()
+        if way == "closure":
+            optimizer.step(evaluate)
+        else:
+            optimizer.first_step()
+            evaluate()
+            optimizer.second_step()
+        assert len(sink.steps) == i + 1
+        assert_gradients(sink.newest, sink.now, expected)
+        assert_output_gradients(sink, outputs)
+        assert sink.newest.run_value("learning_rate") == 0.1
+        assert sink.newest.run_value("samples") == 2 * len(batch())
+
+
+def test_an_optimizer_that_evaluates_several_times_in_a_step() -> None:
+    """The gradients are those of the last evaluation."""
+    model = network()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    outputs = outputs_of(model)
+    _, sink = watch(model, optimizer)
+    for i in range(3):
+
+        def evaluate(i: int = i) -> Tensor:
+            optimizer.zero_grad()
+            loss = model(batch(seed=i)).square().mean()
+            loss.backward()
+            return loss
+
+        optimizer.step(evaluate)
+        assert_gradients(sink.newest, sink.now, norms(model))
+        assert_output_gradients(sink, outputs)
+
+
+@pytest.mark.parametrize("clear", ["optimizer", "model", "zeros"])
+def test_a_batch_that_is_given_up_in_the_middle_of_a_step(clear: str) -> None:
+    model = network()
+    optimizer = sgd(model)
+    outputs = outputs_of(model)
+    _, sink = watch(model, optimizer)
+    for i in range(3):
+        for part in range(2):
+            model(batch(seed=10 * i + part)).square().mean().backward()
+            if part == 0 and clear == "model":
+                model.zero_grad()
+            elif part == 0:
+                optimizer.zero_grad(set_to_none=clear != "zeros")
+        expected = norms(model)
+        optimizer.step()
+        assert_gradients(sink.newest, sink.now, expected)
+        assert_output_gradients(sink, outputs)
+        optimizer.zero_grad()
+
+
+def test_a_critic_that_steps_several_times_in_a_step() -> None:
+    """Its gradients are those of its newest step, whatever the order of pass and clearing."""
+    for clears_first in (True, False):
+        critic, actor = network(seed=1), nn.Linear(16, 16)
+        its, others = sgd(critic), sgd(actor)
+        outputs = outputs_of(critic)
+        _, sink = watch({"critic": critic, "actor": actor}, [its, others])
+        for i in range(2):
+            for k in range(3):
+                if clears_first:
+                    its.zero_grad()
+                loss = critic(batch(seed=10 * i + k)).square().mean()
+                if not clears_first:
+                    its.zero_grad()
+                loss.backward()
+                its.step()
+            expected = norms(critic)
+            others.zero_grad()
+            actor(batch(seed=i)).square().mean().backward()
+            others.step()
+            assert_gradients(sink.newest, sink.now, expected | norms(actor))
+            assert_output_gradients(sink, outputs)
+
+
+def test_what_one_of_two_optimizers_clears_takes_nothing_of_the_other() -> None:
+    """Between its forward and its backward pass, as many loops do, and between two micro-batches."""
+    model = network()
+    first, second = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:2], model[2:]))
+    outputs = outputs_of(model)
+    _, sink = watch(model, [first, second])
+    for i in range(3):
+        y = model(batch(seed=i))
+        first.zero_grad()
+        second.zero_grad()
+        y.square().mean().backward()
+        first.step()
+        first.zero_grad()
+        second.step()
+        assert_output_gradients(sink, outputs)
+
+
+def test_optimizers_that_step_inside_of_the_backward_pass_are_told_what_that_costs(caplog: pytest.LogCaptureFixture) -> None:
+    """Gradients are gone before the step ends; or the step ends before they have all come."""
+    for given, words in ((False, "no watched parameter had a gradient"), (True, "has stepped inside of the backward pass")):
+        model = network()
+        optimizers = {parameter: torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()}
+
+        def step(parameter: Tensor, optimizers: Any = optimizers) -> None:
+            optimizers[parameter].step()
+            parameter.grad = None
+
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(step)
+        session, sink = watch(model, list(optimizers.values()) if given else None)
+        with caplog.at_level(logging.WARNING, "resmon"):
+            for i in range(3):
+                model(batch(seed=i)).square().mean().backward()
+                if not given:
+                    session.step()
+        assert len(sink.steps) == 3
+        assert caplog.text.count(words) == 1
+        caplog.clear()
+
+
+def test_a_gradient_that_does_not_come_to_its_sum_is_told_with_its_block(caplog: pytest.LogCaptureFixture) -> None:
+    class InView(models.Alpha):
+        def forward(self, x: Tensor) -> Tensor:
+            total = x.clone()
+            view = total[:]
+            view += self.act(self.fc(x))
+            return total
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), InView(16), models.Alpha(16))
+    optimizer = sgd(model)
+    _, sink = watch(model, optimizer)
+    with caplog.at_level(logging.WARNING, "resmon"):
+        for i in range(4):
+            optimizer.zero_grad()
+            model(batch(seed=i)).square().mean().backward()
+            expected = norms(model)
+            optimizer.step()
+            assert_gradients(sink.newest, sink.now, expected)
+    assert sink.newest.blocks_present[OUTPUT_GRADIENT].tolist() == [False, True]
+    assert [[why.partition(":")[0] for why in site.absent] for site in sink.now] == [["output_gradient_norm"], []]
+    assert caplog.text.count("block 1: output_gradient_norm: no gradient came to its sum") == 1
 
 
 def test_an_optimizer_without_a_learning_rate() -> None:

@@ -545,6 +545,21 @@ def test_transformed_functions_are_told_and_left_alone(caplog: pytest.LogCapture
     assert all(map(torch.equal, watched.model.parameters(), twin.model.parameters()))
 
 
+def test_tensors_of_ragged_samples_are_passed_by_and_trained_on(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    watched = Watched(nn.Sequential(nn.Linear(16, 16), models.Alpha(16)))
+    watched.model[1].keep = lambda *_: None
+    for _ in range(2):
+        x = torch.nested.nested_tensor([torch.randn(3, 16), torch.randn(5, 16)], layout=torch.jagged)
+        watched.optimizer.zero_grad()
+        watched.model(x).values().square().mean().backward()
+        watched.optimizer.step()
+    record = watched.sink.steps[-1]
+    assert (record.errors_total, record.run_value("samples")) == (0, 2)
+    assert record.run_value("gradient_square") == pytest.approx(sum(square(p.grad) for p in watched.model.parameters()), rel=1e-5)
+    assert "no residual add" in caplog.text
+
+
 def test_a_model_without_residual_adds_is_recorded_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     watched = Watched(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)))
     with caplog.at_level(logging.WARNING):

@@ -39,8 +39,12 @@ UNSYNCHRONISED = {"gradient_norm": "not synchronised (no_sync)"}
 UNACCOUNTED = {"gradient_norm": "say watch(other_ranks="}
 STREAM = {"output_gradient_norm": "a plain tensor in a tensor-parallel region"}
 PARTIAL = {"gradient_norm": "Partial over the mesh's dimension"}
+FIRST = {"gradient_norm": "FullyShardedDataParallel, FSDP1", "output_gradient_norm": "FullyShardedDataParallel, FSDP1"}
 ABSENT: dict[str, dict[str, str]] = {
     "ddp-unsynchronised": UNSYNCHRONISED,
+    "part-unsynchronised": UNSYNCHRONISED,
+    "fsdp1": FIRST,
+    "fsdp1-own": FIRST,
     "plain": UNACCOUNTED | {"output_gradient_norm": "say watch(other_ranks="},
     "tp": UNACCOUNTED | STREAM,
     "tp-same": STREAM,
@@ -49,8 +53,9 @@ ABSENT: dict[str, dict[str, str]] = {
     "fsdp-tp": UNACCOUNTED | STREAM,
     "fsdp-tp-same": STREAM,
 }
+OUTERMOST = {"part": "Outer", "fsdp1": "FullyShardedDataParallel"}  # of what is watched, if it is not the model
 # Ranks that nobody synchronises drift apart: the truth is known of the first step only.
-DRIFTING = ("ddp-unsynchronised", "plain", "plain-own", "fsdp-blocks")
+DRIFTING = ("ddp-unsynchronised", "part-unsynchronised", "plain", "plain-own", "fsdp-blocks")
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +89,9 @@ def check(folder: Path, name: str, world: int) -> None:
     absent = ABSENT.get(name, {}) if world > 1 else {}
     flight = resmon.load(folder / name)
     assert not flight.skipped
-    assert flight.info["models"] == {"": "Stack"}
+    assert flight.info["models"] == {"": OUTERMOST.get(name.partition("-")[0], "Stack")}
     blocks = flight.blocks()
+    blocks["block"] = ["h." + name.rpartition("h.")[2] for name in blocks["block"]]  # without what wraps it
     assert blocks["block"].tolist() == SITES * stack.STEPS
     for row in blocks.to_dict("records"):
         if name in DRIFTING and row["step"] and world > 1:

@@ -121,6 +121,20 @@ def test_all_optimizers_of_the_module_are_given(waiting: Waiting) -> None:
     assert set(waiting.optimizers) == {first, second} != {other}
 
 
+def test_models_that_are_not_watched_because_another_trains_first_are_told_of(
+    waiting: Waiting, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a generator and a critic are trained: nothing says before the first step that the second will be called."""
+    generator, critic = network(), network()
+    first, second = SGD(generator.parameters(), 0.1), SGD(critic.parameters(), 0.1)
+    for _ in range(2):
+        for model, optimizer in ((generator, first), (critic, second)):
+            train(model, optimizer, 1)
+    assert waiting.models is generator
+    assert caplog.text.count("there is another optimizer for others") == 1
+    assert "resmon.watch({name: model" in caplog.text
+
+
 def test_parts_that_one_optimizer_owns_are_watched_by_name_from_the_second_step_on(waiting: Waiting) -> None:
     class Encoder(nn.Sequential): ...
 

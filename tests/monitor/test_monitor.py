@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 import resmon
+from resmon.capture.compiler import Compiler
 from tests import forkserver
 from tests.capture import models
 
@@ -222,6 +225,43 @@ def test_an_interrupt_in_the_middle_of_a_pass_leaves_no_mode_behind(tmp_path: Pa
     assert len(monitor.sites) == 3
     blocks = resmon.load(tmp_path / "r").blocks().query("step == 9")
     assert blocks["skip_rms"].notna().all()
+
+
+def test_a_watch_that_fails_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.mixed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def boom(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Compiler, "attach", boom)
+    with pytest.raises(KeyboardInterrupt):
+        resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off")
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not optimizer._optimizer_step_pre_hooks and not optimizer._optimizer_step_post_hooks  # type: ignore[attr-defined]
+    end = end_of(tmp_path)
+    assert end is not None and end["outcome"] == "failed"
+
+
+def test_a_monitor_that_is_closed_holds_the_model_no_more(tmp_path: Path) -> None:
+    model = models.mixed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    monitor = resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off")
+    for i in range(2):
+        model(models.images(4, seed=i)).square().mean().backward()
+        optimizer.step()
+    sites = monitor.sites
+    monitor.close()
+    reference = weakref.ref(model)
+    del model, optimizer
+    gc.collect()
+    assert reference() is None
+    assert monitor.sites == sites and sites
+    assert monitor.last_step == 1
+    monitor.log(loss=1.0)
+    monitor.step()
+    monitor.checkpoint("later.pt")
+    monitor.close()
 
 
 def test_environment_and_file_and_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

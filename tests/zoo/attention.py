@@ -512,9 +512,39 @@ def pair(inside: str, first: str, second: str) -> tuple[tuple[str, str, tuple[st
 ENCODER_PRE = ("norm1 self_attn self_attn.out_proj", "norm2 linear1 linear2")
 ENCODER_POST = ("self_attn self_attn.out_proj", "linear1 linear2")
 VISION = ("norm1 attn.c_attn attn.c_proj ls1", "norm2 mlp.c_fc mlp.c_proj ls2")
+
+
+class Spectral(nn.Module):
+    """Mixes six tokens by a learned filter in the frequency domain, as AFNO and GFNet do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(4, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.fft.irfft(torch.fft.rfft(x, dim=1) * self.filter.to(torch.complex64), n=x.shape[1], dim=1)
+
+
+class Weighted(nn.Module):
+    """Such a product without a transform is no branch but a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x * self.weight
+
+
 PARALLEL = "ln attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj"
 
 CASES = (
+    Case(
+        "spectral_filter",
+        lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), Spectral(), Weighted(), Spectral()),
+        sequence,
+        sites=(identity("1", ".", "1"), identity("3", ".", "3")),
+    ),
     Case(
         "nanogpt",
         NanoGPT,
