@@ -16,7 +16,7 @@ from resmon.detectors.detector import Detector
 from resmon.detectors.noise import deviation
 from resmon.detectors.options import Options, Tuned
 from resmon.gaps import role
-from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
+from resmon.records import RUN_ENDED, Finding, ResidualSite, ScalarRecord, StepRecord
 
 WINDOW = 16  # logged losses that make a level: their median, which spikes do not move
 LASTS = 3  # windows in a row that are above, and the last of them not on its way back
@@ -126,7 +126,7 @@ class Divergence(Detector):
 
     def end(self, step: int, time: float) -> Iterable[Finding]:
         finding, self._finding = self._finding, None
-        return [] if finding is None else [finding.closed(step, time, "the run ended with it")]
+        return [] if finding is None else [finding.closed(step, time, RUN_ENDED)]
 
     def _take(self, step: int, time: float, loss: float) -> Iterator[Finding]:
         if loss < 0 and not self._linear:

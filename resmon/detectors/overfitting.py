@@ -15,7 +15,7 @@ from resmon.detectors.noise import spread
 from resmon.detectors.options import Options, Tuned
 from resmon.directions import direction
 from resmon.gaps import Gap, Gaps, role
-from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
+from resmon.records import RUN_ENDED, Finding, ResidualSite, ScalarRecord, StepRecord
 
 LEAST = 8  # validations before anything is said
 WORSE = 4  # of the newest validations, all worse than the best by the rise
@@ -105,7 +105,7 @@ class Overfitting(Detector):
         return events
 
     def end(self, step: int, time: float) -> Iterable[Finding]:
-        events = [each.finding.closed(step, time, "the run ended with it") for each in self._scores.values() if each.finding]
+        events = [each.finding.closed(step, time, RUN_ENDED) for each in self._scores.values() if each.finding]
         self._scores.clear()
         return events
 
