@@ -433,9 +433,9 @@ def _block(seen: Sequence[Seen], look: Look, block: int) -> Figure | None:
     together = (
         ("rms", (("skip_rms", "skip"), ("branch_rms", "branch"))),
         ("branch/skip", (("branch_skip_ratio", "branch/skip"),)),
-        ("gradient norm", (("gradient_norm", "of its parameters"), ("output_gradient_norm", "at its output"))),
+        ("gradient norm", (("gradient_norm", "gradient of its parameters"), ("output_gradient_norm", "gradient at its output"))),
     )
-    for heading, names in together:
+    for panel, (heading, names) in enumerate(together):
         lines: list[Line] = []
         for run, each in enumerate(seen):
             if block >= len(each.blocks):
@@ -447,7 +447,8 @@ def _block(seen: Sequence[Seen], look: Look, block: int) -> Figure | None:
                 if len(seen) > 1:  # colours tell the runs, dots what is second
                     lines.append(Line(each, "", curve, SERIES[run], "dot" if second else "solid"))
                 else:
-                    lines.append(Line(each, what if len(names) > 1 else "", curve, SERIES[second]))
+                    # One legend tells both pairs, so each has colours of its own.
+                    lines.append(Line(each, what if len(names) > 1 else "", curve, SERIES[panel + second]))
         panels.append((heading, lines))
     name = next((each.blocks[block] for each in seen if block < len(each.blocks)), "")
     nonfinite = [each for each in seen if block < len(each.blocks) and _broken(each.course, block)]
