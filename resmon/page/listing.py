@@ -113,10 +113,13 @@ def _runs(directory: Path) -> Iterable[Entry]:
 
 def _entry(id_: str, attempt: Path | None, directory: Path) -> Entry | None:
     """None where there is no such attempt in the directory."""
-    if attempt is None or not Path(os.path.realpath(attempt)).is_relative_to(directory):  # a link that leads out
+    if attempt is None:
+        return None
+    folders = [attempt, *layout.ranks(attempt).values()]
+    if not all(Path(os.path.realpath(folder)).is_relative_to(directory) for folder in folders):  # a link that leads out
         return None
     try:
-        times = [attempt.stat().st_mtime, *(path.stat().st_mtime for path in layout.ranks(attempt).values())]
+        times = [folder.stat().st_mtime for folder in folders]
     except OSError:
         return None
     return Entry(id_, attempt, max(times))

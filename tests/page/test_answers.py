@@ -168,6 +168,11 @@ def test_names_never_become_paths(tmp_path: Path) -> None:
     record(tmp_path / "runs", "one")
     record(tmp_path / "secret", "other")
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "secret" / "other")
+    shutil.copytree(tmp_path / "runs" / "one" / "attempt-0001", tmp_path / "runs" / "two" / "attempt-0001")
+    shutil.rmtree(tmp_path / "runs" / "two" / "attempt-0001" / "rank-00000")
+    (tmp_path / "runs" / "two" / "attempt-0001" / "rank-00000").symlink_to(
+        tmp_path / "secret" / "other" / "attempt-0001" / "rank-00000"
+    )
     house = House(tmp_path / "runs")
     assert [run["name"] for run in house.runs()["runs"]] == ["one"], "a link that leads out is none of them"
     for id_ in ("../secret/other", str(tmp_path / "secret" / "other"), "one", "", "..", "one~00000000", "one\0"):
