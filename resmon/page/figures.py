@@ -352,7 +352,10 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
     most = max(len(each.blocks) for each in seen)
     if not most:
         return None
-    canvas = Canvas(372, 2, heights=[0.62, 0.38], vertical_spacing=0.08, shared_x=True, margin=look.margin | {"t": 28, "b": 76})
+    names = shorter(max((each.blocks for each in seen), key=len), 12)
+    below = 27 + 4 * max(len(name) for name in names)  # which stand aslant
+    margin = look.margin | {"t": 28, "b": below}
+    canvas = Canvas(296 + below, 2, heights=[0.62, 0.38], vertical_spacing=0.08, shared_x=True, margin=margin)
     curves: list[Curve] = []
     ratios: list[Curve] = []
     for i, each in enumerate(seen):
@@ -399,14 +402,13 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
     canvas.y(1, title={"text": "rms", "standoff": 8}, **_from_zero(scale(curves)))
     canvas.y(2, title={"text": "branch/skip", "standoff": 8}, nticks=4, **_from_zero(scale(ratios)))
     canvas.y(fixedrange=True, automargin=False)
-    labels = shorter(max((each.blocks for each in seen), key=len), 12)
     chosen = np.unique(np.linspace(0, most - 1, min(most, 8 if look.narrow else 24)).astype(int)).tolist()
     canvas.x(
         range=[-0.6, most - 0.4],
         fixedrange=True,
         tickmode="array",
         tickvals=chosen,
-        ticktext=[labels[i] for i in chosen],
+        ticktext=[names[i] for i in chosen],
         automargin=False,
     )
     canvas.x(2, tickangle=-40)

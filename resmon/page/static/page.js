@@ -34,6 +34,7 @@ let timer = 0;
 let asking = null; // the question under way
 let last = 0; // when an answer came
 let listed = 50;
+let plotting = null; // the figures that are being drawn
 
 const ago = (time) => `${span(Date.now() / 1000 + clock - time)} ago`;
 const moment = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
@@ -191,6 +192,7 @@ const broke = ({ incident, finding, findings, severity }) => { // what is wrong:
 // -- a run -----------------------------------------------------------------------------------------------------------------
 
 const clear = () => {
+  plotting = null;
   for (const figure of document.querySelectorAll("figure .plot")) Plotly.purge(figure);
   $("figures").replaceChildren();
   $("trouble").replaceChildren();
@@ -316,6 +318,7 @@ const figures = (content) => {
   let steps = place.querySelector(".steps");
   if (!steps && wanted.length) steps = stepTools();
   let before = null;
+  const plots = [];
   for (const each of content.figures) {
     const element = [...place.querySelectorAll("figure")].find((figure) => figure.dataset.key === each.key) ?? newFigure(each.key);
     element.querySelector("h2").textContent = each.title;
@@ -326,9 +329,21 @@ const figures = (content) => {
     if (before ? before.nextElementSibling !== element : place.firstElementChild !== element) before ? before.after(element) : place.prepend(element);
     before = element;
     if (each.key === (wanted.includes("heat-2") ? "heat-2" : "heat")) { if (element.nextElementSibling !== steps) element.after(steps); before = steps; }
-    drawFigure(plot, each.plot).then(() => listen(plot, each.key));
+    plots.push([plot, each]);
   }
   if (steps && content.range) setSteps(steps, content);
+  draw(plots);
+};
+
+const draw = async (plots) => { // what is seen first, and with room for clicks and keys between two; newer figures take the place of these
+  const mine = plotting = Symbol("plots");
+  const near = ([plot]) => { const { top, bottom } = plot.getBoundingClientRect(); return bottom > 0 && top < innerHeight ? 0 : 1; };
+  for (const [plot, { key, plot: figure }] of plots.map((each) => [near(each), each]).sort(([a], [b]) => a - b).map(([, each]) => each)) {
+    await drawFigure(plot, figure);
+    listen(plot, key);
+    await new Promise((resolve) => setTimeout(resolve));
+    if (mine !== plotting) return;
+  }
 };
 
 const newFigure = (key) => {
