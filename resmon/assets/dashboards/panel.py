@@ -238,13 +238,9 @@ def number(title: str, *, any_is: str = "", names: bool = False, **content: Unpa
     made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     made.graph_mode(BigValueGraphMode.NONE).color_mode(BigValueColorMode.BACKGROUND if any_is else BigValueColorMode.NONE)
     made.thresholds(_above(GREEN, (1, any_is)) if any_is else _plain_thresholds())
-    return made.text_mode(
-        BigValueTextMode.NAME
-        if names
-        else BigValueTextMode.VALUE_AND_NAME
-        if len(content["queries"]) > 1
-        else BigValueTextMode.AUTO
-    )
+    if names:
+        return made.text_mode(BigValueTextMode.NAME)
+    return made.text_mode(BigValueTextMode.VALUE_AND_NAME if len(content["queries"]) > 1 else BigValueTextMode.AUTO)
 
 
 def ranked(title: str, *, colours: Mapping[str, str] | None = None, **content: Unpack[Content]) -> bargauge.Panel:
