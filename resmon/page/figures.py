@@ -353,7 +353,7 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
     if not most:
         return None
     names = shorter(max((each.blocks for each in seen), key=len), 12)
-    below = 27 + 4 * max(len(name) for name in names)  # which stand aslant
+    below = 27 + 4 * min(12, max(len(name) for name in names))  # which stand aslant, and are markup
     margin = look.margin | {"t": 28, "b": below}
     canvas = Canvas(296 + below, 2, heights=[0.62, 0.38], vertical_spacing=0.08, shared_x=True, margin=margin)
     curves: list[Curve] = []

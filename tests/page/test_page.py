@@ -146,6 +146,27 @@ def test_attempts_are_chosen_and_compared(place: Place, tab: Page) -> None:
     wait_for(lambda: '"resumed"' not in get(f"{place.url}/api/runs")[1])
 
 
+def test_figures_are_drawn_one_by_one_what_is_seen_first(place: Place, tab: Page) -> None:
+    """Between two of them the browser takes clicks and keys: ten figures at once would hold it up for a fifth of a second."""
+    tab.open(place.address("well", block=1))
+    all_drawn = "[...document.querySelectorAll('figure')].every((each) => each.querySelector('.main-svg'))"
+    tab.until(f"document.querySelector('[data-key=scores]') && {all_drawn}")
+    tab.run(
+        "window.turn = 0; window.turns = []; window.keys = []; window.react = Plotly.react; Plotly.react = (place, ...rest) => {"
+        "turns.push(turn); keys.push(place.closest('figure').dataset.key); setTimeout(() => { turn += 1; });"
+        "return react(place, ...rest); }"
+    )
+    choose(tab, "quantity", "gradient_norm")
+    tab.until("keys.length === document.querySelectorAll('figure').length")
+    turns, keys = tab.run("turns"), tab.run("keys")
+    assert len(set(turns)) == len(turns), "each in a task of its own"
+    assert len(keys) == len(set(keys)) and keys[0] == "loss"
+    tab.run("keys.length = 0; document.querySelector('[data-key=scores]').scrollIntoView()")
+    choose(tab, "quantity", "skip_rms")
+    tab.until("keys.length === document.querySelectorAll('figure').length")
+    assert tab.run("keys[0]") not in ("loss", "heat"), "which were scrolled away"
+
+
 LEGIBLE = (Path(__file__).parent / "legible.js").read_text()
 
 
