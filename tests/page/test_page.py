@@ -224,6 +224,8 @@ def test_small_screens_in_light_and_dark(width: int, dark: bool, place: Place, t
     tab.open(place.address(HOSTILE[0], block=3, quantity="skip_rms"))
     tab.until(DRAWN)
     assert not overflows(tab), "nothing sticks out to the right"
+    edges = tab.run("[...document.querySelectorAll('.group button')].map((each) => each.getBoundingClientRect().right)")
+    assert max(edges) <= width - 8, "nor is a button cut"
     ground = tab.run("getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
     assert tab.run("document.querySelector('[data-key=loss] .plot').layout.font.color") == ("#e7eaee" if dark else "#1c2026")
