@@ -247,6 +247,9 @@ Severity = Literal["page", "ticket"]
 FindingState = Literal["opened", "updated", "closed"]
 
 
+RUN_ENDED = "the run ended with it"  # why a finding is closed that was never over
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something about a run that a person should know.
@@ -312,6 +315,11 @@ class Finding:
             runbook=runbook,
             evidence={"first": first, **evidence},
         )
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is open, or was when the run ended: nothing else has made it over."""
+        return self.state != "closed" or self.summary.endswith(f"; closed because {RUN_ENDED}.")
 
     def closed(self, step: int, time: float, why: str, **evidence: Any) -> Finding:
         """It is over, because of `why`; `evidence` is what more is known by then."""

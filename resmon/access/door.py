@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import binascii
 import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ class Names:
         if self.any:
             return True
         name = _without_port(host).rstrip(".").lower()
+        if not name:
+            return False
         if name in self.given or name == "localhost" or name.endswith(".localhost"):
             return True
         try:
@@ -79,10 +82,13 @@ class Names:
         return True
 
 
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.~-]+)?)\]|([^\s:/?#\[\]@]+))(?::\d*)?", re.ASCII)
+
+
 def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """The name or address of HOST:PORT; empty where it is none (RFC 9110, 7.2)."""
+    match = _HOST.fullmatch(host)
+    return "" if match is None else match[1] or match[2]
 
 
 @dataclass(frozen=True, slots=True)

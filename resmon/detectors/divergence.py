@@ -15,7 +15,7 @@ from pydantic import Field
 from resmon.detectors.detector import Detector
 from resmon.detectors.noise import deviation
 from resmon.detectors.options import Options, Tuned
-from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
+from resmon.records import RUN_ENDED, Finding, ResidualSite, ScalarRecord, StepRecord
 from resmon.scores.gaps import role
 
 WINDOW = 16  # logged losses that make a level: their median, which spikes do not move
@@ -126,7 +126,7 @@ class Divergence(Detector):
 
     def end(self, step: int, time: float) -> Iterable[Finding]:
         finding, self._finding = self._finding, None
-        return [] if finding is None else [finding.closed(step, time, "the run ended with it")]
+        return [] if finding is None else [finding.closed(step, time, RUN_ENDED)]
 
     def _take(self, step: int, time: float, loss: float) -> Iterator[Finding]:
         if loss < 0 and not self._linear:

@@ -16,7 +16,7 @@ import numpy as np
 
 from resmon.detectors.window import Window, rearranged
 from resmon.quantities import count
-from resmon.records import Bools, Finding, Floats, Ints, ResidualSite, Severity
+from resmon.records import RUN_ENDED, Bools, Finding, Floats, Ints, ResidualSite, Severity
 
 NAMES = 50  # names of blocks that the evidence lists; the count beside them is whole
 GROWN = 1.5  # times as many blocks as were told of last are told of again
@@ -95,7 +95,7 @@ class Episodes:
 
     def end(self, step: int, time: float) -> list[Finding]:
         """The run is over."""
-        events = [each.finding.closed(step, time, "the run ended with it") for each in self._open.values()]
+        events = [each.finding.closed(step, time, RUN_ENDED) for each in self._open.values()]
         self._open.clear()
         return events
 

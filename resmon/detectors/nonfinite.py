@@ -22,6 +22,7 @@ from resmon.records import (
     BLOCK_VALUES,
     CALM,
     LEAST_SCALE,
+    RUN_ENDED,
     SEARCH,
     Bools,
     Finding,
@@ -178,7 +179,7 @@ class NonFinite(Detector):
         events = [event for early in self._early_losses for event in self._judge_loss(*early)]
         self._early_losses.clear()
         episodes = [*self._episodes.values(), *(each for each in (self._loss, self._outside) if each)]
-        events += [episode.closed(step, time, "the run ended with it") for episode in episodes]
+        events += [episode.closed(step, time, RUN_ENDED) for episode in episodes]
         self._episodes.clear()
         self._loss = self._outside = None
         return events

@@ -13,7 +13,7 @@ from pydantic import Field
 from resmon.detectors.detector import Detector
 from resmon.detectors.noise import spread
 from resmon.detectors.options import Options, Tuned
-from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
+from resmon.records import RUN_ENDED, Finding, ResidualSite, ScalarRecord, StepRecord
 from resmon.scores.directions import direction
 from resmon.scores.gaps import Gap, Gaps, role
 
@@ -105,7 +105,7 @@ class Overfitting(Detector):
         return events
 
     def end(self, step: int, time: float) -> Iterable[Finding]:
-        events = [each.finding.closed(step, time, "the run ended with it") for each in self._scores.values() if each.finding]
+        events = [each.finding.closed(step, time, RUN_ENDED) for each in self._scores.values() if each.finding]
         self._scores.clear()
         return events
 

@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from resmon.errors import FlightError
-from resmon.flight import incidents, layout, stalls
+from resmon.flight import findings, incidents, layout, stalls
 from resmon.flight.endings import Remains, conclude
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower
-from resmon.records import OUTCOMES, Incident, Outcome, ScalarRecord, StepRecord
+from resmon.records import OUTCOMES, Finding, Incident, Outcome, ScalarRecord, StepRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Summary:
     incident: str = ""  # what broke: the one that tells the outcome, else the newest
     model: str = ""
     started: float | None = None
+    finding: Finding | None = None  # of those that are open, or were when it ended: the first of the severest
+    findings: int = 0  # how many these are
 
     @property
     def lives(self) -> bool:
@@ -88,4 +90,24 @@ def summary(attempt: Path) -> Summary:
         outcome = min(over, key=OUTCOMES.index) if len(over) == len(outcomes) else "stalled" if quiet else "running"
     telling = max(incidents.newest(broke), key=lambda incident: (incident.kind == outcome, incident.time), default=None)
     broken = telling.summary if telling else ""
-    return Summary(name, number, outcome, steps, loss, blocks, 0, when, broken, model, started)
+    lasting = _lasting(attempt)
+    return Summary(
+        name,
+        number,
+        outcome,
+        steps,
+        loss,
+        blocks,
+        0,
+        when,
+        broken,
+        model,
+        started,
+        min(lasting, key=lambda finding: (finding.severity != "page", finding.opened_step), default=None),
+        len(lasting),
+    )
+
+
+def _lasting(attempt: Path) -> list[Finding]:
+    newest = {event.id: event for event in findings.read(attempt)[0]}
+    return [finding for finding in newest.values() if finding.lasts]

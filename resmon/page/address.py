@@ -13,6 +13,11 @@ def identity(folder: Path) -> str:
     return f"{folder.name}~{hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:8]}"
 
 
+def of_attempt(run: str, number: int) -> str:
+    """The id of one attempt of a run, which stays with it when others follow."""
+    return f"{run}@{number}"
+
+
 def address(agent: str, folder: Path) -> str:
     """The page of the run in that folder, of the agent that serves under that URL."""
     return f"{agent}/?run={quote(identity(folder))}"

@@ -21,6 +21,7 @@ import resmon
 from resmon.flight import layout
 from resmon.flight.summary import Summary
 from resmon.handbook import pages as handbook
+from resmon.page.address import identity
 from resmon.page.figures import Look, Seen, differing, figures
 from resmon.page.listing import Entry, Listing
 from resmon.page.sight import Sight, Sights
@@ -107,19 +108,20 @@ class Answers:
         entry = self._listing.find(id_)
         if entry is None:
             return None
-        other = self._listing.find(wish.beside) if wish.beside and wish.beside != id_ else None
-        entries = [entry] if other is None else [entry, other]
+        other = self._listing.find(wish.beside) if wish.beside else None
+        entries = [entry] if other is None or other.attempt == entry.attempt else [entry, other]
         sights = [self._sights.of(each.attempt) for each in entries]
         lines = [self._line(each, sight) for each, sight in zip(entries, sights, strict=True)]
         if sights[0].gone or lines[0] is None:
             return None
-        version = tuple(sight.version for sight in sights), tuple(lines)
+        attempts = [_attempt(each, found) for each in self._listing.attempts(entry) if (found := self._listing.summary(each))]
+        version = tuple(sight.version for sight in sights), tuple(lines), attempts
         with self._lock:
             known = self._kept.get((id_, wish))
             if known is not None and known[0] == version:
                 self._kept.move_to_end((id_, wish))
                 return known[1]
-        made = _answer(_told(entries, sights, lines, wish))
+        made = _answer(_told(entries, sights, lines, wish) | {"attempts": attempts})
         with self._lock:
             self._kept[id_, wish] = version, made
             room = sum(len(answer.body) for _, answer in self._kept.values())
@@ -147,6 +149,8 @@ def _told(entries: list[Entry], sights: list[Sight], lines: list[Summary | None]
             for entry, sight, summary in zip(entries, sights, lines, strict=True)
             if summary is not None
         ]
+        if len({entry.folder for entry in entries}) < len(entries) or entries[0].id != identity(entries[0].folder):
+            told = [one | {"title": f"{one['title']}, attempt {one['attempt']}"} for one in told]
         courses = [sight.course for sight in sights if sight.course is not None]
         made: dict[str, Any] = {"run": told[0], "other": told[1] if len(told) > 1 else None, "figures": [], "differing": ""}
         if not courses or sights[0].course is None:
@@ -169,7 +173,7 @@ def _told(entries: list[Entry], sights: list[Sight], lines: list[Summary | None]
         for one, sight in zip(told, sights, strict=False):
             course = sight.window(first, first + wish.newest + stays if wish.newest else last)
             if course is not None:
-                seen.append(Seen(one["name"], sight, course))
+                seen.append(Seen(one["title"], sight, course))
         at = min((each.course.newest_known(first, last) for each in seen), default=last)
         if wish.at is not None:
             at = min(max(wish.at, first), last, whole[1])
@@ -197,6 +201,7 @@ def _line(entry: Entry, summary: Summary) -> dict[str, Any]:
     return {
         "id": entry.id,
         "name": summary.name[:LONGEST],
+        "title": summary.name[:LONGEST],
         "folder": str(entry.folder),
         "attempt": summary.attempt,
         "outcome": summary.outcome,
@@ -206,9 +211,17 @@ def _line(entry: Entry, summary: Summary) -> dict[str, Any]:
         "blocks": summary.blocks,
         "model": summary.model[:LONGEST],
         "incident": summary.incident[:LONGEST],
+        "finding": summary.finding.summary[:LONGEST] if summary.finding else "",
+        "severity": summary.finding.severity if summary.finding else "",
+        "findings": summary.findings,
         "started": summary.started,
         "newest": summary.time,
     }
+
+
+def _attempt(entry: Entry, summary: Summary) -> dict[str, Any]:
+    """An attempt among a run's others."""
+    return {"id": entry.id, "number": summary.attempt, "outcome": summary.outcome, "steps": summary.steps}
 
 
 def _more(entry: Entry, sight: Sight) -> dict[str, Any]:
@@ -216,7 +229,6 @@ def _more(entry: Entry, sight: Sight) -> dict[str, Any]:
     info = sight.info
     known = handbook.names()
     told: dict[str, Any] = {
-        "attempts": len(layout.attempts(entry.folder)),
         "skipped": sight.skipped,
         "ranks": sight.ranks,
         "findings": [_finding(each, known) for each in _weighed(sight.findings)],
@@ -241,17 +253,18 @@ def _more(entry: Entry, sight: Sight) -> dict[str, Any]:
 
 
 def _weighed(found: list[Finding]) -> list[Finding]:
-    """What is open first, pages before tickets, the newest first."""
-    return sorted(found, key=lambda each: (each.state == "closed", each.severity != "page", -each.opened_step))[:EVENTS]
+    """What is open first, or was in the end; pages before tickets, the newest first."""
+    return sorted(found, key=lambda each: (not each.lasts, each.severity != "page", -each.opened_step))[:EVENTS]
 
 
 def _finding(finding: Finding, known: list[str]) -> dict[str, Any]:
     return {
         "kind": finding.kind,
         "severity": finding.severity,
-        "open": finding.state != "closed",
+        "lasts": finding.lasts,
         "block": finding.block[:LONGEST],
         "step": finding.opened_step,
+        "time": finding.opened_time,
         "summary": finding.summary[:LONGEST],
         "expected": finding.expected[:LONGEST],
         "seen": finding.seen[:LONGEST],

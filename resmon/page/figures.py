@@ -25,6 +25,7 @@ from resmon.plots.canvas import (
     packed,
     rounded,
     short,
+    shorter,
     wrapped,
 )
 from resmon.plots.curves import Curve, line, scale
@@ -35,6 +36,7 @@ from resmon.records import MAGNITUDE_HIGH, MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGN
 LOSSES, SCORES = 3, 4  # names that are drawn
 STANDS_OUT, AT_LEAST = 3.0, 0.1  # times the usual range of a column, and decades at least
 EVENTS = 500  # marks that are drawn of a kind
+NARROW = 11  # characters of a block's name on a phone
 OPACITY = "rgba(128,128,128,0.22)"
 
 
@@ -66,7 +68,7 @@ class Look:
 
     @property
     def margin(self) -> dict[str, int]:
-        return {"l": 76, "r": 8, "t": 8, "b": 28} if self.narrow else {"l": self.left(24), "r": 110, "t": 8, "b": 28}
+        return {"l": self.left(NARROW), "r": 8, "t": 8, "b": 28} if self.narrow else {"l": self.left(24), "r": 110, "t": 8, "b": 28}
 
     def half(self, of: int) -> dict[str, int]:
         """Where figures of two runs stand side by side."""
@@ -102,6 +104,8 @@ def _steps(canvas: Canvas, look: Look, row: int | None = None) -> None:
         row,
         range=[look.first - margin, look.last + margin],
         tickformat=",d",
+        tickprefix="step ",
+        showtickprefix="first",
         automargin=False,
         nticks=4 if look.narrow else 8,
         fixedrange=False,
@@ -149,9 +153,7 @@ def _events(seen: Seen, look: Look) -> Figure | None:
         marks = sight.checkpoints[-EVENTS:]
         _lane(canvas, "checkpoints", [each.step or 0 for each in marks], [each.path for each in marks], SERIES[2], "diamond", 8)
     if "findings" in lanes:
-        shown = sorted(sight.findings, key=lambda each: (each.state == "closed", each.severity != "page", -each.opened_step))[
-            :EVENTS
-        ]
+        shown = sorted(sight.findings, key=lambda each: (not each.lasts, each.severity != "page", -each.opened_step))[:EVENTS]
         for finding in shown:
             end = finding.step if finding.state == "closed" else seen.course.newest
             colour = BAD if finding.severity == "page" else WARN
@@ -161,7 +163,7 @@ def _events(seen: Seen, look: Look) -> Figure | None:
                 y=["findings"] * 2,
                 mode="lines",
                 line={"color": colour, "width": 7},
-                opacity=0.35 if finding.state == "closed" else 0.6,
+                opacity=0.6 if finding.lasts else 0.35,
                 hoverinfo="skip",
             )
         for severity, colour in (("ticket", WARN), ("page", BAD)):
@@ -263,7 +265,7 @@ def _scores(seen: Sequence[Seen], look: Look) -> Figure | None:
             for i, each in enumerate(seen)
             if (curve := each.course.score(name)) is not None
         ]
-        panels.append((escaped(name, 20), lines))
+        panels.append((escaped(name, 16), lines))
     left = len(names) - SCORES
     caption = "What else was logged." if left <= 0 else f"{SCORES} of {len(names)} other values that were logged."
     return _panels("scores", "Scores", caption, seen, look, panels)
@@ -303,7 +305,7 @@ def _heat(seen: Seen, look: Look, values: Floats, cells: Cells, scale_: heatmap.
     middle = (cells.first + np.minimum(cells.last, max(seen.course.newest, int(cells.first[-1])))) // 2
     # A column of the screen begins where its steps do: plotly takes the places of the edges, one more than the columns.
     zero, broken = heatmap.cells(canvas, 1, middle, blocks, values, linear=linear)
-    heatmap.rows(canvas, blocks, 9 if look.narrow else 24 if of == 1 else 14, min(heatmap.NAMES, (height - 48) // 15))
+    heatmap.rows(canvas, blocks, NARROW if look.narrow else 24 if of == 1 else 14, min(heatmap.NAMES, (height - 48) // 15))
     canvas.x(title={"text": ""})
     heatmap.colours(canvas, measure.label, measure.colours, scale_, linear=linear)
     if look.narrow:
@@ -350,14 +352,17 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
     most = max(len(each.blocks) for each in seen)
     if not most:
         return None
-    canvas = Canvas(360, 2, heights=[0.62, 0.38], vertical_spacing=0.08, shared_x=True, margin=look.margin | {"t": 28, "b": 64})
+    names = shorter(max((each.blocks for each in seen), key=len), 12)
+    below = 27 + 4 * min(12, max(len(name) for name in names))  # which stand aslant, and are markup
+    margin = look.margin | {"t": 28, "b": below}
+    canvas = Canvas(296 + below, 2, heights=[0.62, 0.38], vertical_spacing=0.08, shared_x=True, margin=margin)
     curves: list[Curve] = []
     ratios: list[Curve] = []
     for i, each in enumerate(seen):
         blocks = each.blocks
         skip, branch, ratio = (_at(each.course, BY_NAME[name], look.at) for name in ("skip_rms", "branch_rms", "branch_skip_ratio"))
         places = list(range(len(blocks)))
-        labels = [escaped(name, 300) for name in blocks]
+        told = [escaped(name, 300) for name in blocks]
         whose = f"{short(each.name)}: " if len(seen) > 1 else ""
         stream, adds = (SERIES[0], SERIES[1]) if i == 0 else (SERIES[2], SERIES[3])
         ratios.append(Curve(np.arange(len(blocks)).astype(float), ratio, ratio, ratio))
@@ -369,7 +374,7 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
             y=rounded(branch),
             name=f"{whose}what the block adds",
             marker={"color": adds},
-            customdata=labels,
+            customdata=told,
             hovertemplate=hover,
         )
         canvas.add(
@@ -380,7 +385,7 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
             mode="lines+markers",
             line={"color": stream, "width": 2},
             marker={"size": 5, "color": stream},
-            customdata=labels,
+            customdata=told,
             hovertemplate=hover,
         )
         canvas.add(
@@ -390,21 +395,20 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
             y=rounded(ratio),
             name=f"{whose}branch against skip",
             marker={"color": adds},
-            customdata=labels,
+            customdata=told,
             hovertemplate=hover,
             showlegend=False,
         )
     canvas.y(1, title={"text": "rms", "standoff": 8}, **_from_zero(scale(curves)))
     canvas.y(2, title={"text": "branch/skip", "standoff": 8}, nticks=4, **_from_zero(scale(ratios)))
     canvas.y(fixedrange=True, automargin=False)
-    names = max((each.blocks for each in seen), key=len)
     chosen = np.unique(np.linspace(0, most - 1, min(most, 8 if look.narrow else 24)).astype(int)).tolist()
     canvas.x(
         range=[-0.6, most - 0.4],
         fixedrange=True,
         tickmode="array",
         tickvals=chosen,
-        ticktext=[short(names[i], 12) for i in chosen],
+        ticktext=[names[i] for i in chosen],
         automargin=False,
     )
     canvas.x(2, tickangle=-40)
@@ -431,9 +435,9 @@ def _block(seen: Sequence[Seen], look: Look, block: int) -> Figure | None:
     together = (
         ("rms", (("skip_rms", "skip"), ("branch_rms", "branch"))),
         ("branch/skip", (("branch_skip_ratio", "branch/skip"),)),
-        ("gradient norm", (("gradient_norm", "of its parameters"), ("output_gradient_norm", "at its output"))),
+        ("gradient norm", (("gradient_norm", "gradient of its parameters"), ("output_gradient_norm", "gradient at its output"))),
     )
-    for heading, names in together:
+    for panel, (heading, names) in enumerate(together):
         lines: list[Line] = []
         for run, each in enumerate(seen):
             if block >= len(each.blocks):
@@ -445,7 +449,8 @@ def _block(seen: Sequence[Seen], look: Look, block: int) -> Figure | None:
                 if len(seen) > 1:  # colours tell the runs, dots what is second
                     lines.append(Line(each, "", curve, SERIES[run], "dot" if second else "solid"))
                 else:
-                    lines.append(Line(each, what if len(names) > 1 else "", curve, SERIES[second]))
+                    # One legend tells both pairs, so each has colours of its own.
+                    lines.append(Line(each, what if len(names) > 1 else "", curve, SERIES[panel + second]))
         panels.append((heading, lines))
     name = next((each.blocks[block] for each in seen if block < len(each.blocks)), "")
     nonfinite = [each for each in seen if block < len(each.blocks) and _broken(each.course, block)]

@@ -14,17 +14,18 @@ from threading import Lock
 
 from resmon.flight import layout
 from resmon.flight.summary import Summary, summary
-from resmon.page.address import identity
+from resmon.page.address import identity, of_attempt
 
 FRESH = 2.0  # seconds for which a listing is true
 COST = 20  # and so many times as long as it took: a twentieth of a processor at most
 LIVE = 1.0  # seconds for which the summary of a run under way is true
 KEPT = 4096  # summaries of runs that are over
+ATTEMPTS = 50  # of one run that are told of, the newest
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A run that there is: its newest attempt, and when a file of it came last."""
+    """A run that there is: its newest attempt or another that was asked for, and when a file of it came last."""
 
     id: str
     attempt: Path
@@ -51,9 +52,25 @@ class Listing:
         return list(self._found().values())
 
     def find(self, id_: str) -> Entry | None:
-        """The run of that id; None where there is none any more."""
-        entry = self._found().get(id_)
-        return entry if entry is not None and entry.attempt.is_dir() else None
+        """The run of that id, or of one of its attempts (ID@3); None where there is none any more."""
+        found = self._found()
+        entry = found.get(id_)
+        if entry is not None:
+            return entry if entry.attempt.is_dir() else None
+        run, _, number = id_.rpartition("@")
+        entry = found.get(run)
+        if entry is None or not (number.isascii() and number.isdecimal() and len(number) < 9):
+            return None
+        return _entry(of_attempt(run, int(number)), layout.attempts(entry.folder).get(int(number)), entry.folder.parent)
+
+    def attempts(self, entry: Entry) -> list[Entry]:
+        """All attempts of a run, the newest first, each under an id of its own but for the newest, which has the run's."""
+        run, numbered = identity(entry.folder), sorted(layout.attempts(entry.folder).items(), reverse=True)
+        made = (
+            _entry(run if i == 0 else of_attempt(run, number), attempt, entry.folder.parent)
+            for i, (number, attempt) in enumerate(numbered[:ATTEMPTS])
+        )
+        return [each for each in made if each is not None]
 
     def summary(self, entry: Entry) -> Summary | None:
         """The run in a line; None where it is gone."""
@@ -89,11 +106,20 @@ def _runs(directory: Path) -> Iterable[Entry]:
         attempts = layout.attempts(folder)
         if not attempts:  # it went in between
             continue
-        newest = attempts[max(attempts)]
-        if not Path(os.path.realpath(newest)).is_relative_to(directory):  # a link that leads out
-            continue
-        try:
-            times = [newest.stat().st_mtime, *(path.stat().st_mtime for path in layout.ranks(newest).values())]
-        except OSError:
-            continue
-        yield Entry(identity(folder), newest, max(times))
+        entry = _entry(identity(folder), attempts[max(attempts)], directory)
+        if entry is not None:
+            yield entry
+
+
+def _entry(id_: str, attempt: Path | None, directory: Path) -> Entry | None:
+    """None where there is no such attempt in the directory."""
+    if attempt is None:
+        return None
+    folders = [attempt, *layout.ranks(attempt).values()]
+    if not all(Path(os.path.realpath(folder)).is_relative_to(directory) for folder in folders):  # a link that leads out
+        return None
+    try:
+        times = [folder.stat().st_mtime for folder in folders]
+    except OSError:
+        return None
+    return Entry(id_, attempt, max(times))

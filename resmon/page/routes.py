@@ -66,6 +66,7 @@ HEADERS = {
 }
 # Threads that read and draw; /metrics has others, in which no page is waited for. Few, as each keeps the memory that it once took.
 AT_ONCE = 2
+MOST_AWAITED = 8  # post-mortems, which are made one after the other also for who has gone meanwhile
 YEAR = "public, max-age=31536000, immutable"
 
 KINDS = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
@@ -80,6 +81,7 @@ class Page:
         self._postmortems = Postmortems(listing)
         self._threads = ThreadPoolExecutor(AT_ONCE, "page")
         self._patient = ThreadPoolExecutor(1, "postmortem")  # for what may take a minute
+        self._awaited = 0  # post-mortems
         self.looked_at = float("-inf")
         self._static: dict[str, tuple[str, bytes, bytes | None]] = {}
 
@@ -128,8 +130,15 @@ class Page:
         return Response(answer.body, media_type="application/json", headers=headers)
 
     async def _postmortem(self, request: Request) -> Response:
+        if self._awaited >= MOST_AWAITED:
+            headers = HEADERS | {"retry-after": "60", "cache-control": "no-store"}
+            return PlainTextResponse("too many post-mortems are being made; try again in a minute\n", 503, headers=headers)
         wanted = partial(self._postmortems.page, request.query_params.get("id", ""))
-        made = await asyncio.get_running_loop().run_in_executor(self._patient, wanted)
+        self._awaited += 1
+        try:
+            made = await asyncio.get_running_loop().run_in_executor(self._patient, wanted)
+        finally:
+            self._awaited -= 1
         if isinstance(made, str):
             return PlainTextResponse(f"{made}\n", 404, headers=HEADERS)
         return HTMLResponse(made, headers=HEADERS | {"content-security-policy": POSTMORTEM, "cache-control": "no-cache"})

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resmon.plots.canvas import BAD, FAINT, ZERO, Canvas, escaped, packed, short
+from resmon.plots.canvas import BAD, FAINT, ZERO, Canvas, escaped, packed, shorter
 from resmon.quantities import number, power
 from resmon.records import Floats, Ints
 
@@ -89,12 +89,13 @@ def rows(canvas: Canvas, names: Sequence[str], longest: int = 28, most: int = NA
     """The axes of a map: the blocks' names, some of them where they are many, and steps."""
     blocks = len(names)
     chosen = range(blocks) if blocks <= most else np.unique(np.linspace(0, blocks - 1, most).astype(int)).tolist()
+    labels = shorter(names, longest)
     canvas.y(
         autorange="reversed",
         showgrid=False,
         tickmode="array",
         tickvals=[escaped(names[i], 600) for i in chosen],
-        ticktext=[short(names[i], longest) for i in chosen],
+        ticktext=[labels[i] for i in chosen],
         tickfont={"size": 11, "color": FAINT},
     )
     canvas.x(title={"text": "step"}, tickformat=",d")

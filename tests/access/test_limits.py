@@ -95,6 +95,9 @@ def test_a_request_has_its_bounds(sent: bytes, status: int, served: Agent) -> No
         (b"[evil.example]", 421),
         (b"evil.example@localhost", 421),
         (b"localhost@evil.example", 421),
+        (b"127.0.0.1:80@evil.example", 421),
+        (b"[::1].evil.example", 421),
+        (b"[::1]evil.example:80", 421),
         (b"", 421),
     ],
 )

@@ -52,6 +52,9 @@ def test_what_it_finds_is_told_whole_and_closed_in_the_end(make: type[Detector])
         assert isinstance(event.evidence.get("since", event.opened_step), int)
         assert event.evidence.get("since", event.opened_step) <= event.opened_step
     assert set(states.values()) == {"closed"}
+    before = {event.id: event.state for event in said(make(), stimulus(make))}
+    lasting = {event.id for event in events if event.state == "closed" and event.lasts}
+    assert lasting == {each for each, state in before.items() if state != "closed"}, "told from what was over before"
 
 
 @every_detector

@@ -15,6 +15,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from resmon.flight import journal, layout
 from resmon.flight.layout import safe_name
 from resmon.page import sight
 from resmon.page.address import identity
@@ -22,8 +23,9 @@ from resmon.page.answers import Answers, Wish
 from resmon.page.listing import Listing
 from resmon.page.sight import Sights
 from resmon.plots.measures import MEASURES
+from resmon.records import RUN_ENDED, Finding, RunEnd
 from tests.flight.flights import begin
-from tests.page.runs import HOSTILE, fill, record
+from tests.page.runs import HOSTILE, fill, finding_values, record
 from tests.synthetic import Training, sites
 
 
@@ -88,7 +90,7 @@ def test_a_run_is_told_with_its_figures(tmp_path: Path) -> None:
     assert keys(told) == ["events", "loss", "heat", "depth", "block", "magnitudes", "training", "scores"]
     assert told["range"] == [0, 119] and told["blocks"] == [f"h.{i}" for i in range(6)]
     assert told["run"]["incidents"][0]["runbook"] == "nonfinite"
-    assert told["run"]["findings"][0]["block"] == "h.4" and told["run"]["findings"][0]["open"]
+    assert told["run"]["findings"][0]["block"] == "h.4" and told["run"]["findings"][0]["lasts"]
     assert "Vermilion is NaN or infinite" in told["figures"][2]["caption"]
     assert [each["name"] for each in told["quantities"]] == [measure.name for measure in MEASURES]
 
@@ -166,11 +168,75 @@ def test_names_never_become_paths(tmp_path: Path) -> None:
     record(tmp_path / "runs", "one")
     record(tmp_path / "secret", "other")
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "secret" / "other")
+    shutil.copytree(tmp_path / "runs" / "one" / "attempt-0001", tmp_path / "runs" / "two" / "attempt-0001")
+    shutil.rmtree(tmp_path / "runs" / "two" / "attempt-0001" / "rank-00000")
+    (tmp_path / "runs" / "two" / "attempt-0001" / "rank-00000").symlink_to(
+        tmp_path / "secret" / "other" / "attempt-0001" / "rank-00000"
+    )
     house = House(tmp_path / "runs")
     assert [run["name"] for run in house.runs()["runs"]] == ["one"], "a link that leads out is none of them"
     for id_ in ("../secret/other", str(tmp_path / "secret" / "other"), "one", "", "..", "one~00000000", "one\0"):
         assert house.answers.run(id_, Wish()) is None
         assert json.loads(house.answers.run(house.id("one"), Wish(beside=id_)).body)["other"] is None  # type: ignore[union-attr]
+
+
+def test_each_attempt_of_a_run_can_be_looked_at_and_two_of_them_beside(tmp_path: Path) -> None:
+    for number, steps in ((1, 40), (2, 60), (3, 80)):
+        _, writer = begin(tmp_path, "resumed", launch=f"launch {number}")
+        fill(writer, steps, 3)
+        writer.end(RunEnd("finished", 1000.0 + steps, steps - 1))
+    house = House(tmp_path)
+    newest = house.run("resumed")
+    run = house.id("resumed")
+    assert [each["id"] for each in newest["attempts"]] == [run, f"{run}@2", f"{run}@1"]
+    assert [(each["number"], each["outcome"], each["steps"]) for each in newest["attempts"]][2] == (1, "finished", 40)
+    assert newest["range"] == [0, 79] and newest["run"]["title"] == "resumed", "the newest, unless another is asked for"
+
+    answer = house.answers.run(f"{run}@2", Wish(beside=f"{run}@1"))
+    assert answer is not None
+    told = json.loads(answer.body)
+    assert (told["run"]["title"], told["other"]["title"]) == ("resumed, attempt 2", "resumed, attempt 1")
+    assert told["range"] == [0, 59] and "heat-2" in keys(told)
+    names = {trace.get("name") for figure in told["figures"] for trace in figure["plot"]["data"]}
+    assert {"resumed, attempt 2", "resumed, attempt 1"} <= names
+
+    itself = house.answers.run(run, Wish(beside=f"{run}@3"))
+    assert itself is not None and json.loads(itself.body)["other"] is None
+    for none in ("@4", "@0", "@-1", "@", "@x", "@2@2", "@../attempt-0002", f"@{'9' * 30}"):
+        assert house.answers.run(f"{run}{none}", Wish()) is None
+    (tmp_path.parent / "elsewhere").mkdir(exist_ok=True)
+    shutil.move(tmp_path / "resumed" / "attempt-0001", tmp_path.parent / "elsewhere" / "attempt-0001")
+    (tmp_path / "resumed" / "attempt-0001").symlink_to(tmp_path.parent / "elsewhere" / "attempt-0001")
+    assert house.answers.run(f"{run}@1", Wish()) is None, "a link that leads out is none of them"
+
+
+def test_what_was_never_over_is_told_though_the_run_has_finished(tmp_path: Path) -> None:
+    """A branch that died leaves a run that finished: nobody may take that for a run that was well."""
+    for run, why in (("ill", RUN_ENDED), ("healed", "the branch adds again")):
+        folder = record(tmp_path, run)
+        opened = Finding.opened(
+            "dead_branch",
+            "ticket",
+            40,
+            1040.0,
+            "The branch of h.2 has added nothing since step 20",
+            expected="a ratio",
+            seen="0",
+            confidence=0.9,
+            runbook="dead-branch",
+            evidence={},
+            block="h.2",
+        )
+        for event in (opened, opened.closed(119, 1119.0, why)):
+            journal.append(folder.parent / layout.FINDINGS, finding_values(event))
+    house = House(tmp_path)
+    runs = {run["name"]: run for run in house.runs()["runs"]}
+    assert runs["ill"]["outcome"] == runs["healed"]["outcome"] == "finished"
+    assert runs["ill"]["finding"].startswith("The branch of h.2 has added nothing since step 20")
+    assert (runs["ill"]["severity"], runs["ill"]["findings"]) == ("ticket", 1)
+    assert (runs["healed"]["finding"], runs["healed"]["severity"], runs["healed"]["findings"]) == ("", "", 0)
+    found = {run: house.run(run)["run"]["findings"][0] for run in ("ill", "healed")}
+    assert (found["ill"]["lasts"], found["healed"]["lasts"], found["ill"]["time"]) == (True, False, 1040.0)
 
 
 def test_what_makes_no_sense_is_as_if_it_were_not_there(tmp_path: Path) -> None:

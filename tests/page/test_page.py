@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from resmon.flight.layout import claim
+from resmon.records import RunEnd
 from tests.agent.conftest import get
 from tests.browser import Page
 from tests.flight.flights import begin
@@ -118,6 +119,72 @@ def test_two_runs_side_by_side(place: Place, tab: Page) -> None:
     assert tab.run("document.querySelectorAll('[data-facts] th[scope=col]').length") == 2
 
 
+def test_attempts_are_chosen_and_compared(place: Place, tab: Page) -> None:
+    for number in (1, 2):
+        _, writer = begin(place.runs, "resumed", launch=f"launch {number}")
+        fill(writer, 40 * number, 3)
+        writer.end(RunEnd("finished", 1000.0, 40 * number - 1))
+    wait_for(lambda: '"resumed"' in get(f"{place.url}/api/runs")[1])
+    try:
+        tab.open(place.address("resumed"))
+        tab.until(DRAWN)
+        assert "attempt 2 of 2" in text(tab, "[data-line]")
+        choose(tab, "attempt", f"{place.id('resumed')}@1")
+        tab.until("document.querySelector('h1[data-name]').innerText === 'resumed, attempt 1'")
+        assert text(tab, "[data-shown]") == "all steps to 39"
+        tab.run("document.querySelector('[data-beside]').focus()")
+        tab.until(
+            "[...document.querySelector('[data-beside]').options].some((each) => each.text === 'attempt 2: finished, 80 steps')"
+        )
+        choose(tab, "beside", place.id("resumed"))
+        tab.until("document.querySelector('[data-key=heat-2] .main-svg')")
+        assert text(tab, "h1[data-name]") == "resumed, attempt 1 beside resumed, attempt 2"
+        tab.click(*centre(tab, "[data-all]"))
+        tab.until("!document.querySelector('[data-view=runs]').hidden")
+    finally:
+        shutil.rmtree(place.runs / "resumed")
+    wait_for(lambda: '"resumed"' not in get(f"{place.url}/api/runs")[1])
+
+
+def test_figures_are_drawn_one_by_one_what_is_seen_first(place: Place, tab: Page) -> None:
+    """Between two of them the browser takes clicks and keys: ten figures at once would hold it up for a fifth of a second."""
+    tab.open(place.address("well", block=1))
+    all_drawn = "[...document.querySelectorAll('figure')].every((each) => each.querySelector('.main-svg'))"
+    tab.until(f"document.querySelector('[data-key=scores]') && {all_drawn}")
+    tab.run(
+        "window.turn = 0; window.turns = []; window.keys = []; window.react = Plotly.react; Plotly.react = (place, ...rest) => {"
+        "turns.push(turn); keys.push(place.closest('figure').dataset.key); setTimeout(() => { turn += 1; });"
+        "return react(place, ...rest); }"
+    )
+    choose(tab, "quantity", "gradient_norm")
+    tab.until("keys.length === document.querySelectorAll('figure').length")
+    turns, keys = tab.run("turns"), tab.run("keys")
+    assert len(set(turns)) == len(turns), "each in a task of its own"
+    assert len(keys) == len(set(keys)) and keys[0] == "loss"
+    tab.run("keys.length = 0; document.querySelector('[data-key=scores]').scrollIntoView()")
+    choose(tab, "quantity", "skip_rms")
+    tab.until("keys.length === document.querySelectorAll('figure').length")
+    assert tab.run("keys[0]") not in ("loss", "heat"), "which were scrolled away"
+
+
+LEGIBLE = (Path(__file__).parent / "legible.js").read_text()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_texts_can_be_read_and_what_is_pressed_can_be_hit(dark: bool, place: Place, tab: Page) -> None:
+    """WCAG 2.2, level AA: contrast 4.5 (1.4.3), targets of 24 pixels (2.5.8); with a finger more."""
+    for width, least in ((1280, 24), (390, 36)):
+        tab.size(width, 800, touch=width < 700)
+        tab.media(dark)
+        for address, there in (
+            (place.url, "document.querySelectorAll('.run').length >= 3"),
+            (place.address("broken", block=1), DRAWN),
+        ):
+            tab.open(address)
+            tab.until(there)
+            assert tab.run(LEGIBLE.replace("LEAST", str(least))) == {"faint": [], "small": []}, (address, width)
+
+
 def test_the_keyboard_is_enough(place: Place, tab: Page) -> None:
     tab.open(place.url)
     tab.until("document.querySelectorAll('.run').length === 3")
@@ -157,6 +224,8 @@ def test_small_screens_in_light_and_dark(width: int, dark: bool, place: Place, t
     tab.open(place.address(HOSTILE[0], block=3, quantity="skip_rms"))
     tab.until(DRAWN)
     assert not overflows(tab), "nothing sticks out to the right"
+    edges = tab.run("[...document.querySelectorAll('.group button')].map((each) => each.getBoundingClientRect().right)")
+    assert max(edges) <= width - 8, "nor is a button cut"
     ground = tab.run("getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(20, 23, 27)" if dark else "rgb(255, 255, 255)")
     assert tab.run("document.querySelector('[data-key=loss] .plot').layout.font.color") == ("#e7eaee" if dark else "#1c2026")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ from starlette.testclient import TestClient
 from resmon.handbook import pages as handbook
 from resmon.page.address import identity
 from resmon.page.listing import Listing
-from resmon.page.routes import HEADERS, Page
+from resmon.page.postmortems import Postmortems
+from resmon.page.routes import HEADERS, MOST_AWAITED, Page
 from tests.page.runs import record
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -110,6 +114,22 @@ def test_it_is_known_when_somebody_looks(page: Page, client: TestClient) -> None
     before = time.monotonic()
     client.get("/api/runs")
     assert page.looked_at >= before
+
+
+def test_who_asks_for_many_post_mortems_waits_for_few(page: Page, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a process: a browser that asks again and again must not leave the machine an hour of them."""
+    held = threading.Event()
+    monkeypatch.setattr(Postmortems, "page", lambda *_: held.wait(60) and b"made")
+    with ThreadPoolExecutor(MOST_AWAITED) as threads:
+        asked = [threads.submit(client.get, f"/postmortem?id={i}") for i in range(MOST_AWAITED)]
+        try:
+            wait_for(lambda: page._awaited == MOST_AWAITED)
+            refused = client.get("/postmortem?id=one")
+            assert refused.status_code == 503 and refused.headers["retry-after"] == "60"
+        finally:
+            held.set()
+        assert [each.result().status_code for each in asked] == [200] * MOST_AWAITED
+    assert client.get("/postmortem?id=one").status_code == 200
 
 
 def test_no_post_mortem_of_no_run(client: TestClient) -> None:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from resmon.plots import heatmap
-from resmon.plots.canvas import Canvas, escaped, packed, short
+from resmon.plots.canvas import Canvas, escaped, packed, short, shorter
 from resmon.plots.curves import Curve, line, scale
 
 
@@ -33,6 +33,15 @@ def test_texts_are_no_markup_and_not_too_long() -> None:
     assert escaped("<b>x</b>\u202e&") == "&lt;b&gt;x&lt;/b&gt;\ufffd&amp;"
     assert len(escaped("x" * 500)) == 120 and escaped("x" * 500).endswith("…")
     assert short("transformer.encoder.layers.11.attention").endswith("layers.11.attention")
+
+
+def test_names_at_an_axis_lose_what_all_of_them_share_before_they_are_cut() -> None:
+    names = [f"resnet.encoder.stages.{stage}.layers.{layer}" for stage in range(2) for layer in range(2)]
+    assert shorter(names, 12) == ["…0.layers.0", "…0.layers.1", "…1.layers.0", "…1.layers.1"]
+    assert shorter(names, 40) == names, "where they fit nothing is left out"
+    assert shorter(["encoder.0", "encoder.10000"], 12) == ["…0", "…10000"]
+    assert shorter(["a.b.c.mlp", "a.b.c"], 8) == ["…c.mlp", "…c"], "each keeps a name"
+    assert shorter(["one.name.that.is.alone"], 9) == ["…is.alone"]
 
 
 def test_what_ranges_over_decades_has_a_logarithmic_axis() -> None:

@@ -4,6 +4,7 @@ run beside another one.
 
 from __future__ import annotations
 
+from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from resmon.assets.dashboards import marks, variables
@@ -110,72 +111,66 @@ def ratio_by_depth() -> Panel:
     )
 
 
-def _powers(expr: str) -> str:
-    return by_depth(f"log10(({expr}) > 0)")
+def _over_time(title: str, says: Says, expr: str, scheme: str) -> Panel:
+    """A row for each block, in powers of ten."""
+    query = over_time(by_depth(f"log10(({expr}) > 0)"), ROW)
+    return depths(title, unit="none", says=says, queries=[query], empty=NO_BLOCKS, scheme=scheme)
 
 
 def ratios() -> Panel:
-    return depths(
+    return _over_time(
         "Since when does a block's ratio stand out?",
-        unit="none",
-        says=Says(
+        Says(
             "The branch/skip ratio of every block over time, from the first block at the top to the last; a colour step is a "
             "factor, as numbers are powers of ten.",
             "bands that change slowly, all blocks together.",
             "a row that changes alone is the block, and where it begins to is the time: a learning rate, a batch or a change of "
             "the code.",
         ),
-        queries=[over_time(_powers(ratio(RUN, MODEL)), ROW)],
-        empty=NO_BLOCKS,
-        scheme="Turbo",
+        ratio(RUN, MODEL),
+        "Turbo",
     )
 
 
 def gradients() -> Panel:
-    return depths(
+    return _over_time(
         "Where do gradients explode or vanish?",
-        unit="none",
-        says=Says(
+        Says(
             "The gradient norm of every block over time, from the first block at the top to the last, as powers of ten.",
             "all blocks within two or three powers of ten, and steady; early blocks of transformers have more.",
             "follow the colour from the last block upwards, as gradients come from there: the block where it changes is the one "
             "to choose.",
         ),
-        queries=[over_time(_powers(over_machines(GRADIENT, RUN, MODEL)), ROW)],
-        empty=NO_BLOCKS,
-        scheme="Turbo",
+        over_machines(GRADIENT, RUN, MODEL),
+        "Turbo",
     )
 
 
 def streams() -> Panel:
-    return depths(
+    return _over_time(
         "Where does the stream grow?",
-        unit="none",
-        says=Says(
+        Says(
             "The root mean square of what every block puts out, over time, from the first block at the top to the last, as "
             "powers of ten.",
             "it grows a little from block to block, and hardly with time.",
             "what grows with time ends in an overflow: see the runbook growing-residual, and which block begins.",
         ),
-        queries=[over_time(_powers(over_machines(OUTPUT, RUN, MODEL)), ROW)],
-        empty=NO_BLOCKS,
-        scheme="Viridis",
+        over_machines(OUTPUT, RUN, MODEL),
+        "Viridis",
     )
 
 
 def output_gradients() -> Panel:
-    return depths(
+    return _over_time(
         "How far back does the loss reach?",
-        unit="none",
-        says=Says(
+        Says(
             "The norm of the loss's gradient at every block's output, over time, from the first block at the top to the last, as "
             "powers of ten.",
             "much the same in all blocks: that is what skips are for.",
             "the block above which it fades is where the path is cut or scaled down; see the runbook vanishing-gradients.",
         ),
-        queries=[over_time(_powers(over_machines(OUTPUT_GRADIENT, RUN, MODEL)), ROW)],
-        empty=NO_BLOCKS,
-        scheme="Viridis",
+        over_machines(OUTPUT_GRADIENT, RUN, MODEL),
+        "Viridis",
     )
 
 
@@ -249,18 +244,33 @@ def _chosen(record: str) -> str:
 
 def _largest(of: str) -> str:
     """Of the steps of the last 60 seconds."""
-    return f"max by (run, model, block) (resmon_block_{of}_max{{{RUN},{MODEL},{BLOCK}}})"
+    return _of_each(f"resmon_block_{of}_max")
 
 
-def _others(all_of_it: str) -> list[tuple[str, str]]:
-    """What is usual among all blocks of the run: a tenth is below the first, a tenth above the last."""
-    return [
-        (f"quantile({share}, {all_of_it})", name)
-        for name, share in (("lowest tenth", "0.1"), ("median of all", "0.5"), ("highest tenth", "0.9"))
-    ]
+def _of_each(metric: str, merged: str = "max") -> str:
+    return f"{merged} by (run, model, block) ({metric}{{{RUN},{MODEL},{BLOCK}}})"
 
 
-_USUAL = [Field(name, colour="semi-dark-blue", dashed=True) for name in ("lowest tenth", "median of all", "highest tenth")]
+# What is usual among all blocks of the run: a tenth is below the first, a tenth above the last.
+USUAL = {"lowest tenth": "0.1", "median of all": "0.5", "highest tenth": "0.9"}
+
+
+def _beside_the_others(title: str, says: Says, chosen: str, of: str, every: str, *more: Dataquery) -> Panel:
+    """The chosen blocks, their largest of 60 seconds of that quantity, and what is usual among `every` block."""
+    return lines(
+        title,
+        unit="short",
+        says=says,
+        queries=[
+            over_time(chosen, "{{block}}"),
+            over_time(_largest(of), "{{block}}, largest"),
+            *more,
+            *(over_time(f"quantile({share}, {every})", name) for name, share in USUAL.items()),
+        ],
+        empty=NO_BLOCK,
+        fields=[Field(name, colour="semi-dark-blue", dashed=True) for name in USUAL],
+        logarithmic=True,
+    )
 
 
 def operands() -> Panel:
@@ -283,69 +293,49 @@ def operands() -> Panel:
 
 
 def ratio_of_chosen() -> Panel:
-    return lines(
+    return _beside_the_others(
         "Does the ratio leave what is usual?",
-        unit="short",
-        says=Says(
+        Says(
             "The branch/skip ratio of the chosen blocks, the largest of 60 s, the median over positions, and what is usual among "
             "all blocks of the run.",
             "within the dashed lines, or steadily beside them; spikes of the largest are short.",
             "a ratio that rises while the loss is still fine precedes a spike of the loss: see the runbook spike-warning. Where "
             "ratio and median part, few positions have huge activations.",
         ),
-        queries=[
-            over_time(ratio(RUN, MODEL, BLOCK), "{{block}}"),
-            over_time(_largest("branch_skip_ratio"), "{{block}}, largest"),
-            over_time(
-                f"max by (run, model, block) (resmon_block_branch_skip_ratio_median{{{RUN},{MODEL},{BLOCK}}})", "{{block}}, median"
-            ),
-            *(over_time(expr, name) for expr, name in _others(ratio(RUN, MODEL))),
-        ],
-        empty=NO_BLOCK,
-        fields=_USUAL,
-        logarithmic=True,
+        ratio(RUN, MODEL, BLOCK),
+        "branch_skip_ratio",
+        ratio(RUN, MODEL),
+        over_time(_of_each("resmon_block_branch_skip_ratio_median"), "{{block}}, median"),
     )
 
 
 def gradient_of_chosen() -> Panel:
-    return lines(
+    return _beside_the_others(
         "Does the gradient leave what is usual?",
-        unit="short",
-        says=Says(
+        Says(
             "The gradient norm of the chosen blocks, the largest of 60 s, and what is usual among all blocks of the run.",
             "steady, and beside the dashed lines as before.",
             "a block that leaves the others upwards explodes, downwards it is frozen or cut off: see the runbooks of these names.",
         ),
-        queries=[
-            over_time(_chosen(GRADIENT), "{{block}}"),
-            over_time(_largest("gradient_norm"), "{{block}}, largest"),
-            *(over_time(expr, name) for expr, name in _others(over_machines(GRADIENT, RUN, MODEL))),
-        ],
-        empty=NO_BLOCK,
-        fields=_USUAL,
-        logarithmic=True,
+        _chosen(GRADIENT),
+        "gradient_norm",
+        over_machines(GRADIENT, RUN, MODEL),
     )
 
 
 def output_gradient_of_chosen() -> Panel:
-    return lines(
+    return _beside_the_others(
         "How much of the loss's gradient comes to the block?",
-        unit="short",
-        says=Says(
+        Says(
             "The norm of the loss's gradient at the chosen blocks' outputs, the largest of 60 s, and what is usual among all "
             "blocks.",
             "near the other blocks', as the skips carry it.",
             "if it is small here and in the blocks before, it is lost behind; if the block's own gradient alone is small, in its "
             "branch.",
         ),
-        queries=[
-            over_time(_chosen(OUTPUT_GRADIENT), "{{block}}"),
-            over_time(_largest("output_gradient_norm"), "{{block}}, largest"),
-            *(over_time(expr, name) for expr, name in _others(over_machines(OUTPUT_GRADIENT, RUN, MODEL))),
-        ],
-        empty=NO_BLOCK,
-        fields=_USUAL,
-        logarithmic=True,
+        _chosen(OUTPUT_GRADIENT),
+        "output_gradient_norm",
+        over_machines(OUTPUT_GRADIENT, RUN, MODEL),
     )
 
 
@@ -360,7 +350,7 @@ def alignment() -> Panel:
             "near 1 the block only scales the stream, near -1 it removes it: together with a rising ratio see the runbook "
             "collapsed-skip.",
         ),
-        queries=[over_time(f"avg by (run, model, block) (resmon_block_alignment{{{RUN},{MODEL},{BLOCK}}})", "{{block}}")],
+        queries=[over_time(_of_each("resmon_block_alignment", "avg"), "{{block}}")],
         empty=NO_BLOCK,
     )
 
@@ -375,7 +365,7 @@ def dead_units() -> Panel:
             "a share that rises towards half is a branch that dies: the learning rate was too high for it, see the runbook "
             "dead-branch.",
         ),
-        queries=[over_time(f"max by (run, model, block) (resmon_block_dead_unit_ratio{{{RUN},{MODEL},{BLOCK}}})", "{{block}}")],
+        queries=[over_time(_of_each("resmon_block_dead_unit_ratio"), "{{block}}")],
         empty="None of these blocks has units that are exactly 0, or none has series of its own in the time that is shown.",
         least=0,
     )

@@ -238,11 +238,11 @@ def agents() -> Panel:
         "Agents, and how they are",
         unit="short",
         says=Says(
-            "Every agent that is scraped: the runs that it follows, how long its last page took, and what it could not follow or "
-            "read in the time that is shown.",
-            "pages take well below a second, and nothing was lost.",
-            "errors stand in the agent's log, agent.log in its runtime folder; an agent that is missing is the alert "
-            "ResmonAgentGone.",
+            "Every agent that is scraped: the runs that it follows, how long its last page took, and what it could not follow, "
+            "read or push in the time that is shown.",
+            "pages take well below a second, and nothing was lost. Where no OTLP receiver is set, nothing is pushed.",
+            "errors stand in the agent's log, agent.log in its runtime folder, also why a receiver does not take what is pushed; "
+            "an agent that is missing is the alert ResmonAgentGone.",
         ),
         queries=[
             rows("max by (instance, version) (resmon_agent_info)"),
@@ -250,6 +250,7 @@ def agents() -> Panel:
             rows("max by (instance) (resmon_agent_collect_duration_seconds)"),
             rows(f"sum by (instance) (increase(resmon_agent_errors_total[{RANGE}]))"),
             rows(f"sum by (instance) (increase(resmon_agent_skipped_rows_total[{RANGE}]))"),
+            rows(f"sum by (instance) (increase(resmon_agent_otlp_dropped_total[{RANGE}]))"),
         ],
         empty="No agent is scraped.",
         fields=[
@@ -259,9 +260,10 @@ def agents() -> Panel:
             Field("Value #C", "Last page took", unit="s"),
             Field("Value #D", "Errors", unit="short", decimals=0),
             Field("Value #E", "Damaged rows", unit="short", decimals=0),
+            Field("Value #F", "Not pushed (OTLP)", unit="short", decimals=0),
         ],
         drop=("Value #A",),
-        order=("instance", "version", "Value #B", "Value #C", "Value #D", "Value #E"),
+        order=("instance", "version", "Value #B", "Value #C", "Value #D", "Value #E", "Value #F"),
         sort=("Agent", False),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import TypeVar
+from typing import NotRequired, TypedDict, TypeVar, Unpack
 
 from grafana_foundation_sdk.builders import (
     barchart,
@@ -166,20 +166,25 @@ def _texts(texts: Mapping[str, str]) -> list[object]:
     return found
 
 
-def _panel(
-    made: _Panel,
-    title: str,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int],
-    empty: str,
-    fields: Sequence[Field] = (),
-) -> _Panel:
-    made.title(title).description(str(says)).datasource(DATASOURCE).unit(unit).no_value(empty).span(size[0]).height(size[1])
-    for letter, query in zip(ascii_uppercase, queries, strict=False):
+class Content(TypedDict):
+    """What every kind of panel is given."""
+
+    unit: str
+    says: Says
+    queries: Sequence[prometheus.Dataquery]
+    size: NotRequired[tuple[int, int]]
+    empty: NotRequired[str]  # what stands there where there is nothing to show
+    fields: NotRequired[Sequence[Field]]
+
+
+def _panel(made: _Panel, title: str, size: tuple[int, int], content: Content) -> _Panel:
+    """`size` is that of the kind, unless the content has its own."""
+    width, height = content.get("size", size)
+    made.title(title).description(str(content["says"])).datasource(DATASOURCE).unit(content["unit"]).span(width).height(height)
+    made.no_value(content.get("empty", "Nothing of this run in the time that is shown."))
+    for letter, query in zip(ascii_uppercase, content["queries"], strict=False):
         made.with_target(query.ref_id(letter).datasource(DATASOURCE))
-    for field in fields:
+    for field in content.get("fields", ()):
         made.override_by_name(field.name, field.properties())
     return made
 
@@ -209,20 +214,10 @@ def _tooltip() -> common.VizTooltipOptions:
 
 
 def lines(
-    title: str,
-    *,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int] = (12, 8),
-    empty: str = "Nothing of this run in the time that is shown.",
-    fields: Sequence[Field] = (),
-    logarithmic: bool = False,
-    least: float | None = None,
-    aside: bool = False,
+    title: str, *, logarithmic: bool = False, least: float | None = None, aside: bool = False, **content: Unpack[Content]
 ) -> timeseries.Panel:
     """Numbers over time."""
-    made = _panel(timeseries.Panel(), title, unit, says, queries, size, empty, fields)
+    made = _panel(timeseries.Panel(), title, (12, 8), content)
     made.legend(_legend(aside=aside)).tooltip(_tooltip()).line_width(1).fill_opacity(0).show_points(VisibilityMode.AUTO)
     made.thresholds(_plain_thresholds()).color_scheme(dashboard.FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC))
     if logarithmic:
@@ -230,58 +225,28 @@ def lines(
     return made if least is None else made.min(least)
 
 
-def stacked(
-    title: str,
-    *,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int] = (12, 8),
-    empty: str = "Nothing of this run in the time that is shown.",
-    bars: bool = False,
-) -> timeseries.Panel:
+def stacked(title: str, *, bars: bool = False, **content: Unpack[Content]) -> timeseries.Panel:
     """Parts of a whole over time; as bars where they are counts."""
-    made = lines(title, unit=unit, says=says, queries=queries, size=size, empty=empty, least=0)
+    made = lines(title, least=0, **content)
     made.stacking(common.StackingConfig().mode(StackingMode.NORMAL).group("A")).fill_opacity(80 if bars else 30)
     return made.draw_style(GraphDrawStyle.BARS if bars else GraphDrawStyle.LINE)
 
 
-def number(
-    title: str,
-    *,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int] = (6, 4),
-    empty: str,
-    fields: Sequence[Field] = (),
-    any_is: str = "",
-    names: bool = False,
-) -> stat.Panel:
+def number(title: str, *, any_is: str = "", names: bool = False, **content: Unpack[Content]) -> stat.Panel:
     """One number, or a few. `any_is` is the colour of one above 0; `names` shows a series' name instead of its number."""
-    made = _panel(stat.Panel(), title, unit, says, queries, size, empty, fields)
+    made = _panel(stat.Panel(), title, (6, 4), content)
     made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     made.graph_mode(BigValueGraphMode.NONE).color_mode(BigValueColorMode.BACKGROUND if any_is else BigValueColorMode.NONE)
     made.thresholds(_above(GREEN, (1, any_is)) if any_is else _plain_thresholds())
-    return made.text_mode(
-        BigValueTextMode.NAME if names else BigValueTextMode.VALUE_AND_NAME if len(queries) > 1 else BigValueTextMode.AUTO
-    )
+    if names:
+        return made.text_mode(BigValueTextMode.NAME)
+    return made.text_mode(BigValueTextMode.VALUE_AND_NAME if len(content["queries"]) > 1 else BigValueTextMode.AUTO)
 
 
-def ranked(
-    title: str,
-    *,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int] = (12, 8),
-    empty: str,
-    fields: Sequence[Field] = (),
-    colours: Mapping[str, str] | None = None,
-) -> bargauge.Panel:
+def ranked(title: str, *, colours: Mapping[str, str] | None = None, **content: Unpack[Content]) -> bargauge.Panel:
     """A bar for each series; `colours` by the series' names."""
-    special = [Field(name, colour=colour) for name, colour in (colours or {}).items()]
-    made = _panel(bargauge.Panel(), title, unit, says, queries, size, empty, [*fields, *special])
+    content["fields"] = [*content.get("fields", ()), *(Field(name, colour=colour) for name, colour in (colours or {}).items())]
+    made = _panel(bargauge.Panel(), title, (12, 8), content)
     made.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     made.orientation(VizOrientation.HORIZONTAL).display_mode(BarGaugeDisplayMode.BASIC).value_mode(BarGaugeValueMode.TEXT)
     made.color_scheme(dashboard.FieldColor().mode(FieldColorModeId.FIXED).fixed_color(BLUE))
@@ -291,16 +256,11 @@ def ranked(
 def columns(
     title: str,
     *,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int] = (12, 8),
-    empty: str,
-    fields: Sequence[Field] = (),
     drop: Sequence[str] = (),
     order: Sequence[str] = (),
     sort: tuple[str, bool] | None = None,
     steps: Sequence[DataTransformerConfig] = (),
+    **content: Unpack[Content],
 ) -> table.Panel:
     """A table. `drop` are columns that nobody reads, `order` the first ones, `sort` a column's title and whether the largest is
     first.
@@ -308,12 +268,13 @@ def columns(
     Several queries become one table by their common labels. `unit` is that of numbers: labels are texts, though they may look like
     numbers or times, and what is empty in a row is not what is empty of all (packages/grafana-data/src/field/displayProcessor.ts).
     """
-    made = _panel(table.Panel(), title, "string", says, queries, size, empty)
+    fields = content.pop("fields", ())
+    made = _panel(table.Panel(), title, (12, 8), content | {"unit": "string"})
     made.override_by_field_type("string", _properties(noValue=""))
-    made.override_by_field_type("number", _properties(noValue="–", unit=unit))
+    made.override_by_field_type("number", _properties(noValue="–", unit=content["unit"]))
     for field in fields:
         made.override_by_name(field.name, field.properties())
-    if len(queries) > 1:
+    if len(content["queries"]) > 1:
         made.with_transformation(DataTransformerConfig(id_val="merge", options={}))
     for step in steps:
         made.with_transformation(step)
@@ -333,21 +294,10 @@ def in_order(column: str) -> DataTransformerConfig:
     return DataTransformerConfig(id_val="sortBy", options={"fields": {}, "sort": [{"field": column}]})
 
 
-def bars(
-    title: str,
-    *,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int] = (24, 8),
-    empty: str,
-    x: str,
-    sort: str,
-    fields: Sequence[Field] = (),
-    drop: Sequence[str] = (),
-) -> barchart.Panel:
+def bars(title: str, *, x: str, sort: str, drop: Sequence[str] = (), **content: Unpack[Content]) -> barchart.Panel:
     """A bar of each query for each value of the label `x`, from left to right by the column `sort`."""
-    made = _panel(barchart.Panel(), title, unit, says, queries, size, empty, [*fields, Field(x, unit="string")])
+    content["fields"] = [*content.get("fields", ()), Field(x, unit="string")]
+    made = _panel(barchart.Panel(), title, (24, 8), content)
     made.with_transformation(DataTransformerConfig(id_val="joinByField", options={"byField": x, "mode": "outer"}))
     made.with_transformation(in_order(sort))
     kept: dict[str, object] = {"excludeByName": dict.fromkeys((sort, *drop), True), "indexByName": {x: 0}, "renameByName": {}}
@@ -358,50 +308,24 @@ def bars(
     return made.thresholds(_plain_thresholds()).color_scheme(dashboard.FieldColor().mode(FieldColorModeId.PALETTE_CLASSIC))
 
 
-def depths(
-    title: str,
-    *,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int] = (12, 10),
-    empty: str,
-    scheme: str,
-) -> heatmap.Panel:
+def depths(title: str, *, scheme: str, **content: Unpack[Content]) -> heatmap.Panel:
     """A row for each series, from the top in the order in which they come; a cell's colour is its value."""
-    made = _heat(title, unit, says, queries, size, empty, scheme, HeatmapColorScale.LINEAR)
+    made = _heat(title, (12, 10), content, scheme, HeatmapColorScale.LINEAR)
     # By itself a heat map leaves out what is not above 0, which powers of ten may be, and makes room for names however long.
     made.filter_values(heatmap.FilterValueRange().le(-1e9)).y_axis(heatmap.YAxisConfig().reverse(True).axis_width(140))
-    return made.cell_values(heatmap.CellValues().unit(unit).decimals(2))
+    return made.cell_values(heatmap.CellValues().unit(content["unit"]).decimals(2))
 
 
-def magnitudes(
-    title: str,
-    *,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int] = (8, 8),
-    empty: str,
-    repeat: str,
-) -> heatmap.Panel:
+def magnitudes(title: str, *, repeat: str, **content: Unpack[Content]) -> heatmap.Panel:
     """A histogram over time, one panel for each value of the variable `repeat`; `unit` is that of what is counted."""
-    made = _heat(title, "short", says, queries, size, empty, "Viridis", HeatmapColorScale.EXPONENTIAL)
-    made.y_axis(heatmap.YAxisConfig().unit(unit)).rows_frame(heatmap.RowsHeatmapOptions().layout(HeatmapCellLayout.LE))
+    size = content.get("size", (8, 8))
+    made = _heat(title, size, content | {"unit": "short"}, "Viridis", HeatmapColorScale.EXPONENTIAL)
+    made.y_axis(heatmap.YAxisConfig().unit(content["unit"])).rows_frame(heatmap.RowsHeatmapOptions().layout(HeatmapCellLayout.LE))
     return made.repeat(repeat).repeat_direction("h").max_per_row(WIDTH // size[0])
 
 
-def _heat(
-    title: str,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int],
-    empty: str,
-    scheme: str,
-    scale: HeatmapColorScale,
-) -> heatmap.Panel:
-    made = _panel(heatmap.Panel(), title, unit, says, queries, size, empty)
+def _heat(title: str, size: tuple[int, int], content: Content, scheme: str, scale: HeatmapColorScale) -> heatmap.Panel:
+    made = _panel(heatmap.Panel(), title, size, content)
     colour = heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme(scheme).fill("dark-orange").scale(scale)
     made.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LINEAR))
     return (
@@ -409,18 +333,9 @@ def _heat(
     )
 
 
-def states(
-    title: str,
-    *,
-    unit: str,
-    says: Says,
-    queries: Sequence[prometheus.Dataquery],
-    size: tuple[int, int] = (24, 6),
-    empty: str,
-    texts: Mapping[str, tuple[str, str]],
-) -> statetimeline.Panel:
+def states(title: str, *, texts: Mapping[str, tuple[str, str]], **content: Unpack[Content]) -> statetimeline.Panel:
     """A bar over time for each series; `texts` are the words and colours of its values."""
-    made = _panel(statetimeline.Panel(), title, unit, says, queries, size, empty)
+    made = _panel(statetimeline.Panel(), title, (24, 6), content)
     made.mappings([ValueMap({value: ValueMappingResult(text=text, color=colour) for value, (text, colour) in texts.items()})])
     made.show_value(VisibilityMode.NEVER).row_height(0.8).line_width(0).fill_opacity(80).thresholds(_plain_thresholds())
     return made.legend(
@@ -434,7 +349,6 @@ def against(
     unit: str,
     says: Says,
     lines: Sequence[tuple[str, prometheus.Dataquery, prometheus.Dataquery]],
-    size: tuple[int, int] = (12, 8),
     empty: str,
 ) -> xychart.Panel:
     """Lines of one query's values over another's: each line's name, what goes to the right, and what goes up.
@@ -442,7 +356,7 @@ def against(
     The two of a line are joined by time, and apart from the others': a moment that only one line has would be drawn as 0.
     """
     queries = [query for _, right, up in lines for query in (right, up)]
-    made = _panel(xychart.Panel(), title, unit, says, queries, size, empty)
+    made = _panel(xychart.Panel(), title, (12, 8), {"unit": unit, "says": says, "queries": queries, "empty": empty})
     for i in range(len(lines)):
         both = MatcherConfig("byRefId", f"/^(?:{ascii_uppercase[2 * i]}|{ascii_uppercase[2 * i + 1]})$/")
         options = {"byField": "Time", "mode": "outer"}

@@ -34,8 +34,10 @@ let timer = 0;
 let asking = null; // the question under way
 let last = 0; // when an answer came
 let listed = 50;
+let plotting = null; // the figures that are being drawn
 
 const ago = (time) => `${span(Date.now() / 1000 + clock - time)} ago`;
+const moment = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 
 // -- the address -----------------------------------------------------------------------------------------------------------
 
@@ -77,18 +79,18 @@ const ask = async () => {
   clearTimeout(timer);
   asking?.abort();
   if (document.hidden) return;
-  const mine = asking = new AbortController();
+  const mine = asking = new AbortController(), asked = question();
   let next = RETRY;
   try {
-    const response = await fetch(question(), { headers: tag ? { "if-none-match": tag } : {}, cache: "no-store", signal: mine.signal });
+    const response = await fetch(asked, { headers: tag ? { "if-none-match": tag } : {}, cache: "no-store", signal: mine.signal });
     const now = Number(response.headers.get("x-now"));
     if (now) clock = now - Date.now() / 1000;
     last = Date.now();
     if (response.status === 404 && state.run) {
       const { error } = await response.json();
       banner(answer ? `This run is gone: ${error}. What you see is what was read before.` : `There is nothing to show: ${error}.`);
-      connection("over", "gone");
-      if (!answer) { show("run"); $("name").textContent = state.run.replace(/~[0-9a-f]+$/, ""); }
+      connection("over", "the run is gone");
+      if (!answer) { show("run"); $("tools").hidden = true; $("name").textContent = state.run.replace(/~[0-9a-f]+(@\d+)?$/, ""); }
     } else if (response.ok || response.status === 304) {
       banner("");
       if (response.status === 200) {
@@ -100,8 +102,8 @@ const ask = async () => {
       }
       ages();
       const lives = state.run && (answer.run.lives || answer.other?.lives);
-      connection(!state.run || lives ? "live" : "over", !state.run ? "live" : lives ? "live" : "over");
-      next = !state.run ? LISTED : lives ? LIVE : OVER;
+      connection(!state.run || lives ? "live" : "over", !state.run || lives ? "live" : "the run is over");
+      next = asked !== question() ? 0 : !state.run ? LISTED : lives ? LIVE : OVER;
     } else {
       throw new Error(`it answered ${response.status}`);
     }
@@ -125,13 +127,18 @@ const banner = (text) => {
 };
 const show = (view) => {
   for (const section of document.querySelectorAll("[data-view]")) section.hidden = section.dataset.view !== view;
+  $("all").hidden = view === "runs";
 };
 const chip = (element, outcome) => {
   element.textContent = outcome.replaceAll("_", " ");
   element.className = `chip ${outcome === "running" ? "good" : BAD.has(outcome) ? "bad" : ""}`;
 };
 const ages = () => {
-  for (const element of document.querySelectorAll("[data-time]")) element.textContent = `${element.dataset.before ?? ""}${ago(Number(element.dataset.time))}`;
+  for (const element of document.querySelectorAll("[data-time]")) {
+    const time = Number(element.dataset.time), at = moment.format(time * 1000);
+    element.textContent = `${element.dataset.before ?? ""}${"exact" in element.dataset ? `${at}, ` : ""}${ago(time)}`;
+    if (element.title !== at) element.title = at;
+  }
 };
 const follow = (event) => { // a link of ours goes without a reload, but for who wants it elsewhere
   const link = event.target.closest("a[data-local], a[data-home]");
@@ -149,13 +156,13 @@ const showRuns = ({ runs, total, version }) => {
   document.title = "resmon";
   const lines = runs.map((run) => {
     const line = make("a", { className: "run", href: `/?run=${encodeURIComponent(run.id)}` },
-      make("span", { className: "name", text: run.name }, make("span", { className: "model", text: run.model })),
+      make("span", { className: "name", text: run.name }, make("span", { className: "model", text: `${run.model}${run.attempt > 1 ? `, attempt ${run.attempt}` : ""}` })),
       make("span", { className: "chip" }),
       make("span", { className: "value", text: whole.format(run.steps) }, make("span", { className: "label", text: "steps" })),
       make("span", { className: "value", text: number(run.loss) }, make("span", { className: "label", text: "loss" })),
       make("span", { className: "value blocks", text: whole.format(run.blocks) }, make("span", { className: "label", text: "blocks" })),
-      make("span", { className: "value age", title: "newest step" }),
-      run.incident && make("span", { className: "broke", text: run.incident }),
+      make("span", { className: "value age" }),
+      (run.incident || run.finding) && broke(run),
     );
     line.dataset.local = "";
     line.dataset.key = run.id;
@@ -176,13 +183,21 @@ const showRuns = ({ runs, total, version }) => {
   $("footer").textContent = `resmon ${version}. Read-only; nothing on this page comes from elsewhere.`;
 };
 
+const broke = ({ incident, finding, findings, severity }) => { // what is wrong: what broke it, else what was found and is not over
+  const more = findings - (incident ? 0 : 1), found = incident ? "finding" : "more";
+  const text = `${incident || finding}${more > 0 ? ` (and ${more} ${found}${incident && more > 1 ? "s" : ""})` : ""}`;
+  return make("span", { className: `broke ${incident || severity === "page" ? "" : "ticket"}`, text });
+};
+
 // -- a run -----------------------------------------------------------------------------------------------------------------
 
 const clear = () => {
+  plotting = null;
   for (const figure of document.querySelectorAll("figure .plot")) Plotly.purge(figure);
   $("figures").replaceChildren();
   $("trouble").replaceChildren();
   $("facts").hidden = true;
+  $("tools").hidden = false;
   $("line").replaceChildren();
   $("name").textContent = "";
   $("outcome").textContent = "";
@@ -192,21 +207,22 @@ const clear = () => {
 const showRun = (content) => {
   show("run");
   const { run, other } = content;
-  document.title = `${run.name}${other ? ` and ${other.name}` : ""} · resmon`;
-  $("name").textContent = other ? `${run.name} beside ${other.name}` : run.name;
+  document.title = `${run.title}${other ? ` and ${other.title}` : ""} · resmon`;
+  $("name").textContent = other ? `${run.title} beside ${other.title}` : run.title;
+  $("tools").hidden = false;
   chip($("outcome"), run.outcome);
   if (other) $("outcome").textContent += ` beside ${other.outcome.replaceAll("_", " ")}`;
-  facts(run);
+  facts(run, content.attempts);
   trouble(run, content);
   tools(content);
   figures(content);
   environment(run, other);
 };
 
-const facts = (run) => {
+const facts = (run, attempts) => {
   const shown = [
     ["step", whole.format(run.steps)], ["loss", number(run.loss)], ["blocks", whole.format(run.blocks)], ["model", run.model],
-    run.attempts > 1 && ["attempt", `${run.attempt} of ${run.attempts}`],
+    attempts.length > 1 && ["attempt", `${run.attempt} of ${attempts[0].number}`],
     run.ranks > 1 && ["ranks", run.ranks],
     run.skipped > 0 && ["damaged rows left out", whole.format(run.skipped)],
   ].filter((fact) => fact && fact[1] !== "");
@@ -218,12 +234,18 @@ const facts = (run) => {
   $("line").replaceChildren(...shown.map(([name, value]) => make("span", {}, `${name} `, make("b", { text: value }))), began, newest, ...(run.lives ? [] : [postmortem(run)]));
 };
 
+const when = (time, before = "") => {
+  const element = make("span");
+  Object.assign(element.dataset, { time, before, exact: "" });
+  return element;
+};
 const postmortem = (run) => make("a", { text: "post-mortem", href: `/postmortem?id=${encodeURIComponent(run.id)}`, target: "_blank" });
 const runbook = (name) => name && make("a", { text: `runbook: ${name}`, href: `/runbooks/${name}`, target: "_blank" });
 
 const trouble = (run, content) => {
   const cards = run.incidents.map((each) => {
     const actions = make("div", { className: "actions" },
+      when(each.time),
       each.step !== null && looks(each, content),
       runbook(each.runbook),
       postmortem(run),
@@ -234,15 +256,15 @@ const trouble = (run, content) => {
       make("p", { text: each.summary }), each.line && !each.summary.includes(each.line) && make("p", { className: "mono advice", text: each.line }),
       each.advice && make("p", { className: "advice", text: each.advice }), actions);
   }).reverse();
-  const open = run.findings.filter((each) => each.open), closed = run.findings.filter((each) => !each.open);
-  for (const each of open) {
+  const lasting = run.findings.filter((each) => each.lasts), closed = run.findings.filter((each) => !each.lasts);
+  for (const each of lasting) {
     cards.push(make("div", { className: `card ${each.severity === "page" ? "bad" : ""}` }, make("p", { text: each.summary }),
-      make("div", { className: "actions" }, looks(each, content), runbook(each.runbook), each.expected && make("span", { text: `expected ${each.expected}, seen ${each.seen}` }))));
+      make("div", { className: "actions" }, when(each.time, "found "), looks(each, content), runbook(each.runbook), each.expected && make("span", { text: `expected ${each.expected}, seen ${each.seen}` }))));
   }
   const place = $("trouble");
   const wasOpen = [...place.querySelectorAll("details")].map((details) => details.open);
   const rest = [];
-  if (cards.length > 4) rest.push(make("details", { className: "more" }, make("summary", { text: `${cards.length - 3} more that are open` }), ...cards.splice(3)));
+  if (cards.length > 4) rest.push(make("details", { className: "more" }, make("summary", { text: `${cards.length - 3} more${run.lives ? " that are open" : ""}` }), ...cards.splice(3)));
   if (closed.length) {
     rest.push(make("details", { className: "more" }, make("summary", { text: `${closed.length} ${closed.length === 1 ? "finding that is" : "findings that are"} closed` }),
       make("ul", {}, ...closed.map((each) => make("li", {}, make("span", { className: "step", text: `step ${whole.format(each.step)}` }), each.summary, " ", looks(each, content), " ", runbook(each.runbook))))));
@@ -268,10 +290,14 @@ const options = (select, wanted, value) => {
   if (document.activeElement !== select || select.value !== value) select.value = value;
 };
 
+const told = ({ outcome, steps }) => `${outcome.replaceAll("_", " ")}, ${whole.format(steps)} ${steps === 1 ? "step" : "steps"}`;
+
 const tools = (content) => {
   const { quantities = [], quantity = "", range, whole: all, other } = content;
   options($("quantity"), quantities.map(({ name, label }) => [name, label]), quantity);
-  if (other && ![...$("beside").options].some((option) => option.value === other.id)) $("beside").append(make("option", { value: other.id, text: other.name }));
+  $("attempts").hidden = content.attempts.length < 2;
+  options($("attempt"), content.attempts.map((each) => [each.id, `${each.number}: ${told(each)}`]), content.attempts.find(({ number }) => number === content.run.attempt)?.id ?? "");
+  if (other && ![...$("beside").options].some((option) => option.value === other.id)) $("beside").append(make("option", { value: other.id, text: other.title }));
   $("beside").value = state.with ?? "";
   if (!range) { $("shown").textContent = "no step yet"; return; }
   const isWhole = range[0] <= all[0] && range[1] >= all[1];
@@ -292,6 +318,7 @@ const figures = (content) => {
   let steps = place.querySelector(".steps");
   if (!steps && wanted.length) steps = stepTools();
   let before = null;
+  const plots = [];
   for (const each of content.figures) {
     const element = [...place.querySelectorAll("figure")].find((figure) => figure.dataset.key === each.key) ?? newFigure(each.key);
     element.querySelector("h2").textContent = each.title;
@@ -302,9 +329,21 @@ const figures = (content) => {
     if (before ? before.nextElementSibling !== element : place.firstElementChild !== element) before ? before.after(element) : place.prepend(element);
     before = element;
     if (each.key === (wanted.includes("heat-2") ? "heat-2" : "heat")) { if (element.nextElementSibling !== steps) element.after(steps); before = steps; }
-    drawFigure(plot, each.plot).then(() => listen(plot, each.key));
+    plots.push([plot, each]);
   }
   if (steps && content.range) setSteps(steps, content);
+  draw(plots);
+};
+
+const draw = async (plots) => { // what is seen first, and with room for clicks and keys between two; newer figures take the place of these
+  const mine = plotting = Symbol("plots");
+  const near = ([plot]) => { const { top, bottom } = plot.getBoundingClientRect(); return bottom > 0 && top < innerHeight ? 0 : 1; };
+  for (const [plot, { key, plot: figure }] of plots.map((each) => [near(each), each]).sort(([a], [b]) => a - b).map(([, each]) => each)) {
+    await drawFigure(plot, figure);
+    listen(plot, key);
+    await new Promise((resolve) => setTimeout(resolve));
+    if (mine !== plotting) return;
+  }
 };
 
 const newFigure = (key) => {
@@ -385,7 +424,7 @@ const environment = (run, other) => {
     if (other) row.append(make("td", { text: theirs.get(name) ?? "–", className: theirs.get(name) === value ? "" : "differs" }));
     return row;
   });
-  if (other) rows.unshift(make("tr", {}, make("th"), make("th", { text: run.name, scope: "col" }), make("th", { text: other.name, scope: "col" })));
+  if (other) rows.unshift(make("tr", {}, make("th"), make("th", { text: run.title, scope: "col" }), make("th", { text: other.title, scope: "col" })));
   $("facts").querySelector("table").replaceChildren(...rows);
 };
 
@@ -426,10 +465,14 @@ let typing = 0;
 $("match").addEventListener("input", () => { clearTimeout(typing); typing = setTimeout(() => { tag = ""; ask(); }, 200); });
 $("more").addEventListener("click", () => { listed += 50; tag = ""; ask(); });
 $("quantity").addEventListener("change", ({ target }) => go({ quantity: target.value }));
+$("attempt").addEventListener("change", ({ target }) => go({ run: target.value, with: state.with === target.value ? "" : state.with, at: "", from: "", to: "" }));
 $("beside").addEventListener("change", ({ target }) => go({ with: target.value }));
 $("beside").addEventListener("focus", async ({ target }) => { // the runs that there are now
   const { runs } = await fetch("/api/runs?limit=200").then((response) => response.json()).catch(() => ({ runs: null }));
-  if (runs) options(target, [["", "no other run"], ...runs.filter(({ id }) => id !== state.run).map(({ id, name }) => [id, name])], state.with ?? "");
+  if (!runs || !answer?.run) return;
+  const attempts = answer.attempts.filter(({ number }) => number !== answer.run.attempt).map((each) => [each.id, `attempt ${each.number}: ${told(each)}`]);
+  const others = runs.filter(({ folder }) => folder !== answer.run.folder).map(({ id, name }) => [id, name]);
+  options(target, [["", "no other run"], ...attempts, ...others], state.with ?? "");
 });
 $("tools").addEventListener("submit", (event) => event.preventDefault());
 for (const button of document.querySelectorAll("[data-range]")) {

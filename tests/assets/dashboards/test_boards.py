@@ -96,7 +96,7 @@ def test_what_rules_record_is_asked_for_without_them(record: str, newest: bool) 
 def test_a_panel_cannot_be_made_without_what_it_says() -> None:
     from resmon.assets.dashboards.panel import lines
 
-    with pytest.raises(TypeError, match="says"):
+    with pytest.raises(KeyError, match="says"):
         lines("A title", unit="short", queries=[])  # type: ignore[call-arg]
 
 

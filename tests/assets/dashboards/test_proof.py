@@ -25,6 +25,7 @@ from resmon.agent import runtime
 from tests.agent.conftest import House
 from tests.assets.dashboards.test_boards import BOARDS, FILES
 from tests.grafana import Event, Grafana, Json, Series, Value, names, panels
+from tests.otlp import Receiver, Refusal
 from tests.ports import free_port
 from tests.programs import program
 from tests.prometheus import RULES, configuration, quick_rules, serving
@@ -115,13 +116,17 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("scene")
     runtime_folder, runs = folder / "runtime", folder / "runs"
     runtime_folder.mkdir(mode=0o700)
+    receiver = Receiver()
     ours = {key: value for key, value in os.environ.items() if not key.startswith("RESMON_") and key != "CI"}
     environment = ours | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "RESMON_RUNTIME_DIR": str(runtime_folder),
         "RESMON_LISTEN": f"127.0.0.1:{free_port()}",
+        "RESMON_OTLP": receiver.url,
+        "RESMON_OTLP_INTERVAL": "1",
     }
+    receiver.open()
     house = House(folder, runtime_folder)
     trainings = subprocess.Popen(
         [sys.executable, "-m", "tests.assets.dashboards.trainings", str(runs)],
@@ -158,6 +163,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             wait_for(lambda: there('resmon_block_dead_unit_ratio{run="digits"}'), 60)
             wait_for(lambda: there('slo:period_error_budget_remaining:ratio{slo="training-success"}'), 60)
             found.look("well", "digits")
+            receiver.always = Refusal(400)
+            wait_for(lambda: there('sum(resmon_agent_otlp_dropped_total{signal="metrics"}) > 0'), 60)
             begin("nonfinite", "ill")
             begin("out_of_memory", "hungry")
             begin("killed", "gone")
@@ -177,6 +184,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         os.killpg(trainings.pid, 9)
         trainings.wait()
         house.stop()
+        receiver.close()
 
 
 # ---- nothing is empty ------------------------------------------------------------------------------------------------------
@@ -326,6 +334,8 @@ def test_who_is_on_call_sees_what_fires_what_was_found_and_what_failed(scene: Sc
     assert {(row["run"], row["outcome"]) for row in after.rows("Runs that failed")} == {
         ("ill", "nonfinite"), ("hungry", "out_of_memory"), ("gone", "killed"),
     }  # fmt: skip
+    lost = [seen.answers["Agents, and how they are"][5][0].last for seen in (well, faulty)]
+    assert lost[0] == 0 < lost[1], "one sees that an OTLP receiver takes nothing any more"
     broke = after.numbers("What broke, by kind")
     assert (broke["nonfinite"], broke["out_of_memory"], broke["killed"], broke["shape_mismatch"]) == (1, 1, 1, 0)
     assert after.numbers("$run is").keys() == {"nonfinite"}
