@@ -65,11 +65,13 @@ class Scrapes:
         lock: threading.Lock,
         gpus: Callable[[], tuple[GpuView, ...]],
         dropped: Callable[[], Mapping[str, int]] = dict,
+        held: Callable[[], float] = float,
     ) -> None:
         self._roster = roster
         self._lock = lock
         self._gpus = gpus
         self._dropped = dropped
+        self._held = held
         self._exporter = Prometheus()
         self._newest: dict[str, Exposition] = {}  # by kind
         self._under_way: dict[str, asyncio.Future[Exposition]] = {}
@@ -125,7 +127,7 @@ class Scrapes:
         with self._lock:
             started = time.perf_counter()
             self._roster.poll()
-            view = self._roster.view(self.collect_seconds, self._gpus(), self._dropped())
+            view = self._roster.view(self.collect_seconds, self._gpus(), self._dropped(), self._held())
             self._newest.pop(kind, None)  # before the next one is there, too
             content, _ = self._exporter.render(view, kind)
             self.collect_seconds = time.perf_counter() - started
