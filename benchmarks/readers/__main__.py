@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,7 +37,8 @@ MARKS = report.Marks("<!-- results: begin -->", "<!-- results: end -->")
 READERS = 50
 # Seconds between two requests of a reader. The page asks every 1.5, Prometheus usually every 15; 0 is as soon as it is answered.
 EACH = {1.0: "once a second", 0.0: "at once again"}
-STRETCH = 3.0  # seconds
+# Seconds that are measured, and before them, while readers find their pace, and after them, while they are answered the last time.
+STRETCH, ARRIVE, LEAVE = 5.0, 2.0, 2.5
 BLOCKS = 1400  # of each of the two wide runs: 100,000 series in all
 WARM_UP = 10.0
 FINE = ("200", "304")  # statuses; the second says that nothing is new since the last answer
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quick = parser.parse_args(argv).quick
     load = report.load_average()
     with tempfile.TemporaryDirectory(prefix="resmon-readers-", ignore_cleanup_errors=True) as folder:
-        beside = _beside(Path(folder) / "beside", 1 if quick else 14)
+        beside = _beside(Path(folder) / "beside", 1 if quick else 6)
         wide = _wide(Path(folder) / "wide", 100 if quick else BLOCKS, 5.0 if quick else 60.0)
     table = f"{_table(beside, wide)}\n\n{_made(argv, load)}"
     print(table)
@@ -121,18 +121,23 @@ def _beside(folder: Path, rounds: int) -> Beside:
         begin = time.monotonic() + WARM_UP
         # Unread, read, unread, ...: each read stretch lies between two that are not.
         ways = list(EACH) * rounds
-        times = [begin + i * STRETCH for i in range(2 * len(ways) + 2)]
-        stretches = list(pairwise(times))
-        crowd = stack.enter_context(
-            _crowd(folder, environment, url, [(*stretch, each) for stretch, each in zip(stretches[1::2], ways, strict=True)])
-        )
-        marks = []
-        for moment in times:
-            time.sleep(max(0.0, moment - time.monotonic()))
-            # The crowd goes when it has been answered for the last time, and what it took is asked for no more.
-            marks.append((_cpu(agent.pid), _cpu(crowd.pid) if crowd.poll() is None else np.nan))
+        stretches = [(begin, begin + STRETCH)]
+        asks = []
+        for each in ways:
+            asks.append((stretches[-1][1], stretches[-1][1] + ARRIVE + STRETCH, each))
+            stretches.append((asks[-1][0] + ARRIVE, asks[-1][1]))
+            stretches.append((asks[-1][1] + LEAVE, asks[-1][1] + LEAVE + STRETCH))
+        crowd = stack.enter_context(_crowd(folder, environment, url, asks))
+        worked, asked = [], []  # shares of a core in each stretch: the agent's, the readers'
+        for stretch in stretches:
+            marks = []
+            for moment in stretch:
+                time.sleep(max(0.0, moment - time.monotonic()))
+                # The crowd goes when it has been answered for the last time.
+                marks.append((_cpu(agent.pid), _cpu(crowd.pid) if crowd.poll() is None else 0.0))
+            worked.append((marks[1][0] - marks[0][0]) / STRETCH)
+            asked.append((marks[1][1] - marks[0][1]) / STRETCH)
         heard = _heard(crowd, 60)
-    worked, asked = (np.diff(each) / STRETCH for each in zip(*marks, strict=True))
     steps = [np.fromfile(file) for file in files]
     medians = [[_step(each, *stretch) for stretch in stretches] for each in steps]
     read = {}
@@ -140,8 +145,8 @@ def _beside(folder: Path, rounds: int) -> Beside:
         places = [2 * i + 1 for i, way in enumerate(ways) if way == each]
         read[each] = Reading(
             ratios=[times[i] / ((times[i - 1] + times[i + 1]) / 2) for times in medians for i in places],
-            agent=float(np.mean(worked[places])),
-            readers=float(np.mean(asked[places])),
+            agent=float(np.mean([worked[i] for i in places])),
+            readers=float(np.mean([asked[i] for i in places])),
             heard=said,
         )
     return Beside(
@@ -162,7 +167,7 @@ def _wide(folder: Path, blocks: int, seconds: float) -> Wide:
     with _agent(folder, "--max-series", str(blocks * 40 + 1000)) as (agent, url, environment), ExitStack() as stack:
         for i in range(2):
             # 400 steps at once, so that detectors have learnt all that they keep; and then one a second.
-            arguments = (str(folder / "runs"), f"wide-{i}", "0", "1", str(blocks), "0.02", "400", "sleep")
+            arguments = (str(folder / "runs"), f"wide-{i}", "0", "1", str(blocks), "0.02", "400", "slow")
             stack.enter_context(_running(folder, environment, "tests.agent.trainer", *arguments))
         while (series := _series(url)) < 2 * blocks * 30:
             time.sleep(1.0)
