@@ -51,7 +51,7 @@ INTERVAL = 1.0
 # Between two turns of catching up: enough for a waiting scrape to get the lock.
 BREATH = 0.01
 # Seconds between two times that free memory is given back; also whenever it has caught up.
-TIDY = 60.0
+TIDY = 10.0
 # Without a turn of the reader for so long, the agent is not healthy; a turn takes a second or two at most.
 HEALTHY = 60.0
 # So long after the page's last question somebody looks at it still.
