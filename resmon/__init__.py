@@ -25,8 +25,8 @@ from resmon.records import Finding, Incident, ResidualSite
 if TYPE_CHECKING:
     from resmon.capture.discovery import discover
     from resmon.capture.marker import residual_add
-    from resmon.monitor import Monitor, watch
-    from resmon.planned import maintenance
+    from resmon.monitor.planned import maintenance
+    from resmon.monitor.watch import Monitor, watch
     from resmon.portrait.flight import Flight, load
 
 __version__ = "0.1.0"
@@ -54,12 +54,12 @@ __all__ = [
 
 _ELSEWHERE = {
     "Flight": "resmon.portrait.flight",
-    "Monitor": "resmon.monitor",
+    "Monitor": "resmon.monitor.watch",
     "discover": "resmon.capture.discovery",
     "load": "resmon.portrait.flight",
-    "maintenance": "resmon.planned",
+    "maintenance": "resmon.monitor.planned",
     "residual_add": "resmon.capture.marker",
-    "watch": "resmon.monitor",
+    "watch": "resmon.monitor.watch",
 }
 
 

@@ -1,6 +1,6 @@
 """Every metric that resmon exports, in one table.
 
-A metric that is not here is not exported, alerted on, drawn or documented (DESIGN.md, law 7). Names follow Prometheus'
+A metric that is not here is not exported, alerted on, drawn or documented. Names follow Prometheus'
 conventions: base units, `_total` on counters, ratios from 0 to 1; the block is a label, never part of a name.
 """
 

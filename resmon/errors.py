@@ -6,6 +6,8 @@ Every message says what happened, where, and what to do next. Errors are raised 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class ResmonError(Exception):
     """The root: `except resmon.ResmonError` catches everything that resmon raises on purpose."""
@@ -62,3 +64,12 @@ class ServerError(ResmonError):
         self.uncertain = uncertain
         self.passing = passing
         self.wait = wait
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """What may have been meant by a name that is none of these, as the end of a sentence."""
+    from difflib import get_close_matches  # here, for nobody who only imports resmon needs it
+
+    names = sorted(names)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; the nearest is {near[0]}" if near else f"; there are {', '.join(names)}"

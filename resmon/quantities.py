@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers, and texts of anybody's, as people read them."""
 
 from __future__ import annotations
 
@@ -76,6 +76,11 @@ def moment(unix: float) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(unix)) + " UTC"
     except (ValueError, OverflowError, OSError):
         return "an unknown time"
+
+
+def printable(text: str) -> str:
+    """A text in one line, of which what would steer a terminal is escaped: names and messages may be anybody's."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def count(number_: int, noun: str, plural: str = "") -> str:

@@ -69,7 +69,7 @@ DURATION_COLUMNS = len(DURATION_EDGES) + 1
 # `replicas` is the number of ranks that hold the same gradients, all of them; 1 where they hold parts, or where some do.
 # The seconds are parts of the duration (PHASES); what they leave is everything else that the loop does. `samples` is what the
 # models' first tensors have in their first dimension; the sums over inputs are those of sampled elements of a model's first tensor
-# of floating-point numbers. Memory is in bytes, at most a tenth of a second old: of the process, and of
+# of floating-point numbers. Memory is in bytes, at most a quarter of a second old: of the process, and of
 # the devices that its models are on, in use, at peak, and what could still be had.
 PHASES = ("data", "forward", "backward", "optimizer")
 RUN_VALUES = (
@@ -133,13 +133,14 @@ BLOCK_COUNTS = ("elements", "nonfinite_forward", "nonfinite_backward", "samples"
 class ResidualSite:
     """One residual addition y = skip + branch in a model.
 
-    `name` is the value of the label `block`: the path of the module that holds the add, made unique as DESIGN.md, section 4,
-    says. `module` is that path itself ("" is the model). `branch` holds the paths of the modules with parameters on the way
-    from the skip tensor to the add, `skip` those of the projection (none for an identity skip). `shape` is the output's shape
-    in the traced forward pass. `parameters` names the parameters whose gradients make the site's gradient norm. `model` is the
-    key of the watched model where several are watched together, "" in `discover`. `observed` says how the operands are taken:
-    "hooks" (module inputs and outputs), "mode" (at the very call, inside the module), or the reason why they are not. `absent` says
-    which values this rank cannot know and why, as "gradient_norm: the reason".
+    `name` is the value of the label `block`: the path of the module that holds the add. Where that module holds several, the
+    branch's last direct child with parameters follows (`h.0.attn`, `h.0.mlp`); names that are still the same get `#2`, `#3`, and a
+    module that runs several times in a forward pass gets `@2`, `@3`. `module` is the path itself ("" is the model). `branch` holds
+    the paths of the modules with parameters on the way from the skip tensor to the add, `skip` those of the projection (none for an
+    identity skip). `shape` is the output's shape in the traced forward pass. `parameters` names the parameters whose gradients make
+    the site's gradient norm. `model` is the key of the watched model where several are watched together, "" in `discover`.
+    `observed` says how the operands are taken: "hooks" (module inputs and outputs), "mode" (at the very call, inside the module),
+    or the reason why they are not. `absent` says which values this rank cannot know and why, as "gradient_norm: the reason".
 
     `operations` are those on the branch in order of execution, modules by their class and functions by their name, each with the
     shape of the first parameter that it reads: `BatchNorm2d[16]`, `relu`, `Conv2d[32,16,3,3]`. `skip_operations` are those that the
@@ -173,7 +174,7 @@ class Columns:
 class StepRecord:
     """One attempted optimizer step of one rank, S sites and G parameter groups.
 
-    Arrays of values come with an array of the same shape that tells which are present: absence is not NaN (law 5).
+    Arrays of values come with an array of the same shape that tells which are present: absence is not NaN.
     The counters are cumulative since the attempt began, so that any single row tells them.
     """
 
@@ -386,10 +387,10 @@ class RunInfo:
     git_commit: str | None = None
     seed: int | None = None
     local_world_size: int | None = None  # how many of the ranks run on this machine, where the launcher says so
-    targets: tuple[str, ...] = ()  # what the run is to reach, as resmon.targets prints it
+    targets: tuple[str, ...] = ()  # what the run is to reach, as resmon.scores.targets prints it
     stall_after: float = 300.0  # seconds without a step from which on it may be called stalled; 0 for never
     # The folder of the control group that its memory counts in, and what the kernel had killed for want of memory when the run
-    # began (resmon.kills): in that group, and on the machine.
+    # began (resmon.memory.kills): in that group, and on the machine.
     memory_group: str | None = None
     group_kills: int | None = None
     machine_kills: int | None = None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from resmon.alertmanager import Alertmanager
-    from tests.alertmanager.servers import Server
+    from resmon.servers.alertmanager import Alertmanager
+    from tests.servers.alertmanager.servers import Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +38,7 @@ def _nothing_is_left_behind() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def alertmanager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One for all tests that only make silences and alerts of their own there."""
-    from tests.alertmanager.servers import running
+    from tests.servers.alertmanager.servers import running
 
     with running(tmp_path_factory.mktemp("alertmanager")) as started:
         yield started
@@ -46,7 +46,7 @@ def alertmanager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def client(alertmanager: Server) -> Iterator[Alertmanager]:
-    from resmon.alertmanager import Alertmanager
+    from resmon.servers.alertmanager import Alertmanager
 
     with Alertmanager.of([alertmanager.url]) as made:
         yield made

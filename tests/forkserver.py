@@ -142,7 +142,7 @@ if __name__ == "__main__":
 
     for name in ("torch._dynamo", "torch.distributed", "torch.nn.parallel"):  # the first of them the first optimizer imports
         import_module(name)
-    for name in ("resmon.monitor", "tests.capture.models", "tests.capture.stack"):
+    for name in ("resmon.monitor.watch", "tests.capture.models", "tests.capture.stack"):
         import_module(name)
     gc.freeze()  # no child goes through all that again when it ends
     _main(*_serve(sys.argv[1]))

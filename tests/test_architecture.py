@@ -1,4 +1,4 @@
-"""The house as DESIGN.md, section 1, draws it: imports point one way, and nothing happens at import."""
+"""The house as CONTRIBUTING.md draws it: imports point one way, and nothing happens at import."""
 
 from __future__ import annotations
 
@@ -18,24 +18,30 @@ from resmon.catalogue import CATALOGUE
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "resmon"
 
-GROUND = {"records", "catalogue", "statistics", "settings", "origins", "targets", "gaps", "directions", "errors"} | {
-    "footprint",
-    "quantities",
-    "kills",
-    "rules",
-}
-ROOMS = {"capture", "flight", "detectors", "exporters", "objectives"}
-HOUSE = {"access", "agent", "diff", "export", "page", "plots", "postmortem", "assets", "alertmanager", "prometheus", "servers"} | {
+GROUND = {"records", "catalogue", "statistics", "settings", "scores", "memory", "quantities", "errors", "rules", "interpreter"}
+ROOMS = {"capture", "flight", "detectors", "exporters", "servers"}
+HOUSE = {
+    "access",
+    "agent",
+    "page",
+    "diff",
+    "replay",
+    "formats",
+    "plots",
     "portrait",
+    "postmortem",
+    "assets",
+    "terminal",
     "handbook",
-    "summary",
 }
 # What each part may import; what is not named here stands on top and may import all of it.
 ALLOWED = {
     **dict.fromkeys(GROUND, GROUND),
     **dict.fromkeys(ROOMS, GROUND),
-    **dict.fromkeys(HOUSE, GROUND | ROOMS | HOUSE),
+    "objectives": GROUND | {"servers"},
+    **dict.fromkeys(HOUSE, GROUND | ROOMS | HOUSE | {"objectives"}),
 }
+TOP = {"__main__", "cli", "commands", "monitor", "integrations"}
 TORCH = {"capture", "integrations"}
 
 
@@ -85,6 +91,27 @@ def within(names: frozenset[str]) -> set[str]:
     return {name for name in names if name == "resmon" or name.startswith("resmon.")}
 
 
+def rooms() -> dict[str, str]:
+    """Every room and module directly below resmon/, and what it says of itself."""
+    return {
+        part_of(module): ast.get_docstring(ast.parse(file_of(module).read_text())) or ""
+        for module in modules()
+        if module.count(".") == 1
+    }
+
+
+def test_every_room_has_its_place_and_says_what_it_is_for() -> None:
+    assert rooms().keys() == ALLOWED.keys() | TOP
+    assert [name for name, said in rooms().items() if not said] == []
+
+
+def test_the_map_of_the_house_has_every_room() -> None:
+    """As a stranger finds it, in CONTRIBUTING.md; each name once, with what it is."""
+    house = (ROOT / "CONTRIBUTING.md").read_text().split("\n## The house\n")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \| \S.* \|$", house, re.MULTILINE)
+    assert sorted(listed) == sorted(rooms().keys() - {"__main__"})
+
+
 @pytest.mark.parametrize("module", modules())
 def test_imports_point_one_way(module: str) -> None:
     part = part_of(module)
@@ -132,7 +159,7 @@ def test_pandas_is_imported_only_where_it_is_used(module: str) -> None:
 
 def test_servers_are_asked_in_one_way() -> None:
     """With one care for credentials, certificates, time and repetition."""
-    assert {module for module in modules() if "httpx" in imports(module)} == {"resmon.servers"}
+    assert {module for module in modules() if "httpx" in imports(module)} == {"resmon.servers.connection"}
 
 
 def python(code: str, cwd: Path) -> str:
@@ -152,7 +179,7 @@ def test_importing_resmon_imports_no_heavy_package(tmp_path: Path) -> None:
 def test_a_planned_window_imports_no_writer_of_rules(tmp_path: Path) -> None:
     """It is planned in the training process, which has no use for a parser of queries."""
     heavy = "{'torch', 'yaml', 'promql_parser', 'httpx'}"
-    assert python(f"import resmon.alertmanager.keeper, sys; print({heavy} & set(sys.modules))", tmp_path) == "set()\n"
+    assert python(f"import resmon.servers.alertmanager.keeper, sys; print({heavy} & set(sys.modules))", tmp_path) == "set()\n"
 
 
 def test_the_help_imports_neither_torch_nor_pandas(tmp_path: Path) -> None:
@@ -210,6 +237,15 @@ def test_every_metric_is_documented_and_no_other() -> None:
         assert f"| `{metric.name}` | {metric.kind} | {', '.join(metric.labels)} | {metric.help} |\n" in page
     documented = re.findall(r"`(resmon_\w+)[`{]", page + (ROOT / "README.md").read_text())
     assert set(documented) == {metric.name for metric in CATALOGUE}
+
+
+def test_the_documents_that_code_names_are_there() -> None:
+    """A page of ours by its whole name; what is named in the middle of a word, a path or an address is somebody else's."""
+    there = {path.name for folder in (ROOT, ROOT / "docs", ROOT / "benchmarks") for path in folder.glob("*.md")}
+    files = [path for folder in ("resmon", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")]
+    named = {(name, path.name) for path in files for name in re.findall(r"(?<![\w/.<-])[A-Z]{3,}\.md\b", path.read_text())}
+    assert {name for name, _ in named} >= {"README.md", "CONTRIBUTING.md"}
+    assert sorted(each for each in named if each[0] not in there) == []
 
 
 def test_no_module_hides_what_the_package_gives() -> None:

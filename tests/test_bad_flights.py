@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from resmon import handbook, runbook
 from resmon.cli import application
 from resmon.errors import FlightError, FlightVersionError, ResmonError
 from resmon.flight import layout
 from resmon.flight.frames import load
+from resmon.handbook import diagnosis as runbook
+from resmon.handbook import pages as handbook
 from resmon.records import Incident, RunEnd
 from tests import synthetic
 from tests.flight.flights import begin, write

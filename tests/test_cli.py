@@ -23,17 +23,19 @@ from rich.console import Console
 from resmon import __version__
 from resmon.agent import runtime
 from resmon.agent.runtime import Seat
-from resmon.cli import VERBS, _age, main
-from resmon.demo import _command
+from resmon.cli import VERBS, main
+from resmon.commands.ls import _age
+from resmon.commands.runs import find_run
 from resmon.errors import FlightError
 from resmon.flight.layout import boot_id, claim
+from resmon.flight.summary import summaries
 from resmon.flight.writer import FlightWriter
 from resmon.page.address import address
 from resmon.records import BLOCK_VALUES, Incident, RunEnd, ScalarRecord
 from resmon.settings import Settings
-from resmon.summary import summaries
-from resmon.tail import Tail, find_run, page_of
-from resmon.terminal import frame
+from resmon.terminal.demo import _command
+from resmon.terminal.tail import Tail, page_of
+from resmon.terminal.view import frame
 from tests.synthetic import Training, info, sites
 
 ROOT = Path(__file__).parent.parent
@@ -271,7 +273,7 @@ def test_ls_and_tail_show_what_broke(tmp_path: Path) -> None:
     )
     writer.end(RunEnd("nonfinite", time.time(), 129, "NaN"))
     listed = resmon("ls", str(tmp_path), cwd=tmp_path).stdout
-    assert "✖ broken: 'h.1 made \\x1b[31mNaN'" in listed
+    assert "✖ broken: h.1 made \\x1b[31mNaN" in listed
     shown = resmon("tail", "broken", "-d", str(tmp_path), cwd=tmp_path).stdout
     assert "✖ nonfinite in block h.1: " in shown and "Look at its exp." in shown and "\x1b" not in shown
     assert "Before it: Block h.1's gradient norm left its usual range" in shown and "since step 120, 9 steps before" in shown
@@ -451,7 +453,7 @@ def test_settings_of_a_stranger_do_not_steer_the_terminal(tmp_path: Path) -> Non
     result = resmon("settings", cwd=tmp_path)
     assert result.returncode == 2
     assert "\x1b" not in result.stdout + result.stderr
-    assert r"'\x1b[31mred" in result.stdout and r"'\x1b[2J': there is no such setting" in result.stderr
+    assert r"\x1b[31mred" in result.stdout and r"\x1b[2J: there is no such setting" in result.stderr
 
 
 def test_settings_takes_names_and_values(tmp_path: Path) -> None:

@@ -136,12 +136,12 @@ def test_everything_else_is_imported_with_what_is_declared(base: Environment, tm
         "resmon.agent.push": "requests",  # what OpenTelemetry's exporter is built on
         "resmon.assets.dashboards": "grafana_foundation_sdk",
         "resmon.capture": "torch",
-        "resmon.export.tensorboard": "tensorboard",
-        "resmon.export.wandb": "wandb",
+        "resmon.formats.tensorboard": "tensorboard",
+        "resmon.formats.wandb": "wandb",
         "resmon.exporters.events": "opentelemetry",
         "resmon.exporters.opentelemetry": "opentelemetry",
         "resmon.integrations": "torch",
-        "resmon.monitor": "torch",
+        "resmon.monitor.watch": "torch",
     }
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 import yaml
 
-from resmon.alertmanager import Alertmanager, keeper, scope
-from resmon.alertmanager.client import SKEW
-from resmon.origins import VARIABLES
 from resmon.postmortem.alerts import AFTER
 from resmon.rules.durations import written
-from resmon.servers import ATTEMPTS, TIMEOUT
+from resmon.servers.alertmanager import Alertmanager, keeper, scope
+from resmon.servers.alertmanager.client import SKEW
+from resmon.servers.connection import ATTEMPTS, TIMEOUT
 from resmon.settings import Settings
-from tests.alertmanager.servers import Server, running
+from resmon.settings.origins import VARIABLES
 from tests.programs import program
+from tests.servers.alertmanager.servers import Server, running
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "oncall.md").read_text()
@@ -34,6 +34,7 @@ CHANGING = ((ID, "ID"), (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"), "TIM
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of this page alone: it lists all silences that there are."""
     with running(tmp_path_factory.mktemp("alertmanager")) as started:
         yield started
 
@@ -78,10 +79,10 @@ def test_the_commands_print_what_stands_below_them(server: Server, tmp_path: Pat
 def test_the_script_runs(server: Server, tmp_path: Path) -> None:
     (script,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     code = f"""
-import time, resmon, resmon.planned
-resmon.planned._watched_run = lambda: "documented"
+import time, resmon, resmon.monitor.planned
+resmon.monitor.planned._watched_run = lambda: "documented"
 def train_with_the_new_schedule():
-    from resmon.alertmanager import Alertmanager, Matcher
+    from resmon.servers.alertmanager import Alertmanager, Matcher
     with Alertmanager.of([{server.url!r}]) as client:
         while not client.silences(Matcher("run", "documented")):
             time.sleep(0.05)

@@ -18,11 +18,12 @@ from torch import nn
 from torch.optim import SGD
 
 import resmon
-from resmon import cli, instruments
+from resmon import cli
 from resmon.agent import push
 from resmon.capture import spans
 from resmon.exporters import events
 from resmon.exporters.conventions import CONVENTIONS
+from resmon.monitor import instruments
 from resmon.settings import Settings
 from tests.integrations.networks import batch, network
 

@@ -26,8 +26,8 @@ import httpx
 import pytest
 
 import resmon
-from resmon.alertmanager import Alertmanager
 from resmon.errors import ServerError
+from resmon.servers.alertmanager import Alertmanager
 from tests.checkout import CHECKOUT
 from tests.environments import Environment, environment
 from tests.ports import free_port

@@ -1,7 +1,7 @@
 """What faults are put into: small networks, data that can be learnt, and by hand which modules make which residual block.
 
-The blocks are written down here and not asked of resmon, for they are the truth that it is held against. A block's name is that of
-DESIGN.md, section 4. Everything is as small as it can be with all its parts: a step takes some milliseconds.
+The blocks are written down here and not asked of resmon, for they are the truth that it is held against. A block's name is made as
+records.ResidualSite says. Everything is as small as it can be with all its parts: a step takes some milliseconds.
 """
 
 from __future__ import annotations

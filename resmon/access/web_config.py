@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from resmon.access.tls import CIPHERS, CIPHERS_13, CLIENTS, CURVES, VERSIONS, Pem, Tls, UnusableError, signature, written
-from resmon.errors import ConfigurationError
-from resmon.objectives.document import Document, Keys, Nit, nearest, read, refused
+from resmon.errors import ConfigurationError, nearest
+from resmon.settings.document import Document, Keys, Nit, read, refused
 
 TLS, HTTP, USERS, RATE = "tls_server_config", "http_server_config", "basic_auth_users", "rate_limit"
 

@@ -33,7 +33,6 @@ from resmon.flight import endings, incidents, layout, stalls
 from resmon.flight.endings import Ending, Remains, conclude
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower, typed
-from resmon.gaps import Gaps
 from resmon.records import (
     OUTCOMES,
     Checkpoint,
@@ -47,8 +46,9 @@ from resmon.records import (
     SpanRecord,
     StepRecord,
 )
+from resmon.scores.gaps import Gaps
+from resmon.scores.targets import Reached, first_reached
 from resmon.statistics import STATISTICS, Column
-from resmon.targets import Reached, first_reached
 
 log = logging.getLogger("resmon.agent")
 

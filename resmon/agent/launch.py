@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-import resmon
+from resmon import interpreter
 from resmon.agent import runtime
 from resmon.agent.reaction import REPLACED
 from resmon.errors import AgentError
@@ -110,23 +110,19 @@ def _start(folder: Path, settings: Settings) -> int:
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    package = Path(resmon.__file__).absolute().parent.parent
-    if package.name not in ("site-packages", "dist-packages"):  # a source tree that may be importable from its own folder only
-        changes["PYTHONPATH"] = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+    changes |= interpreter.finding()
     # What on_incident starts is not meant to have them.
     replaced = json.dumps({name: os.environ.get(name) for name in changes})
     environment = os.environ | changes | {"RESMON_RUNTIME_DIR": str(folder), REPLACED: replaced}
-    # -P: the folder it starts in is not a place to import from.
     arguments = ["--listen", settings.listen, "--max-series", str(settings.max_series)]
     if settings.web_config is not None:
         arguments += ["--web-config", str(settings.web_config.absolute())]
     for name in settings.served_names:
         arguments += ["--served-name", name]
     arguments += _pushing(settings)
-    command = [sys.executable, "-P", "-m", "resmon", "agent", *arguments]
     try:
         shell = subprocess.run(
-            ["/bin/sh", "-c", IN_BACKGROUND, str(log), *command],
+            ["/bin/sh", "-c", IN_BACKGROUND, str(log), *interpreter.program("resmon", "agent", *arguments)],
             env=environment,
             cwd="/",  # so that no folder is kept from being unmounted
             stdin=subprocess.DEVNULL,

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resmon.footprint import Footprint, Held, Trail, killed
-from resmon.kills import Kills, kills, seen
+from resmon.memory.footprint import Footprint, Held, Trail, killed
+from resmon.memory.kills import Kills, kills, seen
 from resmon.records import BLOCK_VALUES, RUN_VALUES, Bools, Columns, Incident, RunInfo, StepRecord
 
 _FIGURES = [(name, RUN_VALUES.index(name)) for name in RUN_VALUES if "memory" in name]

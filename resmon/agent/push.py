@@ -35,6 +35,7 @@ from resmon.exporters import opentelemetry as otlp
 from resmon.exporters.events import log_record
 from resmon.exporters.points import pushed
 from resmon.exporters.view import AgentView, Event
+from resmon.quantities import printable
 from resmon.records import RunEnd
 
 log = logging.getLogger("resmon.agent")
@@ -42,6 +43,7 @@ log = logging.getLogger("resmon.agent")
 WAITING = 2048  # events, as the batch processor of OpenTelemetry's SDK has it by default
 AT_ONCE = 512  # of them, likewise
 ANSWER = 1 << 16  # bytes
+SAID = 200  # characters of its reason
 FAREWELL = 5.0  # seconds that the agent stays for a last push
 ENVIRONMENT = "environment"  # instead of an address: OTEL_EXPORTER_OTLP_ENDPOINT and its like say it
 LATER = (429, 502, 503, 504)  # a receiver that answers so may take it later (OTLP's specification, "Failures")
@@ -225,15 +227,15 @@ class Push:
             response.close()
             answer.status = response.status_code  # now that it has said all
             if not answer.is_taken:
-                answer.why = _printable(response.reason or "")
+                answer.why = printable((response.reason or "")[:SAID])
                 return
             try:
                 if signal == "metrics":
                     partial = ExportMetricsServiceResponse.FromString(content).partial_success
-                    answer.rejected, answer.why = partial.rejected_data_points, _printable(partial.error_message)
+                    answer.rejected, answer.why = partial.rejected_data_points, printable(partial.error_message[:SAID])
                 else:
                     taken = ExportLogsServiceResponse.FromString(content).partial_success
-                    answer.rejected, answer.why = taken.rejected_log_records, _printable(taken.error_message)
+                    answer.rejected, answer.why = taken.rejected_log_records, printable(taken.error_message[:SAID])
             except DecodeError:
                 return  # no answer of OTLP's, but taken
             answer.rejected = max(0, answer.rejected)
@@ -242,7 +244,3 @@ class Push:
         session.stream = True  # so that no more is read than is asked for
         session.hooks["response"].append(note)
         return session
-
-
-def _printable(said: str) -> str:
-    return "".join(each if each.isprintable() else "?" for each in said[:200])

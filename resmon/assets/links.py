@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-RUNBOOKS = "https://github.com/resmon/resmon/blob/main/runbooks"
-DASHBOARDS = "http://localhost:3000/d"
+from resmon.rules import Places
 
 # The dashboards, resmon/assets/dashboards.
 TAG = "resmon-"
@@ -22,11 +21,8 @@ BEFORE = 3600  # seconds that are shown of the time before an alert: what led to
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
-    """The places below which runbooks and dashboards are; without a slash at the end."""
-
-    runbooks: str = RUNBOOKS
-    dashboards: str = DASHBOARDS
+class Links(Places):
+    """Where the alerts of a run lead."""
 
     def runbook(self, page: str) -> str:
         return f"{self.runbooks}/{page}.md"

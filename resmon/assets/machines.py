@@ -1,6 +1,6 @@
 """A run's numbers over all its machines, as recording rules: each agent merges the ranks of its own machine and knows no other.
 
-Exact: gradient norms (each machine's square is its part of the whole square, DESIGN.md, law 3), whatever is counted, the histogram
+Exact: gradient norms (each machine's square is its part of the whole square), whatever is counted, the histogram
 of step durations, what is a largest or a least. A norm is absent where a machine lacks its share, and a block's where the run is on
 several machines and folded. Whether all machines of a run are scraped no rule can tell.
 

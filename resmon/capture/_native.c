@@ -505,10 +505,10 @@ static PyObject *square(PyObject *self, PyObject *const *arguments, Py_ssize_t g
     return PyFloat_FromDouble(sums[0]);
 }
 
-/* Names of what is asked of tensors, made once. */
-static PyObject *GRAD, *IS_CPU, *DTYPE, *LAYOUT, *IS_CONTIGUOUS, *DATA_PTR, *NUMEL;
+/* What is asked of tensors, made once; and what a plain one is: of this very type, dtype and layout. */
+static PyObject *GRAD, *IS_CPU, *DTYPE, *LAYOUT, *SHAPE, *IS_CONTIGUOUS, *DATA_PTR, *NUMEL, *TENSOR, *PLAIN_DTYPE, *PLAIN_LAYOUT;
 
-static int make_names(void)
+static PyObject *plain_is(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     struct {
         PyObject **name;
@@ -517,13 +517,23 @@ static int make_names(void)
                  {&IS_CPU, "is_cpu"},
                  {&DTYPE, "dtype"},
                  {&LAYOUT, "layout"},
+                 {&SHAPE, "shape"},
                  {&IS_CONTIGUOUS, "is_contiguous"},
                  {&DATA_PTR, "data_ptr"},
                  {&NUMEL, "numel"}};
+    PyObject **of[] = {&TENSOR, &PLAIN_DTYPE, &PLAIN_LAYOUT};
+    if (!expects(given, 3))
+        return NULL;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (*names[i].name == NULL && (*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
-            return 0;
-    return 1;
+            return NULL;
+    for (int i = 0; i < 3; i++) {
+        PyObject *before = *of[i];
+        Py_INCREF(arguments[i]);
+        *of[i] = arguments[i];
+        Py_XDECREF(before);
+    }
+    Py_RETURN_NONE;
 }
 
 /* Whether `of`'s attribute is this very object; -1 and an error where it has none. */
@@ -544,70 +554,104 @@ static int number(PyObject *of, PyObject *method, size_t *value)
     return is_number;
 }
 
-/* Whether a gradient is a plain tensor of float32 in one piece of main memory: what it takes to be read by its address. */
-static int is_plain(PyObject *gradient, PyObject *type, PyObject *dtype, PyObject *layout)
+/* A tensor of float32, dense in main memory. */
+struct plain {
+    const float *data;
+    size_t n;
+};
+
+static int at(PyObject *tensor, struct plain *of)
 {
-    if ((PyObject *)Py_TYPE(gradient) != type)
+    size_t where;
+    if (!number(tensor, DATA_PTR, &where) || !number(tensor, NUMEL, &of->n))
         return 0;
-    int is = attribute_is(gradient, IS_CPU, Py_True);
+    memcpy(&of->data, &where, sizeof where);
+    return is_there(of->data, of->n);
+}
+
+/* Whether a tensor is of that kind, by what it says itself, and in order: 1 or 0; -1 and an error. */
+static int plain(PyObject *tensor, struct plain *of)
+{
+    if (TENSOR == NULL || (PyObject *)Py_TYPE(tensor) != TENSOR)
+        return 0;
+    int is = attribute_is(tensor, IS_CPU, Py_True);
     if (is == 1)
-        is = attribute_is(gradient, DTYPE, dtype);
+        is = attribute_is(tensor, DTYPE, PLAIN_DTYPE);
     if (is == 1)
-        is = attribute_is(gradient, LAYOUT, layout);
+        is = attribute_is(tensor, LAYOUT, PLAIN_LAYOUT);
     if (is != 1)
         return is;
-    PyObject *contiguous = PyObject_CallMethodObjArgs(gradient, IS_CONTIGUOUS, NULL);
+    PyObject *contiguous = PyObject_CallMethodObjArgs(tensor, IS_CONTIGUOUS, NULL);
     if (contiguous == NULL)
         return -1;
     Py_DECREF(contiguous);
-    return contiguous == Py_True;
+    if (contiguous != Py_True)
+        return 0;
+    return at(tensor, of) ? 1 : -1;
+}
+
+/* The sum of its squares. */
+static double square_of(const struct plain *tensor)
+{
+    struct reading r;
+    double sums[GATHERED] = {0};
+    r.data = tensor->data;
+    r.dtype = FLOAT32;
+    r.wants_peak = 0;
+    r.n = tensor->n;
+    if (r.n)
+        read_freely(&r, sums);
+    return sums[0];
 }
 
 static PyObject *gradients(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
-    struct reading r;
-    double *into, sums[GATHERED];
+    double *into, total = 0;
     uint8_t *present;
-    if (!expects(given, 6) || !address(arguments[4], &into) || !address(arguments[5], &present) || !make_names())
+    struct plain tensor;
+    if (!expects(given, 3) || !address(arguments[1], &into) || !address(arguments[2], &present))
         return NULL;
     Py_ssize_t parameters = PyTuple_Size(arguments[0]);
     PyObject *others = parameters < 0 ? NULL : PyList_New(0);
     if (others == NULL)
         return NULL;
-    r.dtype = FLOAT32;
-    r.wants_peak = 0;
-    double total = 0;
     for (Py_ssize_t i = 0; i < parameters; i++) {
         PyObject *gradient = PyObject_GetAttr(PyTuple_GetItem(arguments[0], i), GRAD);
         if (gradient == NULL)
             goto failed;
         into[i] = 0;
         present[i] = gradient != Py_None;
-        int plain = present[i] ? is_plain(gradient, arguments[1], arguments[2], arguments[3]) : 1;
-        size_t at;
-        if (plain == 1 && present[i]) {
-            plain = number(gradient, DATA_PTR, &at) && number(gradient, NUMEL, &r.n) ? 1 : -1;
-            memcpy(&r.data, &at, sizeof at);
-            if (plain == 1 && !is_there(r.data, r.n))
-                plain = -1;
-            if (plain == 1 && r.n) {
-                read_freely(&r, sums);
-                total += into[i] = sums[0];
-            }
-        } else if (plain == 0) {
+        int is = present[i] ? plain(gradient, &tensor) : 1;
+        if (is == 1 && present[i]) {
+            total += into[i] = square_of(&tensor);
+        } else if (is == 0) {
             PyObject *place = PyLong_FromSsize_t(i);
-            if (place == NULL || PyList_Append(others, place) < 0)
-                plain = -1;
+            is = place == NULL ? -1 : PyList_Append(others, place);
             Py_XDECREF(place);
         }
         Py_DECREF(gradient);
-        if (plain < 0)
+        if (is < 0)
             goto failed;
     }
     return Py_BuildValue("Nd", others, total);
 failed:
     Py_DECREF(others);
     return NULL;
+}
+
+static PyObject *arrived(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    struct plain tensor;
+    double *into;
+    if (!expects(given, 2) || !address(arguments[1], &into))
+        return NULL;
+    int is = plain(arguments[0], &tensor);
+    if (is < 1)
+        return is < 0 ? NULL : (Py_INCREF(Py_None), Py_None);
+    double square = square_of(&tensor);
+    into[0] += square;
+    into[1] += 1;
+    return PyBool_FromLong(isfinite(square));
 }
 
 /* A draw moves the place, which some keep before the 624 words and some behind them, and after 624 draws all words are new. So two
@@ -648,16 +692,27 @@ static PyObject *addition(PyObject *self, PyObject *const *arguments, Py_ssize_t
 {
     struct reading r;
     struct addition *of = &r.of;
+    struct plain skip, branch;
     double *into_sums, *into_peak, sums[GATHERED];
     struct histogram into;
-    if (!expects(given, 11) || !address(arguments[0], &of->skip) || !address(arguments[1], &of->branch) ||
-        !real(arguments[2], &of->skip_factor) || !real(arguments[3], &of->branch_factor) || !whole(arguments[4], &r.n) ||
-        !address(arguments[5], &into_sums) || !address(arguments[6], &into_peak) || !whole(arguments[7], &r.stride) ||
-        !buckets(arguments + 8, &into) ||
-        !is_there(of->skip, r.n) || !is_there(of->branch, r.n))
+    if (!expects(given, 12) || !real(arguments[2], &of->skip_factor) || !real(arguments[3], &of->branch_factor) ||
+        !whole(arguments[5], &r.stride) || !address(arguments[7], &into_sums) || !address(arguments[8], &into_peak) ||
+        !buckets(arguments + 9, &into))
         return NULL;
+    int is_known = arguments[6] == Py_True ? at(arguments[0], &skip) && at(arguments[1], &branch) ? 1 : -1
+                                           : plain(arguments[0], &skip);
+    if (is_known == 1 && arguments[6] != Py_True && (is_known = plain(arguments[1], &branch)) == 1) {
+        PyObject *shape = PyObject_GetAttr(arguments[0], SHAPE);
+        is_known = shape == NULL ? -1 : PyObject_RichCompareBool(shape, arguments[4], Py_EQ);
+        Py_XDECREF(shape);
+    }
+    if (is_known < 1 || skip.n != branch.n)
+        return is_known < 0 ? NULL : (Py_INCREF(Py_None), Py_None);
     if (r.stride == 0)
         return PyErr_Format(PyExc_ValueError, "the stride is 0");
+    of->skip = skip.data;
+    of->branch = branch.data;
+    r.n = skip.n;
     size_t sampled = (r.n + r.stride - 1) / r.stride;
     r.data = NULL;
     r.samples = PyMem_Malloc(sampled * sizeof *r.samples);
@@ -665,7 +720,8 @@ static PyObject *addition(PyObject *self, PyObject *const *arguments, Py_ssize_t
         return PyErr_NoMemory();
     read_freely(&r, sums);
     memcpy(into_sums, sums, (PRODUCT + 1) * sizeof *sums);
-    *into_peak = sums[PEAK];
+    into_peak[0] = sums[PEAK];
+    into_peak[1] = 0;
     clear(&into);
     count32(&into, r.samples, sampled);
     PyMem_Free(r.samples);
@@ -893,11 +949,14 @@ static PyObject *accumulate(PyObject *self, PyObject *const *arguments, Py_ssize
     Py_RETURN_NONE;
 }
 
+#include "_rows.h"
 #include "_last_words.h"
 
 static PyMethodDef METHODS[] = {
     LAST_WORDS_METHODS
     {"square", (PyCFunction)(void (*)(void))square, METH_FASTCALL, NULL},
+    {"plain_is", (PyCFunction)(void (*)(void))plain_is, METH_FASTCALL, NULL},
+    {"arrived", (PyCFunction)(void (*)(void))arrived, METH_FASTCALL, NULL},
     {"gradients", (PyCFunction)(void (*)(void))gradients, METH_FASTCALL, NULL},
     {"drawn", (PyCFunction)(void (*)(void))drawn, METH_FASTCALL, NULL},
     {"magnitudes", (PyCFunction)(void (*)(void))magnitudes, METH_FASTCALL, NULL},
@@ -907,6 +966,9 @@ static PyMethodDef METHODS[] = {
     {"sampled", (PyCFunction)(void (*)(void))sampled, METH_FASTCALL, NULL},
     {"widened", (PyCFunction)(void (*)(void))widened, METH_FASTCALL, NULL},
     {"running", (PyCFunction)(void (*)(void))running, METH_FASTCALL, NULL},
+    {"blocks", (PyCFunction)(void (*)(void))blocks, METH_FASTCALL, NULL},
+    {"total", (PyCFunction)(void (*)(void))total, METH_FASTCALL, NULL},
+    {"grouped", (PyCFunction)(void (*)(void))grouped, METH_FASTCALL, NULL},
     {"accumulate", (PyCFunction)(void (*)(void))accumulate, METH_FASTCALL, NULL},
     {"addition", (PyCFunction)(void (*)(void))addition, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},

@@ -3,16 +3,24 @@
 import torch
 from torch import Tensor
 
+from resmon.capture.measured import Places
+from resmon.records import Bools, Floats, Ints
+
 # The sum of squares, not finite only where an element is not. The largest magnitude goes to the address `peak`, unless that is 0 or
 # what stands there is larger.
 def square(data: int, dtype: int, elements: int, peak: int, /) -> float: ...
 
-# The same of each parameter's gradient into `squares`, and whether there is one into `present`. Returns the indices of those that
-# were not read, being no plain float32 tensors (their type, dtype and layout are given) in one piece of main memory, and the sum of
-# all squares.
-def gradients(
-    parameters: tuple[Tensor, ...], kind: type[Tensor], dtype: torch.dtype, layout: torch.layout, squares: int, present: int, /
-) -> tuple[list[int], float]: ...
+# What a plain tensor is of, wherever one is asked for: it is of this very type, dtype (float32) and layout, and contiguous in main
+# memory.
+def plain_is(kind: type[Tensor], dtype: torch.dtype, layout: torch.layout, /) -> None: ...
+
+# The sum of squares of each parameter's gradient into `squares`, and whether there is one into `present`. Returns the indices of
+# those that were not read, being no plain tensors, and the sum of all squares.
+def gradients(parameters: tuple[Tensor, ...], squares: int, present: int, /) -> tuple[list[int], float]: ...
+
+# The sum of a plain tensor's squares is added to the first of the two float64 at `into`, and 1 to the second. Returns whether it is
+# finite; None where the tensor is none, and nothing is done.
+def arrived(gradient: Tensor, into: int, /) -> bool | None: ...
 
 # Of each of two Mersenne Twisters, 624 words and a place at either end: something that is another one after a number was drawn.
 def drawn(first: int, second: int, /) -> tuple[bytes, bytes]: ...
@@ -20,22 +28,25 @@ def drawn(first: int, second: int, /) -> tuple[bytes, bytes]: ...
 # The histogram of every `stride`-th element's magnitude, into `cells`: the sum of the finite ones, then the buckets' counts.
 def magnitudes(data: int, dtype: int, elements: int, stride: int, low: int, larger: int, cells: int, /) -> None: ...
 
-# Of float32 operands in the same order: the squares of skip, branch and sum and the product into `sums`, the sum's largest
-# magnitude into `peak`, a sample of its magnitudes into `cells`. Returns the sum's square.
+# Of two operands: the squares of skip, branch and sum and the product into `sums`, the sum's largest magnitude and a 0 behind it
+# into `peak`, a sample of its magnitudes into `cells`. Returns the sum's square; None, and nothing is done, where they are no plain
+# tensors of one size or the skip is not of this shape. That is not asked where they are `vouched` for: dense float32 in main
+# memory, both in the same order.
 def addition(
-    skip: int,
-    branch: int,
+    skip: Tensor,
+    branch: Tensor,
     skip_factor: float,
     branch_factor: float,
-    elements: int,
+    shape: tuple[int, ...] | None,
+    stride: int,
+    vouched: bool,
     sums: int,
     peak: int,
-    stride: int,
     low: int,
     larger: int,
     cells: int,
     /,
-) -> float: ...
+) -> float | None: ...
 
 # The median over vectors of `channels` elements, `stride` apart, that begin at `offsets` (int64, in elements), of the branch's norm
 # over the skip's: of two in the middle the lower, NaN of none.
@@ -76,6 +87,33 @@ def running(mean: int, variance: int, dtype: int, channels: int, before: int, sh
 
 # `into` += `source`, float64 both, of the first `sums` numbers; of the next `extremes` the larger stays.
 def accumulate(source: int, into: int, sums: int, extremes: int, /) -> None: ...
+
+# _rows.h. Arrays are in one piece; ValueError where one is of another size. Of rows [sites, COLUMNS], with so many cells of a
+# histogram and so many looks: a record's values and which are there, [BLOCK_VALUES, sites], but for the parameters' gradients, and
+# its counts, [BLOCK_COUNTS, sites]. The newest looks, NaN where there was none yet, stay in `newest` [sites, looks]; a step with
+# something that is not finite counts in `nonfinite` [sites], and its histogram is added to `magnitudes` [sites, cells].
+def blocks(
+    sites: int,
+    cells: int,
+    looks: int,
+    rows: Floats,
+    newest: Floats,
+    nonfinite: Ints,
+    magnitudes: Floats,
+    values: Floats,
+    present: Bools,
+    counts: Ints,
+    /,
+) -> None: ...
+
+# Of each group, whose members begin at its start: the sum of those squares that are there and due, and whether there is one.
+def grouped(
+    squares: Floats, there: Bools, due: Bools, members: Places, starts: Places, sums: Floats, present: Bools, /
+) -> None: ...
+
+# Of squares that are there and due: their sum, and, where any is of something clipped, that of what it became, each multiplied with
+# the square of its factor. None where there is nothing to tell.
+def total(squares: Floats, factors: Floats, there: Bools, due: Bools, clipped: Bools, /) -> tuple[float | None, float | None]: ...
 
 # _last_words.h; not on Windows. From `begin` on, a signal that ends this process leaves an end mark: written into the file
 # `reserved`, then renamed to `end`. Returns a handle. Raises ValueError where a path is too long or there are too many flights.

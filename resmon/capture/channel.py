@@ -87,16 +87,19 @@ class Channel:
     __slots__ = (
         "_accelerators",
         "_address",
+        "_arrived",
         "_branch",
         "_branch_factor",
         "_elements",
         "_nonfinite",
         "_offered",
         "_output",
+        "_places",
         "_queued",
         "_read_output",
         "_sampling",
         "_shape",
+        "_size",
         "_skip",
         "_skip_factor",
         "_stride",
@@ -148,8 +151,11 @@ class Channel:
 
     def _use(self, row: Floats) -> None:
         self.of_pass, self.in_all = row
-        self._shape: torch.Size | None = None  # of the operands that the row and the stride are for
-        self._address = self.of_pass.ctypes.data
+        self._shape: torch.Size | None = None  # of the operands that the row, the size and the stride are for
+        self._size, self._stride = -1, 1
+        self._address = address = self.of_pass.ctypes.data
+        self._places = (address, address + PEAK * _BYTES, *EDGES, address + MAGNITUDES * _BYTES)
+        self._arrived = self.in_all.ctypes.data + GRADIENT * _BYTES
 
     def begin_pass(self) -> None:
         """Forget what an earlier pass offered without reaching the add."""
@@ -177,46 +183,45 @@ class Channel:
         return tensor
 
     def _read(self, skip: Tensor, branch: Tensor) -> None:
-        self.begin_pass()
+        self._skip = self._branch = self._queued = None
+        if self.sums_output and not self.operands_unknown and self._add(skip, branch, vouched=False):
+            self._elements = self._size
+        else:
+            self._elements = -1
+            self._read_otherwise(skip, branch)
+        if self._elements >= 0:
+            if self.drops and self._queued is None:
+                self._keep(skip, branch)
+            self._look(skip, branch)
+
+    def _add(self, skip: Tensor, branch: Tensor, *, vouched: bool) -> bool:
+        """Read both operands together; whether that could be done."""
+        factors = self._skip_factor, self._branch_factor
+        output = _native.addition(skip, branch, *factors, self._shape, self._stride, vouched, *self._places)
+        if output is None:
+            return False
+        self._output, self._read_output = output, False
+        return True
+
+    def _read_otherwise(self, skip: Tensor, branch: Tensor) -> None:
+        """Operands that are of a new shape, or not here, or not to be read together by what they say of themselves."""
         elements = skip.numel()
         if branch.numel() != elements or self.operands_unknown:
             return
-        self._queued = None
+        self._elements = elements
         if not fetch.is_here(skip):
             self.device = skip.device
             self._queued = Pass(skip, branch, (self._skip_factor, self._branch_factor), drops=self.drops)
-            self._elements = elements
-            self._look(skip, branch)
             return
         if skip.shape != self._shape:
-            self._shape = skip.shape
+            self._shape, self._size = skip.shape, elements
             self._stride = stride(skip.shape, self._sampling.most)
             self.of_pass[ELEMENTS] = elements
-        if self.sums_output and _are_alike(skip, branch):
-            address = self._address
-            self._output = _native.addition(
-                skip.data_ptr(),
-                branch.data_ptr(),
-                self._skip_factor,
-                self._branch_factor,
-                elements,
-                address,
-                address + PEAK * _BYTES,
-                self._stride,
-                *EDGES,
-                address + MAGNITUDES * _BYTES,
-            )
-            self.of_pass[FILL] = 0.0
-            self._read_output = False
-        else:
+        if not (self.sums_output and _are_alike(skip, branch) and self._add(skip, branch, vouched=True)):
             self.of_pass[FILL] = self.of_pass[PRODUCT] = 0.0
             self.of_pass[SKIP] = self._square(skip) * self._skip_factor**2
             self.of_pass[BRANCH] = self._square(branch) * self._branch_factor**2
             self._read_output = True
-        if self.drops:
-            self._keep(skip, branch)
-        self._elements = elements
-        self._look(skip, branch)
 
     def _keep(self, skip: Tensor, branch: Tensor) -> None:
         """Tell the samples that kept their branch from those that lost it."""
@@ -293,6 +298,14 @@ class Channel:
 
     def gradient(self, tensor: Tensor) -> None:
         """A gradient of the output has arrived."""
+        is_finite = _native.arrived(tensor, self._arrived)
+        if is_finite is None:
+            self._take_gradient(tensor)
+        elif not is_finite:
+            self.in_all[BACKWARD_NONFINITE] += nonfinite_count(tensor)
+
+    def _take_gradient(self, tensor: Tensor) -> None:
+        """One that is no plain tensor."""
         factor = 1.0
         if type(tensor) is not Tensor:
             self.distributed = is_distributed(tensor)

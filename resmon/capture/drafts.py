@@ -14,26 +14,20 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from resmon.capture import _native
 from resmon.capture.accelerator import Gathered
 from resmon.capture.channel import Channel
 from resmon.capture.columns import (
-    ARRIVED,
     BACKWARD_NONFINITE,
     BRANCH,
     CELLS,
     COLUMNS,
-    ELEMENTS,
-    FILL,
     FORWARD_NONFINITE,
     GRADIENT,
-    KEPT,
     KEPT_SQUARE,
     MAGNITUDES,
     MEDIAN,
     OUTPUT,
-    PEAK,
-    PRODUCT,
-    SAMPLES,
     SKIP,
     SUMS,
 )
@@ -55,10 +49,7 @@ from resmon.records import (
 )
 
 NORMS = (SKIP, BRANCH, OUTPUT, GRADIENT, KEPT_SQUARE)  # columns of squares
-# Products are told by squares, |s + f|^2 - |s|^2 - |f|^2, unless the operands' squares differ by more than this: rounding would
-# show in the difference then.
-RESOLVED = 1e8
-COUNTS = [ELEMENTS, FORWARD_NONFINITE, BACKWARD_NONFINITE, SAMPLES, KEPT]
+LOOKS = COLUMNS - MEDIAN
 RATE, SQUARE = map(GROUP_VALUES.index, ("learning_rate", "gradient_square"))
 
 
@@ -169,21 +160,19 @@ class Totals:
         self._channels: Sequence[Channel] = ()
         self._nonfinite: Ints = np.zeros(0, np.int64)
         self._magnitudes: Floats = np.zeros((0, CELLS))
-        self._looks: Floats = np.zeros((COLUMNS - MEDIAN, 0))  # the newest of what is not looked at in every step
-        self._looked: Bools = np.zeros(self._looks.shape, np.bool_)
+        self._looks: Floats = np.zeros((0, LOOKS))  # the newest of what is not looked at in every step, NaN where there is none yet
 
     def sites(self, channels: Sequence[Channel]) -> None:
         """Records from here on are of these sites."""
         if channels is self._channels:
             return
         known = {id(channel): i for i, channel in enumerate(self._channels)}
-        before = self._nonfinite, self._magnitudes, self._looks.T, self._looked.T
+        before = self._nonfinite, self._magnitudes, self._looks
         sites = len(channels)
         self._channels = channels
         self._nonfinite, self._magnitudes = np.zeros(sites, np.int64), np.zeros((sites, CELLS))
-        self._looks = np.zeros((COLUMNS - MEDIAN, sites))
-        self._looked = np.zeros(self._looks.shape, np.bool_)
-        now = self._nonfinite, self._magnitudes, self._looks.T, self._looked.T
+        self._looks = np.full((sites, LOOKS), np.nan)
+        now = self._nonfinite, self._magnitudes, self._looks
         for i, channel in enumerate(channels):
             if (place := known.get(id(channel))) is not None:
                 for new, old in zip(now, before, strict=True):
@@ -271,34 +260,16 @@ class Totals:
         counts = np.zeros((len(BLOCK_COUNTS), sites), np.int64)
         if not (sites and draft.blocks and arrived):
             return values, present, counts
-        numbers = draft.numbers
         if draft.parts:
             self._complete(draft)
-        columns = numbers.T
-        values[:3], values[5] = columns[:PRODUCT], columns[PRODUCT]
+        totals = self._looks, self._nonfinite, self._magnitudes
+        _native.blocks(sites, CELLS, LOOKS, draft.numbers, *totals, values, present, counts)
         values[3], present[3] = draft.gradients.of(draft.gradients.groups)
-        values[4], present[4] = columns[GRADIENT], columns[ARRIVED] > 0
-        counts[:] = columns[COUNTS]
-        there = counts[0] > 0
-        present[:3] = present[5] = there
-        if (told := there & (values[5] == 0)).any():
-            _tell_products(values, present, told)
-        if (drops := counts[3] > 0).any():
-            values[6], present[6] = _kept(numbers), drops
-        values[7:9] = columns[PEAK : FILL + 1]
-        present[7] = there & ((values[7] > 0) | (values[2] == 0))
-        present[8] = values[8] > 0
-        if (looked := ~np.isnan(columns[MEDIAN:])).any():
-            np.copyto(self._looks, columns[MEDIAN:], where=looked)
-            self._looked |= looked
-        values[9:], present[9:] = self._looks, self._looked
         if draft.scales:  # they are of the scaled loss
             values[4] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]
         if draft.shares is not None:
             present[4] &= ~np.isnan(draft.shares)
             values[4] *= np.where(present[4], draft.shares, 0.0)
-        self._nonfinite += counts[1:3].any(axis=0)
-        self._magnitudes += numbers[:, MAGNITUDES:SUMS]
         return values, present, counts
 
     def _complete(self, draft: Draft) -> None:
@@ -311,19 +282,3 @@ class Totals:
             numbers[:, count] += broken & (numbers[:, count] == 0) & ~draft.suspect
             for site in np.flatnonzero(broken).tolist():
                 draft.channels[site].suspect = True
-
-
-def _tell_products(values: Floats, present: Bools, told: Bools) -> None:
-    """Where operands were not read together, their product by the squares, as far as rounding leaves it."""
-    skip, branch, output = values[:3]
-    with np.errstate(invalid="ignore", over="ignore"):
-        np.copyto(values[5], (output - skip - branch) / 2, where=told)
-        present[5] &= ~told | (np.maximum(skip, branch) <= RESOLVED * np.minimum(skip, branch))
-
-
-def _kept(numbers: Floats) -> Floats:
-    """The skip's squares in samples that kept their branch. Graphs count samples only; there all are taken to be of one size."""
-    skip, square, samples, kept = numbers.T[[SKIP, KEPT_SQUARE, SAMPLES, KEPT]]
-    with np.errstate(invalid="ignore"):  # an infinite square of which nothing was kept
-        found: Floats = np.where(square == 0, skip * kept / np.maximum(samples, 1), square)
-    return found

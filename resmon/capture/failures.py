@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from resmon.capture.stack import Whereabouts
-from resmon.footprint import Footprint
+from resmon.memory.footprint import Footprint
 from resmon.records import Incident, Outcome, ResidualSite, incident_id
 
 LONGEST = 1000  # characters of an exception's message

@@ -2,7 +2,7 @@
 
 They are read just before their optimizer steps or, where clipping is seen, before the clipping, and then not again unless they
 were changed after it. What was read in units of a gradient scaler is divided by the scale. Sums of squares are this rank's share of
-the truth (DESIGN.md, law 3); in a single process that is the truth itself.
+the truth; in a single process they are the truth itself.
 
 Gradients on an accelerator are read there, as one norm each in float32, and nobody waits for what comes of it (measured.py).
 """
@@ -95,7 +95,7 @@ class Gradients:
             starts.append(len(members))
             members += sorted(places)
             members.append(len(self._parameters))
-        return Groups(tuple(starts), np.array(members, np.intp))
+        return Groups(np.array(starts, np.intp), np.array(members, np.intp))
 
     def selection(self, parameters: Iterable[Tensor]) -> Selection:
         """Those of `parameters` that are watched."""
@@ -170,8 +170,9 @@ class Gradients:
         """What was read in this step; the next one begins."""
         measured, self._now = self._now, Measured(len(self._parameters))
         measured.groups, measured.parameter_groups = self._groups, self._parameter_groups
-        measured.reasons = self.reasons(measured.unknown)
-        measured.replicas = self._replicas(measured)
+        if self._placement.world > 1:
+            measured.reasons = self.reasons(measured.unknown)
+            measured.replicas = self._replicas(measured)
         self._marks.clear()
         return measured
 
@@ -190,8 +191,7 @@ class Gradients:
         squares, present = np.zeros(len(parameters)), np.zeros(len(parameters), np.bool_)
         others: Iterable[int] = range(len(parameters))
         if self._placement.world == 1 and parameters and fetch.is_here(parameters[0]):
-            addresses = squares.ctypes.data, present.ctypes.data
-            others, total = _native.gradients(parameters, Tensor, torch.float32, torch.strided, *addresses)
+            others, total = _native.gradients(parameters, squares.ctypes.data, present.ctypes.data)
             self._now.seen += total
         return self._measure_others(selection, others, squares, present), present
 
@@ -250,8 +250,6 @@ class Gradients:
 
     def _replicas(self, measured: Measured) -> int:
         """How many ranks hold the same gradients as this one, where that is so of all of them alike, else 1."""
-        if self._placement.world == 1:
-            return 1
         found = {self._shares[place].replicas for place in np.flatnonzero(measured.present)}
         return found.pop() if len(found) == 1 else 1
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from resmon.capture import _native
 from resmon.capture.fetch import Fetch, Later
 from resmon.records import Bools, Floats
 
@@ -24,8 +25,11 @@ Places = np.ndarray[tuple[int], np.dtype[np.intp]]
 class Groups:
     """Which places make which group: its members run from its start to the next one's, the last of them nobody."""
 
-    starts: tuple[int, ...]
+    starts: Places
     members: Places
+
+
+_NONE: Places = np.zeros(0, np.intp)
 
 
 class Measured:
@@ -33,11 +37,10 @@ class Measured:
 
     def __init__(self, parameters: int) -> None:
         size = parameters + 1
-        self.present: Bools = np.zeros(size, np.bool_)
-        self.due: Bools = np.zeros(size, np.bool_)  # its optimizer has come to its step, so that it counts
-        self.clipped: Bools = np.zeros(size, np.bool_)
+        # Whether it is there; whether its optimizer has come to its step, so that it counts; whether it was clipped.
+        self.present, self.due, self.clipped = np.zeros((3, size), np.bool_)
         self.unknown: dict[int, str] = {}  # of those that are there: why this rank cannot know its share of their norm
-        self.groups = self.parameter_groups = Groups((), np.zeros(0, np.intp))  # the sites', and the optimizers'
+        self.groups = self.parameter_groups = Groups(_NONE, _NONE)  # the sites', and the optimizers'
         self.reasons: Sequence[str] = ()  # of each site's group, why its norm cannot be known, "" where it can
         self.replicas = 1  # how many ranks hold the same gradients, all of them alike
         self.seen = 0.0  # all squares that were read here, added up
@@ -100,31 +103,20 @@ class Measured:
             what(self, *arguments)
         self._noted.clear()
 
-    @np.errstate(over="ignore", invalid="ignore")
     def total(self) -> tuple[float | None, float | None]:
         """The squared norm of all gradients, and, where clipping was seen, of what it left of them.
 
         None where there is no gradient, or one of whose norm this rank's share cannot be known.
         """
-        counts = self.present & self.due
-        if self.unknown or not counts.any():
+        if self.unknown:
             return None, None
-        squares = self._squares[counts]
-        total = float(squares.sum())
-        if not self.clipped[counts].any():
-            return total, None
-        factors = self._factors[counts]
-        return total, total if (factors == 1).all() else float((squares * factors**2).sum())
+        return _native.total(self._squares, self._factors, self.present, self.due, self.clipped)
 
-    @np.errstate(over="ignore")
     def of(self, groups: Groups) -> tuple[Floats, Bools]:
         """The squared norm of each group's gradients, and which groups have one that can be known."""
-        if not groups.starts:
-            return np.zeros(0), np.zeros(0, np.bool_)
-        counts = self.present & self.due
-        squares = np.add.reduceat(np.where(counts, self._squares, 0.0)[groups.members], groups.starts)
-        present = np.logical_or.reduceat(counts[groups.members], groups.starts)
-        if self.unknown:
+        squares, present = np.empty(len(groups.starts)), np.empty(len(groups.starts), np.bool_)
+        _native.grouped(self._squares, self.present, self.due, groups.members, groups.starts, squares, present)
+        if self.unknown and present.size:
             unknown = np.zeros(len(self.present), np.bool_)
             unknown[list(self.unknown)] = True
             present &= ~np.logical_or.reduceat(unknown[groups.members], groups.starts)

@@ -1,10 +1,11 @@
 """How much memory the training process has in use and could still have: main memory, and that of the devices its models are on.
 
-Looked up at most ten times a second; in between the last figures stand. What a system does not tell is None.
+Looked up at most four times a second; in between the last figures stand. What a system does not tell is None.
 """
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -13,8 +14,9 @@ from time import monotonic
 
 import torch
 
-PERIOD = 0.1  # seconds
+PERIOD = 0.25  # seconds
 _KILO = 1024
+_MOST = 1 << 16  # bytes of a file, of which the system gives all at once
 _STATUS, _MEMINFO, _GROUPS = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/proc/self/cgroup")
 _GROUP_FOLDER = Path("/sys/fs/cgroup")
 _LIMITS = {resource.RLIMIT_AS: "VmSize", resource.RLIMIT_DATA: "VmData"}  # what counts against each, as the status calls it
@@ -102,7 +104,12 @@ def _number(path: Path) -> float | None:
 
 def _text(path: Path) -> str:
     try:
-        with path.open(encoding="ascii", errors="replace") as file:
-            return file.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a file object would take three times as long
     except OSError:
         return ""
+    try:
+        return os.read(descriptor, _MOST).decode("ascii", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)

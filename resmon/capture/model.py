@@ -180,7 +180,7 @@ class ModelWatch:
             if mode.disagreed:
                 self._disagreed[mode.path] += 1
                 self._trace_next |= self._disagreed[mode.path] <= _DISAGREEMENTS
-        for channel in self.channels:
+        for channel in self.channels if self.compiled or self._disagreed else ():
             reason = channel.cell.declined if channel.cell else ""
             planned = self._plans.get(channel.site.name)
             if planned and self._disagreed[planned.holder[0]] > _DISAGREEMENTS:

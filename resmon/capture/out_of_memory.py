@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from resmon import footprint
 from resmon.capture.failures import place, said
 from resmon.capture.stack import Whereabouts, whereabouts
+from resmon.memory import footprint
 from resmon.quantities import size
 from resmon.records import Incident, incident_id
 

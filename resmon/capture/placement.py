@@ -1,4 +1,4 @@
-"""What share of a gradient lies on this rank, so that the ranks' shares of a squared norm add up to the truth (DESIGN.md, law 3).
+"""What share of a gradient lies on this rank, so that the ranks' shares of a squared norm add up to the truth.
 
 What a wrapper says of its tensors is taken from the wrapper: the placements of a DTensor (FSDP2, HSDP, tensor parallelism) and the
 group of a DistributedDataParallel. A shard counts whole, one of n equal replicas 1/n. A gradient that is one summand of several

@@ -48,7 +48,7 @@ from resmon.capture.placement import OtherRanks, Placement, named_parameters
 from resmon.capture.positions import Sampling
 from resmon.capture.spans import Spans
 from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError
-from resmon.footprint import Footprint, Held, Trail
+from resmon.memory.footprint import Footprint, Held, Trail
 from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord, SpanRecord
 
 log = logging.getLogger("resmon")

@@ -1,8 +1,8 @@
 """Sums of squares that are fast and right, for tensors in main memory of any layout and floating dtype.
 
-One-shot float32 norms lose accuracy with size, overflow from about 1e19 and vanish below 1e-22 (FACTS.md, "Sums that are fast
-and right"); the native part adds short float32 sums in float64 and reads again in float64 what leaves float32's range. It reads
-dense memory, in whatever order; a tensor with gaps or overlaps is copied piece by piece.
+One-shot float32 norms lose accuracy with size, overflow from about 1e19 and vanish below 1e-22. The native part adds short float32
+sums in float64 and reads again in float64 what leaves float32's range. It reads dense memory, in whatever order; a tensor with gaps
+or overlaps is copied piece by piece.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ except ImportError as error:
     ) from error
 
 PIECE = 32_768  # elements that are copied at once
+_native.plain_is(Tensor, torch.float32, torch.strided)
 CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 

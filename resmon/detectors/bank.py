@@ -139,7 +139,7 @@ class Bank:
         return ((name, state.save(part, bytes_of)) for name, part in parts.items())
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from `saved`, in a new bank of the same settings. Raises state.StateError; the bank is of no use then."""
+        """Go on from `saved`, in a new bank of the same settings. Raises state.StateError, after which the bank is of no use."""
         parts = {"windows": self._windows, "grouping": self._grouping} | {f"detector {each.name}": each for each in self._detectors}
         lost = [name for name in saved if name not in parts]
         if lost or any(not name.startswith("detector ") and name not in saved for name in parts):

@@ -43,9 +43,9 @@ class DeadBranch(Detector):
     *Meaning.* `dead_branch` (ticket; a page after 64 windows): a branch gave something and gives nothing any more: dead units,
     weights that a decay or a wrong mask brought to 0, an output that is multiplied with 0. Where its units are dead, a bias of the
     last layer may still be added, so that the ratio stays above 0: it is the same for every input, and a ticket however long it
-    lasts, as ReLU blocks die in trainings that go on well without them. Under stochastic depth a branch
-    is at 0 where it was dropped for every sample of a window. A branch that is 0 from the start is zero-initialised; it says
-    nothing until it has grown, unless no gradient comes to it that could make it grow (a ticket only).
+    lasts, as ReLU blocks die in trainings that go on well without them. Under stochastic depth a branch is at 0 where it was
+    dropped for every sample of a window. A branch that is 0 from the start is zero-initialised; nothing is said of it until it has
+    grown, unless no gradient comes to it that could make it grow (a ticket only).
 
     *Trade-off.* 8 windows are 128 steps: a branch that stochastic depth drops for some steps, or that a warm-up holds near 0, is
     none. One that is multiplied with a small number is none: it changes what the branch gives, but not that it gives something.

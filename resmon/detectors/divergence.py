@@ -15,8 +15,8 @@ from pydantic import Field
 from resmon.detectors.detector import Detector
 from resmon.detectors.noise import deviation
 from resmon.detectors.options import Options, Tuned
-from resmon.gaps import role
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
+from resmon.scores.gaps import role
 
 WINDOW = 16  # logged losses that make a level: their median, which spikes do not move
 LASTS = 3  # windows in a row that are above, and the last of them not on its way back

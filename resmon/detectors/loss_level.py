@@ -15,8 +15,8 @@ import numpy as np
 
 from resmon.detectors.noise import deviation
 from resmon.detectors.window import Window
-from resmon.gaps import role
 from resmon.records import Floats
+from resmon.scores.gaps import role
 
 REMEMBERED = 32  # windows that tell what is usual
 BEGIN = 4  # windows whose highest level is where the run began

@@ -1,4 +1,4 @@
-"""How much a series of numbers moves by itself, whatever its trend."""
+"""How much a series of numbers moves by itself, apart from its trend."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class _Flags:
         nan = record.blocks_present & np.isnan(record.blocks)
         forward = record.counts[FORWARD] > 0
         # An infinite sum of squares whose output was counted and found finite is a norm that overflowed, not a non-finite
-        # tensor (law 5): finite data has finite operands. Of parameter gradients there is no count, the sum must do.
+        # tensor: finite data has finite operands. Of parameter gradients there is no count, the sum must do.
         skip = nan[SKIP] | (broken[SKIP] & forward)
         forward = forward | skip | nan[BRANCH] | nan[OUTPUT]
         backward = (record.counts[BACKWARD] > 0) | nan[OUTPUT_GRADIENT]

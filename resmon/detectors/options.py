@@ -11,8 +11,7 @@ Patterns are fnmatch's, over the block's name; of several that match, the last o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from resmon.errors import nearest
 from resmon.records import ResidualSite
 
 SITES = "sites"  # the key under which patterns stand
@@ -131,10 +131,3 @@ def _nits(kind: type[Options], key: str, value: Any) -> Iterator[str]:
         for each in error.errors():
             message = re.sub(r"^(Value error,|Input|String) ", "", each["msg"])
             yield f"{message} (got {value!r:.80})"
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """What may have been meant, as the end of a sentence."""
-    names = list(names)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; the nearest is {near[0]}" if near else f"; there are {', '.join(sorted(names))}"

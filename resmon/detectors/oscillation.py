@@ -14,9 +14,9 @@ from resmon.detectors.episode import RUN, Account, Episodes
 from resmon.detectors.history import Usual
 from resmon.detectors.options import Options, Tuned
 from resmon.detectors.window import WINDOW, Window
-from resmon.gaps import role
 from resmon.quantities import number
 from resmon.records import Finding, Floats, Ints, ResidualSite
+from resmon.scores.gaps import role
 
 STRETCH = 4 * WINDOW  # steps that are looked at together
 SLOWEST = 4  # swings in a stretch at least: a period of 16 steps

@@ -13,9 +13,9 @@ from pydantic import Field
 from resmon.detectors.detector import Detector
 from resmon.detectors.noise import spread
 from resmon.detectors.options import Options, Tuned
-from resmon.directions import direction
-from resmon.gaps import Gap, Gaps, role
 from resmon.records import Finding, ResidualSite, ScalarRecord, StepRecord
+from resmon.scores.directions import direction
+from resmon.scores.gaps import Gap, Gaps, role
 
 LEAST = 8  # validations before anything is said
 WORSE = 4  # of the newest validations, all worse than the best by the rise
@@ -51,7 +51,7 @@ class _Score:
 
 
 class Overfitting(Detector):
-    """Validation against training, for every score that is logged for both (resmon.gaps pairs them) and has a better direction.
+    """Validation against training, for every score that is logged for both (scores/gaps.py pairs them) and has a better direction.
 
     *Meaning.* `overfitting` (ticket): the last 4 validations were all worse than the best one by more than
 

@@ -1,9 +1,9 @@
 """The state of detectors as JSON, and back.
 
 State is whatever a detector's attributes hold: None, numbers, texts, tuples, lists, sets, dicts, deques, arrays, and objects of
-classes that are known to the reader. Each object is written once, after those that it holds, and named by its number, so that what
-was one object is one again. Reading runs no code of what is read: classes are looked up among those that are imported already, and
-only in resmon.detectors, resmon.records, resmon.gaps and the module of the detector itself. What does not fit raises StateError.
+classes that are known to the reader. Each object is written once, after those that it holds, and named by its number; so an
+object that two others share is shared again. Reading runs no code: classes are looked up among those that are imported already, and
+only in resmon.detectors, resmon.records, resmon.scores and the module of the detector itself. What does not fit raises StateError.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-KNOWN = ("resmon.detectors", "resmon.records", "resmon.gaps")
+KNOWN = ("resmon.detectors", "resmon.records", "resmon.scores")
 _NOT_STATE = frozenset({"tuned"})  # it is set, not learnt
 _TYPES = frozenset("bifu")
 _MOST = 1 << 28  # bytes of one array

@@ -5,11 +5,11 @@ their level at the end of those, over the last quarter; times and memory over al
 are found and kernels are chosen. Where runs end at different steps a score also has a row `final`, each run's own last values: to
 be seen, and no part of a verdict.
 
-Many comparisons find something by chance. Of the few quantities that decide (scores, speed, memory, gradients) p-values are
-adjusted by Holm's procedure, group by group, for one false alarm there is a wrong verdict; of the blocks, hundreds of quantities
-that move together, by Benjamini and Hochberg's, for there the question is which blocks to look at, and a known share of false ones
-does no harm. A value that is not finite has no part in any level: it is counted, and a run whose last value is not finite has no
-level.
+Many comparisons find something by chance. The p-values of the few quantities that decide (scores, speed, memory, gradients) are
+adjusted by Holm's procedure, group by group: there one false alarm is a wrong verdict. Those of the blocks, hundreds of quantities
+that move together, are adjusted by Benjamini and Hochberg's: there the question is which blocks to look at, and a known share of
+false ones does no harm. A value that is not finite has no part in any level: it is counted, and a run whose last value is not
+finite has no level.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from resmon.diff.divergence import Divergence, diverge, steps_to_look_at
 from resmon.diff.effects import SIGNIFICANCE, Effect, benjamini_hochberg, effect, holm, noise
 from resmon.diff.runs import Run, Series, read_blocks, read_run
 from resmon.diff.structure import Structure, compare_structure
-from resmon.directions import Direction, direction
 from resmon.errors import FlightError
 from resmon.records import PHASES, Floats, Ints
+from resmon.scores.directions import Direction, direction
 from resmon.statistics import STATISTICS
 
 Group = Literal["scores", "speed", "memory", "gradients", "blocks"]

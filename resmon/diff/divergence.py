@@ -2,11 +2,11 @@
 
 Levels are logarithms to the base 2 of a block's root mean squares and gradient norm, so that a difference is a factor. Where a kind
 has several runs the difference of the means is measured by the spread between runs of one kind, as in effects.py: Hedges' g, and
-Student's t with the pooled spread of the steps around, at a level that Bonferroni's correction divides among all blocks
-and statistics. With one run of each there is no such spread; then a difference counts from a factor of LEAST_FACTOR and CLEAR times
+Student's t with the pooled spread of the steps around, at a level that Bonferroni's correction divides among all blocks and
+statistics. With one run of each there is no such spread; then a difference counts from a factor of LEAST_FACTOR and CLEAR times
 what the levels waver from step to step within the runs, and what is given is a factor and no effect size. Either way it has to last
-for LASTING of the steps that are looked at. Within a step data flow forwards, so of the blocks that part at the same step the first
-in order of execution is where it began, and what blocks give comes before what gradients say.
+for LASTING of the steps that are looked at. Within a step data flow forwards: of the blocks that part at the same step, the first
+in order of execution is where it began, and what blocks put out comes before what gradients say.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ the kinds may spread differently, and a permutation test could never give less t
 runs the spread is hardly known (Welch's test of ten runs against two raises a false alarm in one of ten cases), so the pooled
 spread stands for both kinds: Student's t, which for one run against several is the test of a single case against a small sample
 (Crawford and Howell 1998). It is as good as the assumption that both kinds spread alike. The effect size is Hedges' g (1981), the
-difference in units of the pooled standard deviation between runs, freed of its bias for few runs (of three runs in all there is
-none); its interval inverts the noncentral t, which is exact where both kinds spread alike. With one run of each there is no spread
-and no effect, only `noise`: what the steps of one run say about the accuracy of its own level.
+difference in units of the pooled standard deviation between runs, corrected for its bias with few runs (with three runs in all it
+cannot be); its interval inverts the noncentral t, which is exact where both kinds spread alike. With one run of each there is no
+spread and no effect, only `noise`: what the steps of one run say about the accuracy of its own level.
 """
 
 from __future__ import annotations

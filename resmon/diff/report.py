@@ -19,7 +19,7 @@ from resmon.diff.divergence import Divergence, Parting
 from resmon.diff.effects import Effect
 from resmon.diff.runs import Run
 from resmon.diff.structure import Difference, Structure
-from resmon.quantities import size
+from resmon.quantities import printable, size
 
 FORMAT = 1  # of the JSON: it rises when a key goes away or changes its meaning
 ROWS = 12  # of a group that are shown, the worst ones
@@ -259,11 +259,6 @@ def _size(size: float) -> str:
 
 def _p(p: float) -> str:
     return f"{p:.2g}" if p >= 0.0001 else "<0.0001"
-
-
-def printable(text: str) -> str:
-    """The text without what would steer a terminal."""
-    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """A run as it is compared: its series, step by step, read from its flight.
 
 `read_run` takes what is small, the run's own series; `read_blocks`, once the steps to compare are known, what the blocks say at
-them. Only rows of whole steps count. A series has the steps at which its value is there: one that is there and not finite is part
-of it, for whoever compares to count.
+them. Only rows of whole steps count. A series has the steps at which its value is there; one that is there and not finite is part
+of it and is counted by whoever compares.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _block_names(flight: Flight, frame: pd.DataFrame) -> tuple[list[str], Ints]:
 
 
 def _values(frame: pd.DataFrame, name: str) -> tuple[Floats, Bools]:
-    """A column's values and which are there. By Arrow: pandas takes what is there and no number for what is not there."""
+    """A column's values and which are there, by Arrow: pandas takes a NaN for a value that is missing."""
     array = pa.array(frame[name])
     there = array.is_valid().to_numpy(zero_copy_only=False)
     return array.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False), there

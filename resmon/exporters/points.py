@@ -23,8 +23,8 @@ Point = tuple[Attributes, float]
 def pushed(view: AgentView) -> AgentView:
     """The view without what is only for those who scrape.
 
-    They see no increase in a series that begins with it, so counts are held back from them and findings kept until they have come
-    twice. Whoever is told when a counter began, and has findings as events, needs none of that.
+    A scraper sees no increase in a series that begins with it: so a new count is held back until the one before was seen, and a
+    finding kept until it has come twice. Whoever is told when a counter began, and has findings as events, needs none of that.
     """
     runs = tuple(replace(run, unseen=frozenset()) for run in view.runs)
     return replace(view, runs=runs, runs_exported=view.runs_total)

@@ -1,6 +1,6 @@
 """The ranks of one machine, merged into one number per block.
 
-Everything comes from sums (DESIGN.md, sections 3 and 5): root mean squares from squared sums over elements, ratios from the two
+Everything comes from sums: root mean squares from squared sums over elements, ratios from the two
 sums and not from the ranks' ratios, gradient norms from the sum of the ranks' shares. A rank that has no value for a block takes no
 part in that block's sum; where none has one, it is absent. Where a rank's record is missing, a sum of shares is short of the truth
 and absent too, unless all ranks hold the same gradients.

@@ -21,8 +21,8 @@ from resmon.records import (
     SpanRecord,
     StepRecord,
 )
+from resmon.scores.targets import Reached
 from resmon.statistics import Column
-from resmon.targets import Reached
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,23 +2,25 @@
 
 Bins of 64 steps are made from steps, those of 512 from eight of these, and so on by eights; so what is thinned at one level is
 whole in the next. Values that are absent, NaN or infinite are left out of all four numbers, a bin without a finite value has
-count 0 and no minimum. Each step costs a handful of vector operations, whatever the number of levels.
+count 0 and no minimum. What that costs a step does not grow with the number of levels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Row, nanoseconds
-from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, GROUP_VALUES, RUN_VALUES, Floats, Ints, ScalarRecord, StepRecord
+from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, GROUP_VALUES, RUN_VALUES, Bools, Floats, Ints, ScalarRecord, StepRecord
 
 LEVELS = 6  # bins of 64, 512, 4,096, 32,768, 262,144 and 2,097,152 steps
 STEPS = 64  # of a bin of the first level
 FACTOR = 8
+# Of the first level so many steps are summarised at once: a handful of vector operations for all of them.
+AT_ONCE = 8
 
 # A run that logs under ever new names must not grow the training process: beyond this many a bin takes no new ones.
 NAMES = 1000
@@ -59,6 +61,16 @@ class Bin:
         self.steps = self.parts = 0
         self.last = None
         self.scalars = {}
+
+    def take(self, values: Floats, counts: Ints) -> None:
+        """Take the values of some steps in, [steps, ...] and NaN where they do not count, and the sums of their counts."""
+        there = ~np.isnan(values)
+        np.fmin(self.low, np.fmin.reduce(values), out=self.low)
+        np.fmax(self.high, np.fmax.reduce(values), out=self.high)
+        with np.errstate(over="ignore"):
+            self.sum += np.add.reduce(values, where=there)
+        self.count += np.count_nonzero(there, axis=0)
+        self.counts += counts
 
     def fold(self, finer: Bin) -> None:
         """Take a whole bin of the finer level in."""
@@ -142,39 +154,25 @@ class Bins:
     def __init__(self, sites: int, groups: int, write: Callable[[int, Bin, StepRecord], None]) -> None:
         self._write = write
         self._levels = [Bin.empty(sites, groups) for _ in range(LEVELS)]
-        self._values = np.empty(self._levels[0].sum.size)
-        run, by_group, by_block = np.split(self._values, np.cumsum([len(RUN_VALUES), len(GROUP_VALUES) * groups]))
-        by_value = by_block.reshape(len(BINNED_BLOCK_VALUES), sites)
-        self._run, self._groups = run, by_group.reshape(len(GROUP_VALUES), groups)
-        self._blocks, self._ratio = by_value[:-1], by_value[-1]
+        self._newest: list[StepRecord] = []  # of the open bin of the first level, not summarised yet
 
     def step(self, record: StepRecord) -> None:
         """Take a step in."""
         current = self._levels[0]
         if current.steps == STEPS:
             self._close(0)
-        with np.errstate(all="ignore"):
-            self._run[:] = record.run
-            self._groups[:] = record.groups
-            self._blocks[:] = record.blocks
-            np.copyto(self._run, np.nan, where=~record.run_present)
-            np.copyto(self._groups, np.nan, where=~record.groups_present)
-            np.copyto(self._blocks, np.nan, where=~record.blocks_present)
-            np.copyto(self._ratio, self._blocks[_SKIP])
-            np.copyto(self._ratio, self._blocks[_KEPT_SQUARE], where=record.blocks_present[_KEPT_SQUARE])
-            np.divide(self._blocks[_BRANCH], self._ratio, out=self._ratio)
-            np.sqrt(self._ratio, out=self._ratio)
-            finite = np.isfinite(self._values)
-            np.copyto(self._values, np.nan, where=~finite)
-            np.fmin(current.low, self._values, out=current.low)
-            np.fmax(current.high, self._values, out=current.high)
-            np.add(current.sum, self._values, out=current.sum, where=finite)
-        current.count += finite
-        current.counts += record.counts
         if not current.steps:
             current.first_step, current.first_time = record.step, record.time
         current.steps += 1
         current.last = record
+        self._newest.append(record)
+        if len(self._newest) == AT_ONCE:
+            self._summarise()
+
+    def _summarise(self) -> None:
+        records, self._newest = self._newest, []
+        if records:
+            self._levels[0].take(_values(records), np.sum([record.counts for record in records], axis=0))
 
     def scalars(self, record: ScalarRecord) -> None:
         """Take logged values in."""
@@ -188,6 +186,8 @@ class Bins:
             self._close(level)
 
     def _close(self, level: int) -> None:
+        if level == 0:
+            self._summarise()
         current = self._levels[level]
         if current.last is None:
             return
@@ -200,6 +200,23 @@ class Bins:
             self._write(level, current, current.last)
         finally:
             current.clear()
+
+
+def _values(records: Sequence[StepRecord]) -> Floats:
+    """What is summarised of some steps, [steps, ...], NaN where it is absent, NaN or infinite."""
+    run = _there([record.run for record in records], [record.run_present for record in records])
+    groups = _there([record.groups for record in records], [record.groups_present for record in records])
+    blocks = _there([record.blocks for record in records], [record.blocks_present for record in records])
+    kept = np.array([record.blocks_present[_KEPT_SQUARE] for record in records])
+    with np.errstate(all="ignore"):
+        ratios = np.sqrt(blocks[:, _BRANCH] / np.where(kept, blocks[:, _KEPT_SQUARE], blocks[:, _SKIP]))
+    values = np.concatenate([each.reshape(len(records), -1) for each in (run, groups, blocks, ratios)], axis=1)
+    values[np.isinf(values)] = np.nan
+    return values
+
+
+def _there(values: Sequence[Floats], present: Sequence[Bools]) -> Floats:
+    return np.where(present, values, np.nan)
 
 
 def fill_counters(row: Row, record: StepRecord) -> None:

@@ -1,10 +1,10 @@
 """How a rank's attempt ended and what broke, concluded from what its process has left.
 
 A process says itself how it ended wherever it can: with an end mark, and with an incident where an exception ended it. Where a
-signal or the exit status did, the mark is all there is; where SIGKILL or `os._exit` did, there is none. Whoever reads next
+signal or an exit status ended it, the mark is all there is; where SIGKILL or `os._exit` did, there is none. Whoever reads next
 concludes the rest, and all who read conclude the same. The agent writes down what it has concluded.
 
-`CONCLUSIONS` are asked in order; the first that knows answers. What none knows was killed.
+`CONCLUSIONS` are asked in order, and the first that knows answers. A process of which none knows was killed.
 """
 
 from __future__ import annotations

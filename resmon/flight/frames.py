@@ -25,7 +25,6 @@ from resmon.flight.gathering import Gathered, Source, gather, is_several
 from resmon.flight.journal import Lines
 from resmon.flight.reader import Segments, Skip, read_end, read_info, step_records, typed
 from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records, RowFormat, nanoseconds, present, row_format, texts
-from resmon.gaps import Gap, Gaps
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
@@ -50,8 +49,9 @@ from resmon.records import (
     clip_factor,
     coverage,
 )
+from resmon.scores.gaps import Gap, Gaps
+from resmon.scores.targets import Reached, Target, first_reached, readable
 from resmon.statistics import merge, statistics
-from resmon.targets import Reached, Target, first_reached, readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -421,7 +421,7 @@ class Flight:
         )
 
     def gaps(self) -> pd.DataFrame:
-        """One row per validation of a score that is trained on too, of the steps that are left in full; resmon.gaps defines it."""
+        """One row per validation of a score that is trained on too, of the steps left in full; scores/gaps.py defines it."""
         found: dict[str, list[Gap]] = {}
         for rank in reversed(self._ranks):  # the lowest rank that logs both sides speaks for the run
             found |= rank.gaps()

@@ -50,7 +50,7 @@ from resmon.records import (
     SpanRecord,
     StepRecord,
 )
-from resmon.targets import Reached
+from resmon.scores.targets import Reached
 
 CHUNK = 4 << 20  # bytes that are read at once
 LARGEST_SCHEMA = 64 << 20

@@ -40,7 +40,6 @@ FORMAT = 1
 
 Kind = Literal["steps", "scalars", "bins", "scalarbins"]
 Records = npt.NDArray[np.void]
-Bytes = npt.NDArray[np.uint8]
 
 TEXT = 128  # bytes of a logged scalar's name
 STATISTICS = ("min", "max", "sum", "count")

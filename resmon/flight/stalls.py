@@ -4,7 +4,7 @@
 
 The median is that of all steps of the attempt, rounded up to a power of two seconds as the histogram of durations has it. Before
 the first step, which compiles and reads caches, patience is half an hour at least. A stall is a state of a run that is under way,
-and an incident; the next step closes it. Only where none comes before the process ends is it how the attempt ended.
+and an incident; the next step closes it. It is how the attempt ended only where no step comes before the process ends.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import nn
 
 import resmon
 from resmon.errors import ConfigurationError
-from resmon.monitor import Monitor
+from resmon.monitor.watch import Monitor
 
 
 def watch(accelerator: Accelerator, **settings: Any) -> Monitor:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from resmon.monitor import Monitor, is_watched
+from resmon.monitor.watch import Monitor, is_watched
 
 log = logging.getLogger("resmon")
 
@@ -144,7 +144,7 @@ class Attachment:
     def _safely(self, do: Callable[..., None], *arguments: Any) -> None:
         try:
             do(*arguments)
-        except Exception as error:  # noqa: BLE001 - law 1: the training goes on, unwatched
+        except Exception as error:  # noqa: BLE001 - the training goes on, unwatched
             log.warning("resmon: the training is not watched: %s", error)
             self.leave()
 

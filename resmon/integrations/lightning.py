@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resmon.integrations.attachment import Attachment
-from resmon.monitor import Monitor, watch
+from resmon.monitor.watch import Monitor, watch
 
 log = logging.getLogger("resmon")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from resmon.capture.interception import Function, Interception
-from resmon.monitor import Monitor
+from resmon.monitor.watch import Monitor
 
 
 def _backward(

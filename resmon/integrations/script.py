@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from resmon.errors import ConfigurationError
 from resmon.integrations.attachment import Attachment
 from resmon.integrations.losses import Losses
-from resmon.monitor import Monitor, watch
+from resmon.monitor.watch import Monitor, watch
 
 log = logging.getLogger("resmon")
 

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from resmon.monitor import Monitor, is_watched, watch
+from resmon.monitor.watch import Monitor, is_watched, watch
 
 log = logging.getLogger("resmon")
 

@@ -18,7 +18,7 @@ from fractions import Fraction
 from resmon.objectives.query import Query
 from resmon.objectives.spec import Events, Objective
 from resmon.objectives.windows import SEVERITIES, Pair, Severity, Windows
-from resmon.rules import Alert, Group, Recording, Rule, durations
+from resmon.rules import Alert, Group, Places, Recording, Rule, durations
 
 # The longest window over which an objective's own queries are asked: 1,440 samples of each series at a scrape every 15 s.
 DIRECT = 6 * 3600
@@ -42,22 +42,17 @@ COUNTED = "slo:sli_counted:events"  # by a query of its own
 
 RUNBOOK = "error-budget"
 DASHBOARD = "resmon-slo"
-RUNBOOKS = "https://github.com/resmon/resmon/blob/main/runbooks"
-DASHBOARDS = "http://localhost:3000/d"
 
 
 @dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where the pages are that alerts link to."""
-
-    runbooks: str = RUNBOOKS
-    dashboards: str = DASHBOARDS
+class Addresses(Places):
+    """Where the alerts of an objective lead."""
 
     def runbook(self) -> str:
-        return f"{self.runbooks.rstrip('/')}/{RUNBOOK}.md"
+        return f"{self.runbooks}/{RUNBOOK}.md"
 
     def dashboard(self, objective: Objective) -> str:
-        return f"{self.dashboards.rstrip('/')}/{DASHBOARD}?var-service={objective.service}&var-slo={objective.name}"
+        return f"{self.dashboards}/{DASHBOARD}?var-service={objective.service}&var-slo={objective.name}"
 
 
 def number(value: Fraction | float) -> str:

@@ -32,10 +32,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from resmon.errors import ConfigurationError
-from resmon.objectives.document import Document, Keys, Nit, nearest, read, refused
+from resmon.errors import ConfigurationError, nearest
 from resmon.objectives.query import Query
 from resmon.objectives.windows import SEVERITIES, Severity, Windows
+from resmon.settings.document import Document, Keys, Nit, read, refused
 
 VERSION = "prometheus/v1"
 MINIMUM_EVENTS = 10
@@ -261,7 +261,7 @@ def alert_name(name: str) -> str:
     return "ResmonSlo" + "".join(part[:1].upper() + part[1:] for part in re.split(r"[-_.]+", name))
 
 
-# What the file may say. Values come as text (resmon/objectives/document.py).
+# What the file may say. Values come as text (resmon/settings/document.py).
 
 
 def _wrong(message: str) -> PydanticCustomError:

@@ -20,9 +20,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from resmon.errors import ConfigurationError
-from resmon.objectives.document import Document, Nit, nearest, read, refused
+from resmon.errors import ConfigurationError, nearest
 from resmon.rules import durations
+from resmon.settings.document import Document, Nit, read, refused
 
 Severity = Literal["page", "ticket"]
 Pace = Literal["quick", "slow"]

@@ -18,14 +18,14 @@ from threading import Lock
 from typing import Any
 
 import resmon
-from resmon import handbook
 from resmon.flight import layout
+from resmon.flight.summary import Summary
+from resmon.handbook import pages as handbook
 from resmon.page.figures import Look, Seen, differing, figures
 from resmon.page.listing import Entry, Listing
 from resmon.page.sight import NEVER, Sight, Sights
 from resmon.plots.measures import BY_NAME, MEASURES
 from resmon.records import Finding, Incident
-from resmon.summary import Summary
 
 PAGE, LARGEST_PAGE = 50, 500  # runs that one answer lists unless told otherwise, and at most
 KEPT = 8 << 20  # bytes of answers that are kept for whoever asks next

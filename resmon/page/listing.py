@@ -13,8 +13,8 @@ from pathlib import Path
 from threading import Lock
 
 from resmon.flight import layout
+from resmon.flight.summary import Summary, summary
 from resmon.page.address import identity
-from resmon.summary import Summary, summary
 
 FRESH = 2.0  # seconds for which a listing is true
 COST = 20  # and so many times as long as it took: a twentieth of a processor at most

@@ -5,14 +5,13 @@ One at a time; the newest few are kept until their run changes.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
 
+from resmon.interpreter import printed
 from resmon.page.listing import Entry, Listing
 
 PATIENCE = 120.0  # seconds that one may take
@@ -57,15 +56,5 @@ class Postmortems:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="resmon-postmortems-")
         path = Path(self._folder.name) / f"{entry.id}.html"
-        subprocess.run(
-            [sys.executable, "-P", "-m", "resmon", "postmortem", str(entry.attempt), "-o", str(path), "--force"],
-            env=os.environ | {"NO_COLOR": "1", "COLUMNS": "200"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE,
-            check=True,
-        )
+        printed("postmortem", str(entry.attempt), "-o", str(path), "--force", columns=200, seconds=PATIENCE).check_returncode()
         return path

@@ -1,7 +1,7 @@
 """Rows of a flight, of steps and of bins alike: stretches of steps with what their values ranged over; and several ranks' as one.
 
-A step's row is a stretch of one step, whose lowest, highest and only value is one number. Aggregates are right, as law 3 has it:
-sums stay sums until somebody asks for a mean, shares of gradients add up over ranks, and where a rank's share is missing and nobody
+A step's row is a stretch of one step, whose lowest, highest and only value is one number. Sums
+stay sums until somebody asks for a mean, shares of gradients add up over ranks, and where a rank's share is missing and nobody
 can stand for it, the sum is absent. Of bins of several ranks the lowest and the highest value are bounds: the ranks need not have
 had theirs at the same step.
 """

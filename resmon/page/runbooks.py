@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html import escape
 
-from resmon import handbook
+from resmon.handbook import pages as handbook
 
 _LINK = re.compile(r'href="(?:\./)?([a-z0-9-]+)\.md"')
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -213,10 +213,3 @@ def packed(values: npt.NDArray[Any]) -> Data:
     if array.ndim > 1:
         made["shape"] = ", ".join(map(str, array.shape))
     return made
-
-
-def finite_range(parts: Iterable[Floats]) -> tuple[float, float] | None:
-    """The least and the largest finite value of all; None where there is none."""
-    found = [part[np.isfinite(part)] for part in parts]
-    found = [part for part in found if len(part)]
-    return (min(float(part.min()) for part in found), max(float(part.max()) for part in found)) if found else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from resmon.flight.summary import Summary, summary
 from resmon.page.course import Cells, Course
 from resmon.page.figures import shown
 from resmon.page.sight import Sight
@@ -14,7 +15,6 @@ from resmon.plots.curves import Curve
 from resmon.plots.measures import BY_NAME, Measure
 from resmon.quantities import number
 from resmon.records import Finding, Floats, Ints
-from resmon.summary import Summary, summary
 
 TABLED = ("skip_rms", "branch_rms", "branch_skip_ratio", "gradient_norm")  # what the table has of each block
 CELLS, LEAST = 12_000, 32  # cells of a map, and its columns where blocks are many

@@ -14,11 +14,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from resmon.alertmanager import Alertmanager, Silence, matches
 from resmon.errors import ConfigurationError, ResmonError, ServerError
 from resmon.postmortem.case import Case
-from resmon.prometheus import Course, Prometheus, quoted
 from resmon.quantities import duration, moment
+from resmon.servers.alertmanager import Alertmanager, Silence, matches
+from resmon.servers.prometheus import Course, Prometheus, quoted
 
 AFTER = 900.0  # seconds after the end of a run in which an alert may still be about it
 POINTS = 4000  # steps into which the time is divided

@@ -1,6 +1,6 @@
 """What left its usual range before the trouble, and in which order: the first signs and what followed.
 
-Looked at in hindsight: a quantity departs at the earliest step from which on it stays, up to the trouble, beyond what the BASE
+This is hindsight: a quantity departs at the earliest step from which on it stays, up to the trouble, beyond what the BASE
 steps before that made usual: further from their median than CLEAR times their spread (the median absolute deviation, scaled to be
 comparable with a standard deviation) and by a factor of LEAST at least. Levels are logarithms; a value that is not finite is above
 all, one that is 0 below. So a slow drift, as every training has, departs from nothing; neither does a spike that went away.

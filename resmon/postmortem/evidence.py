@@ -1,8 +1,8 @@
 """What speaks for a cause and against it, and the scales that it is put on.
 
 Weights are decades of likelihood, as in Good's weight of evidence (1950): +1 says that what was seen is ten times as likely where
-this is the cause as where it is not, -1 the reverse; those of one cause add up. They are judgements, not measured frequencies, so
-the order is a suggestion of what to look at first and the sum no probability. A cause of which nothing could be seen has no sum: it
+this is the cause as where it is not, -1 the reverse; those of one cause add up. They are judgements, not measured frequencies:
+the order suggests what to look at first, and the sum is no probability. A cause of which nothing could be seen has no sum: it
 cannot be told.
 
 A cause comes before its effect. Where numbers became NaN or infinite, what stands in the flight from that very step on is no

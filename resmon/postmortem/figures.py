@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from resmon.directions import direction
 from resmon.plots import heatmap
 from resmon.plots.canvas import BAD, FAINT, GROUND, RULE, SERIES, Canvas, Figure, escaped, rounded, short, wrapped
 from resmon.plots.curves import Curve, line, scale
@@ -18,6 +17,7 @@ from resmon.postmortem.grids import Grid
 from resmon.postmortem.report import Report
 from resmon.quantities import count, duration, listed, raised, size
 from resmon.records import MAGNITUDE_EDGES, MAGNITUDE_HIGH, MAGNITUDE_LARGER, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, PHASES, Floats
+from resmon.scores.directions import direction
 
 SCORES = 6  # that are drawn besides the loss
 RUNS = 6  # that are drawn beside the broken one

@@ -10,7 +10,7 @@ from resmon.records import PHASES, Floats
 
 # Thresholds of the weights, as ratios or shares unless said otherwise.
 EXPLODED = 10.0  # of a root mean square over what was usual, or its inverse
-VANISHED = 1e-7  # a gradient norm: below it others call it vanished (FACTS.md)
+VANISHED = 1e-7  # a gradient norm: a usual limit of what has vanished
 FADED, EVEN = 1e-3, 1e-2  # the earliest blocks' output gradients over the last one's
 RISEN = 0.1  # of the validation score over its best
 SLOWER, SLOW = 1.3, 2.0  # of the step time over what was usual

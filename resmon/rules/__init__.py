@@ -1,5 +1,6 @@
 """Prometheus rules as values: what is generated is written from them, checked and tested."""
 
+from resmon.rules.places import Places
 from resmon.rules.promql import metrics, nit
 from resmon.rules.rule import Alert, Group, Recording, Rule, rule_file
 from resmon.rules.unit_tests import AlertTest, Case, Firing, QueryTest, Sample, Series, unit_test_file
@@ -10,6 +11,7 @@ __all__ = [
     "Case",
     "Firing",
     "Group",
+    "Places",
     "QueryTest",
     "Recording",
     "Rule",

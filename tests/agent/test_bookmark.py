@@ -25,7 +25,7 @@ from resmon.exporters.prometheus import Prometheus
 from resmon.flight import findings
 from resmon.flight.layout import boot_id
 from resmon.records import Finding, RunEnd, StepRecord
-from resmon.replay import replay
+from resmon.replay.detection import replay
 from tests.agent.conftest import House, scrape
 from tests.agent.test_roster import only, poll
 from tests.detectors.course import Item, course

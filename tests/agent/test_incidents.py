@@ -16,8 +16,8 @@ from resmon.agent import runtime
 from resmon.agent.roster import Roster
 from resmon.exporters.prometheus import Prometheus
 from resmon.flight import journal, layout, stalls
+from resmon.flight.summary import summary
 from resmon.records import Checkpoint, Incident, RunEnd
-from resmon.summary import summary
 from tests.agent.conftest import House, scrape
 from tests.agent.test_roster import Writer, only, poll
 from tests.agent.test_service import PACE, rank_folder

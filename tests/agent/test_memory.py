@@ -16,7 +16,7 @@ from resmon.agent import runtime
 from resmon.agent.roster import Roster
 from resmon.flight import incidents, layout
 from resmon.flight.reader import read_end
-from resmon.kills import memory_group
+from resmon.memory.kills import memory_group
 from resmon.records import BLOCK_VALUES, Incident, Outcome
 from tests.agent.test_roster import Writer, poll
 from tests.ranks import ROOT

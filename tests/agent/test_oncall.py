@@ -20,10 +20,10 @@ import pytest
 import resmon
 from resmon.agent import runtime
 from tests.agent.conftest import House
-from tests.alertmanager.servers import Heard, receiver, running
-from tests.alertmanager.servers import Server as Alertmanager
 from tests.prometheus import RULES, configuration, serving
 from tests.prometheus import Server as Prometheus
+from tests.servers.alertmanager.servers import Heard, receiver, running
+from tests.servers.alertmanager.servers import Server as Alertmanager
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent

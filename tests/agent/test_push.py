@@ -167,7 +167,7 @@ def test_what_is_taken_in_part_is_counted(receiver: Receiver) -> None:
             made.tell(event(finding(number)))
         wait_for(lambda: len(receiver.events()) == 5 and len(receiver.metrics) == 2)
         wait_for(lambda: made.dropped == {"logs": len(receiver.logs), "metrics": 2})
-    assert "took all but 1 of what it was sent (one is ?[31mtoo old)" in faults[0][1]
+    assert "took all but 1 of what it was sent (one is \\x1b[31mtoo old)" in faults[0][1]
 
 
 def test_a_receiver_that_is_not_there_costs_counts_and_no_event_that_has_room(

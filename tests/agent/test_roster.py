@@ -22,7 +22,7 @@ from resmon.flight import journal, layout
 from resmon.flight.layout import boot_id, claim
 from resmon.flight.writer import FlightWriter
 from resmon.records import OUTCOMES, Checkpoint, Finding, Outcome, RunEnd, ScalarRecord, StepRecord
-from resmon.targets import Reached
+from resmon.scores.targets import Reached
 from tests import synthetic
 from tests.agent.conftest import Scrape
 

@@ -14,12 +14,12 @@ import promql_parser
 import pytest
 import yaml
 
-from resmon import handbook
 from resmon.assets.findings import TOLD
 from resmon.assets.machines import MERGED
 from resmon.assets.runs import NUMBERS, RUN_ALERTS
 from resmon.catalogue import BY_NAME, CATALOGUE
 from resmon.detectors import DETECTORS
+from resmon.handbook import pages as handbook
 from resmon.records import INCIDENT_KINDS, OUTCOMES
 from resmon.rules import metrics, nit
 from tests.programs import program
@@ -240,8 +240,8 @@ def test_numbers_that_are_no_detectors_have_their_reason() -> None:
         assert set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.])", bare)) <= allowed | {"0"}, alert
 
 
-def test_laws_hold_over_what_is_merged() -> None:
-    """An average of ratios is no ratio, and a sum of norms no norm (law 3)."""
+def test_what_is_merged_is_right() -> None:
+    """An average of ratios is no ratio, and a sum of norms no norm."""
     for merged in MERGED:
         assert not re.search(r"avg by \([^)]*\) \(resmon_\w*ratio", merged.expr), merged.record
         if "gradient_norm" in merged.record:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -155,6 +153,3 @@ def kept(model: nn.Module) -> Operands:
 
 def images(n: int = 8, seed: int = 0) -> Tensor:
     return torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
-Build = Callable[[], nn.Module]

@@ -198,15 +198,6 @@ def test_a_sum_that_spreads_an_operand_is_told(
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-class Cut(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.branch = mlp()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x).detach()
-
-
 def test_a_block_that_gets_no_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def make() -> nn.Module:
         frozen = Block(mlp())

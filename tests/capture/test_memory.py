@@ -66,8 +66,8 @@ def test_figures_are_looked_up_now_and_then(monkeypatch: pytest.MonkeyPatch) -> 
 
     figures = Memory(devices)
     first = figures.figures()
-    now += 0.05
+    now += 0.9 * memory.PERIOD
     assert figures.figures() is first
-    now += 0.06
+    now += 0.2 * memory.PERIOD
     assert figures.figures() is not first and asked == [100.0, now]
     assert device_memory({torch.device("cpu")} - {torch.device("cpu")}) == {}

@@ -15,7 +15,7 @@ from resmon.capture.failures import Scene
 from resmon.capture.out_of_memory import ran_out
 from resmon.flight import incidents, layout
 from resmon.flight.reader import read_end
-from resmon.footprint import Footprint, Trail
+from resmon.memory.footprint import Footprint, Trail
 from resmon.records import Incident
 from tests import forkserver
 from tests.capture.loops import watch

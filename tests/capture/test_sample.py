@@ -76,7 +76,7 @@ def test_edges_are_upper_edges() -> None:
     "shape", [(8, 128, 384), (64, 32, 64, 64), (64, 256, 8, 8), (16, 197, 768), (4096,), (1, 1), (3,), (5, 5, 6, 7)]
 )
 def test_every_channel_and_position_is_met_alike(shape: tuple[int, ...]) -> None:
-    """FACTS.md: a stride of 96 over [8, 128, 384] sees 4 of 384 channels."""
+    """A stride of 96 over [8, 128, 384] sees 4 of 384 channels."""
     indices = sampled(torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape))
     count = len(indices)
     where = np.unravel_index(indices, shape)

@@ -595,10 +595,11 @@ def test_detaching_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "victim",
     [
-        "resmon.capture.channel.square_sum",
         "resmon.capture.channel._native.addition",
-        "resmon.capture.channel._are_alike",
+        "resmon.capture.channel._native.accumulate",
+        "resmon.capture.channel._native.arrived",
         "resmon.capture.gradients._native.gradients",
+        "resmon.capture.drafts._native.blocks",
     ],
 )
 @pytest.mark.parametrize("when", [0, 3])

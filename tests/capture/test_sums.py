@@ -136,7 +136,7 @@ def test_gradients_are_read_as_each_is_or_left_to_others(wanted: list[tuple[list
     gradients += [None, torch.empty(0), torch.eye(3).to_sparse(), nn.Parameter(torch.ones(2))]
     parameters = tuple(SimpleNamespace(grad=gradient) for gradient in gradients)
     squares, present = np.full(len(parameters), 7.0), np.full(len(parameters), True)
-    others, total = _native.gradients(parameters, Tensor, torch.float32, torch.strided, squares.ctypes.data, present.ctypes.data)
+    others, total = _native.gradients(parameters, squares.ctypes.data, present.ctypes.data)
     assert total == pytest.approx(squares.sum(), rel=1e-12)
     for i, gradient in enumerate(gradients):
         plain = type(gradient) is Tensor and gradient.dtype is torch.float32 and gradient.layout is torch.strided
@@ -156,9 +156,9 @@ def test_what_is_no_parameter_is_refused() -> None:
         ([], SystemError),
     ):
         with pytest.raises(error):
-            _native.gradients(odd, Tensor, torch.float32, torch.strided, *addresses)
-    with pytest.raises(TypeError, match="6 arguments"):
-        _native.gradients((), Tensor)
+            _native.gradients(odd, *addresses)
+    with pytest.raises(TypeError, match="3 arguments"):
+        _native.gradients((), 0)
 
 
 @settings(max_examples=100, deadline=None)

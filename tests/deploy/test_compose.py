@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from tests.agent.conftest import House, scrape
-from tests.alertmanager.servers import receiver
 from tests.checkout import CHECKOUT
 from tests.ports import free_port
 from tests.programs import program
+from tests.servers.alertmanager.servers import receiver
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent.parent

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resmon import handbook
 from resmon.detectors import DETECTORS, Detector, state
 from resmon.detectors.options import Tuned
+from resmon.handbook import pages as handbook
 from resmon.records import Columns, Finding, StepRecord
 from tests import synthetic
 from tests.detectors.course import Alone, Item, course, said

@@ -13,7 +13,7 @@ from resmon.agent.roster import Roster
 from resmon.detectors import own
 from resmon.detectors.own import OwnError, load, load_all
 from resmon.flight import findings
-from resmon.monitor import _own_detectors
+from resmon.monitor.watch import _own_detectors
 from resmon.settings import Settings
 from tests.agent.test_bookmark import Run
 from tests.agent.test_roster import poll

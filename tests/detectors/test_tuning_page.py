@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from resmon.monitor.tuning import resolved
 from resmon.records import RunEnd
-from resmon.tuning import resolved
 from tests.detectors.course import course
 from tests.flight.flights import begin, record
 from tests.test_cli import here

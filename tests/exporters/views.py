@@ -11,8 +11,8 @@ from resmon.exporters.ranks import Ranks
 from resmon.exporters.stages import depths
 from resmon.exporters.view import AgentView, BlockTable, GpuView, ProcessView, RankView, RunView
 from resmon.records import Checkpoint, Columns, Finding, Incident, ResidualSite, RunInfo, StepRecord
+from resmon.scores.targets import Reached
 from resmon.statistics import Column
-from resmon.targets import Reached
 from tests import synthetic
 
 REACHED, MISSED = "accuracy >= 0.5", "accuracy >= 0.9"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import resmon
-from resmon import handbook
 from resmon.errors import FlightVersionError
 from resmon.flight import endings, incidents, journal, layout, stalls
 from resmon.flight.endings import Remains, conclude
+from resmon.handbook import pages as handbook
 from resmon.records import Checkpoint, Incident, RunEnd, StepRecord
 from tests import synthetic
 from tests.flight.flights import begin, write

@@ -18,7 +18,6 @@ import resmon
 from resmon.errors import FlightError
 from resmon.flight import journal, layout
 from resmon.flight.layout import boot_id
-from resmon.gaps import Gaps
 from resmon.records import (
     BLOCK_VALUES,
     MAGNITUDE_COLUMNS,
@@ -30,7 +29,8 @@ from resmon.records import (
     ScalarRecord,
     StepRecord,
 )
-from resmon.targets import Reached
+from resmon.scores.gaps import Gaps
+from resmon.scores.targets import Reached
 from tests import synthetic
 from tests.flight.flights import begin, write
 

@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 
 import resmon
 from resmon.integrations.attachment import Attachment
-from resmon.monitor import Monitor, watch
+from resmon.monitor.watch import Monitor, watch
 from tests.integrations.networks import Block, batch, network
 
 CALL, INIT = nn.Module.__call__, Optimizer.__init__

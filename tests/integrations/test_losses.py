@@ -12,7 +12,7 @@ from torch.optim import SGD
 
 import resmon
 from resmon.integrations.losses import Losses
-from resmon.monitor import Monitor, watch
+from resmon.monitor.watch import Monitor, watch
 from tests.integrations.networks import batch, network
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from resmon.commands.slo import VERBS
 from resmon.errors import ConfigurationError
 from resmon.objectives import generation
-from resmon.slo import VERBS
 from tests.objectives.specs import service, slo, written
 
 ROOT = Path(__file__).parents[2]

@@ -123,7 +123,7 @@ def test_what_the_file_says_stands_before_what_is_usual(tmp_path: Path) -> None:
 
 def test_alerts_link_to_their_pages(tmp_path: Path) -> None:
     (objective,) = load(tmp_path, service())
-    addresses = Addresses("https://books/", "https://boards/d/")
+    addresses = Addresses.of("https://books/", "https://boards/d/")
     found = rules.alert_annotations(objective, WORKBOOK, "page", addresses)
     assert found["runbook_url"] == "https://books/error-budget.md"
     assert found["dashboard_url"] == "https://boards/d/resmon-slo?var-service=shop&var-slo=availability"

@@ -15,29 +15,22 @@ import tempfile
 import time
 from pathlib import Path
 
-from resmon.agent import runtime
 from resmon.page.address import address, identity
+from tests.agent.serving import agent
 from tests.browser import Page
+from tests.demonstration import BEGINNING
 from tests.page.picture import DRAWN
-from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 STEPS, AT = 1_200, 700
 LOUD, DEAD = "stages.1.1", "stages.2.1"
 
 TRAINING = f"""
-import sys, torch, resmon
-from sklearn.datasets import load_digits
+{BEGINNING}
+import sys
 from torch.nn.functional import cross_entropy
-from examples.digits import ResidualNetwork
 
 faults = sys.argv[1] == "sick"
-torch.manual_seed(0)
-torch.set_num_threads(1)
-digits = load_digits()
-images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0
-labels = torch.tensor(digits.target)
-model = ResidualNetwork()
 optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
 monitor = resmon.watch(model, optimizer, run=sys.argv[1])
 for step in range({STEPS}):
@@ -87,12 +80,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="resmon-numbers-", ignore_cleanup_errors=True) as temporary:
         home = Path(temporary)
         os.environ["RESMON_RUNTIME_DIR"] = str(home / "runtime")
-        listen = f"127.0.0.1:{free_port()}"
-        agent = subprocess.Popen([sys.executable, "-m", "resmon", "agent", "--listen", listen, "--linger", "600"], cwd=ROOT)
-        try:
+        with agent(home) as serving:
+            listen = f"127.0.0.1:{serving.port}"
             well, sick = (train(home, run, listen) for run in ("well", "sick"))
-            serving = runtime.serving(runtime.folder())
-            assert serving is not None
             time.sleep(3)  # until the agent has told what there is to tell
             with Page("about:blank", home, 1180, 1000) as page:
                 beside = f"{address(serving.url, well)}&with={identity(sick)}&at={STEPS - 1}"
@@ -109,9 +99,6 @@ def main() -> None:
                 cut(page, "events", chosen.into / "numbers-events.png")
                 cut(page, "block magnitudes", chosen.into / "numbers-block.png")
                 assert not page.complaints, page.complaints
-        finally:
-            agent.terminate()
-            agent.wait()
 
 
 if __name__ == "__main__":

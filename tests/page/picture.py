@@ -15,11 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from resmon.agent import runtime
-from resmon.demo import TOO_HIGH, TOO_HIGH_STEPS
 from resmon.page.address import address
+from resmon.terminal.demo import TOO_HIGH, TOO_HIGH_STEPS
+from tests.agent.serving import agent
 from tests.browser import Page
-from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 DRAWN = "document.querySelectorAll('.plot .main-svg').length > 6 && !document.querySelector('.waiting')"
@@ -44,13 +43,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="resmon-picture-", ignore_cleanup_errors=True) as temporary:
         home = Path(temporary)
         os.environ["RESMON_RUNTIME_DIR"] = str(home / "runtime")
-        listen = f"127.0.0.1:{free_port()}"
-        agent = subprocess.Popen([sys.executable, "-m", "resmon", "agent", "--listen", listen, "--linger", "600"], cwd=ROOT)
-        try:
+        with agent(home) as serving:
+            listen = f"127.0.0.1:{serving.port}"
             well = train(home, listen, "digits", "--seconds", str(chosen.seconds))
             broken = train(home, listen, "digits-too-fast", "--learning-rate", str(TOO_HIGH), "--steps", str(TOO_HIGH_STEPS))
-            serving = runtime.serving(runtime.folder())
-            assert serving is not None
             time.sleep(3)  # until the agent has told what there is to tell
             with Page("about:blank", home, 1280, 1100) as page:
                 page.open(address(serving.url, well))
@@ -70,9 +66,6 @@ def main() -> None:
                 time.sleep(1)
                 page.picture(chosen.into / "page-phone.png")
                 assert not page.complaints, page.complaints
-        finally:
-            agent.terminate()
-            agent.wait()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import resmon
-from resmon.replay import replay
+from resmon.replay.detection import replay
 from tests.page.numbers import AT, DEAD, LOUD, ROOT, train
 
 PAGE = (ROOT / "docs" / "numbers.md").read_text(encoding="utf-8")

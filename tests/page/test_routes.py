@@ -11,7 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from resmon import handbook
+from resmon.handbook import pages as handbook
 from resmon.page.address import identity
 from resmon.page.listing import Listing
 from resmon.page.routes import HEADERS, Page

@@ -18,6 +18,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import TagRemovePreprocessor
 
 from tests.browser import Page
+from tests.demonstration import BEGINNING
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "notebook.md"
@@ -25,18 +26,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), 
 WIDTH = 940
 
 # What the page takes as given: a model, an optimizer, and a function that trains so many steps. It is the demonstration's.
-SETUP = """
-import resmon, torch
-from sklearn.datasets import load_digits
-from examples.digits import ResidualNetwork
-
-torch.manual_seed(0)
-torch.set_num_threads(1)
-digits = load_digits()
-images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0
-labels = torch.tensor(digits.target)
-model = ResidualNetwork()
-optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+SETUP = f"""{BEGINNING}optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 def train(steps):
     for _ in range(steps):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from resmon.alertmanager import Alertmanager, Matcher
 from resmon.cli import main
 from resmon.errors import ServerError
 from resmon.postmortem import markdown, page
@@ -18,12 +17,13 @@ from resmon.postmortem.alerts import AFTER, Alerts, asked, history
 from resmon.postmortem.alerts import Alert as Shown
 from resmon.postmortem.case import Case, read
 from resmon.postmortem.report import make
-from resmon.prometheus import Prometheus, quoted
 from resmon.rules import Alert, Group, rule_file
-from tests.alertmanager.servers import Server, running
+from resmon.servers.alertmanager import Alertmanager, Matcher
+from resmon.servers.prometheus import Prometheus, quoted
 from tests.ports import free_port
 from tests.postmortem.runs import record
 from tests.prometheus import serving
+from tests.servers.alertmanager.servers import Server, running
 
 HOSTILE = 'a"b\\c\nd{}=,é🤖/../%s\x01'
 

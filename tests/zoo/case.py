@@ -1,6 +1,6 @@
 """What a model of the zoo is: how to build it, what to feed it, and which residual sites it has.
 
-Expectations are written by hand from the model's source and DESIGN.md, section 4, never copied from what discovery prints.
+Expectations are written by hand from the model's source and records.ResidualSite, never copied from what discovery prints.
 `identity` and `projection` write one expected site. Paths on a branch or skip are given as one string, separated by spaces
 and relative to `inside`; "." is the module `inside` itself, a leading "/" makes a path start at the model. How the zoo reads
 the rules where they leave room:

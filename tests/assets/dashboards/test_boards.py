@@ -18,9 +18,9 @@ from resmon.assets.findings import TOLD
 from resmon.assets.links import BLOCK_BOARD, RUN_BOARD, SLO_BOARD, Links
 from resmon.assets.machines import MERGED
 from resmon.assets.runs import RUN_ALERTS
+from resmon.handbook.diagnosis import names
 from resmon.objectives import rules
 from resmon.rules import metrics, nit
-from resmon.runbook import names
 from tests.assets.dashboards.lint import lint, plain
 from tests.grafana import panels
 
