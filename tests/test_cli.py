@@ -23,7 +23,7 @@ from rich.console import Console
 from resmon import __version__
 from resmon.agent import runtime
 from resmon.agent.runtime import Seat
-from resmon.cli import VERBS, main
+from resmon.cli import GROUPS, VERBS, main
 from resmon.commands.ls import _age
 from resmon.commands.runs import find_run
 from resmon.errors import FlightError
@@ -513,3 +513,18 @@ def test_tail_says_where_the_page_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert page_of(attempt) is None
     finally:
         seat.leave()
+
+
+def test_the_page_of_the_commands_has_every_verb() -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"`resmon ([a-z]+)[ `]", page.partition("They look for runs")[0]))
+    assert told == {name for name, _ in (*VERBS, *GROUPS)}
+
+
+def test_settings_that_are_wrong_are_refused_as_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    told = page.partition("```\n")[2].partition("```")[0].splitlines()
+    (tmp_path / "resmon.toml").write_text("\n\nbugdet = 3\n")
+    result = resmon("settings", "listen=here", cwd=tmp_path, RESMON_MAX_SERIES="many")
+    assert told[0] in result.stderr.splitlines()[0]
+    assert [line.replace(str(tmp_path), "/home/you/digits") for line in result.stderr.splitlines()[1:4]] == told[1:]

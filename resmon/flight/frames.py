@@ -6,25 +6,20 @@ in which null (not there) and NaN (there, and no number) are two things.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from resmon.errors import FlightError, FlightVersionError
-from resmon.flight import findings, incidents, layout
-from resmon.flight.bins import LEVELS
-from resmon.flight.endings import Remains, conclude
+from resmon.errors import FlightError
+from resmon.flight import arrow, findings, incidents, layout, thinned
 from resmon.flight.gathering import Gathered, Source, gather, is_several
-from resmon.flight.journal import Lines
-from resmon.flight.reader import Segments, Skip, read_end, read_info, step_records, typed
-from resmon.flight.schema import BINNED_BLOCK_VALUES, STATISTICS, Kind, Records, RowFormat, nanoseconds, present, row_format, texts
+from resmon.flight.rank import Array, Rank, concatenate, differences, merged_scalars
+from resmon.flight.reader import Skip
+from resmon.flight.schema import BINNED_BLOCK_VALUES, Kind, Records, RowFormat, row_format
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
@@ -36,7 +31,6 @@ from resmon.records import (
     PHASES,
     RUN_VALUES,
     Bools,
-    Checkpoint,
     Finding,
     Floats,
     Incident,
@@ -45,11 +39,10 @@ from resmon.records import (
     ResidualSite,
     RunEnd,
     RunInfo,
-    StepRecord,
     clip_factor,
     coverage,
 )
-from resmon.scores.gaps import Gap, Gaps
+from resmon.scores.gaps import Gap
 from resmon.scores.targets import Reached, Target, first_reached, readable
 from resmon.statistics import merge, statistics
 
@@ -58,12 +51,6 @@ if TYPE_CHECKING:
 
 # The columns of `Flight.histograms`: upper edges of |y|, then what lies above, exact zeros, and NaN or infinite values.
 MAGNITUDE_NAMES = (*(f"2^{e}" for e in range(MAGNITUDE_LOW, MAGNITUDE_HIGH + 1)), "larger", "zero", "nonfinite")
-
-ROWS = 4096  # that are held in full at once
-
-Array = npt.NDArray[Any]
-Line = TypeVar("Line")
-Event = TypeVar("Event", Finding, Incident)
 
 
 def load(path: Source | Iterable[Source], attempt: int | None = None) -> Flight:
@@ -133,7 +120,7 @@ class Flight:
         self._gathered = gathered  # the folder lasts as long as it does
         self.attempt = attempt
         self.skipped: list[Skip] = []
-        self._ranks = [_Rank(number, path, self.skipped) for number, path in sorted(ranks.items())]
+        self._ranks = [Rank(number, path, self.skipped) for number, path in sorted(ranks.items())]
         self._findings, skips = findings.read(folder)
         self.skipped += skips
 
@@ -205,13 +192,13 @@ class Flight:
         already is called `logged_<name>`.
         """
         spans = [(rank, span) for rank in self._ranks for span in rank.spans]
-        logged = _logged(self._ranks)
-        recorded = _concatenate([span.step for _, span in spans], np.int64)
+        logged = merged_scalars(self._ranks)
+        recorded = concatenate([span.step for _, span in spans], np.int64)
         steps, group = np.unique(np.concatenate([recorded, *(at for at, _, _ in logged.values())]), return_inverse=True)
         group = group[: len(recorded)]
         count = len(steps)
-        run = _concatenate([span.run for _, span in spans], np.float64, (len(RUN_VALUES),))
-        there = _concatenate([span.run_present for _, span in spans], np.bool_, (len(RUN_VALUES),))
+        run = concatenate([span.run for _, span in spans], np.float64, (len(RUN_VALUES),))
+        there = concatenate([span.run_present for _, span in spans], np.bool_, (len(RUN_VALUES),))
 
         def extreme(name: str, take: np.ufunc = np.maximum) -> tuple[Floats, Bools]:
             values, where = value(name)
@@ -220,7 +207,7 @@ class Flight:
             return found, np.bincount(group[where], minlength=count) > 0
 
         def largest(name: str) -> pa.Array:
-            return _array(*extreme(name))
+            return arrow.column(*extreme(name))
 
         def value(name: str) -> tuple[Floats, Bools]:
             return run[:, RUN_VALUES.index(name)], there[:, RUN_VALUES.index(name)]
@@ -235,41 +222,43 @@ class Flight:
         clip_factors = np.array([clip_factor(*both) for both in zip(squares.tolist(), stepped.tolist(), strict=True)])
         ranks = np.bincount(group, minlength=count)
         covered = self._coverage(steps)[0]
-        whole = np.bincount(group, _concatenate([span.complete for _, span in spans], np.bool_), minlength=count) == ranks
-        skipped = np.bincount(group, _concatenate([span.skipped for _, span in spans], np.bool_), minlength=count) > 0
+        whole = np.bincount(group, concatenate([span.complete for _, span in spans], np.bool_), minlength=count) == ranks
+        skipped = np.bincount(group, concatenate([span.skipped for _, span in spans], np.bool_), minlength=count) > 0
         samples, has_samples = total("samples")
         elements, has_inputs = total("input_elements")
         has_inputs &= elements > 0
         elements[~has_inputs] = 1.0
         duration, has_duration = extreme("duration")
         time = np.zeros(count, np.int64)
-        np.maximum.at(time, group, _concatenate([span.time for _, span in spans], np.int64))
+        np.maximum.at(time, group, concatenate([span.time for _, span in spans], np.int64))
         columns: dict[str, pa.Array] = {
             "step": pa.array(steps),
-            "time": _array(time, ranks > 0).cast(pa.timestamp("ns", "UTC")),
+            "time": arrow.column(time, ranks > 0).cast(pa.timestamp("ns", "UTC")),
             "loss": pa.nulls(count, pa.float64()),
             "learning_rate": largest("learning_rate"),
-            "gradient_norm": _array(np.sqrt(squares * covered), has_gradients & np.isfinite(covered)),
+            "gradient_norm": arrow.column(np.sqrt(squares * covered), has_gradients & np.isfinite(covered)),
             "gradients": pa.DictionaryArray.from_arrays(
-                _array(clipping_seen.astype(np.int32), has_gradients), pa.array(["as stepped", "before clipping"])
+                arrow.column(clipping_seen.astype(np.int32), has_gradients), pa.array(["as stepped", "before clipping"])
             ).cast(pa.string()),
-            "clip_factor": _array(clip_factors, clipping_seen),
+            "clip_factor": arrow.column(clip_factors, clipping_seen),
             "loss_scale": largest("loss_scale"),
             "unknown_gradients": largest("unknown_gradients"),
-            "duration": _array(duration, has_duration),
+            "duration": arrow.column(duration, has_duration),
             **{f"{phase}_seconds": largest(f"{phase}_seconds") for phase in PHASES},
             "monitor_seconds": largest("monitor_seconds"),
-            "samples": _array(samples, has_samples),
-            "samples_per_second": _array(samples / np.where(duration > 0, duration, np.nan), has_samples & (duration > 0)),
-            "input_mean": _array(total("input_sum")[0] / elements, has_inputs),
-            "input_rms": _array(np.sqrt(total("input_square")[0] / elements), has_inputs),
+            "samples": arrow.column(samples, has_samples),
+            "samples_per_second": arrow.column(samples / np.where(duration > 0, duration, np.nan), has_samples & (duration > 0)),
+            "input_mean": arrow.column(total("input_sum")[0] / elements, has_inputs),
+            "input_rms": arrow.column(np.sqrt(total("input_square")[0] / elements), has_inputs),
             **{
-                f"{where}memory{what}": _array(*extreme(f"{where}memory{what}", np.minimum if what == "_free" else np.maximum))
+                f"{where}memory{what}": arrow.column(
+                    *extreme(f"{where}memory{what}", np.minimum if what == "_free" else np.maximum)
+                )
                 for where in ("", "device_")
                 for what in ("", "_peak", "_free")
             },
-            "complete": _array(whole, ranks > 0),
-            "skipped": _array(skipped, ranks > 0),
+            "complete": arrow.column(whole, ranks > 0),
+            "skipped": arrow.column(skipped, ranks > 0),
             "ranks": pa.array(ranks),
         }
         own = set(columns) - {"loss"}
@@ -280,8 +269,8 @@ class Flight:
             while name in own:
                 name = f"logged_{name}"
             own.add(name)
-            columns[name] = _array(column, mask)
-        return _frame(columns)
+            columns[name] = arrow.column(column, mask)
+        return arrow.frame(columns)
 
     def blocks(self, per_rank: bool = False, steps: Ints | None = None) -> pd.DataFrame:
         """One row per step and residual add, merged over the ranks from their sums; or one per rank, with its gradient share.
@@ -315,7 +304,7 @@ class Flight:
             (np.int64, (len(BLOCK_COUNTS),)),
         ]
         step, site, rank_, squares, there, counts = (
-            _concatenate([part[i] for part in parts], kind, shape) for i, (kind, shape) in enumerate(widths)
+            concatenate([part[i] for part in parts], kind, shape) for i, (kind, shape) in enumerate(widths)
         )
         del parts
         elements = counts[:, :1] * there
@@ -346,12 +335,12 @@ class Flight:
         if expected == 1:
             return np.ones(len(wanted)), np.ones(len(wanted), np.bool_)
         spans = [span for rank in self._ranks for span in rank.spans]
-        steps, group = np.unique(_concatenate([span.step for span in spans], np.int64), return_inverse=True)
+        steps, group = np.unique(concatenate([span.step for span in spans], np.int64), return_inverse=True)
         if not len(steps):
             return np.full(len(wanted), np.nan), np.zeros(len(wanted), np.bool_)
         ranks = np.bincount(group, minlength=len(steps))
         replicas = np.full(len(steps), np.inf)
-        np.minimum.at(replicas, group, _concatenate([span.run[:, RUN_VALUES.index("replicas")] for span in spans], np.float64))
+        np.minimum.at(replicas, group, concatenate([span.run[:, RUN_VALUES.index("replicas")] for span in spans], np.float64))
         factors = [coverage(r, expected, same) for r, same in zip(ranks.tolist(), replicas.tolist(), strict=True)]
         places = np.minimum(np.searchsorted(steps, wanted), len(steps) - 1)
         recorded = steps[places] == wanted  # a step may be known by what was logged of it only
@@ -363,15 +352,15 @@ class Flight:
     ) -> pd.DataFrame:
         columns: dict[str, pa.Array] = {
             "step": pa.array(step),
-            "block": _labels(site, [site.name for site in self.sites]),
+            "block": arrow.labels(site, [site.name for site in self.sites]),
             **({"rank": pa.array(rank)} if per_rank else {}),
         }
         for name, column in statistics(squares.T, there.T, elements.T, counts.T).items():
-            columns["gradient_norm_share" if per_rank and name == "gradient_norm" else name] = _array(*column)
+            columns["gradient_norm_share" if per_rank and name == "gradient_norm" else name] = arrow.column(*column)
         for i, name in enumerate(BLOCK_COUNTS):
             columns[name] = pa.array(np.ascontiguousarray(counts[:, i]))
-        columns["model"] = _labels(site, self._models(self.sites))
-        return _frame(columns)
+        columns["model"] = arrow.labels(site, self._models(self.sites))
+        return arrow.frame(columns)
 
     def groups(self) -> pd.DataFrame:
         """One row per step and parameter group of the optimizers: learning rate (the largest of any rank) and gradient norm."""
@@ -384,9 +373,9 @@ class Flight:
                 codes.append(np.tile(here, len(span.step)))
                 values.append(_flat(span.group_values))
                 there.append(_flat(span.group_present))
-        step, code = _concatenate(steps, np.int64), _concatenate(codes, np.int64)
+        step, code = concatenate(steps, np.int64), concatenate(codes, np.int64)
         shape = (len(GROUP_VALUES),)
-        value, present = _concatenate(values, np.float64, shape), _concatenate(there, np.bool_, shape)
+        value, present = concatenate(values, np.float64, shape), concatenate(there, np.bool_, shape)
         order = np.lexsort((code, step))
         step, code, value, present = step[order], code[order], value[order], present[order]
         begins = np.flatnonzero(np.r_[np.ones(min(1, len(step)), bool), (np.diff(step) != 0) | (np.diff(code) != 0)])
@@ -398,25 +387,25 @@ class Flight:
         else:
             rates, squares = np.empty(0), np.empty(0)
         covered = self._coverage(step)[0]
-        return _frame(
+        return arrow.frame(
             {
                 "step": pa.array(step),
-                "group": _labels(code, list(names)),
-                "learning_rate": _array(rates, present[:, rate]),
-                "gradient_norm": _array(np.sqrt(squares * covered), present[:, square] & np.isfinite(covered)),
+                "group": arrow.labels(code, list(names)),
+                "learning_rate": arrow.column(rates, present[:, rate]),
+                "gradient_norm": arrow.column(np.sqrt(squares * covered), present[:, square] & np.isfinite(covered)),
             }
         )
 
     def scalars(self) -> pd.DataFrame:
         """One row for every value that was logged, in the order of the logging."""
         chunks = [(rank.number, chunk) for rank in self._ranks for chunk in rank.scalars]
-        return _frame(
+        return arrow.frame(
             {
-                "step": pa.array(_concatenate([chunk.step for _, chunk in chunks], np.int64)),
-                "time": pa.array(_concatenate([chunk.time for _, chunk in chunks], np.int64)).cast(pa.timestamp("ns", "UTC")),
-                "rank": pa.array(_concatenate([np.full(len(chunk.step), rank) for rank, chunk in chunks], np.int64)),
+                "step": pa.array(concatenate([chunk.step for _, chunk in chunks], np.int64)),
+                "time": pa.array(concatenate([chunk.time for _, chunk in chunks], np.int64)).cast(pa.timestamp("ns", "UTC")),
+                "rank": pa.array(concatenate([np.full(len(chunk.step), rank) for rank, chunk in chunks], np.int64)),
                 "name": pa.array([name for _, chunk in chunks for name in chunk.names], pa.string()),
-                "value": pa.array(_concatenate([chunk.value for _, chunk in chunks], np.float64)),
+                "value": pa.array(concatenate([chunk.value for _, chunk in chunks], np.float64)),
             }
         )
 
@@ -426,7 +415,7 @@ class Flight:
         for rank in reversed(self._ranks):  # the lowest rank that logs both sides speaks for the run
             found |= rank.gaps()
         rows = sorted((gap for gaps in found.values() for gap in gaps), key=lambda gap: gap.step)
-        return _frame(
+        return arrow.frame(
             {
                 "step": pa.array([gap.step for gap in rows], pa.int64()),
                 "score": pa.array([gap.score for gap in rows], pa.string()),
@@ -443,13 +432,13 @@ class Flight:
             targets |= dict.fromkeys(readable(rank.info.targets if rank.info else ()))
         first = first_reached(reached for rank in self._ranks for reached in rank.reached)
         met: list[Reached | None] = [first.get(str(target)) for target in targets]
-        return _frame(
+        return arrow.frame(
             {
-                "target": _texts(map(str, targets)),
-                "score": _texts(target.score for target in targets),
+                "target": arrow.utf8(map(str, targets)),
+                "score": arrow.utf8(target.score for target in targets),
                 "reached": pa.array([moment is not None for moment in met], pa.bool_()),
                 "step": pa.array([moment and moment.step for moment in met], pa.int64()),
-                "time": _times([None if moment is None else moment.time for moment in met]),
+                "time": arrow.times([None if moment is None else moment.time for moment in met]),
                 "seconds": pa.array([moment and moment.seconds for moment in met], pa.float64()),
                 "steps": pa.array([moment and moment.steps for moment in met], pa.int64()),
             }
@@ -459,11 +448,11 @@ class Flight:
         """One row per checkpoint that the loop has named; the step is absent where it was before the first was over."""
         rows = [(rank.number, checkpoint) for rank in self._ranks for checkpoint in rank.checkpoints]
         rows.sort(key=lambda row: -1 if row[1].step is None else row[1].step)
-        return _frame(
+        return arrow.frame(
             {
                 "step": pa.array([checkpoint.step for _, checkpoint in rows], pa.int64()),
-                "time": _times([checkpoint.time for _, checkpoint in rows]),
-                "path": _texts(checkpoint.path for _, checkpoint in rows),
+                "time": arrow.times([checkpoint.time for _, checkpoint in rows]),
+                "path": arrow.utf8(checkpoint.path for _, checkpoint in rows),
                 "rank": pa.array([rank for rank, _ in rows], pa.int64()),
             }
         )
@@ -477,13 +466,13 @@ class Flight:
         names = {(site.model, site.name): i for i, site in enumerate(self.sites)}
         parts: list[tuple[Ints, Ints, Array, Floats]] = []
         for rank in self._ranks:
-            for step, sites, counts, sums in _differences(rank, first, last):
+            for step, sites, counts, sums in differences(rank, first, last):
                 codes = np.array([names[site.model, site.name] for site in sites], np.int64)
                 parts.append((np.repeat(step, len(sites)), np.tile(codes, len(step)), counts, sums))
-        step = _concatenate([part[0] for part in parts], np.int64)
-        site = _concatenate([part[1] for part in parts], np.int64)
-        counts = _concatenate([part[2] for part in parts], np.int32, (MAGNITUDE_COLUMNS,))
-        sums = _concatenate([part[3] for part in parts], np.float64)
+        step = concatenate([part[0] for part in parts], np.int64)
+        site = concatenate([part[1] for part in parts], np.int64)
+        counts = concatenate([part[2] for part in parts], np.int32, (MAGNITUDE_COLUMNS,))
+        sums = concatenate([part[3] for part in parts], np.float64)
         del parts
         if len(self._ranks) > 1 and len(step):
             order = np.lexsort((site, step))
@@ -492,12 +481,12 @@ class Flight:
             counts = np.add.reduceat(counts[order], begins, dtype=np.int32)
             sums = np.add.reduceat(sums[order], begins)
             step, site = step[begins], site[begins]
-        columns: dict[str, pa.Array] = {"step": pa.array(step), "block": _labels(site, [site.name for site in self.sites])}
+        columns: dict[str, pa.Array] = {"step": pa.array(step), "block": arrow.labels(site, [site.name for site in self.sites])}
         for i, name in enumerate(MAGNITUDE_NAMES):
             columns[name] = pa.array(np.ascontiguousarray(counts[:, i]))
         columns["sum"] = pa.array(sums)
-        columns["model"] = _labels(site, self._models(self.sites))
-        return _frame(columns)
+        columns["model"] = arrow.labels(site, self._models(self.sites))
+        return arrow.frame(columns)
 
     def bins(self, of: Literal["blocks", "groups", "run", "scalars"] = "blocks") -> pd.DataFrame:
         """Thinned history: minimum, maximum, sum and count of every value over bins of steps, the finest that are left.
@@ -506,325 +495,42 @@ class Flight:
         Values are per rank and as in the files: squares are sums of squares, gradients are shares.
         """
         stem: Kind = "scalarbins" if of == "scalars" else "bins"
-        make = {"blocks": self._block_bins, "groups": _group_bins, "run": _run_bins, "scalars": _scalar_bins}[of]
+        make = {"blocks": self._block_bins, "groups": thinned.of_groups, "run": thinned.of_run, "scalars": thinned.of_scalars}[of]
         nothing = row_format(stem)
-        tables = [_placed(make(nothing, np.empty(0, nothing.dtype)), 0, 0)]
+        tables = [thinned.placed(make(nothing, np.empty(0, nothing.dtype)), 0, 0)]
         for rank in self._ranks:
             for level, kept in enumerate(rank.finest):
                 for form, records in rank.rows(f"{stem}-{level}", stem, []):
                     records = records[np.isin(records["first_step"], kept)]
-                    tables.append(_placed(make(form, records), rank.number, level))
-        return _pandas(pa.concat_tables(tables).sort_by([("rank", "ascending"), ("first_step", "ascending")]))
+                    tables.append(thinned.placed(make(form, records), rank.number, level))
+        return arrow.as_pandas(pa.concat_tables(tables).sort_by([("rank", "ascending"), ("first_step", "ascending")]))
 
     def _block_bins(self, form: RowFormat, records: Records) -> pa.Table:
         """One row per bin and site."""
         codes = np.tile(np.arange(len(form.sites)), len(records))
-        columns = _list_bins(records, "block", [site.name for site in form.sites], BINNED_BLOCK_VALUES)
+        columns = thinned.of_lists(records, "block", [site.name for site in form.sites], BINNED_BLOCK_VALUES)
         for name in BLOCK_COUNTS:
             columns[f"{name}_sum"] = pa.array(records[f"block_{name}_sum"].reshape(-1))
-        columns["model"] = _labels(codes, self._models(form.sites))
+        columns["model"] = arrow.labels(codes, self._models(form.sites))
         return pa.table(columns)
 
     def findings(self) -> pd.DataFrame:
         """Every finding in its newest state, in the order of their opening; `evidence` is JSON."""
         newest = {event.id: event for event in self._findings}.values()
-        return _of_values(Finding, sorted(newest, key=lambda finding: (finding.opened_step, finding.id)))
+        return arrow.of_values(Finding, sorted(newest, key=lambda finding: (finding.opened_step, finding.id)))
 
     def incidents(self) -> pd.DataFrame:
         """What broke: every incident of every rank in its newest state, in the order of time; `evidence` is JSON.
 
         How a process ended that could not say so itself is concluded from what it left (flight.endings), if nobody has yet.
         """
-        return _of_values(Incident, incidents.newest(event for rank in self._ranks for event in rank.incidents))
+        return arrow.of_values(Incident, incidents.newest(event for rank in self._ranks for event in rank.incidents))
 
     def _models(self, sites: Sequence[ResidualSite]) -> list[str]:
         labels = {key: label for rank in self._ranks if rank.info for key, label in rank.info.models.items()}
         return [labels.get(site.model, site.model) for site in sites]
 
 
-@dataclass(slots=True)
-class _Span:
-    """Rows with the same sites; what frames are made of, without the histograms."""
-
-    sites: tuple[ResidualSite, ...]
-    groups: tuple[str, ...]
-    step: Ints
-    time: Ints
-    complete: Bools
-    skipped: Bools
-    run: Floats
-    run_present: Bools
-    group_values: Floats  # [rows, len(GROUP_VALUES), groups]
-    group_present: Bools
-    blocks: Floats  # [rows, len(BLOCK_VALUES), sites]
-    blocks_present: Bools
-    counts: Ints
-
-    @classmethod
-    def of(cls, form: RowFormat, records: Records) -> _Span:
-        groups = [f"group_{name}" for name in GROUP_VALUES]
-        blocks = [f"block_{name}" for name in BLOCK_VALUES]
-        return cls(
-            form.sites,
-            form.groups,
-            records["step"].copy(),
-            records["time"].copy(),
-            records["complete"].astype(bool),
-            records["skipped"].astype(bool),
-            np.stack([records[name] for name in RUN_VALUES], axis=1),
-            np.stack([present(records, name) for name in RUN_VALUES], axis=1),
-            np.stack([records[name] for name in groups], axis=1),
-            np.stack([present(records, name) for name in groups], axis=1),
-            np.stack([records[name] for name in blocks], axis=1),
-            np.stack([present(records, name) for name in blocks], axis=1),
-            np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1),
-        )
-
-
-@dataclass(slots=True)
-class _Scalars:
-    step: Ints
-    time: Ints
-    names: list[str]
-    value: Floats
-
-
-class _Rank:
-    """What one rank's folder holds."""
-
-    def __init__(self, number: int, folder: Path, skipped: list[Skip]) -> None:
-        self.number = number
-        self.folder = folder
-        try:
-            self.info: RunInfo | None = read_info(folder)
-        except FlightVersionError:
-            raise
-        except FlightError as error:
-            self.info = None
-            skipped.append(Skip(folder / layout.INFO, 0, 0, 0, str(error)))
-        # Asked in this order: who ended after the first question has left the mark that the second finds.
-        held = layout.is_held(folder / layout.LOCK)
-        self.end = read_end(folder)
-        self.alive = held and self.end is None
-        self.spans: list[_Span] = []
-        self.newest: StepRecord | None = None
-        for form, records in self.rows("steps", "steps", skipped):
-            self.spans.append(_Span.of(form, records))
-            (self.newest,) = step_records(form, records[-1:])
-        self.scalars = [
-            _Scalars(records["step"].copy(), records["time"].copy(), texts(records, "name"), records["value"].copy())
-            for _, records in self.rows("scalars", "scalars", skipped)
-        ]
-        places: list[tuple[Ints, Ints]] = []
-        for level in range(LEVELS):
-            bins = [np.stack([r["first_step"], r["last_step"]]) for _, r in self.rows(f"bins-{level}", "bins", skipped)]
-            first, last = np.concatenate([np.empty((2, 0), np.int64), *bins], axis=1)
-            places.append((first, last))
-            for _ in self.rows(f"scalarbins-{level}", "scalarbins", skipped):
-                pass  # read for what is to be said of damage; `Flight.bins` reads them again
-        self.finest = [first[keep] for (first, _), keep in zip(places, _finest(places), strict=True)]
-
-        self.checkpoints = self._lines(layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint", skipped)
-        self.reached = self._lines(layout.REACHED, partial(typed, Reached), "a target that was met", skipped)
-        self.incidents, skips = incidents.read(folder, ended=not self.alive)
-        skipped += skips
-        self.outcome: Outcome | None = None  # while it lives
-        if not self.alive:
-            known = incidents.newest(self.incidents)
-            end, incident = conclude(Remains(folder, self.info, self.end, self.newest, known))
-            self.outcome = end.outcome
-            self.incidents += [incident] if incident is not None else []
-
-    def _lines(self, name: str, make: Callable[[Any], Line], what: str, skipped: list[Skip]) -> list[Line]:
-        lines = Lines(self.folder / name, make, what)
-        found = lines.poll(ended=not self.alive)
-        skipped += lines.skips
-        return found
-
-    def gaps(self) -> dict[str, list[Gap]]:
-        """By score, in order."""
-        recorded = _concatenate([span.step for span in self.spans], np.int64)
-        lost = recorded[1:][np.diff(recorded) > 1].tolist()[::-1]  # behind these holes it goes on; the next one last
-        logged = [row for chunk in self.scalars for row in zip(chunk.step.tolist(), chunk.names, chunk.value.tolist(), strict=True)]
-        gaps = Gaps()
-        found: dict[str, list[Gap]] = {}
-        for step, name, value in sorted(logged, key=lambda row: row[0]):
-            while lost and lost[-1] <= step:
-                lost.pop()
-                gaps.interrupt()
-            if gap := gaps.add(step, name, value):
-                found.setdefault(gap.score, []).append(gap)
-        return found
-
-    def rows(self, stem: str, kind: Kind, skipped: list[Skip]) -> Iterator[tuple[RowFormat, Records]]:
-        segments = Segments(self.folder, stem, kind)
-        try:
-            while (rows := segments.read(ROWS, ended=not self.alive)) is not None:
-                yield rows
-        finally:
-            segments.close()
-            skipped += segments.skips
-
-
-def _differences(
-    rank: _Rank, first: int | None, last: int | None
-) -> Iterator[tuple[Ints, tuple[ResidualSite, ...], Array, Floats]]:
-    """Of each row whose predecessor is there: its step, and each site's counts and sum of that step alone."""
-    before: dict[tuple[str, str], tuple[Ints, float]] = {}
-    total = 0  # of steps, as the row before has it
-    for form, records in rank.rows("steps", "steps", []):
-        sites = form.sites
-        if last is not None and records["step"][0] > last:
-            return
-        buckets = np.ascontiguousarray(records["magnitude_buckets"]).reshape(len(records), len(sites), MAGNITUDE_COLUMNS)
-        sums = np.ascontiguousarray(records["magnitude_sum"])
-        totals = records["steps_total"].copy()
-        nothing = (np.zeros(MAGNITUDE_COLUMNS, np.int64), 0.0)
-        old = [before.get((site.model, site.name), nothing) for site in sites]
-        own = np.diff(buckets, axis=0, prepend=np.array([b for b, _ in old], np.int64).reshape(1, len(sites), MAGNITUDE_COLUMNS))
-        own_sums = np.diff(sums, axis=0, prepend=np.array([s for _, s in old]).reshape(1, len(sites)))
-        # A step that was cut short counts as no step, so its row's total is that of the row before.
-        follows = totals - records["complete"] == np.r_[total, totals[:-1]]
-        if first is not None:
-            follows &= records["step"] >= first
-        if last is not None:
-            follows &= records["step"] <= last
-        counts = own[follows].reshape(-1, MAGNITUDE_COLUMNS).astype(np.int32)
-        yield records["step"][follows], sites, counts, own_sums[follows].reshape(-1)
-        before |= {(site.model, site.name): (buckets[-1, i].copy(), float(sums[-1, i])) for i, site in enumerate(sites)}
-        total = int(totals[-1])
-
-
-def _logged(ranks: Sequence[_Rank]) -> dict[str, tuple[Ints, Floats, Ints]]:
-    """For each logged name the steps, rising, the mean over ranks of what each logged last at that step, and how many did."""
-    by_name: dict[str, list[tuple[Ints, Floats]]] = {}
-    for rank in ranks:
-        step = _concatenate([chunk.step for chunk in rank.scalars], np.int64)
-        value = _concatenate([chunk.value for chunk in rank.scalars], np.float64)
-        codes: dict[str, int] = {}
-        code = np.array([codes.setdefault(name, len(codes)) for chunk in rank.scalars for name in chunk.names], np.int64)
-        # The newest of each step and name: sorted by arrival within them, the last.
-        order = np.lexsort((np.arange(len(step)), step, code))
-        step, value, code = step[order], value[order], code[order]
-        newest = np.r_[(np.diff(step) != 0) | (np.diff(code) != 0), np.ones(min(1, len(step)), bool)]
-        step, value, code = step[newest], value[newest], code[newest]
-        bounds = np.searchsorted(code, np.arange(len(codes) + 1))
-        for name, i in codes.items():
-            part = slice(bounds[i], bounds[i + 1])
-            by_name.setdefault(name, []).append((step[part], value[part]))
-    merged: dict[str, tuple[Ints, Floats, Ints]] = {}
-    for name, parts in by_name.items():
-        steps, group = np.unique(np.concatenate([step for step, _ in parts]), return_inverse=True)
-        count = np.bincount(group)
-        merged[name] = (steps, np.bincount(group, np.concatenate([value for _, value in parts])) / count, count)
-    return merged
-
-
-def _finest(levels: Sequence[tuple[Ints, Ints]]) -> list[Bools]:
-    """Which bins of each level to take so that they cover as much as they can, without overlap, as finely as they can.
-
-    Bins nest, and of the finer ones the oldest went: so the newest part is taken from the finest level, what lies before its first
-    bin from the next, and of the finer one that which such a coarser bin holds as well is left out.
-    """
-    keep: list[Bools] = []
-    covered = np.iinfo(np.int64).max  # from here on
-    for first, last in levels:
-        take = first < covered
-        if take.any():
-            held = last[take].max()
-            for finer, (begin, _) in zip(keep, levels, strict=False):
-                finer &= begin > held
-            covered = int(first[take].min())
-        keep.append(take)
-    return keep
-
-
-def _bins(records: Records, names: Sequence[str], **more: pa.Array) -> pa.Table:
-    """The bins' values that there is one of each of."""
-    columns = {name: pa.array(records[name].copy()) for name in ("first_step", "last_step")}
-    for name in ("first_time", "last_time"):
-        columns[name] = pa.array(records[name].copy()).cast(pa.timestamp("ns", "UTC"))
-    if "steps" in (records.dtype.names or ()):
-        columns["steps"] = pa.array(records["steps"].copy())
-    columns |= more
-    for name in names:
-        for statistic in STATISTICS:
-            field = f"{name}_{statistic}"
-            columns[field] = _array(records[field].copy(), present(records, field))
-    return pa.table(columns)
-
-
-def _run_bins(_: RowFormat, records: Records) -> pa.Table:
-    return _bins(records, RUN_VALUES)
-
-
-def _group_bins(form: RowFormat, records: Records) -> pa.Table:
-    return pa.table(_list_bins(records, "group", form.groups, GROUP_VALUES))
-
-
-def _list_bins(records: Records, of: str, labels: Sequence[str], names: Sequence[str]) -> dict[str, pa.Array]:
-    """One row per bin and item of lists: the columns."""
-    table = _bins(records, ()).take(pa.array(np.repeat(np.arange(len(records)), len(labels))))
-    columns = {name: table[name] for name in table.column_names}
-    columns[of] = _labels(np.tile(np.arange(len(labels)), len(records)), labels)
-    for name in names:
-        for statistic in STATISTICS:
-            field = f"{of}_{name}_{statistic}"
-            columns[f"{name}_{statistic}"] = _array(records[field].reshape(-1), present(records, field).reshape(-1))
-    return columns
-
-
-def _scalar_bins(_: RowFormat, records: Records) -> pa.Table:
-    return _bins(records, ("value",), name=pa.array(texts(records, "name"), pa.string()))
-
-
-def _placed(table: pa.Table, rank: int, level: int) -> pa.Table:
-    rows = table.num_rows
-    table = table.add_column(0, "level", pa.array(np.full(rows, level)))
-    return table.add_column(0, "rank", pa.array(np.full(rows, rank)))
-
-
 def _flat(values: Array) -> Array:
     """[rows, values, sites] as [rows * sites, values]."""
     return np.ascontiguousarray(np.moveaxis(values, 1, 2)).reshape(-1, values.shape[1])
-
-
-def _concatenate(parts: Sequence[Array], kind: Any, shape: tuple[int, ...] = ()) -> Array:
-    return np.concatenate(parts) if parts else np.empty((0, *shape), kind)
-
-
-def _array(values: Array, there: Bools) -> pa.Array:
-    return pa.array(np.ascontiguousarray(values), mask=~there)
-
-
-def _labels(codes: Ints, names: Sequence[str]) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names, pa.string())).cast(pa.string())
-
-
-def _texts(values: Iterable[str]) -> pa.Array:
-    """Texts from files of JSON, which can hold what no UTF-8 can."""
-    return pa.array([value.encode("utf-8", "replace").decode() for value in values], pa.string())
-
-
-def _times(values: Iterable[float | None]) -> pa.Array:
-    numbers = [None if value is None else nanoseconds(value) for value in values]
-    return pa.array(numbers, pa.int64()).cast(pa.timestamp("ns", "UTC"))
-
-
-def _of_values(kind: type[Event], values: Sequence[Event]) -> pd.DataFrame:
-    """One row each, one column per field."""
-    rows = [asdict(value) | {"evidence": json.dumps(value.evidence)} for value in values]
-    types = {"int": pa.int64(), "int | None": pa.int64(), "float": pa.float64()}
-    fields = {name: types.get(str(field.type), pa.string()) for name, field in kind.__dataclass_fields__.items()}
-    return _frame({name: pa.array([row[name] for row in rows], type_) for name, type_ in fields.items()})
-
-
-def _frame(columns: dict[str, pa.Array]) -> pd.DataFrame:
-    return _pandas(pa.table(columns))
-
-
-def _pandas(table: pa.Table) -> pd.DataFrame:
-    import pandas as pd
-
-    frame: pd.DataFrame = table.to_pandas(types_mapper=pd.ArrowDtype)
-    return frame

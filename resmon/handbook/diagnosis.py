@@ -135,7 +135,8 @@ def _this_run(trouble: Trouble, name: str) -> str:
     """What the run itself says about the trouble."""
     run = escaped(str(trouble.flight.info["run"]))
     if (incident := trouble.incident(name)) is not None:
-        step = "" if incident.step is None else f" at step {incident.step:,}"
+        said = incident.step is None or incident.summary.startswith("Step ")
+        step = "" if said else f" at step {incident.step:,}"
         lines = [f"Run {run}, rank {incident.rank}{step}: {escaped(incident.summary)}", escaped(incident.advice)]
         return "\n\n".join(["## This run", *filter(None, lines)]) + "\n"
     if (finding := trouble.finding(name)) is not None:

@@ -93,6 +93,19 @@ def test_a_page_of_a_run_has_its_values(name: str, tmp_path: Path) -> None:
     assert trouble.runbook == name
 
 
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [
+        ("it fell over", "rank 0 at step 29: it fell over"),
+        ("Step 29: sqrt made NaN of it.", "rank 0: Step 29: sqrt made NaN of it."),
+    ],
+)
+def test_the_step_of_an_incident_is_told_once(summary: str, said: str, tmp_path: Path) -> None:
+    trouble = runbook.Trouble.of(load(broken(tmp_path, "failed", summary=summary)))
+    book = replace(handbook.runbook("failed"), text="# Failed\n")
+    assert f"Run digits, {said}\n" in "".join(runbook.page(book, trouble))
+
+
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(ConfigurationError, match="nonfinite"):
         handbook.runbook("../../etc/passwd")
