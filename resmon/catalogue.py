@@ -287,6 +287,13 @@ CATALOGUE: tuple[Metric, ...] = (
         "Data points (metrics) and events (logs) that the OTLP receiver did not take; absent where none is set.",
     ),
     Metric(
+        "resmon_agent_held_seconds_total",
+        "counter",
+        "seconds",
+        (),
+        "Time that answers were held back so that reading does not slow trainings, of all answers together.",
+    ),
+    Metric(
         "resmon_agent_collect_duration_seconds", "gauge", "seconds", (), "Time that the last scrape took to collect and render."
     ),
 )

@@ -1,22 +1,23 @@
-"""Readers of an agent, in a process of their own: `python -m benchmarks.readers.crowd URL READERS EACH FROM,TO ...`.
+"""Readers of an agent, in a process of their own: `python -m benchmarks.readers.crowd URL READERS FROM,TO,EACH ...`.
 
-Each of READERS asks once every EACH seconds while one of the stretches lasts (of time.monotonic, in seconds): half of them as
-Prometheus does, for /metrics, half as the page does, for what the page asks each second. All keep their connection. Prints one line
-of JSON: how many answers of which kind, what went wrong, and how long answers took.
+Each of READERS asks once every EACH seconds while one of the stretches lasts (FROM and TO are of time.monotonic), or, where EACH is
+0, again as soon as it is answered: half of them as Prometheus does, for /metrics, half as the page does, for what the page asks
+again and again. All keep their connection. Prints one line of JSON, for each EACH: how many answers of which kind, what went wrong,
+and how long answers took.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
 
-Stretch = tuple[float, float]
+Stretch = tuple[float, float, float]  # from, to, each
 
 # What Prometheus 2.42 sends.
 ACCEPT = (
@@ -37,41 +38,46 @@ class Heard:
 class Reader:
     """One connection that asks for one path."""
 
-    def __init__(self, address: tuple[str, int], path: str, heard: Heard) -> None:
+    def __init__(self, address: tuple[str, int], path: str, heard: Mapping[float, Heard]) -> None:
         self._address, self._path, self._heard = address, path, heard
         self._name = path.partition("?")[0]
+        self._tag = ""  # of what it was told last, which a page says when it asks again
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def read(self, stretches: list[Stretch], each: float, after: float) -> None:
-        for begin, end in stretches:
-            await asyncio.sleep(begin + after - time.monotonic())
+    async def read(self, stretches: list[Stretch], place: float) -> None:
+        """`place` is this reader's among the others, from 0 to 1, so that they do not all ask in the same moment."""
+        for begin, end, each in stretches:
+            heard = self._heard[each]
+            await asyncio.sleep(begin + place * each - time.monotonic())
             while (asked := time.monotonic()) < end:
                 try:
-                    await asyncio.wait_for(self._ask(), PATIENCE)
+                    await asyncio.wait_for(self._ask(heard), PATIENCE)
                 except (OSError, ValueError, EOFError, TimeoutError) as error:
-                    self._heard.errors[f"{self._name}: {error!r}"] += 1
+                    heard.errors[f"{self._name}: {error!r}"] += 1
                     self._leave()
                 else:
-                    self._heard.seconds[self._name].append(time.monotonic() - asked)
+                    heard.seconds[self._name].append(time.monotonic() - asked)
                 await asyncio.sleep(max(0.0, asked + each - time.monotonic()))
             self._leave()
 
-    async def _ask(self) -> None:
+    async def _ask(self, heard: Heard) -> None:
         if self._streams is None:
             self._streams = await asyncio.open_connection(*self._address, limit=1 << 20)
         reader, writer = self._streams
-        head = f"GET {self._path} HTTP/1.1\r\nHost: {self._address[0]}\r\nAccept: {ACCEPT}\r\nAccept-Encoding: gzip\r\n\r\n"
+        head = f"GET {self._path} HTTP/1.1\r\nHost: {self._address[0]}\r\nAccept: {ACCEPT}\r\nAccept-Encoding: gzip\r\n"
+        head += f"If-None-Match: {self._tag}\r\n\r\n" if self._tag else "\r\n"
         writer.write(head.encode())
         status, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        left = length = int(headers["content-length"])
+        left = length = int(headers.get("content-length", 0))
+        self._tag = headers.get("etag", "")
         while left:
             part = await reader.read(min(left, 1 << 20))
             if not part:
                 raise EOFError(f"{left} of {length} bytes are missing")
             left -= len(part)
-        self._heard.bytes += length
-        self._heard.answers[f"{self._name} {status.split()[1]}"] += 1
+        heard.bytes += length
+        heard.answers[f"{self._name} {status.split()[1]}"] += 1
         if headers.get("connection") == "close":
             self._leave()
 
@@ -108,27 +114,21 @@ def _first(content: object, key: str) -> str | None:
     return None
 
 
-async def crowd(url: str, readers: int, each: float, stretches: list[Stretch]) -> dict[str, object]:
+async def crowd(url: str, readers: int, stretches: list[Stretch]) -> dict[float, dict[str, object]]:
     parts = urlsplit(url)
     address = (parts.hostname or "", parts.port or 80)
     asked = await paths(address)
-    heard = Heard()
-    await asyncio.gather(
-        *(Reader(address, asked[i % len(asked)], heard).read(stretches, each, each * i / readers) for i in range(readers))
-    )
-    used = resource.getrusage(resource.RUSAGE_SELF)
+    heard = {each: Heard() for _, _, each in stretches}
+    await asyncio.gather(*(Reader(address, asked[i % len(asked)], heard).read(stretches, i / readers) for i in range(readers)))
     return {
-        "answers": dict(heard.answers),
-        "errors": dict(heard.errors),
-        "seconds": dict(heard.seconds),
-        "bytes": heard.bytes,
-        "cpu_seconds": used.ru_utime + used.ru_stime,
+        each: {"answers": dict(of.answers), "errors": dict(of.errors), "seconds": dict(of.seconds), "bytes": of.bytes}
+        for each, of in heard.items()
     }
 
 
-def main(url: str, readers: str, each: str, *stretches: str) -> None:
-    times = [(float(begin), float(end)) for begin, end in (stretch.split(",") for stretch in stretches)]
-    print(json.dumps(asyncio.run(crowd(url, int(readers), float(each), times))))
+def main(url: str, readers: str, *stretches: str) -> None:
+    times = [(float(begin), float(end), float(each)) for begin, end, each in (stretch.split(",") for stretch in stretches)]
+    print(json.dumps(asyncio.run(crowd(url, int(readers), times))))
 
 
 if __name__ == "__main__":

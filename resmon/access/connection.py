@@ -40,6 +40,16 @@ class Connection(H11Protocol):
         """Of which a client's certificate must hold one; any does where there are none."""
         return frozenset()
 
+    @property
+    def neighbours(self) -> int:
+        """How many connections there are, this one among them."""
+        return len(self.connections)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody is there any more to take an answer."""
+        return self.transport is None or self.transport.is_closing()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
         secure = transport.get_extra_info("ssl_object")

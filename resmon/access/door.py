@@ -22,6 +22,8 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from resmon.access.connection import KEY, Connection
+from resmon.access.pace import Pace
 from resmon.access.passwords import Passwords
 from resmon.access.refusals import Refusals
 from resmon.access.web_config import Rate, WebConfig
@@ -38,6 +40,7 @@ PROBES = ("/-/healthy", "/-/ready")
 # A block's name of 500 characters takes 4,500 bytes in a path, and a run's up to 765 more.
 LONGEST_PATH = 8 << 10  # with its query
 LARGEST_HEAD = 16 << 10
+CONNECTIONS = 256  # beyond it, 503; beyond what the listener takes (listener.py), nothing
 MOST_HEADERS = 100
 PIECE = 128 << 10
 
@@ -138,6 +141,7 @@ class Door:
     application: Application
     names: Names
     config: Callable[[], WebConfig]  # the newest
+    pace: Pace
     passwords: Passwords = field(default_factory=Passwords)
     refusals: Refusals = field(default_factory=Refusals)
     _bucket: _Bucket = field(default_factory=_Bucket)
@@ -145,9 +149,14 @@ class Door:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"nobody speaks {scope['type']} here")
+        connection = scope.get("state", {}).get(KEY)
+        if scope["path"] not in PROBES:
+            await self.pace.turn()
+            if connection is not None and connection.is_gone:
+                return
         config = self.config()
         send = _Answer(send, config).send
-        refusal = self._unfit(scope) or await self._unknown(scope, config)
+        refusal = _crowded(connection) or self._unfit(scope) or await self._unknown(scope, config)
         if refusal is None:
             await self.application(scope, receive, send)
             return
@@ -205,6 +214,12 @@ class Door:
         if verdict == "unknown":
             return Refusal(401, "the name or the password is wrong", reason="a wrong name or password", headers=challenge)
         return None
+
+
+def _crowded(connection: Connection | None) -> Refusal | None:
+    if connection is None or connection.neighbours <= CONNECTIONS:
+        return None
+    return Refusal(503, f"more than {CONNECTIONS} connections are open", headers=((b"retry-after", b"2"),), is_last=True)
 
 
 def _credentials(header: bytes) -> tuple[str, bytes] | None:

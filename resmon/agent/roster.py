@@ -144,7 +144,11 @@ class Roster:
             log.warning("%s", message)
 
     def view(
-        self, collect_seconds: float, gpus: tuple[GpuView, ...] = (), otlp_dropped: Mapping[str, int] | None = None
+        self,
+        collect_seconds: float,
+        gpus: tuple[GpuView, ...] = (),
+        otlp_dropped: Mapping[str, int] | None = None,
+        held_seconds: float = 0.0,
     ) -> AgentView:
         """This moment."""
         attempts = [followed.attempt for followed in self._followed.values()]
@@ -160,6 +164,7 @@ class Roster:
             gpus=gpus,
             last_error=self._last_error,
             otlp_dropped=otlp_dropped or {},
+            held_seconds=held_seconds,
         )
 
     def _welcome(self) -> None:

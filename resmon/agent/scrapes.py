@@ -34,6 +34,8 @@ from resmon.exporters.view import GpuView
 MOST_BYTES = 16 << 20
 # Seconds of writing that may be spent on what would have been much the same: at once, and of each second.
 BURST, SHARE = 2.0, 0.005
+# Bytes on their way for which the next exposition waits, and how many seconds.
+LARGE, MOMENT = 4 << 20, 0.5
 SMALL = 2048  # bytes that are not worth compressing
 LEVEL = 1  # of zlib: a fifteenth of the size; the default level takes three times as long for a twentieth
 
@@ -65,11 +67,13 @@ class Scrapes:
         lock: threading.Lock,
         gpus: Callable[[], tuple[GpuView, ...]],
         dropped: Callable[[], Mapping[str, int]] = dict,
+        held: Callable[[], float] = float,
     ) -> None:
         self._roster = roster
         self._lock = lock
         self._gpus = gpus
         self._dropped = dropped
+        self._held = held
         self._exporter = Prometheus()
         self._newest: dict[str, Exposition] = {}  # by kind
         self._under_way: dict[str, asyncio.Future[Exposition]] = {}
@@ -106,7 +110,7 @@ class Scrapes:
         """One that is being written already, or a new one."""
         under_way = self._under_way.get(kind)
         if under_way is None:
-            under_way = asyncio.ensure_future(asyncio.to_thread(self._write, kind, counts))
+            under_way = asyncio.ensure_future(self._write_when_taken(kind, counts))
             self._under_way[kind] = under_way
             under_way.add_done_callback(lambda _: self._under_way.pop(kind))
             counts = False  # it is, where it is written
@@ -121,11 +125,22 @@ class Scrapes:
         if not written.cancelled() and written.exception() is None:
             self._allowance = max(-BURST, self._allowance - self.collect_seconds)
 
+    async def _write_when_taken(self, kind: str, counts: bool) -> Exposition:
+        """Whoever takes a large one still is given a moment for it: with the next beside it they would need twice the memory."""
+        until = time.monotonic() + MOMENT
+        while self._are_taken() and time.monotonic() < until:
+            await asyncio.sleep(MOMENT / 20)
+        return await asyncio.to_thread(self._write, kind, counts)
+
+    def _are_taken(self) -> bool:
+        """Whether large answers are on their way."""
+        return sum(len(body.content) for body in self._bodies if body.readers) > LARGE
+
     def _write(self, kind: str, counts: bool) -> Exposition:
         with self._lock:
             started = time.perf_counter()
             self._roster.poll()
-            view = self._roster.view(self.collect_seconds, self._gpus(), self._dropped())
+            view = self._roster.view(self.collect_seconds, self._gpus(), self._dropped(), self._held())
             self._newest.pop(kind, None)  # before the next one is there, too
             content, _ = self._exporter.render(view, kind)
             self.collect_seconds = time.perf_counter() - started

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from starlette.routing import BaseRoute, Route
 import resmon
 from resmon.access.connection import Connection
 from resmon.access.door import Door, Names
+from resmon.access.listener import MOST
+from resmon.access.pace import Drowsy, Pace
 from resmon.access.renewal import Renewal
 from resmon.access.tls import Renewing
 from resmon.access.web_config import WebConfig
@@ -48,12 +51,11 @@ INTERVAL = 1.0
 # Between two turns of catching up: enough for a waiting scrape to get the lock.
 BREATH = 0.01
 # Seconds between two times that free memory is given back; also whenever it has caught up.
-TIDY = 60.0
+TIDY = 10.0
 # Without a turn of the reader for so long, the agent is not healthy; a turn takes a second or two at most.
 HEALTHY = 60.0
 # So long after the page's last question somebody looks at it still.
 LOOKED_AT = 30.0
-CONNECTIONS = 256  # beyond it, 503; beyond what the listener takes (access/listener.py), nothing
 HANDSHAKE = 10.0  # seconds for that of TLS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -62,12 +64,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class _Http(uvicorn.Server):
     """Leaves it to the agent what a signal means."""
 
-    def __init__(self, config: uvicorn.Config, asked: Callable[[int], None]) -> None:
+    def __init__(self, config: uvicorn.Config, asked: Callable[[int], None], leaving: Callable[[], None]) -> None:
         super().__init__(config)
         self._asked = asked
+        self._leaving = leaving
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002, the signature is uvicorn's
         self._asked(sig)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._leaving()
+        await super().shutdown(sockets)
 
 
 class Server:
@@ -92,7 +99,7 @@ class Server:
         self._lock = threading.Lock()  # over the roster
         self._faults: SimpleQueue[tuple[str, str]] = SimpleQueue()  # of whoever cannot wait for the lock
         self._push = None if otlp is None else self._pushing(otlp, otlp_interval)
-        self._scrapes = Scrapes(self._roster, self._lock, self._gpus.newest, self._dropped)
+        self._scrapes = Scrapes(self._roster, self._lock, self._gpus.newest, self._dropped, self._held)
         self._page = Page(
             Listing(lambda: runtime.directories(folder), lambda: filter(None, runtime.registrations(folder).values()))
         )
@@ -100,9 +107,11 @@ class Server:
         self._grace = grace
         self._until: float | None = None  # monotonic: when an agent that was asked to leave does, whoever waits
         self._turned = time.monotonic()
+        self._clock: int | None = None  # of the reader's CPU time
+        self._pace = Pace(self._answering)
         web = web or WebConfig()
         renewal = Renewal(web, lambda about, message: self._faults.put((about, message)))
-        self.door = Door(Starlette(routes=self.routes()), names or Names(), renewal.newest)
+        self.door = Door(Starlette(routes=self.routes()), names or Names(), renewal.newest, self._pace)
         # What it warns of are bad requests, and whoever sends those must not fill the log.
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
         logging.getLogger("asyncio").setLevel(logging.ERROR)
@@ -122,13 +131,13 @@ class Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=CONNECTIONS,
+            limit_concurrency=MOST,  # requests that nobody waits for any more; the door knows what is too many connections
             timeout_graceful_shutdown=2,
         )
         configuration.load()
         if web.tls is not None:
             configuration.ssl = Renewing.of(renewal.context)
-        self._http = _Http(configuration, self._asked_to_leave)
+        self._http = _Http(configuration, self._asked_to_leave, self._pace.end)
 
     def routes(self) -> list[BaseRoute]:
         """All that is served."""
@@ -149,7 +158,7 @@ class Server:
         if self._push is not None:
             self._push.start()
         try:
-            with asyncio.Runner(loop_factory=_Loop) as runner:
+            with asyncio.Runner(loop_factory=lambda: _Loop(Drowsy(self._pace))) as runner:
                 runner.run(self._http.serve(sockets=[listener]))
         finally:
             self._stop.set()
@@ -166,6 +175,13 @@ class Server:
                 finally:
                     self._lock.release()
 
+    def _answering(self) -> float:
+        """CPU seconds that this process has taken, but for its following of flights where the system tells that apart."""
+        try:
+            return time.process_time() - (0.0 if self._clock is None else time.clock_gettime(self._clock))
+        except OSError:  # the reader has ended, and soon all does
+            return time.process_time()
+
     def _pushing(self, to: str, interval: float) -> Push:
         from resmon.agent.push import Push  # which needs what only resmon[otel] installs
 
@@ -174,10 +190,13 @@ class Server:
     def _view(self) -> AgentView:
         """This moment, for who pushes it."""
         with self._lock:
-            return self._roster.view(self._scrapes.collect_seconds, self._gpus.newest(), self._dropped())
+            return self._roster.view(self._scrapes.collect_seconds, self._gpus.newest(), self._dropped(), self._held())
 
     def _dropped(self) -> Mapping[str, int]:
         return {} if self._push is None else self._push.dropped
+
+    def _held(self) -> float:
+        return self._pace.held_seconds
 
     def _tell(self, event: Event) -> None:
         if self._push is not None:
@@ -195,6 +214,8 @@ class Server:
 
     def _read(self) -> None:
         is_behind, tidied = False, self._turned
+        if sys.platform == "linux":
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         while not self._stop.is_set():
             done = True
             try:

@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +59,7 @@ def _series(metric: Metric) -> int:
 BLOCK_SERIES = sum(_series(metric) for metric in CATALOGUE if metric.labels == BLOCK)
 
 
+@lru_cache(maxsize=64)
 def own_series(models: int, ranks: int, scores: int, groups: int, findings: int, targets: int = 0) -> int:
     """The most series that a run can have besides its blocks'."""
     values = {

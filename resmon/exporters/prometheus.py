@@ -1,10 +1,10 @@
 """A view as Prometheus reads it: text format 0.0.4, OpenMetrics 1.0 or protobuf, as the scraper's Accept header asks.
 
 Per-block families are written straight from arrays: a run has tens of series per block, and one Python object per series would
-take a quarter of a second for 6,000. Label sets are escaped, or encoded, once per set of sites; in text a histogram is one format
-string per run that all its counts fill at once. Everything else goes through prometheus_client, from a registry of our own. Only
-what the catalogue names is written, with the catalogue's help. Protobuf, which a server asks for that takes native histograms, is
-the only one that can carry them.
+take a quarter of a second for 6,000. Label sets are escaped, or encoded, once per set of sites; in text the histograms of a hundred
+blocks are one format string that all their counts fill at once. Everything else goes through prometheus_client, from a registry of
+our own. Only what the catalogue names is written, with the catalogue's help. Protobuf, which a server asks for that takes native
+histograms, is the only one that can carry them.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 PROTOBUF = protobuf.CONTENT_TYPE
+
+# Rows of which histograms are written at once: of 1,400 they would take some megabytes more for a moment.
+ROWS = 100
 
 # By content type, the one that carries most first: how it is asked for, and the known values of its parameters; "" is none given.
 _KINDS: Mapping[str, tuple[str, Mapping[str, Sequence[str]]]] = {
@@ -126,7 +129,7 @@ class Prometheus:
                 yield f"# UNIT {family} {metric.unit}\n"
             for labels, blocks in tables:
                 if metric.kind == "histogram":
-                    yield _magnitudes(labels, blocks)
+                    yield from _magnitudes(labels, blocks)
                 elif metric.kind == "counter":
                     yield _lines(metric.name, labels.sets, map(str, blocks.nonfinite_steps.tolist()))
                 else:
@@ -140,7 +143,7 @@ class _Labels:
     rows: tuple[Row, ...]
     models: dict[str, str]
     sets: list[str]  # one per row, with braces and the blank before the value
-    magnitudes: str  # the lines of the histogram, with %d for counts and %s for sums
+    magnitudes: list[str]  # the lines of the histogram of some rows, ROWS at most, with %d for counts and %s for sums
 
     @classmethod
     def of(cls, run: RunView, rows: tuple[Row, ...]) -> _Labels:
@@ -150,11 +153,14 @@ class _Labels:
             for row in distinct(rows, models)
         ]
         name = PREFIX + "activation_magnitude"
-        magnitudes = "".join(
-            "".join(f'{name}_bucket{{{labels},le="{le}"}} %d\n' for le in _EXPORTED_LE)
-            + f"{name}_count{{{labels}}} %d\n{name}_sum{{{labels}}} %s\n"
-            for labels in (labels.replace("%", "%%") for labels in bare)
-        )
+        magnitudes = [
+            "".join(
+                "".join(f'{name}_bucket{{{labels},le="{le}"}} %d\n' for le in _EXPORTED_LE)
+                + f"{name}_count{{{labels}}} %d\n{name}_sum{{{labels}}} %s\n"
+                for labels in (labels.replace("%", "%%") for labels in bare[begin : begin + ROWS])
+            )
+            for begin in range(0, len(bare), ROWS)
+        ]
         return cls(rows, dict(run.info.models), [f"{{{labels}}} " for labels in bare], magnitudes)
 
 
@@ -182,13 +188,16 @@ def _number(value: float) -> str:
     return {"inf": "+Inf", "-inf": "-Inf"}.get(text := repr(value), text)
 
 
-def _magnitudes(labels: _Labels, blocks: BlockTable) -> str:
+def _magnitudes(labels: _Labels, blocks: BlockTable) -> Iterator[str]:
     buckets = blocks.magnitude_buckets
     below = buckets[:, :MAGNITUDE_LARGER].cumsum(axis=1) + buckets[:, MAGNITUDE_ZERO, None]  # zero is below every edge
     count = below[:, -1] + buckets[:, MAGNITUDE_LARGER]
-    counts = np.column_stack((below[:, _EXPORTED_EDGES], count, count)).tolist()  # +Inf and _count are the same number
-    sums = _numbers(blocks.magnitude_sum.tolist(), bool(np.isfinite(blocks.magnitude_sum).all()))
-    return labels.magnitudes % tuple(chain.from_iterable((*row, total) for row, total in zip(counts, sums, strict=True)))
+    counts = np.column_stack((below[:, _EXPORTED_EDGES], count, count))  # +Inf and _count are the same number
+    is_finite = bool(np.isfinite(blocks.magnitude_sum).all())
+    for i, lines in enumerate(labels.magnitudes):
+        rows = slice(i * ROWS, (i + 1) * ROWS)
+        sums = _numbers(blocks.magnitude_sum[rows].tolist(), is_finite)
+        yield lines % tuple(chain.from_iterable((*row, sum_) for row, sum_ in zip(counts[rows].tolist(), sums, strict=True)))
 
 
 def _series(blocks: BlockTable, native: bool) -> int:

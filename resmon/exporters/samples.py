@@ -233,5 +233,6 @@ SAMPLES: Mapping[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_agent_errors_total": _agent(lambda view: view.errors),
     "resmon_agent_last_error_timestamp_seconds": lambda view: [] if view.last_error is None else [((), view.last_error)],
     "resmon_agent_otlp_dropped_total": lambda view: (((signal,), count) for signal, count in view.otlp_dropped.items()),
+    "resmon_agent_held_seconds_total": _agent(lambda view: view.held_seconds),
     "resmon_agent_collect_duration_seconds": _agent(lambda view: view.collect_seconds),
 }

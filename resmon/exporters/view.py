@@ -136,3 +136,4 @@ class AgentView:
     gpus: tuple[GpuView, ...] = ()
     last_error: float | None = None  # Unix seconds
     otlp_dropped: Mapping[str, int] = field(default_factory=dict)  # by signal; empty where nothing is pushed
+    held_seconds: float = 0.0  # that answers have waited, all together

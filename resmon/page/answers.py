@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -24,7 +24,7 @@ from resmon.handbook import pages as handbook
 from resmon.page.address import identity
 from resmon.page.figures import Look, Seen, differing, figures
 from resmon.page.listing import Entry, Listing
-from resmon.page.sight import Sight, Sights
+from resmon.page.sight import NEVER, Sight, Sights
 from resmon.plots.measures import BY_NAME, MEASURES
 from resmon.records import Finding, Incident
 
@@ -42,6 +42,7 @@ class Answer:
 
     tag: str
     body: bytes
+    until: float = NEVER  # monotonic: before it, who asks for the same is told the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +117,13 @@ class Answers:
             return None
         attempts = [_attempt(each, found) for each in self._listing.attempts(entry) if (found := self._listing.summary(each))]
         version = tuple(sight.version for sight in sights), tuple(lines), attempts
+        until = min(sight.fresh_until for sight in sights)
         with self._lock:
             known = self._kept.get((id_, wish))
             if known is not None and known[0] == version:
                 self._kept.move_to_end((id_, wish))
-                return known[1]
-        made = _answer(_told(entries, sights, lines, wish) | {"attempts": attempts})
+                return replace(known[1], until=until)
+        made = replace(_answer(_told(entries, sights, lines, wish) | {"attempts": attempts}), until=until)
         with self._lock:
             self._kept[id_, wish] = version, made
             room = sum(len(answer.body) for _, answer in self._kept.values())

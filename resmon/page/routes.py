@@ -33,6 +33,7 @@ from resmon.page import runbooks
 from resmon.page.answers import Answers, Wish
 from resmon.page.listing import Listing
 from resmon.page.postmortems import Postmortems
+from resmon.page.shared import Shared
 from resmon.page.sight import Sights
 
 STATIC = Path(__file__).parent / "static"
@@ -78,6 +79,7 @@ class Page:
     def __init__(self, listing: Listing) -> None:
         self._sights = Sights()
         self._answers = Answers(listing, self._sights)
+        self._shared = Shared()
         self._postmortems = Postmortems(listing)
         self._threads = ThreadPoolExecutor(AT_ONCE, "page")
         self._patient = ThreadPoolExecutor(1, "postmortem")  # for what may take a minute
@@ -113,11 +115,15 @@ class Page:
         query = request.query_params
         limit = query.get("limit", "")
         most = int(limit) if limit.isascii() and limit.isdecimal() and len(limit) < 9 else answers_.PAGE
-        return self._tagged(request, await self._apart(partial(self._answers.runs, query.get("match", "")[:200], most)))
+        match = query.get("match", "")[:200]
+        answer = await self._shared.of((match, most), partial(self._apart, partial(self._answers.runs, match, most)))
+        return self._tagged(request, answer)
 
     async def _run(self, request: Request) -> Response:
         query = request.query_params
-        answer = await self._apart(partial(self._answers.run, query.get("id", ""), Wish.of(query)))
+        id_, wish = query.get("id", ""), Wish.of(query)
+        self.looked_at = time.monotonic()
+        answer = await self._shared.of((id_, wish), partial(self._apart, partial(self._answers.run, id_, wish)))
         if answer is None:
             gone = "there is no such run any more: its folder was removed, or renamed, or this machine never had it"
             return JSONResponse({"error": gone}, 404, headers=HEADERS | {"cache-control": "no-store"})

@@ -69,6 +69,11 @@ class Sight:
         return sum(skips.values())
 
     @property
+    def fresh_until(self) -> float:
+        """When it is looked for what is new again, if somebody asks; by the monotonic clock."""
+        return self.read + PERIOD
+
+    @property
     def version(self) -> tuple[object, ...]:
         """Changes when anything does that is shown."""
         course = self.course
@@ -87,7 +92,7 @@ class Sight:
         """Take in what is new, unless that was done a moment ago."""
         with self.lock:
             now = self.asked = time.monotonic()
-            if now - self.read < PERIOD:
+            if now < self.fresh_until:
                 return
             if not self.attempt.is_dir():
                 self.gone = True

@@ -14,7 +14,7 @@ import bcrypt
 import httpx
 import pytest
 
-from resmon.access import connection, door, listener, passwords, web_config
+from resmon.access import connection, door, listener, pace, passwords, web_config
 from resmon.agent import scrapes, server
 from tests.agent.conftest import ROOT
 from tests.agent.serving import agent, trusting
@@ -79,7 +79,7 @@ def test_its_figures_are_those_of_the_code() -> None:
     table = dict(
         re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", PAGE.partition("## What is bounded")[2].partition("##")[0], re.MULTILINE)
     )
-    assert table["connections"] == f"{server.CONNECTIONS} are answered, {listener.MOST} are taken"
+    assert table["connections"] == f"{door.CONNECTIONS} are answered, {listener.MOST} are taken"
     head = f"{door.LONGEST_PATH >> 10} KiB; {door.LARGEST_HEAD >> 10} KiB in {door.MOST_HEADERS} lines"
     assert table["a request's path with its query, and its headers"] == head
     assert connection.REQUEST == server.HANDSHAKE
@@ -87,6 +87,12 @@ def test_its_figures_are_those_of_the_code() -> None:
     assert table["time to take an answer"] == f"{connection.ANSWER:.0f} s"
     kept = f"{scrapes.MOST_BYTES >> 20} MiB of expositions, {door.PIECE >> 10} KiB a connection"
     assert table["what is kept of answers that nobody takes"] == kept
+    taken = (
+        f"{pace.SHARE:.1%}".replace("%", " %")
+        + f", and {pace.BURST:g} s of a core after a pause; an answer waits {pace.LONGEST:g} s for it at most"
+    )
+    assert table["what answering takes of a machine that has none to spare"] == taken
+    assert (pace.SHARE, pace.RESERVE) == (0.005, 0.1)  # "half a percent", "a tenth"
     assert table["methods"] == f"{' and '.join(door.METHODS)}, without a body"
     assert f"a bcrypt cost above {web_config.DEAREST}" in PAGE
     assert passwords.REST == 4  # "for four times as long", "a fifth of one core"

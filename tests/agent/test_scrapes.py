@@ -159,6 +159,43 @@ def test_other_machines_get_it_compressed(client: str, accepted: str, zipped: bo
         assert len({id(answer.body) for answer in answers}) == 1
 
 
+def test_the_next_waits_until_a_large_one_is_taken_but_for_no_more_than_a_moment(
+    served: Scrapes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them beside each other take twice the memory."""
+
+    class Deaf:
+        since = 0.0
+
+    deaf_one: Any = Deaf()
+    monkeypatch.setattr(scrapes, "LARGE", 1000)
+    monkeypatch.setattr(scrapes, "MOMENT", 1e6)
+
+    async def taken() -> None:
+        first = await served._written("text/plain", counts=True)
+        first.plain.readers.add(deaf_one)
+        second = asyncio.ensure_future(served._written("text/plain", counts=True))
+        await asyncio.sleep(0.05)
+        assert count(served) == 1
+        monkeypatch.setattr(scrapes, "MOMENT", 0.01)
+        first.plain.readers.clear()
+        assert await second is not first
+
+    # The pauses are a twentieth of the moment: short ones, and a moment that never ends.
+    sleep = asyncio.sleep
+    monkeypatch.setattr(scrapes.asyncio, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
+    asyncio.run(taken())
+    assert count(served) == 2
+
+    async def deaf() -> None:
+        first = await served._written("text/plain", counts=True)
+        first.plain.readers.add(deaf_one)
+        await served._written("text/plain", counts=True)
+
+    asyncio.run(deaf())
+    assert count(served) == 4
+
+
 def test_fifty_at_once_over_http(house: House, port: int) -> None:
     """All complete, and few different ones."""
     house.agent(port)

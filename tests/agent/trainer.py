@@ -2,8 +2,8 @@
 
 It claims a rank's folder, registers it, writes a step every PACE seconds up to LAST and then ends as HOW says: "finished",
 "failed" and "nonfinite" write that end mark, "sleep" goes on living without a word. From step 30 on, "nonfinite" has NaN, in the
-third block first; "outlier" is "sleep" with gradients of the last block that are a thousand times as large from step 30 on. Each
-line that it prints is the number of a step on file.
+third block first; "outlier" is "sleep" with gradients of the last block that are a thousand times as large from step 30 on; "slow"
+does not end, but goes on with a step a second. Each line that it prints is the number of a step on file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 from resmon.agent import register
@@ -38,7 +39,7 @@ def main(folder: str, run: str, rank: str, world: str, sites: str, pace: str, la
     blocks = synthetic.sites(int(sites))
     writer.sites(blocks)
     training = synthetic.Training(blocks, seed=int(rank))
-    for step in range(int(last) + 1):
+    for step in count() if how == "slow" else range(int(last) + 1):
         bad = how == "nonfinite" and step >= 30
         values = {("gradient_square", len(blocks) - 1): 1e8} if how == "outlier" and step >= 30 else {}
         forward = range(2, len(blocks)) if bad and step > 30 else [2] if bad else []
@@ -46,7 +47,7 @@ def main(folder: str, run: str, rank: str, world: str, sites: str, pace: str, la
         writer.step(record)
         writer.scalars(ScalarRecord(step, record.time, {"loss": 2.0 / (step + 1), "accuracy": step / 1000}))
         print(step, flush=True)
-        time.sleep(float(pace))
+        time.sleep(1.0 if how == "slow" and step >= int(last) else float(pace))
     if how in ("sleep", "outlier"):
         time.sleep(3600)
     writer.end(RunEnd(how, time.time(), training.steps - 1, ""))  # type: ignore[arg-type]
