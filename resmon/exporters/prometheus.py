@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import chain
+from itertools import chain, repeat
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -58,6 +58,14 @@ _KINDS: Mapping[str, tuple[str, Mapping[str, Sequence[str]]]] = {
 
 _EXPORTED_EDGES = np.array(EXPORTED_MAGNITUDE_EXPONENTS) - MAGNITUDE_LOW  # columns of magnitude_buckets
 _EXPORTED_LE = [repr(float(MAGNITUDE_EDGES[i])) for i in _EXPORTED_EDGES] + ["+Inf"]
+# The histogram of one row: its labels before each number.
+_MAGNITUDE = "".join(
+    (
+        *(f'{PREFIX}activation_magnitude_bucket{{%s,le="{le}"}} %d\n' for le in _EXPORTED_LE),
+        f"{PREFIX}activation_magnitude_count{{%s}} %d\n",
+        f"{PREFIX}activation_magnitude_sum{{%s}} %s\n",
+    )
+)
 _DURATION_LE = [repr(float(edge)) for edge in DURATION_EDGES] + ["+Inf"]
 
 
@@ -143,7 +151,7 @@ class _Labels:
     rows: tuple[Row, ...]
     models: dict[str, str]
     sets: list[str]  # one per row, with braces and the blank before the value
-    magnitudes: list[str]  # the lines of the histogram of some rows, ROWS at most, with %d for counts and %s for sums
+    bare: list[str]  # one per row, without braces
 
     @classmethod
     def of(cls, run: RunView, rows: tuple[Row, ...]) -> _Labels:
@@ -152,16 +160,7 @@ class _Labels:
             f'run="{_escaped(run.run)}",model="{_escaped(models.get(row.model, row.model))}",block="{_escaped(row.name)}"'
             for row in distinct(rows, models)
         ]
-        name = PREFIX + "activation_magnitude"
-        magnitudes = [
-            "".join(
-                "".join(f'{name}_bucket{{{labels},le="{le}"}} %d\n' for le in _EXPORTED_LE)
-                + f"{name}_count{{{labels}}} %d\n{name}_sum{{{labels}}} %s\n"
-                for labels in (labels.replace("%", "%%") for labels in bare[begin : begin + ROWS])
-            )
-            for begin in range(0, len(bare), ROWS)
-        ]
-        return cls(rows, dict(run.info.models), [f"{{{labels}}} " for labels in bare], magnitudes)
+        return cls(rows, dict(models), [f"{{{labels}}} " for labels in bare], bare)
 
 
 def _gauges(name: str, sets: list[str], column: Column) -> str:
@@ -193,11 +192,13 @@ def _magnitudes(labels: _Labels, blocks: BlockTable) -> Iterator[str]:
     below = buckets[:, :MAGNITUDE_LARGER].cumsum(axis=1) + buckets[:, MAGNITUDE_ZERO, None]  # zero is below every edge
     count = below[:, -1] + buckets[:, MAGNITUDE_LARGER]
     counts = np.column_stack((below[:, _EXPORTED_EDGES], count, count))  # +Inf and _count are the same number
-    is_finite = bool(np.isfinite(blocks.magnitude_sum).all())
-    for i, lines in enumerate(labels.magnitudes):
-        rows = slice(i * ROWS, (i + 1) * ROWS)
-        sums = _numbers(blocks.magnitude_sum[rows].tolist(), is_finite)
-        yield lines % tuple(chain.from_iterable((*row, sum_) for row, sum_ in zip(counts[rows].tolist(), sums, strict=True)))
+    sums = _numbers(blocks.magnitude_sum.tolist(), bool(np.isfinite(blocks.magnitude_sum).all()))
+    for begin in range(0, len(labels.bare), ROWS):
+        some = slice(begin, begin + ROWS)
+        yield "".join(
+            _MAGNITUDE % (*chain.from_iterable(zip(repeat(bare), row)), bare, sum_)
+            for bare, row, sum_ in zip(labels.bare[some], counts[some].tolist(), sums, strict=False)
+        )
 
 
 def _series(blocks: BlockTable, native: bool) -> int:

@@ -19,7 +19,7 @@ from resmon.plots.measures import MEASURES, PLACES, Measure
 from resmon.records import MAGNITUDE_COLUMNS, Bools, Floats, Ints, ResidualSite
 
 ROOM = 12 << 20  # bytes that the columns of one course may take
-MOST, LEAST = 384, 48  # columns
+MOST, LEAST = 384, 32  # columns
 COARSE = 4  # columns that share one histogram of magnitudes
 CELL = 20  # bytes of a quantity, block and column
 
