@@ -180,12 +180,13 @@ def operands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def is_candidate(first: Any, second: Any) -> bool:
-    """Whether an add can be a residual add at all: two floating-point tensors of one shape."""
+    """Whether an add can be a residual add at all: of two floating-point tensors of one shape, which are no single numbers."""
     return (
         isinstance(first, Tensor)
         and isinstance(second, Tensor)
         and not (first.is_nested or second.is_nested)
         and first.shape == second.shape
+        and first.dim() > 0
         and first.is_floating_point()
         and second.is_floating_point()
     )

@@ -120,6 +120,7 @@ class _Vectors:
 
 @lru_cache(maxsize=256)
 def _vectors(shape: tuple[int, ...], strides: tuple[int, ...], axis: int) -> _Vectors:
+    shape, strides = shape or (1,), strides or (1,)  # a single number is one channel at one position
     axis %= len(shape)
     others = [d for d in range(len(shape)) if d != axis]
     offsets = np.zeros(1, np.int64)
@@ -132,8 +133,8 @@ def _vectors(shape: tuple[int, ...], strides: tuple[int, ...], axis: int) -> _Ve
 def _rows(tensor: Tensor, axis: int) -> Tensor:
     """Sampled positions, [positions, channels]."""
     last = tensor.detach().movedim(axis, -1)
-    if last.dim() == 1:
-        return last[None]
+    if last.dim() <= 1:
+        return last.reshape(1, -1)
     return last[_places(tuple(last.shape[:-1]), tensor.device)]
 
 

@@ -10,7 +10,9 @@ Let y = a + b with a and b of one shape.
   tensor is the other operand's ancestor. So x + attn(x) + mlp(x) is two adds to one stream.
 - Projection: both descend from one tensor on ways that share nothing, one side being affine in it (convolution and linear maps,
   normalisation, pooling, padding, casts, scaling; no activation, no split, chunk or selection) and the other not; the other side
-  reads a parameter as above. Rotary embeddings, state-space scans, gates and sums of parallel branches are none.
+  reads a parameter as above. Rotary embeddings, state-space scans, gates and sums of parallel branches are none. Nor is what enters
+  another residual stream on its way to the sum: the outputs that a WaveNet's layers add up beside their stream, a condition (edges
+  of a graph, a spectrogram) that is projected anew in each layer, the losses that a mixture's routers hand on.
 
 A side that is multiplied element by element with fresh normal noise is a sample, not a branch (the reparametrisation of a VAE).
 """
@@ -20,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resmon.capture.dataflow import ADDING, ARITHMETIC, SCALING, Add, Node
+from resmon.capture.dataflow import ADDING, ARITHMETIC, SCALING, Add, Frame, Node
 from resmon.records import SiteKind
 
 # The same numbers in another order, layout or precision.
@@ -71,7 +73,7 @@ def judge(add: Add) -> Residual | None:
         if identity:
             return Residual("identity", skip is first, *identity, ())
     for skip, branch in ((first, second), (second, first)):
-        projection = _projection(skip, branch)
+        projection = _projection(skip, branch, add)
         if projection:
             return Residual("projection", skip is first, *projection)
     return None
@@ -124,7 +126,7 @@ def _is_added_anew(skip: Node, way: tuple[Node, ...], branch: Node) -> bool:
     return False
 
 
-def _projection(skip: Node, branch: Node) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
+def _projection(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
     """The tensor that both sides begin at, where the skip is affine in it, and the ways of branch and skip."""
     for shared in _affine_sources(skip):
         way = between(shared, branch)
@@ -135,6 +137,8 @@ def _projection(skip: Node, branch: Node) -> tuple[Node, tuple[Node, ...], tuple
         if not _is_affine(shared, projection) or not set(way).isdisjoint(projection):
             return None
         if _is_gate(shared, projection) and not _all_mix(shared, way):
+            return None
+        if _joins(shared, way) or _is_given_anew(shared, way, add.frame):
             return None
         if _is_branch(shared, way) and not _is_affine(shared, way):
             return shared, way, projection
@@ -185,6 +189,32 @@ def _is_branch(shared: Node, way: tuple[Node, ...]) -> bool:
         return True
     # What is multiplied element by element between two Fourier transforms is a convolution.
     return any(n.op.startswith("fft_") for n in way) and any(p.parameters for n in way for p in _read_beside(shared, way, n))
+
+
+def _joins(shared: Node, way: tuple[Node, ...]) -> bool:
+    """Whether `way` enters a residual stream that did not begin at `shared`."""
+    inside = {shared, *way}
+    return any(node.carries is not None and node.carries not in inside for node in way)
+
+
+def _is_given_anew(shared: Node, way: tuple[Node, ...], frame: Frame) -> bool:
+    """Whether what is made of `shared` was added to something else already, outside of the module that adds now.
+
+    So is a condition, which every layer projects anew. What a block adds inside of itself, such as an embedding of time, it may.
+    """
+    inside = {shared, *way}
+    for node in way:
+        if node.op not in ADDING or node.frame is None or _is_within(node.frame, frame):
+            continue
+        own = [parent for parent in node.parents if parent in inside]
+        if any(p.live and p not in inside for p in node.parents) and any(_is_affine(shared, between(shared, p)) for p in own):
+            return True
+    return False
+
+
+def _is_within(frame: Frame, outer: Frame) -> bool:
+    """Whether `frame` is `outer` or the call of a module inside of that one's."""
+    return frame is outer or not outer.path or frame.path.startswith(outer.path + ".")
 
 
 def _mixes(shared: Node, way: tuple[Node, ...], node: Node) -> bool:

@@ -63,6 +63,13 @@ def test_of_many_positions_a_sample_is_near() -> None:
     assert float(median_ratio(skip, branch, 2, (1, 1))) == pytest.approx(reference(skip, branch, 2), rel=0.1)
 
 
+def test_a_single_number_is_a_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip, branch = torch.tensor(-2.0), torch.tensor(3.0)
+    assert float(median_ratio(skip, branch, 0, (1, 2))) == 3.0
+    monkeypatch.setattr(fetch, "is_here", lambda tensor: False)
+    assert float(median_ratio(skip, branch, 0, (1, 2))) == 3.0
+
+
 def test_without_any_skip_there_is_no_median() -> None:
     assert np.isnan(float(median_ratio(torch.zeros(3, 4), torch.ones(3, 4), 1, (1, 1))))
 
