@@ -397,10 +397,13 @@ class Trace(TorchFunctionMode):
             given = any(t is tensor for t, _ in read)
             if given and not _writes(op, kwargs):
                 continue  # the function gave its input back
+            sliced = _slicing(args[1]) if func is Tensor.__getitem__ else ""
+            if sliced and tensor.numel() == args[0].numel():
+                op = "alias"  # a crop or a padding's end that came to nothing
             node = self._wrote(tensor, op, read) if given else self._record(tensor, op, read)
-            if func is Tensor.__getitem__ and (how := _slicing(args[1])):
+            if sliced:
                 # The same part taken again has the same values.
-                before = self._slices.setdefault((read[0][1], how), node)
+                before = self._slices.setdefault((read[0][1], sliced), node)
                 node = node if before is node else self._record(tensor, "alias", [(tensor, before)])
             if told is not None:
                 told(tensor, node)

@@ -210,6 +210,31 @@ class PaddingShortcutBlock(nn.Module):
         return F.relu(out)
 
 
+class CausalConv(nn.Module):
+    """A convolution that pads its input on the left and cuts what is too much on the right, which may be nothing."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, kernel)
+        self.padding = kernel - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (self.padding, 0))
+        return self.conv(padded[..., : x.shape[-1] + self.padding])
+
+
+class CausalBlock(nn.Module):
+    """A block of an audio codec, whose shortcut is such a convolution, too."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.one, self.two = CausalConv(inputs, outputs, 3), CausalConv(outputs, outputs, 1)
+        self.shortcut = CausalConv(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.two(F.elu(self.one(F.elu(x))))
+
+
 class ShuffleUnit(nn.Module):
     """ShuffleNet v2: half of the channels pass, half are convolved, both are concatenated and shuffled."""
 
@@ -562,6 +587,12 @@ CASES = (
         lambda: nn.Sequential(conv(3, 8), PaddingShortcutBlock(pooled=True, concatenates=True)),
         image,
         sites=(projection("1", "conv1 bn1 conv2 bn2", "", "1"),),
+    ),
+    Case(
+        "causal",
+        lambda: nn.Sequential(CausalBlock(3, 8), CausalBlock(8, 8)),
+        lambda: (torch.randn(2, 3, 10),),
+        sites=tuple(projection(str(i), "one.conv two.conv", "shortcut.conv", str(i)) for i in range(2)),
     ),
     Case("shufflenet", lambda: nn.Sequential(conv(3, 8), ShuffleUnit(), ShuffleUnit()), image),
     Case(
