@@ -433,3 +433,18 @@ class RunEnd:
     time: float
     step: int | None
     reason: str = ""  # the exception's type and message, or what the reader concluded from
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A rank is recorded no more, because that could not be written; its training goes on."""
+
+    time: float
+    step: int | None  # the last that is recorded
+    reason: str
+
+    @property
+    def summary(self) -> str:
+        """A sentence that says so."""
+        since = "before the first step" if self.step is None else f"after step {self.step:,}"
+        return f"Recording stopped {since}: {self.reason}."

@@ -222,7 +222,7 @@ class Rank:
         """The stall that begins now, if one does."""
         record = self.newest[1] if self.newest else None
         quiet = time.monotonic() - self._heard
-        if quiet < stalls.patience(self.info, record):
+        if quiet < stalls.patience(self.info, record) or self.follower.stopped is not None:
             return None
         found = stalls.stall(self.info, record, quiet, time.time())
         return None if found.id in self.incidents else found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from resmon.capture.fetch import Fetch
@@ -27,6 +28,9 @@ class Sink(Protocol):
 
     def capsule(self, name: str, data: bytes) -> bool:
         """Put a file beside the records. Whether that could be done: without it recording goes on."""
+
+    def stopped(self, error: OSError) -> None:
+        """Nothing more comes, because of `error`, while training goes on."""
 
 
 class Owner(Protocol):
@@ -66,8 +70,10 @@ class Outbox:
             try:
                 hand_on(self._sink)
             except OSError as error:
-                self._sink = None
+                sink, self._sink = self._sink, None
                 self._owner.cannot_write(error)
+                with suppress(OSError):
+                    sink.stopped(error)
             except Exception as error:
                 self._sink = None
                 self._owner.fault(error)

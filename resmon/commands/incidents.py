@@ -21,6 +21,8 @@ def incidents(
 ) -> None:
     """Show what broke in a run: what failed, where, since when, how sure that is, and what to do."""
     from resmon.flight.endings import of_attempt
+    from resmon.flight.layout import ranks
+    from resmon.flight.reader import read_stopped
     from resmon.terminal.incidents import next_commands, panel
 
     attempt = find_run(run, runs_directory(directory))
@@ -33,5 +35,8 @@ def incidents(
         console.print(panel(each))
         for command in next_commands(each, attempt):
             console.print(Text(printable(command)), soft_wrap=True)
-    if not found:
+    stopped = [mark for folder in ranks(attempt).values() if (mark := read_stopped(folder)) is not None]
+    if stopped:
+        console.print(Text(printable(stopped[0].summary)))
+    elif not found:
         console.print(Text(f"nothing that resmon saw broke in {run}"))

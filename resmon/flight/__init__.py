@@ -20,6 +20,7 @@ A run is a folder; everything in it is appended or written once, nothing is over
           bins-0-000000000000.arrow        thinned rows: bins of 64 steps; bins-1: of 512, bins-2: of 4096, ... bins-5
           scalarbins-0-000000000000.arrow  thinned scalars: one row a bin and name; rotates and goes together with bins-0-
           end.json                         records.RunEnd, the end mark; written whole at the end
+          stopped.json                     records.Stopped, the mark that nothing more could be written while training went on
 
 A run's name that is no harmless folder name becomes a readable stem, `~` and a hash of the name (layout.safe_name).
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from resmon.errors import FlightError, FlightVersionError
 from resmon.flight import incidents, layout, stalls
-from resmon.flight.reader import Follower, Item
+from resmon.flight.reader import Follower, Item, read_stopped
 from resmon.records import Columns, Incident, Outcome, RunEnd, RunInfo, StepRecord, incident_id
 
 REMOVED = "the run's folder was removed"
@@ -128,7 +128,8 @@ def of_attempt(attempt_folder: Path) -> list[Incident]:
         newest = next((item for item in reversed(items) if isinstance(item, StepRecord)), None)
         if alive:
             quiet = time.time() - max((item.time for item in items), default=follower.info.started)
-            if quiet > stalls.patience(follower.info, newest) and stalls.open_stall(on_file) is None:
+            late = quiet > stalls.patience(follower.info, newest) and follower.stopped is None
+            if late and stalls.open_stall(on_file) is None:
                 stall = replace(stalls.stall(follower.info, newest, quiet, time.time()), rank=layout.rank_number(folder) or 0)
                 found.append(_with_checkpoint(stall, attempt_folder, incidents.first_in_doubt(stall)))
         else:
@@ -170,7 +171,8 @@ def _stalled(remains: Remains) -> Ending | None:
     if mark is not None and mark.outcome not in ("interrupted", "killed"):
         return None
     stall = stalls.open_stall(remains.incidents)
-    if stall is None and mark is not None and mark.reason in signal.Signals.__members__ and remains.info is not None:
+    recorded = read_stopped(remains.folder) is None  # until it ended
+    if recorded and stall is None and mark is not None and mark.reason in signal.Signals.__members__ and remains.info is not None:
         quiet = mark.time - _last_sign(remains)
         if quiet > stalls.patience(remains.info, remains.newest):
             stall = stalls.stall(remains.info, remains.newest, quiet, mark.time)

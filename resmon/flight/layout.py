@@ -24,6 +24,7 @@ from resmon.errors import ConfigurationError
 LAUNCH = "launch.json"
 INFO = "info.json"
 END = "end.json"
+STOPPED = "stopped.json"
 LOCK = "alive.lock"
 FINDINGS = "findings.jsonl"
 INCIDENTS = "incidents.jsonl"

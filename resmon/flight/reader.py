@@ -49,6 +49,7 @@ from resmon.records import (
     ScalarRecord,
     SpanRecord,
     StepRecord,
+    Stopped,
 )
 from resmon.scores.targets import Reached
 
@@ -508,6 +509,11 @@ class Follower:
         return self._end
 
     @property
+    def stopped(self) -> Stopped | None:
+        """The mark that nothing more is recorded, though the process may live."""
+        return read_stopped(self.folder)
+
+    @property
     def skips(self) -> list[Skip]:
         """What could not be read so far."""
         return [*self._steps.skips, *self._scalars.skips]
@@ -618,6 +624,14 @@ def read_end(rank_folder: Path) -> RunEnd | None:
     return end if end.outcome in OUTCOMES else None
 
 
+def read_stopped(rank_folder: Path) -> Stopped | None:
+    """The rank's mark that it is recorded no more; None where there is none that can be read."""
+    try:
+        return typed(Stopped, _json_object(rank_folder / layout.STOPPED) or {})
+    except ValueError:
+        return None
+
+
 def _json_object(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_bytes())
@@ -626,7 +640,7 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-Typed = TypeVar("Typed", RunInfo, RunEnd, Checkpoint, Reached, SpanRecord)
+Typed = TypeVar("Typed", RunInfo, RunEnd, Stopped, Checkpoint, Reached, SpanRecord)
 
 # The types that their fields may have, by annotation.
 _TYPES: Mapping[str, tuple[type, ...]] = {

@@ -11,7 +11,7 @@ from resmon.errors import FlightError
 from resmon.flight import findings, incidents, layout, stalls
 from resmon.flight.endings import Remains, conclude
 from resmon.flight.journal import Lines
-from resmon.flight.reader import Follower
+from resmon.flight.reader import Follower, read_stopped
 from resmon.records import OUTCOMES, Finding, Incident, Outcome, ScalarRecord, StepRecord
 
 
@@ -78,7 +78,7 @@ def summary(attempt: Path) -> Summary:
         blocks = max(blocks, len(follower.columns.sites))
         if alive:
             outcomes.append(None)
-            quiet |= time.time() - when > stalls.patience(info, newest)
+            quiet |= time.time() - when > stalls.patience(info, newest) and follower.stopped is None
         else:
             end, concluded = conclude(Remains(folder, info, follower.end, newest, tuple(known.values())))
             outcomes.append(end.outcome)
@@ -89,7 +89,8 @@ def summary(attempt: Path) -> Summary:
         over = [ended for ended in outcomes if ended is not None]
         outcome = min(over, key=OUTCOMES.index) if len(over) == len(outcomes) else "stalled" if quiet else "running"
     telling = max(incidents.newest(broke), key=lambda incident: (incident.kind == outcome, incident.time), default=None)
-    broken = telling.summary if telling else ""
+    stopped = next((mark for folder in layout.ranks(attempt).values() if (mark := read_stopped(folder)) is not None), None)
+    broken = telling.summary if telling else stopped.summary if stopped else ""
     lasting = _lasting(attempt)
     return Summary(
         name,

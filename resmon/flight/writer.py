@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from resmon.records import (
     RunInfo,
     ScalarRecord,
     StepRecord,
+    Stopped,
 )
 
 # These stay in full, whatever the budget: the first steps, and so many of the newest.
@@ -75,7 +78,8 @@ class FlightWriter:
             self._lock = layout.hold(self._folder / layout.LOCK)
             try:
                 layout.write_json(self._folder / layout.INFO, {"format": FORMAT, **asdict(info)})
-                layout.reserve(self._folder / layout.END)
+                for mark in (layout.END, layout.STOPPED):
+                    layout.reserve(self._folder / mark)
             except OSError:
                 layout.release(self._lock)
                 raise
@@ -133,6 +137,12 @@ class FlightWriter:
         self._full.pin((self._last_step or 0) - NEWEST_STEPS)
         return whole
 
+    def stopped(self, error: OSError) -> None:
+        """Note, in room that was kept for it, that nothing more is recorded: the process lives, and does not hang."""
+        if not self._elsewhere():
+            mark = Stopped(time.time(), self._last_step, error.strerror or str(error))
+            layout.write_reserved(self._folder / layout.STOPPED, asdict(mark))
+
     def end(self, end: RunEnd) -> None:
         """Write the open bins and the end mark, and give the lock back. Once; later calls do nothing."""
         if self._elsewhere():
@@ -144,8 +154,7 @@ class FlightWriter:
             finally:  # a full disk still has room for the end mark
                 layout.write_reserved(self._folder / layout.END, asdict(end))
         finally:
-            for track in (self._full, *self._thinned):
-                track.close()
+            self._close()
             layout.release(self._lock)
 
     def leave(self) -> None:
@@ -156,8 +165,13 @@ class FlightWriter:
         try:
             self._bins.close()
         finally:
-            for track in (self._full, *self._thinned):
-                track.close()
+            self._close()
+
+    def _close(self) -> None:
+        for track in (self._full, *self._thinned):
+            track.close()
+        with suppress(OSError):
+            layout.reserved(self._folder / layout.STOPPED).unlink(missing_ok=True)
 
     def _elsewhere(self) -> bool:
         return self._ended or os.getpid() != self._pid

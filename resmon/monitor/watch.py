@@ -503,6 +503,10 @@ class _Flight:
             return False
         return True
 
+    def stopped(self, error: OSError) -> None:
+        if self._writer is not None:
+            self._writer.stopped(error)
+
     def checkpoint(self, path: str, step: int | None) -> None:
         if self._writer is None:
             self.open()

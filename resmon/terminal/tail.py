@@ -7,6 +7,7 @@ agent writes. Where there is none, perhaps because no agent runs, detectors that
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -106,7 +107,9 @@ class Tail:
         for incident in rank.lines.poll(ended=not alive):
             self._take(rank, incident)
         if number == min(self._ranks):
-            self._view = replace(self._view, patience=stalls.patience(rank.follower.info, rank.newest))
+            stopped = rank.follower.stopped
+            patience = stalls.patience(rank.follower.info, rank.newest) if stopped is None else math.inf
+            self._view = replace(self._view, patience=patience, stopped=stopped)
         if not items and not alive:
             rank.end, concluded = conclude(rank.remains())
             if concluded is not None:

@@ -34,6 +34,7 @@ from resmon.records import (
     RunInfo,
     ScalarRecord,
     StepRecord,
+    Stopped,
 )
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -94,6 +95,7 @@ class View:
     findings: dict[str, Finding] = field(default_factory=dict)
     incidents: dict[tuple[int, str], Incident] = field(default_factory=dict)  # by rank and id
     patience: float = math.inf  # seconds without a step after which the run is stalled
+    stopped: Stopped | None = None  # the rank is recorded no more
     end: RunEnd | None = None
     goal: float | None = None  # seconds that the run is to take, where somebody knows
 
@@ -180,6 +182,8 @@ def frame(view: View, width: int = 100, height: int | None = None, now: float | 
         incidents.insert(0, Text(f"{len(broke) - INCIDENTS} incidents more, before these", style="dim red"))
     room = 40 if height is None else max(3, height - 10 - len(parts) - 3 * len(findings) - 4 * len(incidents))
     parts.append(_blocks(view, width, room))
+    if view.stopped is not None:
+        incidents.append(Text(f"✖ {printable(view.stopped.summary)}", style="bold red"))
     parts.extend(findings + incidents)
     return Panel(Group(*parts), border_style="red" if findings or incidents else "dim", padding=(0, 1), width=width)
 

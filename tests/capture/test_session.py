@@ -64,6 +64,9 @@ class Memory:
     def incident(self, incident: Incident) -> None:
         self.incidents.append(incident)
 
+    def stopped(self, error: OSError) -> None:
+        """Nothing more comes."""
+
     def capsule(self, name: str, data: bytes) -> bool:
         return True
 

@@ -57,6 +57,7 @@ def test_files_are_those_that_the_page_names(flight: Path) -> None:
         layout.REACHED,
         layout.SPANS,
         layout.END,
+        layout.STOPPED,
     ):
         assert name in named
 

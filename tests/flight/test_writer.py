@@ -194,6 +194,9 @@ def test_a_disk_without_a_byte_left_still_takes_the_end_mark(tmp_path: Path) -> 
         with (tmp_path / "others").open("wb", buffering=0) as others, suppress(OSError):  # take what is left
             while others.write(b"x"):
                 pass
+        writer.stopped(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        mark = Follower(folder).stopped
+        assert mark is not None and mark.reason == os.strerror(errno.ENOSPC)
         with suppress(OSError):
             writer.end(RunEnd("failed", 1.0, 7, "x" * 1000))
         loaded = resmon.load(folder)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import io
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -17,10 +20,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import resmon
 from resmon.capture.compiler import Compiler
+from resmon.flight import endings, stalls
+from resmon.flight.layout import STOPPED
+from resmon.flight.reader import Follower
+from resmon.flight.summary import summary
+from resmon.records import StepRecord
+from resmon.terminal.tail import Tail, show
 from tests import forkserver
 from tests.capture import models
 
@@ -310,6 +320,42 @@ def loop(monitor: resmon.Monitor, model: nn.Module, optimizer: torch.optim.Optim
 def small() -> tuple[nn.Module, torch.optim.Optimizer]:
     model = nn.Sequential(nn.Linear(8, 8), models.TwoAdds(8))
     return model, torch.optim.SGD(model.parameters(), lr=0.01)
+
+
+def test_what_can_be_recorded_no_more_is_not_called_stalled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, optimizer = small()
+    monitor = resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off", stall_after=0.01)
+    rank = monitor.directory / "attempt-0001" / "rank-00000"
+    loop(monitor, model, optimizer, 3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((rank / "steps-000000000000.arrow").stat().st_size + 100, hard))
+    try:
+        loop(monitor, model, optimizer, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "recording stops, training goes on" in caplog.text
+    assert (mark := Follower(rank).stopped) is not None and mark.step == 2
+    follower = Follower(rank, newest=True)
+    newest = next(item for item in reversed(follower.poll()) if isinstance(item, StepRecord))
+    time.sleep(stalls.patience(follower.info, newest) * 1.1)
+    assert endings.of_attempt(rank.parent) == []
+    line = summary(rank.parent)
+    assert (line.outcome, line.steps) == ("running", 3)
+    assert line.incident == f"Recording stopped after step 2: {os.strerror(errno.EFBIG)}."
+    console = Console(file=io.StringIO(), width=100)
+    show(console, Tail(rank.parent), once=True)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "running" in shown and "Recording stopped after step 2" in shown
+    monitor.close()
+    assert summary(rank.parent).outcome == "finished"
+    assert summary(rank.parent).incident == line.incident
+
+
+def test_a_run_that_is_recorded_to_its_end_has_no_mark_that_it_is_not(tmp_path: Path) -> None:
+    model, optimizer = small()
+    with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off") as monitor:
+        loop(monitor, model, optimizer, 2)
+    assert not [path.name for path in monitor.directory.rglob("*") if STOPPED in path.name]
 
 
 def test_targets_are_noted_once_with_the_seconds_and_steps_until_then(tmp_path: Path) -> None:
