@@ -598,5 +598,7 @@ def _serve(settings: Settings, folder: Path, reaction: Reaction | None) -> str:
         return f", to be served by the next agent whose runtime folder is {home}"
     if url is None:
         return ""
+    if settings.listen.endswith(":0"):
+        return f", to be seen where {home / runtime.LOG} says"
     page = address(url, folder.parent.parent)
     return f", to be seen at {page} (or, if another program has that port, where {home / runtime.LOG} says)"

@@ -109,6 +109,15 @@ def test_a_training_beside_an_agent_starts_none_and_is_taken_up_by_it(house: Hou
     wait_for(lambda: scrape(url).one("resmon_run_info", run="beside", attempt="2") == 1)
 
 
+def test_of_a_port_that_the_system_chooses_the_log_tells(house: House) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RESMON_AGENT": "auto", "RESMON_LISTEN": "127.0.0.1:0"}
+    done = forkserver.run("-c", WATCHED, house.runs, env=environment)
+    assert done.returncode == 0, done.stderr
+    log = house.runtime / runtime.LOG
+    assert f"to be seen where {log} says" in done.stderr and ":0/" not in done.stderr
+    wait_for(lambda: "serving http://127.0.0.1:" in log.read_text())
+
+
 def test_the_runtime_folder_may_lie_in_a_volume_that_all_may_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an emptyDir with an fsGroup: what is made in it belongs to its group too."""
     volume = tmp_path / "volume"
