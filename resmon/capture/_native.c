@@ -896,6 +896,64 @@ static PyObject *widened(PyObject *self, PyObject *const *arguments, Py_ssize_t 
     Py_RETURN_NONE;
 }
 
+/* A number of int64 in main memory: 1, or 0 where the tensor is none such; -1 and an error. */
+static int counted(PyObject *tensor, PyObject *dtype, long long *value)
+{
+    struct plain of;
+    if ((PyObject *)Py_TYPE(tensor) != TENSOR)
+        return 0;
+    int is = attribute_is(tensor, IS_CPU, Py_True);
+    if (is == 1)
+        is = attribute_is(tensor, DTYPE, dtype);
+    if (is != 1)
+        return is;
+    if (!at(tensor, &of))
+        return -1;
+    if (of.n != 1)
+        return 0;
+    memcpy(value, of.data, sizeof *value);
+    return 1;
+}
+
+/* What one layer remembers, a tuple; NULL, without an error where it is nothing of that kind. */
+static PyObject *remembered(PyObject *buffers, PyObject *whole)
+{
+    const char *names[] = {"num_batches_tracked", "running_mean", "running_var"};
+    PyObject *tensors[3];
+    struct plain mean, variance;
+    long long batches = 0;
+    for (int i = 0; i < 3; i++) {
+        tensors[i] = PyDict_GetItemString(buffers, names[i]);
+        if (tensors[i] == NULL)
+            return NULL;
+    }
+    if (TENSOR == NULL || counted(tensors[0], whole, &batches) != 1 || plain(tensors[1], &mean) != 1 ||
+        plain(tensors[2], &variance) != 1 || mean.n == 0 || mean.n != variance.n)
+        return NULL;
+    return Py_BuildValue("LNNin", batches, PyLong_FromVoidPtr((void *)mean.data), PyLong_FromVoidPtr((void *)variance.data), FLOAT32,
+                         (Py_ssize_t)mean.n);
+}
+
+static PyObject *running_statistics(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    if (!expects(given, 2))
+        return NULL;
+    Py_ssize_t layers = PyTuple_Size(arguments[0]);
+    PyObject *found = layers < 0 ? NULL : PyList_New(layers);
+    for (Py_ssize_t i = 0; found != NULL && i < layers; i++) {
+        PyObject *buffers = PyObject_GetAttrString(PyTuple_GetItem(arguments[0], i), "_buffers");
+        PyObject *one = buffers == NULL || !PyDict_Check(buffers) ? NULL : remembered(buffers, arguments[1]);
+        Py_XDECREF(buffers);
+        if (one == NULL || PyList_SetItem(found, i, one) < 0) {
+            Py_DECREF(found);
+            if (PyErr_Occurred())
+                return NULL;
+            Py_RETURN_NONE;
+        }
+    }
+    return found;
+}
+
 /* See norms.py for what it means. */
 static PyObject *running(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
@@ -965,6 +1023,7 @@ static PyMethodDef METHODS[] = {
     {"kept", (PyCFunction)(void (*)(void))kept, METH_FASTCALL, NULL},
     {"sampled", (PyCFunction)(void (*)(void))sampled, METH_FASTCALL, NULL},
     {"widened", (PyCFunction)(void (*)(void))widened, METH_FASTCALL, NULL},
+    {"running_statistics", (PyCFunction)(void (*)(void))running_statistics, METH_FASTCALL, NULL},
     {"running", (PyCFunction)(void (*)(void))running, METH_FASTCALL, NULL},
     {"blocks", (PyCFunction)(void (*)(void))blocks, METH_FASTCALL, NULL},
     {"total", (PyCFunction)(void (*)(void))total, METH_FASTCALL, NULL},
