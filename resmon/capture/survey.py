@@ -34,6 +34,7 @@ class Sighting:
     parameters: tuple[str, ...]
     branch_modules: tuple[str, ...]
     skip_modules: tuple[str, ...]
+    met: tuple[int, int]  # how many of the places of skip and branch came before the add
 
     @property
     def call(self) -> tuple[str, int]:
@@ -63,6 +64,7 @@ class Survey:
         if not residual.skip_is_first:
             skip, branch = branch, skip
         told = self._witness(add, residual) if self._witness else None
+        met = len(skip.places), len(branch.places)
         branch_parameters = rule.parameters(residual.shared, residual.branch)
         skip_parameters = rule.parameters(residual.shared, residual.skip)
 
@@ -80,6 +82,7 @@ class Survey:
                 (*branch_parameters, *(p for p in skip_parameters if p not in branch_parameters)),
                 _owners(branch_parameters),
                 _owners(skip_parameters),
+                met,
             )
             self.sightings.append(sighting)
             if told is not None:

@@ -77,8 +77,10 @@ def plan(sighting: Sighting, channel: Channel) -> Plan:
 
     places = None
     if sighting.residual.kind != "marked":
-        skip = choose(sighting.skip.places, own("in"), within, lambda p: p.side == "out")
-        branch = choose(sighting.branch.places, lambda p: within(p) and p.side == "out", within)
+        # The outermost module's input is not met: hooks of ours at its border come before the one that begins the pass.
+        inner = (own("in"),) if holder else ()
+        skip = choose(sighting.skip.places[: sighting.met[0]], *inner, within, lambda p: p.side == "out")
+        branch = choose(sighting.branch.places[: sighting.met[1]], lambda p: within(p) and p.side == "out", within)
         output = choose(sighting.output.places, lambda p: within(p) and p.side == "in", own("out"))
         if skip and branch and output:
             places = (skip, branch, output)

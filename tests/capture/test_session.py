@@ -117,6 +117,32 @@ def test_operands_of_every_kind_of_block_at_every_step() -> None:
     assert by_name["5.mlp"].observed == "hooks"
 
 
+class Later(models.Kept):
+    """Its input is scaled before the branch, and meets a module only when the sum is made."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(width, width), nn.Tanh())
+        self.beside = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.fc(2 * x)
+        self.keep(x, branch)
+        y = x + branch
+        return y * self.beside(x)
+
+
+@pytest.mark.parametrize("block", [models.TwoAdds, models.FunctionalDropout, models.Alpha, models.EarlyReturn, Later])
+def test_a_block_that_is_the_whole_model(block: Callable[[int], nn.Module]) -> None:
+    """Its skip is what the model is called with."""
+    watched = Watched(block(16))
+    for i in range(3):
+        record = watched.step(torch.randn(8, 16, generator=torch.Generator().manual_seed(i)))
+        assert record is not None
+        assert_operands(record, models.kept(watched.model))
+        assert record.blocks_present[SPINE].all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype: torch.dtype) -> None:
     model = nn.Sequential(nn.Linear(16, 16), models.TwoAdds(16), models.Alpha(16)).to(dtype)
