@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from resmon.errors import FlightError, FlightVersionError
-from resmon.flight import layout
+from resmon.flight import layout, preamble
 from resmon.flight.schema import (
     FORMAT,
     Kind,
@@ -135,6 +134,11 @@ class Segments:
         """The segment that is read, and how far."""
         return self._after, 0 if self._current is None else self._current.offset
 
+    @property
+    def begin(self) -> int:
+        """Where the rows of the segment that is read begin in it."""
+        return 0 if self._current is None else self._current.begin
+
     def go_to(self, position: tuple[int, int]) -> None:
         """Go on there; where that segment was thinned away, with the next one."""
         self.close()
@@ -221,6 +225,7 @@ class _Segment:
         self._least = begin
         self._descriptor = _open(path)
         self._offset = 0
+        self.begin = 0  # where its rows begin
         self._format: RowFormat | None = None
         self._given_up = -1  # the size at which no format fitted
 
@@ -310,7 +315,7 @@ class _Segment:
             yield form, 0
 
     def _begin(self, form: RowFormat, expected: int, first: int) -> RowFormat:
-        self._format = form
+        self._format, self.begin = form, first
         self._offset = max(first, self._least)
         if first > expected:
             self._skip(expected, first - expected, "damaged" if expected else "damaged schema, read under another segment's")
@@ -380,10 +385,9 @@ class _Schema:
         if len(message) < length:
             return None
         try:
-            # Arrow verifies the flatbuffer before it reads it.
-            metadata = pa.ipc.read_schema(pa.py_buffer(begin + message)).metadata or {}
+            metadata = preamble.metadata(message)
             version = int(metadata[b"resmon.format"])
-        except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError):
+        except (ValueError, KeyError):
             return None
         try:
             return cls(
@@ -402,7 +406,7 @@ def newer(path: Path, version: int) -> FlightVersionError:
 
 
 def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
-    """Rows of kind "steps" as records."""
+    """Rows of kind "steps" as records, which hold nothing of `records`: whoever keeps one for a while would keep whole rows."""
     sites = len(form.sites)
     blocks = np.stack([records[f"block_{name}"] for name in BLOCK_VALUES], axis=1)
     blocks_present = np.stack([present(records, f"block_{name}") for name in BLOCK_VALUES], axis=1)
@@ -411,9 +415,9 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     run_present = np.stack([present(records, name) for name in RUN_VALUES], axis=1)
     groups = np.stack([records[f"group_{name}"] for name in GROUP_VALUES], axis=1)
     groups_present = np.stack([present(records, f"group_{name}") for name in GROUP_VALUES], axis=1)
-    buckets = np.ascontiguousarray(records["magnitude_buckets"]).reshape(len(records), sites, MAGNITUDE_COLUMNS)
+    buckets = np.array(records["magnitude_buckets"], order="C").reshape(len(records), sites, MAGNITUDE_COLUMNS)
     phase_totals, duration_buckets, nonfinite_steps, magnitude_sum = (
-        np.ascontiguousarray(records[name]) for name in ("phase_totals", "duration_buckets", "nonfinite_steps", "magnitude_sum")
+        np.array(records[name], order="C") for name in ("phase_totals", "duration_buckets", "nonfinite_steps", "magnitude_sum")
     )
     names = (
         "step",
