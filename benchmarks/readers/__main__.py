@@ -30,7 +30,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import resmon
 from benchmarks import report
-from benchmarks.readers.blocks import ARRIVE, Block, Steps, Stretch, plan
+from benchmarks.readers.blocks import ARRIVE, LEAVE, Block, Steps, Stretch, plan
 from benchmarks.readers.interval import Interval
 from resmon.agent import runtime
 
@@ -41,10 +41,12 @@ MARKS = report.Marks("<!-- results: begin -->", "<!-- results: end -->")
 READERS = 50
 # Seconds between two requests of a reader. The page asks every 1.5, Prometheus usually every 15; 0 is as soon as it is answered.
 EACH = {1.0: "once a second", 0.0: "at once again"}
-BLOCKS = 32  # of stretches; together some seven minutes
+BLOCKS = 24  # of stretches; together some eight minutes
 WIDE = 1400  # residual blocks of each of the two wide runs: 100,000 series in all
-WARM_UP = 10.0
+WARM_UP = 20.0
 FINE = ("200", "304")  # statuses; the second says that nothing is new since the last answer
+
+Asked = tuple[float, float, float | None, float]  # from, to, seconds between two requests, and when all hang up
 
 RATIO, MEMORY = 1.02, 250  # what the project allows itself: of step time, and MB
 
@@ -124,8 +126,11 @@ def _beside(folder: Path, count: int) -> Beside:
             stack.enter_context(_running(folder, environment, "benchmarks.readers.trainer", f"run-{i}", str(file)))
         while not all(file.exists() and file.stat().st_size for file in files):
             time.sleep(0.1)
-        blocks = plan(time.monotonic() + WARM_UP, count, tuple(EACH))
-        asks = [(read.begin - ARRIVE, read.end, read.each, block.gone) for block in blocks for read in block.read]
+        begin = time.monotonic() + WARM_UP
+        blocks = plan(begin, count, tuple(EACH))
+        # Before the first of them readers take what may be taken at once after a pause.
+        asks: list[Asked] = [(begin - WARM_UP / 2, begin - LEAVE, min(EACH), begin - LEAVE)]
+        asks += [(read.begin - ARRIVE, read.end, read.each, block.gone) for block in blocks for read in block.read]
         crowd = stack.enter_context(_crowd(folder, environment, url, asks))
         taken = [_taken(block, agent.pid, crowd) for block in _shown(blocks)]
         heard = _heard(crowd, 60)
@@ -219,9 +224,7 @@ def _serving(folder: Path) -> runtime.Serving | None:
 
 
 @contextmanager
-def _crowd(
-    folder: Path, environment: dict[str, str], url: str, stretches: Sequence[tuple[float, float, float | None, float]]
-) -> Iterator[subprocess.Popen[str]]:
+def _crowd(folder: Path, environment: dict[str, str], url: str, stretches: Sequence[Asked]) -> Iterator[subprocess.Popen[str]]:
     arguments = (url, str(READERS), *(",".join(map(str, stretch)) for stretch in stretches))
     with _running(folder, environment, "benchmarks.readers.crowd", *arguments) as process:
         yield process

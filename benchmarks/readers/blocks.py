@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-# Seconds of a stretch: two turns of answers, which come all at once after a rest of 1.8 s (access/pace.py). What is measured
-# begins some while after readers have come, whose first answers are waited for by nobody, or have gone.
-STRETCH, ARRIVE, LEAVE = 3.8, 1.0, 0.5
+from resmon.access.pace import CROWDED
+
+# Seconds of a stretch: two turns of answers, which a crowd has all at once after a rest; making them takes the tenth of a second
+# that is added. What is measured begins some while after readers have come, who have their first answers at once, or have gone.
+STRETCH, ARRIVE, LEAVE = 2 * (CROWDED + 0.1), 1.0, 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -584,12 +584,14 @@ class Follower:
         self._scalars.pass_over(2)
         newest: dict[str, ScalarRecord] = {}
         while (rows := self._scalars.read(CHUNK)) is not None:
-            logged: list[ScalarRecord] = []
-            add_scalar_records(logged, rows[1])
-            for record in logged:
-                newest |= dict.fromkeys(record.values, record)
-        for name, record in sorted(newest.items(), key=lambda item: item[1].step):
-            self._held_back.append(ScalarRecord(record.step, record.time, {name: record.values[name]}))
+            # Of thousands of rows only the last of each name becomes a record: a page asks for this again and again.
+            _, records = rows
+            field = np.ascontiguousarray(records["name"])
+            keys = zip(field.view(f"V{field.shape[1]}").ravel().tolist(), records["name@"][:, 1].tolist(), strict=True)
+            last = records[list({key: i for i, key in enumerate(keys)}.values())]
+            numbers = zip(texts(last, "name"), last["step"].tolist(), last["time"].tolist(), last["value"].tolist(), strict=True)
+            newest |= {name: ScalarRecord(step, seconds(time), {name: value}) for name, step, time, value in numbers}
+        self._held_back += sorted(newest.values(), key=lambda record: record.step)
 
 
 def read_info(rank_folder: Path) -> RunInfo:

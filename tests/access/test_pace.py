@@ -20,7 +20,7 @@ import pytest
 from resmon.access import pace as pace_
 from resmon.access.connection import KEY
 from resmon.access.door import PROBES, Door, Names
-from resmon.access.pace import BURST, LONGEST, SHARE, Drowsy, Pace
+from resmon.access.pace import BURST, CROWD, CROWDED, LONGEST, SHARE, Drowsy, Pace
 from resmon.access.web_config import WebConfig
 from tests.agent.conftest import House, scrape
 
@@ -95,7 +95,7 @@ def test_nobody_waits_where_nothing_is_owed() -> None:
 
 
 def test_all_who_wait_go_on_at_once_and_what_they_waited_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace_, "LONGEST", 0.2)
+    monkeypatch.setattr(pace_, "CROWDED", 0.2)
     pace = owing()
     woken: list[float] = []
 
@@ -114,6 +114,39 @@ def test_all_who_wait_go_on_at_once_and_what_they_waited_is_counted(monkeypatch:
     asyncio.run(all_of_them())
     assert len(woken) == 49
     assert pace.held_seconds >= 49 * 0.19
+
+
+@pytest.mark.parametrize("many", [1, CROWD - 1, CROWD, 50])
+def test_a_crowd_is_held_for_longer_than_one_who_asks_alone(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace_, "LONGEST", 0.1)
+    monkeypatch.setattr(pace_, "CROWDED", 0.4)
+    pace = owing()
+
+    async def held() -> float:
+        before = time.monotonic()
+        await asyncio.gather(*(pace.turn() for _ in range(many)))
+        return time.monotonic() - before
+
+    taken = asyncio.run(held())
+    assert taken >= (0.4 if many >= CROWD else 0.1)
+    assert pace.is_crowded == (many >= CROWD)
+
+
+def test_a_crowd_is_none_any_more_once_somebody_is_answered_at_once(machine: Machine) -> None:
+    async def all_of_them() -> None:
+        waiting = [asyncio.ensure_future(machine.pace.turn()) for _ in range(CROWD)]
+        await asyncio.sleep(0)
+        assert machine.pace.is_crowded
+        assert machine.pace.owes() == pytest.approx(CROWDED)
+        machine.passes(CROWDED + 0.1)
+        machine.pace._look()
+        await asyncio.gather(*waiting)
+        assert machine.pace.is_crowded
+        await machine.pace.turn()
+        assert not machine.pace.is_crowded
+
+    machine.used += 1000.0
+    asyncio.run(all_of_them())
 
 
 def test_an_agent_that_leaves_holds_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:
