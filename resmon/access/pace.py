@@ -2,8 +2,8 @@
 
 Answering may take a small share of the machine's processors, and half of what nobody else uses of them. When it has taken more it
 rests until that is paid, two seconds at the most or, where a crowd waits, three, so nothing fails because of it. What is asked
-meanwhile waits, which costs nothing, and is answered all at once, which costs less than one by one. While it owes, the loop looks at its connections ten times a
-second only: each look takes a training's place in a processor's caches.
+meanwhile waits, which costs nothing, and is answered all at once, which costs less than one by one. While it owes, the loop looks
+at its connections ten times a second only: each look takes a training's place in a processor's caches.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Pace:
             self._left += max(0.0, idle - self._was_idle - RESERVE * self._cores * since) / 2
             self._spared, self._was_idle = now, idle
         # Who comes when a crowd has gone does not pay for it.
-        self._left = min(BURST, max(-self._longest * each, self._left))
+        self._left = min(BURST, max(-CROWDED * each, self._left))
         return max(0.0, -self._left / each)
 
     def end(self) -> None:
@@ -104,6 +104,7 @@ class Pace:
             self._rest.set()
             self._rest = None
             self._waited, self._waiting = self._waiting, 0
+            self._left = max(0.0, self._left)  # what is not paid by now is nobody's
 
 
 def _idle() -> float:

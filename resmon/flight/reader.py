@@ -415,7 +415,7 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     run_present = np.stack([present(records, name) for name in RUN_VALUES], axis=1)
     groups = np.stack([records[f"group_{name}"] for name in GROUP_VALUES], axis=1)
     groups_present = np.stack([present(records, f"group_{name}") for name in GROUP_VALUES], axis=1)
-    buckets = np.array(records["magnitude_buckets"], order="C").reshape(len(records), sites, MAGNITUDE_COLUMNS)
+    buckets = records["magnitude_buckets"].reshape(len(records), sites, MAGNITUDE_COLUMNS)  # most of a row: of each a copy alone
     phase_totals, duration_buckets, nonfinite_steps, magnitude_sum = (
         np.array(records[name], order="C") for name in ("phase_totals", "duration_buckets", "nonfinite_steps", "magnitude_sum")
     )
@@ -454,7 +454,7 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
             phase_totals=phase_totals[i],
             duration_buckets=duration_buckets[i],
             nonfinite_steps=nonfinite_steps[i],
-            magnitude_buckets=buckets[i],
+            magnitude_buckets=buckets[i].copy(),
             magnitude_sum=magnitude_sum[i],
         )
         for i, (

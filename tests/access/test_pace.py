@@ -78,8 +78,8 @@ def test_of_what_nobody_uses_it_may_take_half(idle: float, taken: float, machine
 
 def test_who_comes_after_a_crowd_does_not_pay_for_it(machine: Machine) -> None:
     machine.used += 1000.0
-    assert machine.pace.owes() == pytest.approx(LONGEST)
-    machine.passes(1.001 * LONGEST)
+    assert machine.pace.owes() == pytest.approx(CROWDED)
+    machine.passes(1.001 * CROWDED)
     assert machine.pace.owes() == 0.0
     machine.passes(10 * BURST / (SHARE * machine.cores))
     machine.used += BURST  # there is no more than that to spend, however long nobody came
@@ -134,18 +134,20 @@ def test_a_crowd_is_held_for_longer_than_one_who_asks_alone(many: int, monkeypat
 
 def test_a_crowd_is_none_any_more_once_somebody_is_answered_at_once(machine: Machine) -> None:
     async def all_of_them() -> None:
+        machine.used += 1000.0
         waiting = [asyncio.ensure_future(machine.pace.turn()) for _ in range(CROWD)]
         await asyncio.sleep(0)
         assert machine.pace.is_crowded
-        assert machine.pace.owes() == pytest.approx(CROWDED)
-        machine.passes(CROWDED + 0.1)
+        machine.passes(LONGEST + 0.1)
+        machine.pace._look()
+        assert not any(each.done() for each in waiting)
+        machine.passes(CROWDED - LONGEST)
         machine.pace._look()
         await asyncio.gather(*waiting)
         assert machine.pace.is_crowded
         await machine.pace.turn()
         assert not machine.pace.is_crowded
 
-    machine.used += 1000.0
     asyncio.run(all_of_them())
 
 
