@@ -2,7 +2,7 @@
 
 Two trainings train, each with one thread, so that this machine's cores are taken; 50 readers, in a process of their own, ask once
 a second for some seconds, then again as soon as they are answered, and then nobody does (blocks.py). What a step takes as they read
-is compared with what it takes around that: the median of all such blocks, and its confidence interval (interval.py). Then the
+is compared with what it takes around that: the middle of all such blocks, and its confidence interval (interval.py). Then the
 agent follows two runs of 1,400 residual blocks, 100,000 series, and 50 readers ask for all of them for a minute, each again a
 second after it had asked. `--quick` is a part of that, printed and not written.
 """
