@@ -13,7 +13,7 @@ from benchmarks import report
 from benchmarks.readers import __main__ as readers
 from benchmarks.readers.blocks import ARRIVE, LEAVE, STRETCH, Steps, plan
 from benchmarks.readers.crowd import _first
-from benchmarks.readers.interval import FEWEST, Interval
+from benchmarks.readers.interval import CONFIDENCE, FEWEST, Interval
 
 
 @pytest.mark.slow
@@ -32,8 +32,13 @@ def test_fifty_readers_beside_two_trainings_are_all_answered(capsys: pytest.Capt
     assert readers.PAGE.read_text() == before  # a part is not published
 
 
-def test_the_page_can_take_the_table() -> None:
+def test_the_page_can_take_the_table_and_tells_how_it_is_measured() -> None:
     report.around(readers.PAGE, readers.MARKS)
+    page = " ".join(readers.PAGE.read_text().split())
+    assert f"is measured for {STRETCH:g} seconds" in page
+    assert (ARRIVE, LEAVE, CONFIDENCE) == (1.0, 0.5, 0.95)  # "first second", "half a second", "95 %"
+    assert f"{readers.READERS} readers" in page
+    assert f"two runs of {readers.WIDE:,} blocks" in page
 
 
 def test_a_run_is_found_wherever_it_is_named() -> None:

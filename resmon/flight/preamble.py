@@ -1,8 +1,8 @@
-"""The schema message that a segment begins with: made by pyarrow, and what it says besides of its columns read without.
+"""What the schema message of a segment says besides of its columns, read without pyarrow.
 
-Whoever follows live flights needs of it no more than the sites and groups that stand in its metadata, and pyarrow takes as much
-memory as a hundred blocks of history: an agent does without it. No offset or length from a file is trusted here. The rest of the
-message, which tells other readers what the columns are, is not looked at: a row's checksum proves what it was written under.
+Who follows live flights needs no more of it than the sites and groups that stand in its metadata, and an agent that needs no
+pyarrow is a quarter smaller. No offset or length from a file is trusted here. The rest of the message, which tells other readers
+what the columns are, is not looked at: a row's checksum proves what it was written under.
 
 Layout: Arrow's format/Message.fbs and Schema.fbs, and FlatBuffers' internals (flatbuffers.dev/internals): a table begins with the
 distance back to its vtable, which has the place of each field in it, or 0 where it is left out.
@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from functools import lru_cache
-
-from resmon.flight.schema import Column, RowFormat
 
 # Fields of the tables by their place, and what a message's header may be.
 _HEADER_TYPE, _HEADER = 1, 2
@@ -22,29 +19,6 @@ _METADATA = 2
 _KEY, _VALUE = 0, 1
 _SCHEMA = 1
 MOST = 64  # pairs of metadata
-
-
-@lru_cache(maxsize=16)
-def preamble(form: RowFormat) -> bytes:
-    """The message for a segment of such rows."""
-    import pyarrow as pa
-
-    types = {
-        "int": pa.int64(),
-        "float": pa.float64(),
-        "time": pa.timestamp("ns", "UTC"),
-        "bool": pa.bool_(),
-        "text": pa.utf8(),
-        "checksum": pa.uint32(),
-    }
-
-    def type_of(column: Column) -> pa.DataType:
-        value = types[column.type]
-        return value if column.length is None else pa.list_(pa.field("item", value, column.nullable))
-
-    fields = [pa.field(column.name, type_of(column), column.nullable and column.length is None) for column in form.columns]
-    made: bytes = pa.schema(fields, form.metadata).serialize().to_pybytes()
-    return made
 
 
 def metadata(message: bytes) -> dict[bytes, bytes]:

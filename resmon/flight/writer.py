@@ -20,7 +20,6 @@ from resmon.errors import ConfigurationError
 from resmon.flight import incidents, layout
 from resmon.flight.bins import LEVELS, Bin, Bins, fill_counters
 from resmon.flight.header import header
-from resmon.flight.preamble import preamble
 from resmon.flight.schema import FORMAT, TEXT, Row, RowFormat, nanoseconds, row_format
 from resmon.records import (
     BLOCK_COUNTS,
