@@ -41,6 +41,7 @@ MARKS = report.Marks("<!-- results: begin -->", "<!-- results: end -->")
 READERS = 50
 # Seconds between two requests of a reader. The page asks every 1.5, Prometheus usually every 15; 0 is as soon as it is answered.
 EACH = {1.0: "once a second", 0.0: "at once again"}
+FIRST = 0.1  # likewise, of those who read before anything is measured
 BLOCKS = 24  # of stretches; together some eight minutes
 WIDE = 1400  # residual blocks of each of the two wide runs: 100,000 series in all
 WARM_UP = 20.0
@@ -129,7 +130,7 @@ def _beside(folder: Path, count: int) -> Beside:
         begin = time.monotonic() + WARM_UP
         blocks = plan(begin, count, tuple(EACH))
         # Before the first of them readers take what may be taken at once after a pause.
-        asks: list[Asked] = [(begin - WARM_UP / 2, begin - LEAVE, min(EACH), begin - LEAVE)]
+        asks: list[Asked] = [(begin - WARM_UP / 2, begin - LEAVE, FIRST, begin - LEAVE)]
         asks += [(read.begin - ARRIVE, read.end, read.each, block.gone) for block in blocks for read in block.read]
         crowd = stack.enter_context(_crowd(folder, environment, url, asks))
         taken = [_taken(block, agent.pid, crowd) for block in _shown(blocks)]
