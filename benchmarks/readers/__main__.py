@@ -1,16 +1,17 @@
 """`python -m benchmarks.readers`: what fifty readers cost the agent, and the trainings beside it; writes benchmarks/READERS.md.
 
-Two trainings train, each with one thread, so that this machine's cores are taken; 50 readers, in a process of their own, ask once a
-second for some seconds, do not for as long, ask again as soon as they are answered, do not, and so on. What a step takes while they
-read is compared with what it takes in the stretches next to that. Then the agent follows two runs of 1,400 blocks, 100,000 series,
-and 50 readers ask for all of them for a minute, each again a second after it had asked. `--quick` is a part of that, printed and
-not written.
+Two trainings train, each with one thread, so that this machine's cores are taken; 50 readers, in a process of their own, ask once
+a second for some seconds, then again as soon as they are answered, and then nobody does (blocks.py). What a step takes as they read
+is compared with what it takes around that: the middle of all such blocks, and its confidence interval (interval.py). Then the
+agent follows two runs of 1,400 residual blocks, 100,000 series, and 50 readers ask for all of them for a minute, each again a
+second after it had asked. `--quick` is a part of that, printed and not written.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,13 +22,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import resmon
 from benchmarks import report
+from benchmarks.readers.blocks import ARRIVE, LEAVE, Block, Steps, Stretch, plan
+from benchmarks.readers.interval import Interval
 from resmon.agent import runtime
 
 ROOT = Path(__file__).parent.parent.parent
@@ -37,11 +41,13 @@ MARKS = report.Marks("<!-- results: begin -->", "<!-- results: end -->")
 READERS = 50
 # Seconds between two requests of a reader. The page asks every 1.5, Prometheus usually every 15; 0 is as soon as it is answered.
 EACH = {1.0: "once a second", 0.0: "at once again"}
-# Seconds that are measured, and before them, while readers find their pace, and after them, while they are answered the last time.
-STRETCH, ARRIVE, LEAVE = 5.0, 2.0, 2.5
-BLOCKS = 1400  # of each of the two wide runs: 100,000 series in all
-WARM_UP = 10.0
+FIRST = 0.1  # likewise, of those who read before anything is measured
+BLOCKS = 24  # of stretches; together some eight minutes
+WIDE = 1400  # residual blocks of each of the two wide runs: 100,000 series in all
+WARM_UP = 20.0
 FINE = ("200", "304")  # statuses; the second says that nothing is new since the last answer
+
+Asked = tuple[float, float, float | None, float]  # from, to, seconds between two requests, and when all hang up
 
 RATIO, MEMORY = 1.02, 250  # what the project allows itself: of step time, and MB
 
@@ -68,7 +74,7 @@ def _cpu(pid: int) -> float:
 class Reading:
     """While readers ask, in one of the ways that they do."""
 
-    ratios: list[float]  # read / unread, of each stretch and each training
+    ratio: Interval  # of step times, read / unread
     agent: float  # share of a core that the agent takes
     readers: float  # likewise, the readers themselves
     heard: dict[str, Any]
@@ -79,7 +85,8 @@ class Beside:
     """Two trainings beside an agent that is read and, in turns, is not."""
 
     step: float  # seconds, unread
-    still: list[float]  # unread / unread of neighbours: what differs without readers
+    still: Interval  # unread / unread of one block: what differs without readers
+    seconds: float  # that a block takes
     agent: float  # share of a core that it takes unread
     read: dict[float, Reading]  # by how often a reader asks
 
@@ -97,21 +104,23 @@ class Wide:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readers", description="What readers of the agent cost.")
     parser.add_argument("--quick", action="store_true", help="some seconds of everything: shows that it runs, not what it costs")
-    quick = parser.parse_args(argv).quick
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help=f"how often the ratio is measured; {BLOCKS} unless given")
+    arguments = parser.parse_args(argv)
+    quick = arguments.quick
     load = report.load_average()
     with tempfile.TemporaryDirectory(prefix="resmon-readers-", ignore_cleanup_errors=True) as folder:
-        beside = _beside(Path(folder) / "beside", 1 if quick else 6)
-        wide = _wide(Path(folder) / "wide", 100 if quick else BLOCKS, 5.0 if quick else 60.0)
+        beside = _beside(Path(folder) / "beside", 1 if quick else max(1, arguments.blocks))
+        wide = _wide(Path(folder) / "wide", 100 if quick else WIDE, 5.0 if quick else 60.0)
     table = f"{_table(beside, wide)}\n\n{_made(argv, load)}"
     print(table)
     if not quick:
         report.put_into(PAGE, table, MARKS)
-    errors = [each.heard["errors"] for each in (*beside.read.values(), wide) if each.heard["errors"]]
+    errors = [heard["errors"] for heard in (*(read.heard for read in beside.read.values()), wide.heard) if heard["errors"]]
     if errors:
         raise SystemExit(f"readers were not answered: {errors}")
 
 
-def _beside(folder: Path, rounds: int) -> Beside:
+def _beside(folder: Path, count: int) -> Beside:
     with _agent(folder) as (agent, url, environment), ExitStack() as stack:
         files = [folder / f"steps-{i}" for i in range(2)]
         for i, file in enumerate(files):
@@ -119,48 +128,55 @@ def _beside(folder: Path, rounds: int) -> Beside:
         while not all(file.exists() and file.stat().st_size for file in files):
             time.sleep(0.1)
         begin = time.monotonic() + WARM_UP
-        # Unread, read, unread, ...: each read stretch lies between two that are not.
-        ways = list(EACH) * rounds
-        stretches = [(begin, begin + STRETCH)]
-        asks = []
-        for each in ways:
-            asks.append((stretches[-1][1], stretches[-1][1] + ARRIVE + STRETCH, each))
-            stretches.append((asks[-1][0] + ARRIVE, asks[-1][1]))
-            stretches.append((asks[-1][1] + LEAVE, asks[-1][1] + LEAVE + STRETCH))
+        blocks = plan(begin, count, tuple(EACH))
+        # Before the first of them readers take what may be taken at once after a pause.
+        asks: list[Asked] = [(begin - WARM_UP / 2, begin - LEAVE, FIRST, begin - LEAVE)]
+        asks += [(read.begin - ARRIVE, read.end, read.each, block.gone) for block in blocks for read in block.read]
         crowd = stack.enter_context(_crowd(folder, environment, url, asks))
-        worked, asked = [], []  # shares of a core in each stretch: the agent's, the readers'
-        for stretch in stretches:
-            marks = []
-            for moment in stretch:
-                time.sleep(max(0.0, moment - time.monotonic()))
-                # The crowd goes when it has been answered for the last time.
-                marks.append((_cpu(agent.pid), _cpu(crowd.pid) if crowd.poll() is None else 0.0))
-            worked.append((marks[1][0] - marks[0][0]) / STRETCH)
-            asked.append((marks[1][1] - marks[0][1]) / STRETCH)
+        taken = [_taken(block, agent.pid, crowd) for block in _shown(blocks)]
         heard = _heard(crowd, 60)
-    steps = [np.fromfile(file) for file in files]
-    medians = [[_step(each, *stretch) for stretch in stretches] for each in steps]
-    read = {}
-    for each, said in heard.items():
-        places = [2 * i + 1 for i, way in enumerate(ways) if way == each]
-        read[each] = Reading(
-            ratios=[times[i] / ((times[i - 1] + times[i + 1]) / 2) for times in medians for i in places],
-            agent=float(np.mean([worked[i] for i in places])),
-            readers=float(np.mean([asked[i] for i in places])),
-            heard=said,
-        )
+    steps = Steps([np.fromfile(file) for file in files])
+    shares: dict[float | None, list[tuple[float, float]]] = {}  # of a core in each stretch: the agent's, the readers'
+    for block, found in zip(blocks, taken, strict=True):
+        for stretch, share in zip(block.stretches, found, strict=True):
+            shares.setdefault(stretch.each, []).append(share)
+    agents, crowds = ({each: float(np.mean(found, axis=0)[i]) for each, found in shares.items()} for i in range(2))
     return Beside(
-        step=median(each[i] for each in medians for i in range(0, len(each), 2)),
-        still=[each[i + 2] / each[i] for each in medians for i in range(0, len(each) - 2, 2)],
-        agent=float(np.mean(worked[::2])),
-        read=read,
+        step=len(files) / float(np.mean([steps.unread(block) for block in blocks])),
+        still=Interval.of(steps.still(block) for block in blocks),
+        seconds=blocks[0].end - blocks[0].before.begin,
+        agent=agents[None],
+        read={
+            each: Reading(Interval.of(steps.ratio(block, each) for block in blocks), agents[each], crowds[each], heard[each])
+            for each in EACH
+        },
     )
 
 
-def _step(begun: Any, begin: float, end: float) -> float:
-    """What a step took on the whole, in seconds: the stretch by its steps, so that none that was held up is left out."""
-    within = begun[(begun >= begin) & (begun < end)]
-    return float((within[-1] - within[0]) / (len(within) - 1))
+def _shown(blocks: Sequence[Block]) -> Iterator[Block]:
+    """Them one by one, and how far that is."""
+    columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=len(blocks))
+        for i, block in enumerate(blocks):
+            progress.update(task, completed=i, description=f"readers beside two trainings, block {i + 1} of {len(blocks)}")
+            yield block
+
+
+def _taken(block: Block, agent: int, crowd: subprocess.Popen[str]) -> list[tuple[float, float]]:
+    """What shares of a core the agent and the readers take in each of its stretches, as these go by."""
+
+    def until(moment: float) -> tuple[float, float]:
+        time.sleep(max(0.0, moment - time.monotonic()))
+        # The crowd goes when its last stretch is over.
+        return _cpu(agent), _cpu(crowd.pid) if crowd.poll() is None else 0.0
+
+    def of(stretch: Stretch) -> tuple[float, float]:
+        before, after = until(stretch.begin), until(stretch.end)
+        long = stretch.end - stretch.begin
+        return (after[0] - before[0]) / long, max(0.0, after[1] - before[1]) / long
+
+    return [of(stretch) for stretch in block.stretches]
 
 
 def _wide(folder: Path, blocks: int, seconds: float) -> Wide:
@@ -172,7 +188,7 @@ def _wide(folder: Path, blocks: int, seconds: float) -> Wide:
         while (series := _series(url)) < 2 * blocks * 30:
             time.sleep(1.0)
         begin = time.monotonic() + 1.0
-        crowd = stack.enter_context(_crowd(folder, environment, url, [(begin, begin + seconds, 1.0)]))
+        crowd = stack.enter_context(_crowd(folder, environment, url, [(begin, begin + seconds, 1.0, math.inf)]))
         heard = _heard(crowd, seconds + 120)[1.0]
         return Wide(max(series, _series(url)), seconds, Work.of(agent.pid).peak, heard)
 
@@ -209,10 +225,8 @@ def _serving(folder: Path) -> runtime.Serving | None:
 
 
 @contextmanager
-def _crowd(
-    folder: Path, environment: dict[str, str], url: str, stretches: Sequence[tuple[float, float, float]]
-) -> Iterator[subprocess.Popen[str]]:
-    arguments = (url, str(READERS), *(f"{begin},{end},{each}" for begin, end, each in stretches))
+def _crowd(folder: Path, environment: dict[str, str], url: str, stretches: Sequence[Asked]) -> Iterator[subprocess.Popen[str]]:
+    arguments = (url, str(READERS), *(",".join(map(str, stretch)) for stretch in stretches))
     with _running(folder, environment, "benchmarks.readers.crowd", *arguments) as process:
         yield process
 
@@ -243,13 +257,17 @@ def _running(folder: Path, environment: dict[str, str], module: str, *arguments:
 def _table(beside: Beside, wide: Wide) -> str:
     rows = [
         ("step, unread", f"{beside.step * 1e3:.1f} ms", ""),
-        ("step, unread / unread (what differs by itself)", _spread(beside.still), ""),
+        ("step, unread / unread (what differs by itself)", str(beside.still), ""),
         ("the agent, unread", f"{beside.agent:.1%} of a core", ""),
     ]
     for each, reading in beside.read.items():
         way = EACH[each]
         rows += [
-            (f"step, read {way} / unread", f"{_spread(reading.ratios)} of {len(reading.ratios)} stretches", _told(reading, beside)),
+            (
+                f"step, read {way} / unread",
+                f"{reading.ratio} of {reading.ratio.count} blocks",
+                _told(reading.ratio, beside.seconds),
+            ),
             (f"the agent, read {way}", f"{reading.agent:.1%} of a core", ""),
             (f"the readers themselves, on the same cores, {way}", f"{reading.readers:.1%} of a core", ""),
             *_answered(f"beside two trainings, {way}", reading.heard),
@@ -262,25 +280,23 @@ def _table(beside: Beside, wide: Wide) -> str:
     return "\n".join(lines)
 
 
-def _told(reading: Reading, beside: Beside) -> str:
-    low, high = np.quantile(beside.still, [0.25, 0.75])
-    # What is missed by more than unread stretches differ by themselves is missed on a machine that is not quiet, too.
-    is_clear = high - low < 2 * (RATIO - 1) or np.quantile(reading.ratios, 0.25) > max(RATIO, high)
-    return _verdict(median(reading.ratios), RATIO) if is_clear else f"{RATIO:g}: not told, this machine was not quiet"
+def _told(ratio: Interval, seconds: float) -> str:
+    """Whether it is met, as far as that is known: with the whole interval on one side of it."""
+    if ratio.high <= RATIO or ratio.low > RATIO:
+        return _verdict(ratio.high, RATIO)
+    needed = ratio.needed(RATIO)
+    what = "more blocks than can be measured" if needed is None else f"some {needed} blocks, {needed * seconds / 60:.0f} minutes"
+    return f"{RATIO:g}: not told; with noise like this it takes {what}"
 
 
 def _answered(where: str, heard: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     answers = ", ".join(f"{count:,} of {name}" for name, count in sorted(heard["answers"].items()))
     failed = sum(heard["errors"].values()) + sum(count for name, count in heard["answers"].items() if name.split()[1] not in FINE)
-    yield f"answers, {where}", f"{answers}; {heard['bytes'] / 1e6:,.0f} MB; {failed} failed", _verdict(failed, 0)
+    left = f"{heard['left']:,} not waited for; " if heard["left"] else ""
+    yield f"answers, {where}", f"{answers}; {heard['bytes'] / 1e6:,.0f} MB; {left}{failed} failed", _verdict(failed, 0)
     for name, seconds in sorted(heard["seconds"].items()):
         middle, late = np.quantile(seconds, [0.5, 0.99])
         yield f"time of an answer, {name}, {where}", f"{middle * 1e3:.0f} ms, 99 % within {late * 1e3:.0f} ms", ""
-
-
-def _spread(values: Sequence[float]) -> str:
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _verdict(value: float, target: float) -> str:

@@ -1,9 +1,9 @@
-"""Readers of an agent, in a process of their own: `python -m benchmarks.readers.crowd URL READERS FROM,TO,EACH ...`.
+"""Readers of an agent, in a process of their own: `python -m benchmarks.readers.crowd URL READERS FROM,TO,EACH,GONE ...`.
 
 Each of READERS asks once every EACH seconds while one of the stretches lasts (FROM and TO are of time.monotonic), or, where EACH is
 0, again as soon as it is answered: half of them as Prometheus does, for /metrics, half as the page does, for what the page asks
-again and again. All keep their connection. Prints one line of JSON, for each EACH: how many answers of which kind, what went wrong,
-and how long answers took.
+again and again. All keep their connection. At the moment GONE, which may be inf, they hang up, answered or not. Prints one line of
+JSON, for each EACH: how many answers of which kind, how many were not waited for, what went wrong, and how long answers took.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import quote, urlsplit
 
-Stretch = tuple[float, float, float]  # from, to, each
+Stretch = tuple[float, float, float, float]  # from, to, each, gone
 
 # What Prometheus 2.42 sends.
 ACCEPT = (
@@ -33,6 +33,7 @@ class Heard:
     errors: Counter[str] = field(default_factory=Counter)
     seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     bytes: int = 0
+    left: int = 0  # requests that were not waited for
 
 
 class Reader:
@@ -46,19 +47,24 @@ class Reader:
 
     async def read(self, stretches: list[Stretch], place: float) -> None:
         """`place` is this reader's among the others, from 0 to 1, so that they do not all ask in the same moment."""
-        for begin, end, each in stretches:
+        for begin, end, each, gone in stretches:
             heard = self._heard[each]
             await asyncio.sleep(begin + place * each - time.monotonic())
             while (asked := time.monotonic()) < end:
                 try:
-                    await asyncio.wait_for(self._ask(heard), PATIENCE)
+                    await asyncio.wait_for(self._ask(heard), min(PATIENCE, gone - asked))
                 except (OSError, ValueError, EOFError, TimeoutError) as error:
-                    heard.errors[f"{self._name}: {error!r}"] += 1
+                    if isinstance(error, TimeoutError) and time.monotonic() >= gone:
+                        heard.left += 1
+                    else:
+                        heard.errors[f"{self._name}: {error!r}"] += 1
                     self._leave()
                 else:
                     heard.seconds[self._name].append(time.monotonic() - asked)
                 await asyncio.sleep(max(0.0, asked + each - time.monotonic()))
-            self._leave()
+            if time.monotonic() >= gone:
+                self._leave()
+        self._leave()
 
     async def _ask(self, heard: Heard) -> None:
         if self._streams is None:
@@ -118,16 +124,22 @@ async def crowd(url: str, readers: int, stretches: list[Stretch]) -> dict[float,
     parts = urlsplit(url)
     address = (parts.hostname or "", parts.port or 80)
     asked = await paths(address)
-    heard = {each: Heard() for _, _, each in stretches}
+    heard = {each: Heard() for _, _, each, _ in stretches}
     await asyncio.gather(*(Reader(address, asked[i % len(asked)], heard).read(stretches, i / readers) for i in range(readers)))
     return {
-        each: {"answers": dict(of.answers), "errors": dict(of.errors), "seconds": dict(of.seconds), "bytes": of.bytes}
+        each: {
+            "answers": dict(of.answers),
+            "errors": dict(of.errors),
+            "seconds": dict(of.seconds),
+            "bytes": of.bytes,
+            "left": of.left,
+        }
         for each, of in heard.items()
     }
 
 
 def main(url: str, readers: str, *stretches: str) -> None:
-    times = [(float(begin), float(end), float(each)) for begin, end, each in (stretch.split(",") for stretch in stretches)]
+    times = [(float(begin), float(end), float(each), float(gone)) for begin, end, each, gone in (s.split(",") for s in stretches)]
     print(json.dumps(asyncio.run(crowd(url, int(readers), times))))
 
 

@@ -1,9 +1,9 @@
 """How fast the agent answers: so that whoever reads it does not slow the training that it tells of, however many ask however fast.
 
 Answering may take a small share of the machine's processors, and half of what nobody else uses of them. When it has taken more it
-rests until that is paid, two seconds at the most, so nothing fails because of it. What is asked meanwhile waits, which costs
-nothing, and is answered all at once, which costs less than one by one. While it owes, the loop looks at its connections ten times a
-second only: each look takes a training's place in a processor's caches.
+rests until that is paid, two seconds at the most or, where a crowd waits, three, so nothing fails because of it. What is asked
+meanwhile waits, which costs nothing, and is answered all at once, which costs less than one by one. While it owes, the loop looks
+at its connections ten times a second only: each look takes a training's place in a processor's caches.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ SHARE = 0.005
 BURST = 0.5
 # Seconds of a rest at most. A scrape's usual timeout is 10, and Prometheus' shortest usual interval 5.
 LONGEST = 1.8
+# Answers that wait together are a crowd's, and then so many seconds: it takes more than is paid in less.
+CROWD, CROWDED = 8, 3.0
 # Of the machine: what nobody uses beyond it is to spare. Trainings that take all cores wait for something now and then.
 RESERVE = 0.1
 LOOK = 0.5  # seconds between two looks at what is to spare
@@ -41,20 +43,28 @@ class Pace:
         self._looked, self._was_used = time.monotonic(), used()
         self._spared, self._was_idle = self._looked, self._idle()
         self._rest: asyncio.Event | None = None  # set when it is over
-        self._until = 0.0
+        self._rested = 0.0  # since when
         self._is_over = False
+        self._waiting = self._waited = 0  # answers, for the end of the rest and of the one before
         self.held_seconds = 0.0  # that answers have waited, added up
 
     async def turn(self) -> None:
         """Wait until answering may go on."""
         if self._rest is None:
             if not self.owes():
+                self._waited = 0
                 return
-            self._rest, self._until = asyncio.Event(), time.monotonic() + LONGEST
+            self._rest, self._rested = asyncio.Event(), time.monotonic()
             self._look()
         before = time.monotonic()
+        self._waiting += 1
         await self._rest.wait()
         self.held_seconds += time.monotonic() - before
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether many have had to wait together, or do."""
+        return max(self._waiting, self._waited) >= CROWD
 
     def owes(self) -> float:
         """Seconds until what answering has taken is paid."""
@@ -69,7 +79,7 @@ class Pace:
             self._left += max(0.0, idle - self._was_idle - RESERVE * self._cores * since) / 2
             self._spared, self._was_idle = now, idle
         # Who comes when a crowd has gone does not pay for it.
-        self._left = min(BURST, max(-LONGEST * each, self._left))
+        self._left = min(BURST, max(-CROWDED * each, self._left))
         return max(0.0, -self._left / each)
 
     def end(self) -> None:
@@ -77,9 +87,13 @@ class Pace:
         self._is_over = True
         self._wake()
 
+    @property
+    def _longest(self) -> float:
+        return CROWDED if self.is_crowded else LONGEST
+
     def _look(self) -> None:
         """End the rest, or look again: it is paid sooner than it seemed where the machine has become idle."""
-        seconds = min(self.owes(), self._until - time.monotonic(), LOOK)
+        seconds = min(self.owes(), self._rested + self._longest - time.monotonic(), LOOK)
         if seconds > 0:
             asyncio.get_running_loop().call_later(seconds, self._look)
         else:
@@ -89,6 +103,8 @@ class Pace:
         if self._rest is not None:
             self._rest.set()
             self._rest = None
+            self._waited, self._waiting = self._waiting, 0
+            self._left = max(0.0, self._left)  # what is not paid by now is nobody's
 
 
 def _idle() -> float:

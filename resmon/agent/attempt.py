@@ -140,7 +140,8 @@ class Rank:
         except (BookmarkError, state.StateError) as error:
             self.lost = str(error)
             return
-        self.resumed, self.bank, self.gaps, self.last = found, bank, gaps, found.step
+        # Without what the detectors have taken over, which as JSON has it is larger than they are.
+        self.resumed, self.bank, self.gaps, self.last = replace(found, bank={}, gaps={}), bank, gaps, found.step
         self._skipped_before, self.nonfinite = found.skipped, found.nonfinite
         # What is shown of the last minute is read again; the detectors are told only of what they have not seen.
         self.follower.go_to(replace(found.position, steps=found.again))

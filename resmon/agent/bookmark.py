@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +129,7 @@ def read(path: Path, of: Mapping[str, Any]) -> Bookmark | None:
     """The bookmark there; None where there is none. Raises BookmarkError."""
     try:
         with path.open("rb") as file:
-            content = json.loads(file.read(LARGEST + 1))
+            content = json.loads(file.read(min(LARGEST, os.fstat(file.fileno()).st_size) + 1))  # room is made for so many bytes
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -1,14 +1,13 @@
 """What the agent does not use it gives back: it shares the machine's memory with the training.
 
 glibc lets the size from which memory is taken from the system for itself, and given back when it is freed, grow with what is freed.
-An agent of 100,000 series writes ten megabytes at each scrape, and so had half as much again in hand as it used. Arrow has an
-allocator of its own, which keeps what is freed for a while and to itself: of an agent's it is told to use the C library's.
+An agent of 100,000 series writes ten megabytes at each scrape, and so had half as much again in hand as it used. What would take
+memory only by being imported, an agent does not import: no pyarrow, as it reads rows as they lie on file (flight/schema.py).
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 
 # mallopt(3); numbers from malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -17,8 +16,7 @@ _ARENAS = 2  # as few threads work at once
 
 
 def keep_small() -> None:
-    """Of this process, from here on; to be called before pyarrow is imported. Where the C library is another one, that is all."""
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    """Of this process, from here on, where the C library has such settings."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGE)

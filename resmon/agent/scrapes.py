@@ -3,8 +3,9 @@
 An exposition of 100,000 series is nine megabytes and takes more than a tenth of a second to write, so fifty scrapers must not cost
 fifty of them. Who comes while one is written has that one. As long as few ask, each has one of its own, of that very moment; when
 writing has taken more time than it is allowed in the long run, whoever comes before the flights are read again (a second at the
-most) has the newest that there is. Old ones that slow clients still take are bounded by their bytes: those who hold the oldest are
-hung up on. It is compressed for other machines, once for all; on this one that would only take time.
+most) has the newest that there is. Where a crowd has to wait, as the machine is busy (access/pace.py), no flight is read for it
+either. Old ones that slow clients still take are bounded by their bytes: those who hold the oldest are hung up on. It is compressed
+for other machines, once for all; on this one that would only take time.
 
 A scrape is counted (roster.py) where its answer holds everything that the agent knows at that moment. One that had to be answered
 with what was written a moment before counts for nothing, and what it was to see waits for the next.
@@ -68,12 +69,14 @@ class Scrapes:
         gpus: Callable[[], tuple[GpuView, ...]],
         dropped: Callable[[], Mapping[str, int]] = dict,
         held: Callable[[], float] = float,
+        crowded: Callable[[], bool] = bool,
     ) -> None:
         self._roster = roster
         self._lock = lock
         self._gpus = gpus
         self._dropped = dropped
         self._held = held
+        self._crowded = crowded
         self._exporter = Prometheus()
         self._newest: dict[str, Exposition] = {}  # by kind
         self._under_way: dict[str, asyncio.Future[Exposition]] = {}
@@ -139,7 +142,8 @@ class Scrapes:
     def _write(self, kind: str, counts: bool) -> Exposition:
         with self._lock:
             started = time.perf_counter()
-            self._roster.poll()
+            if not self._crowded():  # else flights are read in the reader's own turns only
+                self._roster.poll()
             view = self._roster.view(self.collect_seconds, self._gpus(), self._dropped(), self._held())
             self._newest.pop(kind, None)  # before the next one is there, too
             content, _ = self._exporter.render(view, kind)

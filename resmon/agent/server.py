@@ -99,7 +99,7 @@ class Server:
         self._lock = threading.Lock()  # over the roster
         self._faults: SimpleQueue[tuple[str, str]] = SimpleQueue()  # of whoever cannot wait for the lock
         self._push = None if otlp is None else self._pushing(otlp, otlp_interval)
-        self._scrapes = Scrapes(self._roster, self._lock, self._gpus.newest, self._dropped, self._held)
+        self._scrapes = Scrapes(self._roster, self._lock, self._gpus.newest, self._dropped, self._held, self._crowded)
         self._page = Page(
             Listing(lambda: runtime.directories(folder), lambda: filter(None, runtime.registrations(folder).values()))
         )
@@ -197,6 +197,9 @@ class Server:
 
     def _held(self) -> float:
         return self._pace.held_seconds
+
+    def _crowded(self) -> bool:
+        return self._pace.is_crowded
 
     def _tell(self, event: Event) -> None:
         if self._push is not None:

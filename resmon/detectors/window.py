@@ -17,7 +17,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from resmon.records import BLOCK_COUNTS, GROUP_VALUES, RUN_VALUES, Bools, Floats, Ints, ResidualSite, ScalarRecord, StepRecord
+from resmon.records import (
+    BLOCK_COUNTS,
+    GROUP_VALUES,
+    MAGNITUDE_COLUMNS,
+    RUN_VALUES,
+    Bools,
+    Floats,
+    Ints,
+    ResidualSite,
+    ScalarRecord,
+    StepRecord,
+)
 from resmon.statistics import Column, statistics
 
 WINDOW = 16  # steps
@@ -150,8 +161,9 @@ class Windows:
             self._before = None
         if record.complete:
             if len(self._records) > 1 and record.magnitude_buckets.nbytes > LARGE:
-                # Cumulative: of a window the first and the last are looked at, and they are most of a row.
-                self._records[-1] = replace(self._records[-1], magnitude_buckets=record.magnitude_buckets[:0])
+                # Cumulative: of a window the first and the last are looked at, and they are most of a row. (An empty part of them
+                # would be a view, which holds all.)
+                self._records[-1] = replace(self._records[-1], magnitude_buckets=np.empty((0, MAGNITUDE_COLUMNS), np.int64))
             self._records.append(record)
 
     def log(self, record: ScalarRecord) -> None:

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from resmon.errors import FlightError, FlightVersionError
-from resmon.flight import layout
+from resmon.flight import layout, preamble
 from resmon.flight.schema import (
     FORMAT,
     Kind,
@@ -136,6 +135,11 @@ class Segments:
         """The segment that is read, and how far."""
         return self._after, 0 if self._current is None else self._current.offset
 
+    @property
+    def begin(self) -> int:
+        """Where the rows of the segment that is read begin in it."""
+        return 0 if self._current is None else self._current.begin
+
     def go_to(self, position: tuple[int, int]) -> None:
         """Go on there; where that segment was thinned away, with the next one."""
         self.close()
@@ -222,6 +226,7 @@ class _Segment:
         self._least = begin
         self._descriptor = _open(path)
         self._offset = 0
+        self.begin = 0  # where its rows begin
         self._format: RowFormat | None = None
         self._given_up = -1  # the size at which no format fitted
 
@@ -311,7 +316,7 @@ class _Segment:
             yield form, 0
 
     def _begin(self, form: RowFormat, expected: int, first: int) -> RowFormat:
-        self._format = form
+        self._format, self.begin = form, first
         self._offset = max(first, self._least)
         if first > expected:
             self._skip(expected, first - expected, "damaged" if expected else "damaged schema, read under another segment's")
@@ -381,10 +386,9 @@ class _Schema:
         if len(message) < length:
             return None
         try:
-            # Arrow verifies the flatbuffer before it reads it.
-            metadata = pa.ipc.read_schema(pa.py_buffer(begin + message)).metadata or {}
+            metadata = preamble.metadata(message)
             version = int(metadata[b"resmon.format"])
-        except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError):
+        except (ValueError, KeyError):
             return None
         try:
             return cls(
@@ -403,7 +407,7 @@ def newer(path: Path, version: int) -> FlightVersionError:
 
 
 def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
-    """Rows of kind "steps" as records."""
+    """Rows of kind "steps" as records, which hold nothing of `records`: whoever keeps one for a while would keep whole rows."""
     sites = len(form.sites)
     blocks = np.stack([records[f"block_{name}"] for name in BLOCK_VALUES], axis=1)
     blocks_present = np.stack([present(records, f"block_{name}") for name in BLOCK_VALUES], axis=1)
@@ -412,9 +416,9 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     run_present = np.stack([present(records, name) for name in RUN_VALUES], axis=1)
     groups = np.stack([records[f"group_{name}"] for name in GROUP_VALUES], axis=1)
     groups_present = np.stack([present(records, f"group_{name}") for name in GROUP_VALUES], axis=1)
-    buckets = np.ascontiguousarray(records["magnitude_buckets"]).reshape(len(records), sites, MAGNITUDE_COLUMNS)
+    buckets = records["magnitude_buckets"].reshape(len(records), sites, MAGNITUDE_COLUMNS)  # most of a row: of each a copy alone
     phase_totals, duration_buckets, nonfinite_steps, magnitude_sum = (
-        np.ascontiguousarray(records[name]) for name in ("phase_totals", "duration_buckets", "nonfinite_steps", "magnitude_sum")
+        np.array(records[name], order="C") for name in ("phase_totals", "duration_buckets", "nonfinite_steps", "magnitude_sum")
     )
     names = (
         "step",
@@ -451,7 +455,7 @@ def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
             phase_totals=phase_totals[i],
             duration_buckets=duration_buckets[i],
             nonfinite_steps=nonfinite_steps[i],
-            magnitude_buckets=buckets[i],
+            magnitude_buckets=buckets[i].copy(),
             magnitude_sum=magnitude_sum[i],
         )
         for i, (
@@ -586,12 +590,14 @@ class Follower:
         self._scalars.pass_over(2)
         newest: dict[str, ScalarRecord] = {}
         while (rows := self._scalars.read(CHUNK)) is not None:
-            logged: list[ScalarRecord] = []
-            add_scalar_records(logged, rows[1])
-            for record in logged:
-                newest |= dict.fromkeys(record.values, record)
-        for name, record in sorted(newest.items(), key=lambda item: item[1].step):
-            self._held_back.append(ScalarRecord(record.step, record.time, {name: record.values[name]}))
+            # Of thousands of rows only the last of each name becomes a record: a page asks for this again and again.
+            _, records = rows
+            field = np.ascontiguousarray(records["name"])
+            keys = zip(field.view(f"V{field.shape[1]}").ravel().tolist(), records["name@"][:, 1].tolist(), strict=True)
+            last = records[list({key: i for i, key in enumerate(keys)}.values())]
+            numbers = zip(texts(last, "name"), last["step"].tolist(), last["time"].tolist(), last["value"].tolist(), strict=True)
+            newest |= {name: ScalarRecord(step, seconds(time), {name: value}) for name, step, time, value in numbers}
+        self._held_back += sorted(newest.values(), key=lambda record: record.step)
 
 
 def read_info(rank_folder: Path) -> RunInfo:

@@ -6,7 +6,8 @@ fills one preallocated record in place; the reader checks a record's checksum an
 length, an offset or a type that stands in a file. Any other reader sees an ordinary Arrow stream.
 
 The message's metadata (a flatbuffer) is laid out here and not by pyarrow, so that rows do not depend on the version that wrote
-them. Layout: Arrow's format/Message.fbs and Schema.fbs, metadata version V5.
+them. Layout: Arrow's format/Message.fbs and Schema.fbs, metadata version V5. Nothing here needs pyarrow: who reads live
+flights does without it (preamble.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from resmon.records import (
     BLOCK_COUNTS,
@@ -55,19 +55,6 @@ class Column:
     type: Literal["int", "float", "time", "bool", "text", "checksum"] = "float"
     length: int | None = None
     nullable: bool = False
-
-    @property
-    def arrow(self) -> pa.DataType:
-        types = {
-            "int": pa.int64(),
-            "float": pa.float64(),
-            "time": pa.timestamp("ns", "UTC"),
-            "bool": pa.bool_(),
-            "text": pa.utf8(),
-            "checksum": pa.uint32(),
-        }
-        value = types[self.type]
-        return value if self.length is None else pa.list_(pa.field("item", value, self.nullable))
 
 
 def columns(kind: Kind, sites: int, groups: int) -> tuple[Column, ...]:
@@ -137,7 +124,7 @@ def _counters(sites: int) -> tuple[Column, ...]:
 class RowFormat:
     """The bytes of one kind of row for given sites and parameter groups.
 
-    `header` is the schema message that begins a segment, `template` a row of zeros and no nulls, `prefix` the bytes that every
+    `metadata` is what the schema of a segment says besides, `template` a row of zeros and no nulls, `prefix` the bytes that every
     row begins with, `dtype` the row as numpy sees it. A field is called as its column; `name?` is its validity bitmap, `name#`
     its count of nulls, `name@` the length of a text.
     """
@@ -148,11 +135,9 @@ class RowFormat:
         self.groups = tuple(groups)
         self.columns = columns(kind, len(self.sites), len(self.groups))
         texts = {"resmon.sites": sites_to_json(self.sites), "resmon.groups": json.dumps(self.groups)}
-        metadata = {"resmon.format": str(FORMAT), **texts}
+        self.metadata = {"resmon.format": str(FORMAT), **texts}
         # A row's checksum goes on from here, so that a row is never read under other sites than those it was written for.
-        self.seed = zlib.crc32("\n".join(metadata.values()).encode())
-        schema = pa.schema([pa.field(c.name, c.arrow, c.nullable and c.length is None) for c in self.columns], metadata)
-        self.header: bytes = schema.serialize().to_pybytes()
+        self.seed = zlib.crc32("\n".join(self.metadata.values()).encode())
 
         nodes: list[int] = []  # the length of each node
         buffers: list[tuple[int, int]] = []  # offset in the body and length

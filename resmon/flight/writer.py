@@ -21,6 +21,7 @@ import numpy as np
 from resmon.errors import ConfigurationError
 from resmon.flight import incidents, layout
 from resmon.flight.bins import LEVELS, Bin, Bins, fill_counters
+from resmon.flight.header import header
 from resmon.flight.schema import FORMAT, TEXT, Row, RowFormat, nanoseconds, row_format
 from resmon.records import (
     BLOCK_COUNTS,
@@ -245,7 +246,7 @@ class Track:
 
     def append(self, row: bytearray, form: RowFormat, first: int, last: int) -> None:
         """Append a row, whole or (OSError) not at all."""
-        self._header = len(form.header)
+        self._header = len(header(form))
         self._append(self._rows, row, form, first)
         self._last = last
 
@@ -264,13 +265,13 @@ class Track:
         path = self._path(stem, self._first)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            _write(descriptor, form.header + rows)
+            _write(descriptor, header(form) + rows)
         except OSError:
             os.close(descriptor)
             path.unlink()
             raise
         self._descriptors[stem] = descriptor
-        self._bytes += len(form.header) + len(rows)
+        self._bytes += len(header(form)) + len(rows)
 
     def close(self, keep: bool = False) -> None:
         """Finish the open segment; `keep` says that it is never thinned."""

@@ -85,12 +85,12 @@ class RankHistory:
     def covered(self) -> list[tuple[int, int]]:
         """From which to which step full rows stand on file, as the segments' names and sizes tell it."""
         segments = self.segments("steps")
-        form = self._form()
+        form, begin = self._form()
         if form is None:
             return []
         made: list[tuple[int, int]] = []
         for (first, size), (following, _) in pairwise([*segments, (1 << 62, 0)]):
-            rows = (size - len(form.header)) // form.size
+            rows = (size - begin) // form.size
             if rows <= 0:
                 continue
             last = min(first + rows, following) - 1
@@ -100,15 +100,16 @@ class RankHistory:
         return made
 
     def row_size(self) -> int:
-        form = self._form()
+        form, _ = self._form()
         return form.size if form is not None else 1
 
-    def _form(self) -> RowFormat | None:
+    def _form(self) -> tuple[RowFormat | None, int]:
+        """What the newest segment's rows look like, and where they begin in it."""
         newest = Segments(self.folder, "steps", "steps")
         try:
             newest.newest()
             rows = newest.read(1)
-            return rows[0] if rows is not None else None
+            return (rows[0] if rows is not None else None), newest.begin
         finally:
             newest.close()
 

@@ -20,7 +20,7 @@ import pytest
 from resmon.access import pace as pace_
 from resmon.access.connection import KEY
 from resmon.access.door import PROBES, Door, Names
-from resmon.access.pace import BURST, LONGEST, SHARE, Drowsy, Pace
+from resmon.access.pace import BURST, CROWD, CROWDED, LONGEST, SHARE, Drowsy, Pace
 from resmon.access.web_config import WebConfig
 from tests.agent.conftest import House, scrape
 
@@ -78,8 +78,8 @@ def test_of_what_nobody_uses_it_may_take_half(idle: float, taken: float, machine
 
 def test_who_comes_after_a_crowd_does_not_pay_for_it(machine: Machine) -> None:
     machine.used += 1000.0
-    assert machine.pace.owes() == pytest.approx(LONGEST)
-    machine.passes(1.001 * LONGEST)
+    assert machine.pace.owes() == pytest.approx(CROWDED)
+    machine.passes(1.001 * CROWDED)
     assert machine.pace.owes() == 0.0
     machine.passes(10 * BURST / (SHARE * machine.cores))
     machine.used += BURST  # there is no more than that to spend, however long nobody came
@@ -95,7 +95,7 @@ def test_nobody_waits_where_nothing_is_owed() -> None:
 
 
 def test_all_who_wait_go_on_at_once_and_what_they_waited_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace_, "LONGEST", 0.2)
+    monkeypatch.setattr(pace_, "CROWDED", 0.2)
     pace = owing()
     woken: list[float] = []
 
@@ -114,6 +114,41 @@ def test_all_who_wait_go_on_at_once_and_what_they_waited_is_counted(monkeypatch:
     asyncio.run(all_of_them())
     assert len(woken) == 49
     assert pace.held_seconds >= 49 * 0.19
+
+
+@pytest.mark.parametrize("many", [1, CROWD - 1, CROWD, 50])
+def test_a_crowd_is_held_for_longer_than_one_who_asks_alone(many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace_, "LONGEST", 0.1)
+    monkeypatch.setattr(pace_, "CROWDED", 0.4)
+    pace = owing()
+
+    async def held() -> float:
+        before = time.monotonic()
+        await asyncio.gather(*(pace.turn() for _ in range(many)))
+        return time.monotonic() - before
+
+    taken = asyncio.run(held())
+    assert taken >= (0.4 if many >= CROWD else 0.1)
+    assert pace.is_crowded == (many >= CROWD)
+
+
+def test_a_crowd_is_none_any_more_once_somebody_is_answered_at_once(machine: Machine) -> None:
+    async def all_of_them() -> None:
+        machine.used += 1000.0
+        waiting = [asyncio.ensure_future(machine.pace.turn()) for _ in range(CROWD)]
+        await asyncio.sleep(0)
+        assert machine.pace.is_crowded
+        machine.passes(LONGEST + 0.1)
+        machine.pace._look()
+        assert not any(each.done() for each in waiting)
+        machine.passes(CROWDED - LONGEST)
+        machine.pace._look()
+        await asyncio.gather(*waiting)
+        assert machine.pace.is_crowded
+        await machine.pace.turn()
+        assert not machine.pace.is_crowded
+
+    asyncio.run(all_of_them())
 
 
 def test_an_agent_that_leaves_holds_nobody_back(monkeypatch: pytest.MonkeyPatch) -> None:

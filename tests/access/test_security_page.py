@@ -90,6 +90,7 @@ def test_its_figures_are_those_of_the_code() -> None:
     taken = (
         f"{pace.SHARE:.1%}".replace("%", " %")
         + f", and {pace.BURST:g} s of a core after a pause; an answer waits {pace.LONGEST:g} s for it at most"
+        + f", and {pace.CROWDED:g} s where {pace.CROWD} or more wait together"
     )
     assert table["what answering takes of a machine that has none to spare"] == taken
     assert (pace.SHARE, pace.RESERVE) == (0.005, 0.1)  # "half a percent", "a tenth"

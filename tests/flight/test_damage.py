@@ -14,6 +14,7 @@ import pytest
 import resmon
 from resmon.errors import FlightError, FlightVersionError
 from resmon.flight import schema
+from resmon.flight.header import header
 from resmon.flight.reader import Follower
 from resmon.flight.schema import row_format
 from resmon.records import RunEnd, ScalarRecord, StepRecord
@@ -69,7 +70,7 @@ def test_cut_at_every_offset(tmp_path: Path) -> None:
     for size in reversed(range(path.stat().st_size + 1)):
         os.truncate(path, size)
         steps = steps_of(read(folder))
-        assert len(steps) == max(0, (size - len(form.header)) // form.size), size
+        assert len(steps) == max(0, (size - len(header(form))) // form.size), size
         for record, was in zip(steps, written, strict=False):
             assert_equal(record, was)
         if size % 101 == 0:
@@ -105,13 +106,13 @@ def test_thousands_of_flipped_bytes(flight: tuple[Path, list[StepRecord]]) -> No
     folder, written = flight
     path = folder / f"steps-{ROWS:012d}.arrow"
     data = path.read_bytes()
-    header = len(row_format("steps", synthetic.sites(3)).header)
+    begin = len(header(row_format("steps", synthetic.sites(3))))
     by_step = {record.step: record for record in written}
     for count, (at, damaged) in enumerate(flips(data, 1)):
         path.write_bytes(damaged)
         # A flip in a row costs that row, a flip in the schema may cost the segment, as no other segment has these sites.
         steps = steps_of(read(folder))
-        assert len(steps) >= (2 * ROWS - 1 if at >= header else ROWS), at
+        assert len(steps) >= (2 * ROWS - 1 if at >= begin else ROWS), at
         for record in steps:
             assert_equal(record, by_step[record.step])
         if count == 2000:
@@ -170,7 +171,7 @@ def test_reading_goes_on_behind_inserted_and_missing_bytes(flight: tuple[Path, l
     path = folder / "steps-000000000000.arrow"
     data = path.read_bytes()
     form = row_format("steps", SITES)
-    second = len(form.header) + form.size
+    second = len(header(form)) + form.size
     for damaged, lost in [
         (data[:second] + b"#" * 13 + data[second:], 0),
         (data[: second + 100] + b"#" * 13 + data[second + 100 :], 1),
@@ -209,13 +210,13 @@ def test_skips_are_counted_and_described(flight: tuple[Path, list[StepRecord]]) 
     form = row_format("steps", SITES)
     data = bytearray(path.read_bytes())
     for row in (1, 2):
-        data[len(form.header) + row * form.size + 700] ^= 1
+        data[len(header(form)) + row * form.size + 700] ^= 1
     path.write_bytes(data)
     follower = Follower(folder)
     assert [record.step for record in steps_of(follower.poll())] == [0, *range(3, 2 * ROWS)]
     assert follower.skipped == 2
     (skip,) = resmon.load(folder).skipped
-    assert (skip.file, skip.offset, skip.bytes, skip.rows) == (path, len(form.header) + form.size, 2 * form.size, 2)
+    assert (skip.file, skip.offset, skip.bytes, skip.rows) == (path, len(header(form)) + form.size, 2 * form.size, 2)
     assert skip.reason == "damaged"
 
 

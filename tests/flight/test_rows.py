@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resmon.flight.header import header
 from resmon.flight.schema import nanoseconds, row_format, seconds, sites_from_json, sites_to_json
 from resmon.records import (
     BLOCK_COUNTS,
@@ -171,7 +172,7 @@ def test_other_json_is_no_sites(text: str) -> None:
 def test_every_kind_of_row_is_a_valid_arrow_batch(kind: str, count: int) -> None:
     form = row_format(kind, synthetic.sites(count))  # type: ignore[arg-type]
     row = form.row()
-    table = pa.ipc.open_stream(form.header + bytes(row.seal()) * 2).read_all()
+    table = pa.ipc.open_stream(header(form) + bytes(row.seal()) * 2).read_all()
     table.validate(full=True)
     assert table.num_rows == 2
     assert table.column_names[-1] == "checksum"
