@@ -35,6 +35,8 @@ BLOCKS = 100  # that an incident lists, at most
 # process. In 84 processes with ten histories of batches, under limits that left 300 and 900 MiB, the line alone said up to 9 %
 # more than went through. Scatter that shows over at least three sizes counts where it is more.
 RESERVE, UNSEEN = 0.15, 0.5
+# Bytes of a batch below which its peak says more of what else a step does, and of pages and pieces, than of the batch.
+FAINT = 16 << 20
 # Student's t, 95 % one-sided, for 1, 2, ... degrees of freedom; 1.7 beyond.
 _T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
 
@@ -64,15 +66,16 @@ class Peaks:
         self.by_size: dict[float, float] = {}
         self.largest = 0.0  # size of batch that went through
         self.first: float | None = None  # size at the first of these peaks, when optimizers have not made their states yet
-        self._held: float | None = None  # in use when the step with the newest of them was over
+        self.begin: float | None = None  # in use, and not idle, when the step with the newest of them was over
+        self._held: float | None = None  # in use, idle or not
 
-    def see(self, size: float, before: float | None, peak: float | None, used: float | None) -> None:
-        """`size` is the largest since `before` was the peak."""
+    def see(self, size: float, before: float | None, peak: float | None, used: float | None, idle: float | None) -> None:
+        """`size` is the largest since `before` was the peak; `idle` of what is used is kept by an allocator, if that is known."""
         if size <= self.largest:
             return
         self.largest = size
         if peak is not None and (before is None or peak > before):
-            self._held = used
+            self._held, self.begin = used, None if used is None or idle is None else used - idle
             self.first = size if self.first is None else self.first
             self.by_size[size] = peak
             if len(self.by_size) > SIZES:
@@ -88,8 +91,8 @@ class Trail:
 
     def __init__(self, before: Figures | None = None) -> None:
         self.recent: deque[tuple[int, Figures]] = deque(maxlen=STEPS)
-        self.before: Figures = before or {}  # the first step
-        self._figures = self.before
+        self._before: Figures = before or {}  # the first step
+        self._figures = self._before
         self._marks: list[tuple[int, Figures]] = []
         self._stride = 1
         self._count = 0
@@ -109,13 +112,13 @@ class Trail:
         if figures is self._figures or figures == self._figures:
             return
         for where, peaks in self.peaks.items():
-            name = f"{where}memory_peak"
-            peaks.see(self._size, self._figures.get(name), figures.get(name), figures.get(f"{where}memory"))
+            name, idle = f"{where}memory_peak", 0.0 if where == "device_" else figures.get("memory_idle")
+            peaks.see(self._size, self._figures.get(name), figures.get(name), figures.get(f"{where}memory"), idle)
         self._figures, self._size = figures, 0.0
 
     def between(self, where: Where) -> float | None:
         """What is in use between steps; before the first, what was then."""
-        figures = self.recent[-1][1] if self.recent else self.before
+        figures = self.recent[-1][1] if self.recent else self._before
         return figures.get(f"{where}memory")
 
     def memory(self, where: Where) -> list[list[float | None]]:
@@ -170,17 +173,12 @@ class Footprint:
         return None if used is None or free is None else used + free
 
     def begin(self, where: Where) -> float | None:
-        """What there was without a batch when the peaks were seen.
-
-        Between steps there is more of main memory than that, by what allocators keep for later, so it is known from what there was
-        before the first step, and what a step makes that stays: gradients and states.
-        """
-        trail, between = self.trail, self.trail.between(where)
-        if between is None or not trail.recent:
-            return None if between is None else between + self.parameters
-        before = None if where == "device_" else trail.before.get(f"{where}memory")
-        between -= trail.peaks[where].since(between)
-        return between if before is None else min(between, before + self.parameters + self.states)
+        """What there is without a batch: before the first step is over, with gradients that are still to come."""
+        between = self.trail.between(where)
+        if between is None:
+            return None
+        known = self.trail.peaks[where].begin
+        return known if known is not None else between if self.trail.recent else between + self.parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,16 +216,21 @@ def line(footprint: Footprint, where: Where) -> Line | None:
     trail, begin = footprint.trail, footprint.begin(where)
     peaks = trail.peaks[where]
     since = peaks.since(trail.between(where))
-    if points := dict(peaks.by_size):
-        if peaks.first in points and where != "device_":
-            points[peaks.first] += footprint.states
-        fitted = _fit(points, begin, f"least squares of {_PEAKS[where]} over {count(len(points), 'size')} of batch", RESERVE, since)
-        if fitted is not None:
+    kept = sum(held.bytes for held in footprint.blocks) + (footprint.outside or 0)
+    points = dict(peaks.by_size)
+    if peaks.first in points and where != "device_":
+        points[peaks.first] += footprint.states
+    if points and (where == "device_" or peaks.begin is None or max(points.values()) - peaks.begin >= FAINT):
+        by = f"least squares of {_PEAKS[where]} over {count(len(points), 'size')} of batch"
+        fitted = _fit(points, peaks.begin if len(points) > 1 else begin, by, RESERVE, since)
+        if fitted is not None and fitted.slope * footprint.size >= kept:  # which a batch takes at least
             return fitted
     if begin is None or footprint.outside is None or not footprint.size:
         return None
-    kept = sum(held.bytes for held in footprint.blocks) + footprint.outside
-    return _fit({footprint.size: begin + kept}, begin, "activation bytes per sample", UNSEEN, since)
+    # In the backward pass the gradients of what a block keeps are there with it, a block after the other.
+    most = max((held.bytes for held in footprint.blocks), default=0)
+    passing = max(most, footprint.outside)
+    return _fit({footprint.size: begin + kept + passing}, begin, "activation bytes per sample", UNSEEN, since)
 
 
 def _fit(points: Mapping[float, float], begin: float | None, by: str, reserve: float, since: float) -> Line | None:

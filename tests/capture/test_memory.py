@@ -154,6 +154,23 @@ def test_a_batch_larger_than_every_one_before_is_looked_at(monkeypatch: pytest.M
     assert looks.after(0.01 * memory.PERIOD, 17.0) is not second
 
 
+def test_what_the_allocator_keeps_is_asked_after_a_larger_batch_and_no_more_where_that_takes_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = Looks(monkeypatch)
+    assert "memory_idle" not in looks.after(0.0)
+    pieces = [torch.empty(25_000) for _ in range(1000)]  # 100 MiB in pieces that it does not map one by one
+    before = looks.after(1.0, 1.0)["memory_idle"]
+    del pieces[::2]
+    after = looks.after(1.0, 2.0)["memory_idle"]
+    assert before is not None and after is not None
+    assert 45 * MIB < after - before < 60 * MIB
+    assert "memory_idle" not in looks.after(1.0, 2.0)
+    monkeypatch.setattr(memory, "LONG", 0.0)
+    assert looks.after(1.0, 3.0)["memory_idle"] is not None
+    assert looks.after(1.0, 4.0)["memory_idle"] is None
+
+
 def test_batches_that_grow_at_every_step_are_not_dear(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = Looks(monkeypatch)
     for size in range(1, 1001):  # a second
