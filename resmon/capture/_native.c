@@ -505,90 +505,7 @@ static PyObject *square(PyObject *self, PyObject *const *arguments, Py_ssize_t g
     return PyFloat_FromDouble(sums[0]);
 }
 
-/* What is asked of tensors, made once; and what a plain one is: of this very type, dtype and layout. */
-static PyObject *GRAD, *IS_CPU, *DTYPE, *LAYOUT, *SHAPE, *IS_CONTIGUOUS, *DATA_PTR, *NUMEL, *TENSOR, *PLAIN_DTYPE, *PLAIN_LAYOUT;
-
-static PyObject *plain_is(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
-{
-    struct {
-        PyObject **name;
-        const char *text;
-    } names[] = {{&GRAD, "grad"},
-                 {&IS_CPU, "is_cpu"},
-                 {&DTYPE, "dtype"},
-                 {&LAYOUT, "layout"},
-                 {&SHAPE, "shape"},
-                 {&IS_CONTIGUOUS, "is_contiguous"},
-                 {&DATA_PTR, "data_ptr"},
-                 {&NUMEL, "numel"}};
-    PyObject **of[] = {&TENSOR, &PLAIN_DTYPE, &PLAIN_LAYOUT};
-    if (!expects(given, 3))
-        return NULL;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
-        if (*names[i].name == NULL && (*names[i].name = PyUnicode_InternFromString(names[i].text)) == NULL)
-            return NULL;
-    for (int i = 0; i < 3; i++) {
-        PyObject *before = *of[i];
-        Py_INCREF(arguments[i]);
-        *of[i] = arguments[i];
-        Py_XDECREF(before);
-    }
-    Py_RETURN_NONE;
-}
-
-/* Whether `of`'s attribute is this very object; -1 and an error where it has none. */
-static int attribute_is(PyObject *of, PyObject *name, PyObject *wanted)
-{
-    PyObject *found = PyObject_GetAttr(of, name);
-    if (found == NULL)
-        return -1;
-    Py_DECREF(found);
-    return found == wanted;
-}
-
-static int number(PyObject *of, PyObject *method, size_t *value)
-{
-    PyObject *found = PyObject_CallMethodObjArgs(of, method, NULL);
-    int is_number = found != NULL && whole(found, value);
-    Py_XDECREF(found);
-    return is_number;
-}
-
-/* A tensor of float32, dense in main memory. */
-struct plain {
-    const float *data;
-    size_t n;
-};
-
-static int at(PyObject *tensor, struct plain *of)
-{
-    size_t where;
-    if (!number(tensor, DATA_PTR, &where) || !number(tensor, NUMEL, &of->n))
-        return 0;
-    memcpy(&of->data, &where, sizeof where);
-    return is_there(of->data, of->n);
-}
-
-/* Whether a tensor is of that kind, by what it says itself, and in order: 1 or 0; -1 and an error. */
-static int plain(PyObject *tensor, struct plain *of)
-{
-    if (TENSOR == NULL || (PyObject *)Py_TYPE(tensor) != TENSOR)
-        return 0;
-    int is = attribute_is(tensor, IS_CPU, Py_True);
-    if (is == 1)
-        is = attribute_is(tensor, DTYPE, PLAIN_DTYPE);
-    if (is == 1)
-        is = attribute_is(tensor, LAYOUT, PLAIN_LAYOUT);
-    if (is != 1)
-        return is;
-    PyObject *contiguous = PyObject_CallMethodObjArgs(tensor, IS_CONTIGUOUS, NULL);
-    if (contiguous == NULL)
-        return -1;
-    Py_DECREF(contiguous);
-    if (contiguous != Py_True)
-        return 0;
-    return at(tensor, of) ? 1 : -1;
-}
+#include "_tensors.h"
 
 /* The sum of its squares. */
 static double square_of(const struct plain *tensor)
@@ -896,6 +813,64 @@ static PyObject *widened(PyObject *self, PyObject *const *arguments, Py_ssize_t 
     Py_RETURN_NONE;
 }
 
+/* A number of int64 in main memory: 1, or 0 where the tensor is none such; -1 and an error. */
+static int counted(PyObject *tensor, PyObject *dtype, long long *value)
+{
+    struct plain of;
+    if ((PyObject *)Py_TYPE(tensor) != TENSOR)
+        return 0;
+    int is = attribute_is(tensor, IS_CPU, Py_True);
+    if (is == 1)
+        is = attribute_is(tensor, DTYPE, dtype);
+    if (is != 1)
+        return is;
+    if (!at(tensor, &of))
+        return -1;
+    if (of.n != 1)
+        return 0;
+    memcpy(value, of.data, sizeof *value);
+    return 1;
+}
+
+/* What one layer remembers, a tuple; NULL, without an error where it is nothing of that kind. */
+static PyObject *remembered(PyObject *buffers, PyObject *whole)
+{
+    const char *names[] = {"num_batches_tracked", "running_mean", "running_var"};
+    PyObject *tensors[3];
+    struct plain mean, variance;
+    long long batches = 0;
+    for (int i = 0; i < 3; i++) {
+        tensors[i] = PyDict_GetItemString(buffers, names[i]);
+        if (tensors[i] == NULL)
+            return NULL;
+    }
+    if (TENSOR == NULL || counted(tensors[0], whole, &batches) != 1 || plain(tensors[1], &mean) != 1 ||
+        plain(tensors[2], &variance) != 1 || mean.n == 0 || mean.n != variance.n)
+        return NULL;
+    return Py_BuildValue("LNNin", batches, PyLong_FromVoidPtr((void *)mean.data), PyLong_FromVoidPtr((void *)variance.data), FLOAT32,
+                         (Py_ssize_t)mean.n);
+}
+
+static PyObject *running_statistics(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    if (!expects(given, 2))
+        return NULL;
+    Py_ssize_t layers = PyTuple_Size(arguments[0]);
+    PyObject *found = layers < 0 ? NULL : PyList_New(layers);
+    for (Py_ssize_t i = 0; found != NULL && i < layers; i++) {
+        PyObject *buffers = PyObject_GetAttrString(PyTuple_GetItem(arguments[0], i), "_buffers");
+        PyObject *one = buffers == NULL || !PyDict_Check(buffers) ? NULL : remembered(buffers, arguments[1]);
+        Py_XDECREF(buffers);
+        if (one == NULL || PyList_SetItem(found, i, one) < 0) {
+            Py_DECREF(found);
+            if (PyErr_Occurred())
+                return NULL;
+            Py_RETURN_NONE;
+        }
+    }
+    return found;
+}
+
 /* See norms.py for what it means. */
 static PyObject *running(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
@@ -965,6 +940,7 @@ static PyMethodDef METHODS[] = {
     {"kept", (PyCFunction)(void (*)(void))kept, METH_FASTCALL, NULL},
     {"sampled", (PyCFunction)(void (*)(void))sampled, METH_FASTCALL, NULL},
     {"widened", (PyCFunction)(void (*)(void))widened, METH_FASTCALL, NULL},
+    {"running_statistics", (PyCFunction)(void (*)(void))running_statistics, METH_FASTCALL, NULL},
     {"running", (PyCFunction)(void (*)(void))running, METH_FASTCALL, NULL},
     {"blocks", (PyCFunction)(void (*)(void))blocks, METH_FASTCALL, NULL},
     {"total", (PyCFunction)(void (*)(void))total, METH_FASTCALL, NULL},

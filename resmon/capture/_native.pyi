@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from resmon.capture.measured import Places
 from resmon.records import Bools, Floats, Ints
@@ -79,6 +80,10 @@ def sampled(data: int, dtype: int, elements: int, stride: int, sums: int, /) -> 
 
 # The elements as float64, into `into`.
 def widened(data: int, dtype: int, elements: int, into: int, /) -> None: ...
+
+# Of each batch norm: the batches it has counted, the addresses of its running mean and variance, their dtype, and its channels.
+# None where any has other buffers than plain tensors, the count one of the dtype `whole` (int64), or lacks one.
+def running_statistics(layers: tuple[_NormBase, ...], whole: torch.dtype, /) -> list[tuple[int, int, int, int, int]] | None: ...
 
 # A batch norm's running mean and variance, held against those of `before` (means and then variances, float64; not read where
 # `share` is 0): added to `into` are the channels' squared distances, how many these are, their largest variance, channels whose

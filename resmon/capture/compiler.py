@@ -171,6 +171,8 @@ class HookGuards:
         self._skipped = True
 
     def hold(self, holder: object) -> None:
+        if id(holder) in self._holders:
+            return
         config: Any = torch._dynamo.config
         if not self._holders:
             self._skipped = config.skip_nnmodule_hook_guards
@@ -239,14 +241,14 @@ class Compiler:
         if not OBSERVES:
             return TOO_OLD if any(model.compiled or model.wants_pause for model in self._models) else None
         _GUARDS.hold(self)
-        outdated = "; ".join(dict.fromkeys(model.outdated for model in self._models if model.outdated))
+        outdated = dict.fromkeys([model.outdated for model in self._models if model.outdated])
         # No hook of ours has run: perhaps because the code that called the model was compiled before they were there.
         unheard = not seen and not PAUSE and not self._forgot and all(model.traced for model in self._models) and is_anything_made()
-        news = []
+        news: list[str] = []
         if outdated or unheard:
             torch.compiler.reset()
             self._forgot = True
-            news.append(outdated or TOO_EARLY)
+            news += outdated or (TOO_EARLY,)
         for model in self._models:
             news.append(model.step_over())
             model.outdated, model.inlined = "", False

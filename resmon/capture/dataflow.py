@@ -9,7 +9,7 @@ makes none. The trace changes nothing: it only calls what the model calls.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import get_ident
 from types import ModuleType
@@ -154,6 +154,14 @@ def leaves(tree: Any, position: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[An
     elif isinstance(tree, Mapping):
         for key, item in tree.items():
             yield from leaves(item, (*position, key))
+
+
+def tensors(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterable[Tensor]:
+    """Those among a call's arguments, in order. Most models are given nothing else, and nothing is to be searched."""
+    given = (*args, *kwargs.values())
+    if set(map(type, given)) == {Tensor}:
+        return given
+    return (tensor for _, tensor in leaves((args, kwargs)))
 
 
 def contents(batch: Any) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ them, in its order; the cumulative counters are those of the records, so they ar
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -50,6 +51,8 @@ from resmon.records import (
 
 NORMS = (SKIP, BRANCH, OUTPUT, GRADIENT, KEPT_SQUARE)  # columns of squares
 LOOKS = COLUMNS - MEDIAN
+_EDGES: list[float] = DURATION_EDGES.tolist()
+_PHASES = tuple(f"{phase}_seconds" for phase in PHASES)
 RATE, SQUARE = map(GROUP_VALUES.index, ("learning_rate", "gradient_square"))
 
 
@@ -98,8 +101,11 @@ class Scattered:
 
 def parts(
     fetch: Fetch, channels: Sequence[Channel], rows: Iterable[tuple[Tensor, Sequence[Channel]]], gathered: Iterable[Gathered]
-) -> list[Part]:
+) -> Sequence[Part]:
     """Have `fetch` bring what graphs have written in rows and what has gathered on accelerators, for those of `channels`."""
+    rows, gathered = tuple(rows), tuple(gathered)
+    if not rows and not gathered:
+        return ()
     position = {id(channel): i for i, channel in enumerate(channels)}
 
     def places(of: Iterable[Channel]) -> tuple[Ints, Ints]:
@@ -155,7 +161,7 @@ class Totals:
         self._steps = self._skipped = self._clipped = 0
         self._samples = 0
         self._duration = 0.0
-        self._phases = np.zeros(len(PHASES))
+        self._phases = [0.0] * len(PHASES)
         self._durations = np.zeros(DURATION_COLUMNS, np.int64)
         self._channels: Sequence[Channel] = ()
         self._nonfinite: Ints = np.zeros(0, np.int64)
@@ -192,16 +198,16 @@ class Totals:
             self._steps += 1
             self._skipped += skipped
             self._samples += draft.samples
-            self._phases += [seconds or 0.0 for seconds in draft.phases]
+            self._phases = [total + (seconds or 0.0) for total, seconds in zip(self._phases, draft.phases, strict=True)]
             self._clipped += gradient is not None and stepped is not None and stepped < gradient
             if draft.duration is not None:
                 self._duration += draft.duration
-                self._durations[int(DURATION_EDGES.searchsorted(draft.duration))] += 1
+                self._durations[bisect_left(_EDGES, draft.duration)] += 1
         groups, groups_present = self._groups(draft, arrived)
         main = draft.main
         run: dict[str, float | None] = {
             "duration": draft.duration,
-            **{f"{phase}_seconds": seconds for phase, seconds in zip(PHASES, draft.phases, strict=True)},
+            **dict(zip(_PHASES, draft.phases, strict=True)),
             "samples": float(draft.samples) if draft.samples else None,
             **draft.inputs.values(arrived=arrived),
             **draft.memory,
@@ -234,7 +240,7 @@ class Totals:
             errors_total=draft.errors_total,
             samples_total=self._samples,
             duration_total=self._duration,
-            phase_totals=self._phases.copy(),
+            phase_totals=np.array(self._phases),
             duration_buckets=self._durations.copy(),
             nonfinite_steps=self._nonfinite.copy(),
             magnitude_buckets=self._magnitudes[:, 1:].astype(np.int64),

@@ -28,7 +28,7 @@ def is_here(tensor: Tensor) -> bool:
 def held(value: Tensor) -> float | Tensor:
     """What a tensor of one element is now; one on a CUDA device stays there, for reading it would wait for the device."""
     elsewhere = not is_here(value) and value.device.type in OBSERVED
-    return value.detach().clone() if elsewhere else float(value.detach())
+    return value.detach().clone() if elsewhere else float(value.item())
 
 
 def check(device: torch.device) -> None:

@@ -201,6 +201,7 @@ class Gradients:
         """This rank's share of the sum of squares of each one's gradient, and which have one."""
         parameters = selection.parameters
         squares, present = np.zeros(len(parameters)), np.zeros(len(parameters), np.bool_)
+        self._placement.look()
         others: Iterable[int] = range(len(parameters))
         if self._placement.world == 1 and parameters and fetch.is_here(parameters[0]):
             others, total = _native.gradients(parameters, squares.ctypes.data, present.ctypes.data)

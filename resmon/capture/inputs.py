@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from resmon.capture import _native, fetch
-from resmon.capture.dataflow import leaves
+from resmon.capture.dataflow import tensors
 from resmon.capture.fetch import OBSERVED, Fetch, Later
 from resmon.capture.placement import local
 from resmon.capture.sample import flat, places, stride
@@ -40,9 +40,11 @@ class InputSums:
         """By names of records.RUN_VALUES; none where there is nothing, or where it did not arrive."""
         if not self.elements or not (arrived or self.arriving is None):
             return {}
-        with np.errstate(over="ignore", invalid="ignore"):
-            total, square = self.sums if self.arriving is None else self.sums + self.arriving.numbers().reshape(-1, 2).sum(0)
-        return {"input_elements": float(self.elements), "input_sum": float(total), "input_square": float(square)}
+        total, square = self.sums.tolist()  # Python's numbers overflow without a warning
+        if self.arriving is not None:
+            for more, squares in self.arriving.numbers().reshape(-1, 2).tolist():
+                total, square = total + more, square + squares
+        return {"input_elements": float(self.elements), "input_sum": total, "input_square": square}
 
 
 class Inputs:
@@ -51,11 +53,9 @@ class Inputs:
     def __init__(self, most: int) -> None:
         self._most = most
         self._whose: object | None = None  # the model
-        self._clear()
-
-    def _clear(self) -> None:
         self._elements = 0
         self._sums: Floats = np.zeros(2)
+        self._address = self._sums.ctypes.data
         self._elsewhere: list[Tensor] = []
 
     def see(self, model: object, args: Any, kwargs: Any) -> None:
@@ -71,7 +71,7 @@ class Inputs:
             if not is_dense(tensor):  # the sample is copied, element by element
                 tensor, step = tensor.detach()[places(tensor.shape, self._most)], 1
             elements = tensor.numel()
-            _native.sampled(tensor.data_ptr(), CODES[tensor.dtype], elements, step, self._sums.ctypes.data)
+            _native.sampled(tensor.data_ptr(), CODES[tensor.dtype], elements, step, self._address)
             self._elements += -(-elements // step)
         elif fetch.is_here(tensor) and type(tensor) is Tensor:  # integers
             numbers = flat(tensor, self._most).numpy().astype(np.float64)
@@ -84,17 +84,18 @@ class Inputs:
 
     def take(self, by: Fetch) -> InputSums:
         """What the step has gathered; the next one begins."""
-        elsewhere = self._elsewhere
+        elsewhere, self._elsewhere = self._elsewhere, []
         arriving = by.add(torch.cat([each.to(elsewhere[0].device) for each in elsewhere])) if elsewhere else None
-        found = InputSums(self._elements, self._sums, arriving)
-        self._clear()
+        found = InputSums(self._elements, self._sums.copy(), arriving)
+        self._elements = 0
+        self._sums.fill(0.0)
         return found
 
 
 def _first(args: Any, kwargs: Any) -> Tensor | None:
     """The tensor that is looked at, or the part of it that lies on this rank: of floats, else of integers."""
     tensor: Tensor | None = None
-    for _, each in leaves((args, kwargs)):
+    for each in tensors(args, kwargs):
         if each.is_floating_point():
             tensor = each
             break

@@ -38,14 +38,15 @@ class Measured:
     def __init__(self, parameters: int) -> None:
         size = parameters + 1
         # Whether it is there; whether its optimizer has come to its step, so that it counts; whether it was clipped.
-        self.present, self.due, self.clipped = np.zeros((3, size), np.bool_)
+        self.present, self.due, self.clipped = np.zeros(size, np.bool_), np.zeros(size, np.bool_), np.zeros(size, np.bool_)
         self.unknown: dict[int, str] = {}  # of those that are there: why this rank cannot know its share of their norm
         self.groups = self.parameter_groups = Groups(_NONE, _NONE)  # the sites', and the optimizers'
         self.reasons: Sequence[str] = ()  # of each site's group, why its norm cannot be known, "" where it can
         self.replicas = 1  # how many ranks hold the same gradients, all of them alike
         self.seen = 0.0  # all squares that were read here, added up
         self._squares: Floats = np.zeros(size)
-        self._factors: Floats = np.ones(size)  # what clipping has multiplied it with since it was read
+        self._factors: Floats = np.empty(size)  # what clipping has multiplied it with since it was read
+        self._factors.fill(1.0)
         self._noted: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     # -- what happens --------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from resmon.capture.birth import Holder
 from resmon.capture.cells import Cells
 from resmon.capture.channel import Channel
 from resmon.capture.columns import ARRIVED, GRADIENT
-from resmon.capture.dataflow import Add, Trace, leaves
+from resmon.capture.dataflow import Add, Trace, tensors
 from resmon.capture.fetch import is_capturing
 from resmon.capture.hook import Hook
 from resmon.capture.layers import Layer, Looks, last_layer
@@ -56,6 +56,7 @@ _AT_ONCE = (
     "another thread called the model with gradients while a training pass was under way. Of passes at the same time only the one "
     "that began first is observed. Where a thread only acts, have it do so under torch.no_grad(), or on a copy of the model"
 )
+_is_traced, _transformation = torch._C._is_tracing, torch._C._functorch.peek_interpreter_stack
 _UNKNOWN = ResidualSite("", "", "identity", (), (), ())
 
 
@@ -329,9 +330,9 @@ class ModelWatch:
 
     def _why_not_now(self) -> str | None:
         """What is to be said where a pass that begins with gradients is not observed; None where it is."""
-        if torch._C._is_tracing():
+        if _is_traced():
             return _TRACED
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if _transformation() is not None:
             return _TRANSFORMED
         if self._in_pass and self.thread != threading.get_ident() and self._runner.is_alive():
             return _AT_ONCE
@@ -483,7 +484,7 @@ def _trains() -> bool:
 
 def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Size:
     """The shape of the first tensor that a model is given, whose first dimension is that of the samples."""
-    first = next((tensor for _, tensor in leaves((args, kwargs)) if tensor.dim()), None)
+    first = next((tensor for tensor in tensors(args, kwargs) if tensor.dim()), None)
     if first is None:
         return torch.Size()
     return torch.Size((first.shape[0],)) if first.is_nested else first.shape  # whose other sizes differ from sample to sample

@@ -173,10 +173,13 @@ class NonFinite:
 
     # -- the step's end ------------------------------------------------------------------------------------------------
 
-    def step_over(self, *, complete: bool) -> None:
-        """A step is over; the next one begins."""
-        step = self._owner.step_under_way
+    def let_go(self) -> None:
+        """Keep nothing of the step's passes any more."""
         self._references.clear()
+
+    def step_over(self, *, complete: bool) -> None:
+        """A step is over, and its passes let go; the next one begins."""
+        step = self._owner.step_under_way
         bad = bool(self._bad) and not self._searching
         if self._scaled is not None:
             self._skips = 0 if self._scaled else self._skips + 1

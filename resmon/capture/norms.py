@@ -24,6 +24,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,8 +50,9 @@ class Norms:
     """The batch norms of one block."""
 
     def __init__(self, layers: Sequence[_NormBase]) -> None:
-        self._layers = layers
-        self._before: _Here | _Elsewhere | None = None
+        self._layers = tuple(layers)
+        self._here = _Here()
+        self._elsewhere: _Elsewhere | None = None
 
     @classmethod
     def of(cls, modules: Iterable[nn.Module]) -> Norms | None:
@@ -60,22 +62,47 @@ class Norms:
 
     def remember(self) -> None:
         """The step that is looked at begins."""
-        self._before = None
-        if found := _buffers(self._layers):
-            self._before = _Here.of(found) if _are_readable(found) else _Elsewhere.of(found)
+        here, elsewhere = _find(self._layers)
+        self._here.remember(here)
+        self._elsewhere = _Elsewhere.of(elsewhere) if elsewhere else None
 
     def look(self) -> Look | None:
         """It is over: gap, largest variance and share of collapsed channels, floats or [] in float64 on the layers' device.
 
         The gap is NaN where no statistic has moved. None where no layer has running statistics that could be read.
         """
-        before, self._before = self._before, None
-        found = _buffers(self._layers)
-        if not found:
-            return None
-        if _are_readable(found):
-            return _look_here(found, before if isinstance(before, _Here) else None)
-        return _look_elsewhere(_Elsewhere.of(found), before if isinstance(before, _Elsewhere) else None)
+        here, elsewhere = _find(self._layers)
+        before, self._elsewhere = self._elsewhere, None
+        if elsewhere:
+            return _look_elsewhere(_Elsewhere.of(elsewhere), before)
+        return self._here.look(here) if here else None
+
+
+class _Running(NamedTuple):
+    """What a layer remembers, in main memory."""
+
+    layer: _NormBase
+    batches: int  # that it has counted
+    mean: int  # address
+    variance: int  # likewise
+    dtype: int  # of both, see CODES
+    size: int  # channels
+
+
+def _find(layers: tuple[_NormBase, ...]) -> tuple[Sequence[_Running], Sequence[_Buffers]]:
+    """What those layers remember that remember anything: all of it here, or all elsewhere."""
+    plain = _native.running_statistics(layers, torch.int64)
+    if plain is not None:
+        return [_Running(layer, *each) for layer, each in zip(layers, plain, strict=True)], ()
+    found = _buffers(layers)
+    if not _are_readable(found):
+        return (), found
+    return [
+        _Running(
+            each.layer, int(each.batches), each.mean.data_ptr(), each.variance.data_ptr(), CODES[each.mean.dtype], each.mean.numel()
+        )
+        for each in found
+    ], ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,24 +137,6 @@ def _buffers(layers: Sequence[_NormBase]) -> list[_Buffers]:
 # -- in main memory --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Here:
-    batches: Sequence[int]  # of each layer
-    sizes: Sequence[int]  # channels of each layer
-    numbers: Floats  # of each layer its means, then its variances
-
-    @classmethod
-    def of(cls, found: Sequence[_Buffers]) -> _Here:
-        sizes = [each.mean.numel() for each in found]
-        numbers = np.empty(2 * sum(sizes))
-        address = numbers.ctypes.data
-        for each, size in zip(found, sizes, strict=True):
-            for buffer in (each.mean, each.variance):
-                _native.widened(buffer.data_ptr(), CODES[buffer.dtype], size, address)
-                address += size * _BYTES
-        return cls([int(each.batches) for each in found], sizes, numbers)
-
-
 def _are_readable(found: Sequence[_Buffers]) -> bool:
     return all(
         fetch.is_here(each.mean)
@@ -139,22 +148,43 @@ def _are_readable(found: Sequence[_Buffers]) -> bool:
     )
 
 
-def _look_here(found: Sequence[_Buffers], before: _Here | None) -> Look:
-    sizes = [each.mean.numel() for each in found]
-    if before is not None and before.sizes != sizes:
-        before = None
-    totals = np.zeros(6)
-    into = totals.ctypes.data
-    address = into if before is None else before.numbers.ctypes.data  # read only where there is a share
-    for i, (each, size) in enumerate(zip(found, sizes, strict=True)):
-        share = _share(each.layer.momentum, before.batches[i], int(each.batches)) if before is not None else 0.0
-        pointers = each.mean.data_ptr(), each.variance.data_ptr(), CODES[each.mean.dtype], size, address
-        _native.running(*pointers, share if share > LEAST_SHARE else 0.0, each.layer.eps, into)
-        address += 2 * size * _BYTES if before is not None else 0
-    distances, moved, largest, collapsed, channels, broken = totals.tolist()
-    if broken:
-        return math.inf, math.inf, collapsed / channels
-    return math.sqrt(distances / moved) if moved else math.nan, largest, collapsed / channels
+class _Here:
+    """What layers remembered before a step. The memory for it stays: fresh memory costs more than all that is read."""
+
+    def __init__(self) -> None:
+        self._batches: Sequence[int] = ()  # of each layer; empty where nothing is remembered
+        self._sizes: Sequence[int] = ()  # channels of each layer
+        self._numbers: Floats = np.empty(0)  # of each layer its means, then its variances
+        self._totals: Floats = np.empty(6)
+        self._address, self._into = self._numbers.ctypes.data, self._totals.ctypes.data
+
+    def remember(self, layers: Sequence[_Running]) -> None:
+        self._batches = [layer.batches for layer in layers]
+        sizes = [layer.size for layer in layers]
+        if sizes != self._sizes:
+            self._sizes, self._numbers = sizes, np.empty(2 * sum(sizes))
+            self._address = self._numbers.ctypes.data
+        address = self._address
+        for layer in layers:
+            for buffer in (layer.mean, layer.variance):
+                _native.widened(buffer, layer.dtype, layer.size, address)
+                address += layer.size * _BYTES
+
+    def look(self, layers: Sequence[_Running]) -> Look:
+        """Those layers after the step; what was remembered is so no more."""
+        batches, self._batches = self._batches, ()
+        if self._sizes != [layer.size for layer in layers]:
+            batches = ()
+        address = self._address  # read only where there is a share
+        self._totals.fill(0.0)
+        for i, (layer, now, mean, variance, dtype, size) in enumerate(layers):
+            share = _share(layer.momentum, batches[i], now) if batches else 0.0
+            _native.running(mean, variance, dtype, size, address, share if share > LEAST_SHARE else 0.0, layer.eps, self._into)
+            address += 2 * size * _BYTES
+        distances, moved, largest, collapsed, channels, broken = self._totals.tolist()
+        if broken:
+            return math.inf, math.inf, collapsed / channels
+        return math.sqrt(distances / moved) if moved else math.nan, largest, collapsed / channels
 
 
 def _share(momentum: float | None, before: int, now: int) -> float:

@@ -134,7 +134,7 @@ class Placement:
     """
 
     def __init__(self, models: Iterable[nn.Module], other_ranks: OtherRanks | None = None) -> None:
-        self._world = 1
+        self.world = 1  # how many ranks train, as of the last look
         self._other_ranks = other_ranks
         self._models = list(models)
         self._wrappers: weakref.WeakKeyDictionary[nn.Module, _Wrapper] = weakref.WeakKeyDictionary()
@@ -145,12 +145,10 @@ class Placement:
         self._outputs: dict[tuple[int, bool], Share] = {}
         self._look_around()
 
-    @property
-    def world(self) -> int:
-        """How many ranks train; a process may join a group after it was watched."""
-        if self._world == 1 and process.is_in_group():
+    def look(self) -> None:
+        """See whether the process, which may do so after it was watched, has joined a group."""
+        if self.world == 1 and process.is_in_group():
             self._look_around()
-        return self._world
 
     @property
     def unknown_of_all(self) -> str:
@@ -158,8 +156,8 @@ class Placement:
         return FSDP1 if self._fsdp1 else ""
 
     def _look_around(self) -> None:
-        self._world = process.rank_and_world()[1]
-        if self._world == 1:
+        self.world = process.rank_and_world()[1]
+        if self.world == 1:
             return
         self._forget()
         modules = [module for model in self._models for module in model.modules()]
@@ -170,6 +168,7 @@ class Placement:
 
     def pass_begun(self) -> None:
         """A forward pass begins; where it is inside a DistributedDataParallel, torch tells which."""
+        self.look()
         if self.world == 1:
             return
         active = DistributedDataParallel._active_ddp_module

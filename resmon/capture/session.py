@@ -377,6 +377,8 @@ class Session:
     # -- a step's record -----------------------------------------------------------------------------------------------
 
     def _end_step(self, *, complete: bool) -> None:
+        # The gradients of outputs may be large, and to give their memory back takes the loop as long without a monitor.
+        self._nonfinite.let_go()
         now = perf_counter()
         if not self._under_way and any(watch.inlined for watch in self._watches):
             self.pass_begun()

@@ -312,21 +312,26 @@ def _write(descriptor: int, data: bytes | bytearray) -> None:
         raise
 
 
-class _Lists:
-    """Nullable lists of one length that lie one behind the other."""
+class _Nullable:
+    """Nullable columns that lie one behind the other, of single values or of lists of one length."""
 
     def __init__(self, row: Row, names: Sequence[str]) -> None:
         self._values = row.together(names)
         self._bitmaps = self._nulls = None
+        self._told = b""  # which values the row says are there
         if self._values.size:
             self._bitmaps = row.together([f"{name}?" for name in names])
             self._nulls = row.together([f"{name}#" for name in names])
 
     def fill(self, values: Floats, present: Bools) -> None:
-        if self._bitmaps is not None and self._nulls is not None:
-            self._values[:] = values
-            self._bitmaps[:] = np.packbits(present, axis=1, bitorder="little")
-            np.subtract(present.shape[1], present.sum(axis=1), out=self._nulls)
+        if self._bitmaps is None or self._nulls is None:
+            return
+        self._values[:] = values
+        if (now := present.tobytes()) != self._told:  # they are nearly always the same as in the row before
+            self._told = now
+            there = present.reshape(len(present), -1)
+            self._bitmaps[:] = np.packbits(there, axis=1, bitorder="little")
+            np.subtract(there.shape[1], there.sum(axis=1), out=self._nulls)
 
 
 class StepRow:
@@ -337,11 +342,9 @@ class StepRow:
         self.size = form.size
         self._step, self._time = row.fields["step"], row.fields["time"]
         self._complete, self._skipped = row.fields["complete"], row.fields["skipped"]
-        self._run = row.together(RUN_VALUES)
-        self._run_present = row.together([f"{name}?" for name in RUN_VALUES])
-        self._run_nulls = row.together([f"{name}#" for name in RUN_VALUES])
-        self._groups = _Lists(row, [f"group_{name}" for name in GROUP_VALUES])
-        self._blocks = _Lists(row, [f"block_{name}" for name in BLOCK_VALUES])
+        self._run = _Nullable(row, RUN_VALUES)
+        self._groups = _Nullable(row, [f"group_{name}" for name in GROUP_VALUES])
+        self._blocks = _Nullable(row, [f"block_{name}" for name in BLOCK_VALUES])
         self._counts = row.together([f"block_{name}" for name in BLOCK_COUNTS])
 
     def of(self, record: StepRecord) -> bytearray:
@@ -350,9 +353,7 @@ class StepRow:
         self._time[0] = nanoseconds(record.time)
         self._complete[0] = record.complete
         self._skipped[0] = record.skipped
-        self._run[:] = record.run
-        self._run_present[:, 0] = record.run_present
-        np.logical_not(record.run_present, out=self._run_nulls)
+        self._run.fill(record.run, record.run_present)
         self._groups.fill(record.groups, record.groups_present)
         self._blocks.fill(record.blocks, record.blocks_present)
         self._counts[:] = record.counts

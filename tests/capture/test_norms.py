@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
-from resmon.capture import fetch
+from resmon.capture import _native, fetch
 from resmon.capture.norms import Norms
 from resmon.capture.positions import EVERY
 from resmon.records import BLOCK_VALUES, Floats
@@ -32,6 +32,7 @@ def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """Read by the native part, or by torch's operations as on an accelerator."""
     if request.param == "elsewhere":
         monkeypatch.setattr(fetch, "is_here", lambda tensor: False)
+        monkeypatch.setattr(_native, "running_statistics", lambda layers, whole: None)
     return str(request.param)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -169,3 +170,48 @@ def test_a_dense_tensor_holds_every_element_once_in_its_memory(shape: list[int],
         assert sorted(tensor.as_strided((tensor.numel(),), (1,)).tolist()) == sorted(tensor.flatten().tolist())
     else:
         assert layout in ("sliced", "strided", "expanded")
+
+
+TENSORS: dict[str, Callable[[], Tensor]] = {
+    "in order": lambda: torch.randn(3, 4),
+    "with gradients": lambda: torch.randn(3, 4, requires_grad=True),
+    "one number": lambda: torch.randn(()),
+    "empty": lambda: torch.randn(3, 0),
+    "behind others": lambda: torch.randn(9)[5:],
+    "one of several rows": lambda: torch.randn(4, 6)[2:3],
+    "transposed": lambda: torch.randn(3, 4).t(),
+    "with gaps": lambda: torch.randn(1, 4)[:, ::2],
+    "repeated": lambda: torch.randn(5, 1).expand(5, 3),
+    "in double precision": lambda: torch.randn(3, 4).double(),
+    "whole numbers": lambda: torch.ones(3, dtype=torch.int32),
+    "without memory": lambda: torch.empty(3, device="meta"),
+}
+
+
+class Reticent(Tensor):
+    """A tensor as before torch 2.10: it does not tell all of itself in one call."""
+
+    __dlpack_c_exchange_api__ = None
+
+
+@pytest.mark.parametrize("kind", [Tensor, Reticent])
+@pytest.mark.parametrize("made", TENSORS)
+def test_what_is_plain_is_told_alike_in_one_call_and_in_several(made: str, kind: type[Tensor]) -> None:
+    tensor = TENSORS[made]().as_subclass(kind)
+    into = np.zeros(2)
+    _native.plain_is(kind, torch.float32, torch.strided)
+    try:
+        is_finite = _native.arrived(tensor, into.ctypes.data)
+    finally:
+        _native.plain_is(Tensor, torch.float32, torch.strided)
+    if list(TENSORS).index(made) < list(TENSORS).index("transposed"):
+        square = float(tensor.detach().as_subclass(Tensor).double().square().sum())
+        assert is_finite and into.tolist() == [pytest.approx(square, rel=1e-6), 1]
+    else:
+        assert is_finite is None and not into.any()
+
+
+def test_a_sparse_tensor_is_not_plain() -> None:
+    into = np.zeros(2)
+    assert _native.arrived(torch.randn(3, 4).to_sparse(), into.ctypes.data) is None
+    assert not into.any()
