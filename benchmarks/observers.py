@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 import resmon
 from benchmarks.workloads import Training
@@ -128,7 +129,40 @@ class TensorBoard(Observer):
         self._writer.close()
 
 
-OBSERVERS: dict[str, type[Observer]] = {"resmon": Resmon, "wandb": Wandb, "tensorboard": TensorBoard, "nothing": Observer}
+class Hooks(Observer):
+    """As many hooks on as many modules and outputs as resmon's, which do nothing: what torch takes for calling them."""
+
+    def __init__(self, training: Training) -> None:
+        super().__init__(training)
+        self._handles: list[RemovableHandle] = []
+        for site in sites(training):
+            block = training.model.get_submodule(site.module)
+            last = training.model.get_submodule(site.branch[-1]) if site.branch else block
+            self._handles += [
+                block.register_forward_pre_hook(self._take, with_kwargs=True),
+                last.register_forward_hook(self._take, with_kwargs=True),
+                block.register_forward_hook(self._take_output, with_kwargs=True),
+            ]
+
+    def _take(self, *_: Any) -> None: ...
+
+    def _take_output(self, _: nn.Module, __: Any, ___: Any, output: Any) -> None:
+        tensor = output[0] if isinstance(output, tuple) else output
+        if tensor.requires_grad:
+            tensor.register_hook(self._take)
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+OBSERVERS: dict[str, type[Observer]] = {
+    "resmon": Resmon,
+    "wandb": Wandb,
+    "tensorboard": TensorBoard,
+    "hooks": Hooks,
+    "nothing": Observer,
+}
 
 
 def sites(training: Training) -> list[resmon.ResidualSite]:

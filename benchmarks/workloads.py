@@ -172,7 +172,7 @@ _GPT2 = "GPT-2, 6 layers, width 384, batch 8x128"
 _RESNET = "ResNet basic [2,2,2,2], width 32, batch 64x3x64x64"
 _GPT2_XL = "GPT-2-XL's shape, batch 4x1024, autocast to bfloat16"
 _RESNET_50 = "ResNet-50, batch 128x3x224x224, channels last, autocast to bfloat16"
-_OTHERS = ("wandb", "tensorboard", "nothing")
+_OTHERS = ("wandb", "tensorboard", "hooks", "nothing")
 _OTHERS_GPU = ("wandb", "nothing")  # histograms of so many values on the host would take minutes a step
 _EVERYWHERE = ("cpu", "cuda")
 

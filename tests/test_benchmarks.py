@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,7 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import device, report, run, waits, workloads
 from benchmarks.measurement import Measurement, Quartiles
-from benchmarks.observers import Observer, Resmon, TensorBoard
+from benchmarks.observers import Hooks, Observer, Resmon, TensorBoard
 from benchmarks.pairs import measure
 from benchmarks.processes import background_seconds
 from benchmarks.workloads import WORKLOADS, Training
@@ -170,6 +171,17 @@ def test_resmon_is_measured_with_its_own_account() -> None:
     assert all(0 < seconds < 60 for seconds in measured.own)
     assert measured.same_weights
     assert measured.sites == 2
+
+
+def test_hooks_that_do_nothing_are_called_as_often_as_resmons(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: Counter[str] = Counter()
+    take, take_output = Hooks._take, Hooks._take_output
+    monkeypatch.setattr(Hooks, "_take", lambda *given: (called.update(["take"]), take(*given))[1])
+    monkeypatch.setattr(Hooks, "_take_output", lambda *given: (called.update(["output"]), take_output(*given))[1])
+    measured = measure(tiny, Hooks, workload="tiny", observer="hooks", pairs=3, warm_up=2)
+    # Of each of two sites in each of five steps: its skip, its branch, its output, and the output's gradient.
+    assert called == {"take": 3 * 2 * 5, "output": 2 * 5}
+    assert measured.same_weights and not measured.own
 
 
 def test_tensorboard_gets_every_gradient_and_every_block_at_every_step() -> None:
