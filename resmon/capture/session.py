@@ -162,6 +162,7 @@ class Session:
             samples=largest.batch[0] if largest.batch else 0,
             batch=float(largest.batch.numel()) if largest.batch else 0.0,
             parameters=sum(each.numel() * each.element_size() for each in parameters),
+            states=self._optimizers.states_made(),
             backward=under_way,
             reached=largest.reached,
             unknown=_COMPILED if any(watch.compiled for watch in self._watches) else "",
@@ -437,9 +438,10 @@ class Session:
         except Exception as error:
             fetch.failed = True
             self.fault(error)
-        figures = self._memory.figures()
+        size = max(watch.take_size() for watch in self._watches) if complete else 0.0
+        figures = self._memory.figures(size)
         if complete:
-            self._trail.add(self._step, max(watch.take_size() for watch in self._watches), figures)
+            self._trail.add(self._step, size, figures)
         return Draft(
             fetch=fetch,
             step=self._step,
