@@ -2,10 +2,10 @@
 
     python -m benchmarks.nonfinite
 
-Of each model the calls of `resmon.capture.nonfinite.NonFinite` in a step are clocked: keeping references and random states when a
-pass begins and ends, and the gradient that arrives at its output, asking whether the gradients just read are finite, and letting
-go. What they read was read anyhow, and what the clock takes itself, seen by clocking a call that does nothing before each of them,
-is taken off. Beside the median of the steps stands the target: 0.1 ms, and 0.1 us for each parameter tensor.
+Of each model the calls of `resmon.capture.forensics.nonfinite.NonFinite` in a step are clocked: keeping references and random
+states when a pass begins and ends, and the gradient that arrives at its output, asking whether the gradients just read are finite,
+and letting go. What they read was read anyhow, and what the clock takes itself, seen by clocking a call that does nothing before
+each of them, is taken off. Beside the median of the steps stands the target: 0.1 ms, and 0.1 us for each parameter tensor.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resmon.capture.nonfinite import NonFinite
-from resmon.capture.session import Session
+from resmon.capture.forensics.nonfinite import NonFinite
+from resmon.capture.loop.session import Session
 
 FIXED, EACH = 100e-6, 0.1e-6  # seconds: of a step, and of a parameter tensor
 CLOCKED = ("pass_begun", "pass_ended", "look", "step_over")

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from benchmarks.observers import trained
 from benchmarks.workloads import WORKLOADS, Training
-from resmon.capture.dataflow import leaves
-from resmon.capture.sample import flat
+from resmon.capture.discovery.dataflow import leaves
+from resmon.capture.probes.sample import flat
 
 WORKLOADS_SEEN = ("digits", "resnet", "gpt2")
 QUANTILES = (0.5, 0.9, 0.99, 0.999)

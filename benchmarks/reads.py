@@ -20,11 +20,11 @@ from torch import Tensor
 
 from benchmarks.observers import trained
 from benchmarks.workloads import WORKLOADS, Training
-from resmon.capture.dataflow import leaves
-from resmon.capture.keeping import kept_square
-from resmon.capture.positions import EVERY, Units, channel_axis, median_ratio
-from resmon.capture.sample import flat
-from resmon.capture.sums import square_sum
+from resmon.capture.discovery.dataflow import leaves
+from resmon.capture.probes.keeping import kept_square
+from resmon.capture.probes.positions import EVERY, Units, channel_axis, median_ratio
+from resmon.capture.probes.sample import flat
+from resmon.capture.probes.sums import square_sum
 
 TRAININGS = ("digits", "resnet", "gpt2")
 STEPS = 12

@@ -23,8 +23,8 @@ from resmon.errors import (
 from resmon.records import Finding, Incident, ResidualSite
 
 if TYPE_CHECKING:
-    from resmon.capture.discovery import discover
-    from resmon.capture.marker import residual_add
+    from resmon.capture.discovery.marker import residual_add
+    from resmon.capture.discovery.sites import discover
     from resmon.monitor.planned import maintenance
     from resmon.monitor.watch import Monitor, watch
     from resmon.portrait.flight import Flight, load
@@ -55,10 +55,10 @@ __all__ = [
 _ELSEWHERE = {
     "Flight": "resmon.portrait.flight",
     "Monitor": "resmon.monitor.watch",
-    "discover": "resmon.capture.discovery",
+    "discover": "resmon.capture.discovery.sites",
     "load": "resmon.portrait.flight",
     "maintenance": "resmon.monitor.planned",
-    "residual_add": "resmon.capture.marker",
+    "residual_add": "resmon.capture.discovery.marker",
     "watch": "resmon.monitor.watch",
 }
 

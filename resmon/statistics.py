@@ -25,8 +25,9 @@ is a mean of ratios. With skip operand s, branch operand f and their sum y at a 
   ranks it is the sum.
 - norm_gap: how far the running statistics that batch norms of the branch and the projection evaluate with are from the batches that
   they train on, in standard deviations: 0 where evaluation normalises as training does, 1 where it makes of every channel a
-  constant, or shifts it by a standard deviation. Root mean square over channels; capture/norms.py has the formula. With batches of
-  n independent values a channel it is about sqrt(1.5 / n) by chance alone. Infinite where a running statistic is not finite.
+  constant, or shifts it by a standard deviation. Root mean square over channels; capture/probes/norms.py has the formula. With
+  batches of n independent values a channel it is about sqrt(1.5 / n) by chance alone. Infinite where a running statistic is not
+  finite.
 - norm_variance: the largest running variance of a channel there; norm_collapsed_ratio: the share of channels whose running variance
   is not above the eps that is added to it.
 - gradient_norm: the L2 norm of the gradients of the parameters on the way from s to the add; output_gradient_norm: that of the

@@ -41,6 +41,8 @@ ALLOWED = {
     "objectives": GROUND | {"servers"},
     **dict.fromkeys(HOUSE, GROUND | ROOMS | HOUSE | {"objectives"}),
 }
+# The rooms of the one room that has some, from the ground up: each imports only those before it.
+CAPTURE = ("host", "discovery", "probes", "gradients", "fitting", "forensics", "loop")
 TOP = {"__main__", "cli", "commands", "monitor", "integrations"}
 TORCH = {"capture", "integrations"}
 
@@ -108,8 +110,8 @@ def test_every_room_has_its_place_and_says_what_it_is_for() -> None:
 def test_the_map_of_the_house_has_every_room() -> None:
     """As a stranger finds it, in CONTRIBUTING.md; each name once, with what it is."""
     house = (ROOT / "CONTRIBUTING.md").read_text().split("\n## The house\n")[1].split("\n## ")[0]
-    listed = re.findall(r"^\| `(\w+)` \| \S.* \|$", house, re.MULTILINE)
-    assert sorted(listed) == sorted(rooms().keys() - {"__main__"})
+    listed = re.findall(r"^\| `([\w.]+)` \| \S.* \|$", house, re.MULTILINE)
+    assert sorted(listed) == sorted(rooms().keys() - {"__main__"} | {f"capture.{room}" for room in CAPTURE})
 
 
 @pytest.mark.parametrize("module", modules())
@@ -120,6 +122,15 @@ def test_imports_point_one_way(module: str) -> None:
     # The package itself is imported for its version; the names that it hands out lazily are nobody's below.
     others = {part_of(name) for name in within(imports(module))} - {part, ""}
     assert others <= ALLOWED[part], f"{module} imports {sorted(others - ALLOWED[part])}"
+
+
+def test_the_rooms_of_capture_stand_one_above_the_other() -> None:
+    inside = {module: module.split(".")[2] for module in modules() if module.startswith("resmon.capture.")}
+    assert set(inside.values()) == set(CAPTURE)
+    for module, room in inside.items():
+        others = {inside[name] for name in within(imports(module, types_too=False)) & inside.keys()}
+        above = [other for other in others if CAPTURE.index(other) > CAPTURE.index(room)]
+        assert not above, f"{module} imports {above}"
 
 
 def test_no_import_cycle() -> None:

@@ -281,7 +281,7 @@ def test_on_a_gpu_memory_and_waits_stand_beside() -> None:
     how = replace(HOW, gpu="Some GPU, 80 GiB, CUDA 13.0")
     good = Measurement("xl", "resmon", 10, bare=[1.0], watched=[1.0], memory=[20 << 30, (20 << 30) + (3 << 20)], waits=[5, 5])
     counted = replace(good, waits=[5, 7])
-    named = replace(good, places=["resmon/capture/sums.py:7"])
+    named = replace(good, places=["resmon/capture/probes/sums.py:7"])
     nothing = replace(counted, observer="nothing", memory=[20 << 30, 19 << 30])
     lines = report.markdown([good, counted, named, nothing], {"xl": "GPT-2-XL"}, {}, how).splitlines()
     assert lines[0].endswith("| same weights | device memory at peak | host waits for the device |")
@@ -290,7 +290,7 @@ def test_on_a_gpu_memory_and_waits_stand_beside() -> None:
     assert lines[3].endswith("| 5 bare, 7 watched, target 0: **missed** |")
     assert lines[4].endswith("| 5 bare, 5 watched, target 0: **missed** |")
     assert lines[5].endswith("| 20.00 GiB, -1024.0 MiB (-5.00%) | 5 bare, 7 watched |")
-    assert "- GPT-2-XL, resmon: resmon/capture/sums.py:7" in lines
+    assert "- GPT-2-XL, resmon: resmon/capture/probes/sums.py:7" in lines
     assert "Some GPU, 80 GiB, CUDA 13.0, Some CPU, 2 cores" in lines[-1]
 
 

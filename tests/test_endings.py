@@ -315,7 +315,7 @@ def test_under_torchrun_the_rank_that_broke_tells(how: str, outcome: str, tmp_pa
 
 def test_the_newest_signal_is_forgotten_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on for long after a signal that it took was not ended by it."""
-    from resmon.capture import last_words
+    from resmon.capture.host import last_words
 
     taken: list[int] = []
     before = signal.signal(signal.SIGHUP, lambda number, _: taken.append(number))

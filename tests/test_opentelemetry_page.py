@@ -20,7 +20,7 @@ from torch.optim import SGD
 import resmon
 from resmon import cli
 from resmon.agent import push
-from resmon.capture import spans
+from resmon.capture.host import spans
 from resmon.exporters import events
 from resmon.exporters.conventions import CONVENTIONS
 from resmon.monitor import instruments

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from resmon.capture import fetch
+from resmon.capture.host import fetch
 from resmon.records import BLOCK_COUNTS, BLOCK_MERGES, BLOCK_VALUES, Floats, Ints, StepRecord
 from resmon.statistics import STATISTICS, merge, statistics
 from tests.capture.loops import Memory

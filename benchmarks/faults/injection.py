@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import resmon
-from resmon.capture.dataflow import leaves
+from resmon.capture.discovery.dataflow import leaves
 
 Direction = Literal["forward", "backward"]
 

@@ -28,7 +28,7 @@ STALL = 1.0  # seconds without a step that are a stall
 SPARE = 64 << 20  # bytes that may be taken beyond those in use
 GREED = 1 << 30  # bytes that a block's input grows to
 PRELOAD = [
-    "resmon.capture.session",
+    "resmon.capture.loop.session",
     "benchmarks.faults.tasks",
     *(f"transformers.models.{name}.modeling_{name}" for name in ("resnet", "gpt2", "llama", "bert", "vit", "convnext")),
 ]

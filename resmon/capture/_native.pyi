@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from resmon.capture.measured import Places
+from resmon.capture.gradients.measured import Places
 from resmon.records import Bools, Floats, Ints
 
 # The sum of squares, not finite only where an element is not. The largest magnitude goes to the address `peak`, unless that is 0 or

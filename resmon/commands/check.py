@@ -27,7 +27,7 @@ def check(
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file, for a CI server.")] = None,
 ) -> None:
     """Check a model before it trains: shapes, gradients, initial weights, memory. Exit status 1 where something is wrong."""
-    from resmon.capture import check as checking
+    from resmon.capture.fitting import check as checking
     from resmon.terminal.verdict import as_json as jsonable
     from resmon.terminal.verdict import as_junit, is_good, render
 

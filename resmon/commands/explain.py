@@ -24,8 +24,8 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Repeat a failure from its capsule. Without --module no code is run: what the tensors hold is shown."""
-    from resmon.capture import capsule as capsules
-    from resmon.capture.target import load_target
+    from resmon.capture.discovery.target import load_target
+    from resmon.capture.forensics import capsule as capsules
     from resmon.terminal.explanation import as_json as jsonable
     from resmon.terminal.explanation import render
 

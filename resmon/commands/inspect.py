@@ -24,8 +24,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the residual blocks that resmon finds in a model."""
-    from resmon.capture.discovery import discover
-    from resmon.capture.target import load_target, parameter_count, random_input
+    from resmon.capture.discovery.sites import discover
+    from resmon.capture.discovery.target import load_target, parameter_count, random_input
 
     module, args, kwargs = load_target(model)
     if input:

@@ -188,8 +188,8 @@ class Flight:
         multiplied it with `clip_factor`, or "as stepped": no clipping was seen. A `skipped` step is one that a gradient scaler did
         not take. Times, in seconds, and memory, in bytes, are the largest of any rank's, free memory the smallest, samples all
         ranks' together, a second's those over the step's duration; `input_mean` and `input_rms` are of a model's sampled
-        inputs, all ranks' together (capture/inputs.py); `ranks` says how many recorded the step. A logged name that is a column
-        already is called `logged_<name>`.
+        inputs, all ranks' together (capture/probes/inputs.py); `ranks` says how many recorded the step. A logged name that is a
+        column already is called `logged_<name>`.
         """
         spans = [(rank, span) for rank in self._ranks for span in rank.spans]
         logged = merged_scalars(self._ranks)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resmon.capture.interception import Function, Interception
+from resmon.capture.host.interception import Function, Interception
 from resmon.monitor.watch import Monitor
 
 

@@ -32,7 +32,7 @@ BLOCKS = 100  # that an incident lists, at most
 
 # What is added to the part of the prediction that grows with the batch, at least: for what allocators waste, and for what a
 # backward pass needs besides what was kept for it. The first is measured: freed memory is used again in another order in every
-# process. In 84 processes with ten histories of batches, under limits that left 300 and 900 MiB, the line alone said up to 9 %
+# process. In 84 processes with ten histories of batches, under limits that left 300 and 900 MiB, the line alone said up to 11 %
 # more than went through. Scatter that shows over at least three sizes counts where it is more.
 RESERVE, UNSEEN = 0.15, 0.5
 # Bytes of a batch below which its peak says more of what else a step does, and of pages and pieces, than of the batch.

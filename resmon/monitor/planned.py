@@ -193,7 +193,7 @@ def _start() -> subprocess.Popen[bytes]:
 
 def _rank() -> int:
     """This process' rank, without importing torch where it is not there."""
-    process = sys.modules.get("resmon.capture.process")
+    process = sys.modules.get("resmon.capture.host.process")
     if process is not None:
         return int(process.rank_and_world()[0])
     return next((int(value) for name in _RANKS if (value := os.environ.get(name, "")).isdecimal()), 0)

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import resmon
 from resmon.agent import Reaction, find_or_start, register, runtime
-from resmon.capture import process
-from resmon.capture.failures import said
-from resmon.capture.last_words import LastWords
-from resmon.capture.placement import class_name, unwrapped
-from resmon.capture.session import Session
+from resmon.capture.forensics.failures import said
+from resmon.capture.host import process
+from resmon.capture.host.last_words import LastWords
+from resmon.capture.host.placement import class_name, unwrapped
+from resmon.capture.loop.session import Session
 from resmon.errors import ConfigurationError, ResmonError
 from resmon.flight import journal, layout
 from resmon.flight.endings import Remains, conclude, told

@@ -1,9 +1,9 @@
 """Causes of numbers that are NaN or infinite, or on the way there: what speaks for each.
 
-The replay of the step (capture/nonfinite.py) says where the first such value was born: in data, in weights, in an update, or in one
-operation of finite values. Of an operation it says further in which numbers it computed and how large those were that it read. An
-operation that has no value there (the logarithm of 0, 0 / 0) breaks at numbers of any size; another one only overflows, and then
-something made them grow.
+The replay of the step (capture/forensics/nonfinite.py) says where the first such value was born: in data, in weights, in an update,
+or in one operation of finite values. Of an operation it says further in which numbers it computed and how large those were that it
+read. An operation that has no value there (the logarithm of 0, 0 / 0) breaks at numbers of any size; another one only overflows,
+and then something made them grow.
 """
 
 from __future__ import annotations

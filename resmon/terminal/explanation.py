@@ -13,7 +13,7 @@ from rich.text import Text
 from resmon.quantities import printable
 
 if TYPE_CHECKING:
-    from resmon.capture.capsule import Capsule, Verdict
+    from resmon.capture.forensics.capsule import Capsule, Verdict
 
 TOLD = ("class", "module", "block", "operation", "line", "origin", "summary", "torch")
 

@@ -17,8 +17,8 @@ from rich.text import Text
 from resmon.quantities import printable, size
 
 if TYPE_CHECKING:
-    from resmon.capture.check import Fault, Report
-    from resmon.capture.requisites import Requisites, Share
+    from resmon.capture.fitting.check import Fault, Report
+    from resmon.capture.fitting.requisites import Requisites, Share
 
 MOST_BLOCKS = 24  # rows of the table; of more blocks those that take most
 _SIGNS = {"error": ("✖", "red"), "warning": ("!", "yellow"), "note": ("·", "dim")}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from resmon.capture import compiler, fetch
+from resmon.capture.host import compiler, fetch
 from tests.capture import loops
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resmon.capture.session import Session
+from resmon.capture.loop.session import Session
 from resmon.records import BLOCK_VALUES, Incident, ResidualSite, ScalarRecord, StepRecord, clip_factor
 from tests.capture import models
 

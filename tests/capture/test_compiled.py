@@ -18,10 +18,10 @@ from torch._dynamo.utils import counters
 from torch.utils.checkpoint import checkpoint
 
 import resmon
-from resmon.capture import compiler
-from resmon.capture.session import Session
+from resmon.capture.host import compiler
+from resmon.capture.loop.session import Session
 from resmon.records import StepRecord
-from tests.capture.test_session import BRANCH, GRADIENT, OUTPUT, OUTPUT_GRADIENT, SKIP, Memory
+from tests.capture.loop.test_session import BRANCH, GRADIENT, OUTPUT, OUTPUT_GRADIENT, SKIP, Memory
 
 WIDTH = 16
 Loss = Callable[[Tensor], Tensor]

@@ -17,11 +17,11 @@ from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_module, distribute_tensor
 
-from resmon.capture import compiler
-from resmon.capture.cells import Cell
+from resmon.capture.host import compiler
+from resmon.capture.probes.cells import Cell
+from tests.capture.loop.test_session import OUTPUT_GRADIENT
 from tests.capture.loops import Memory, watch
 from tests.capture.test_compiled import Block, InPlaceBlock, Net, batch, counted
-from tests.capture.test_session import OUTPUT_GRADIENT
 
 WAYS = {"hooks": False, "mode": True}
 

@@ -15,11 +15,11 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from resmon.capture import compiler
-from resmon.capture.dataflow import leaves
+from resmon.capture.discovery.dataflow import leaves
+from resmon.capture.host import compiler
+from tests.capture.discovery.test_sites import HUGGING
 from tests.capture.loops import Memory, watch
 from tests.capture.test_compiled import counted
-from tests.capture.test_discovery import HUGGING
 from tests.zoo import HANDWRITTEN
 from tests.zoo.case import Case
 

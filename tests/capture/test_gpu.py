@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resmon.capture.positions import EVERY
+from resmon.capture.probes.positions import EVERY
 from resmon.records import BLOCK_VALUES
 from tests.capture import models
+from tests.capture.loop.test_session import assert_operands
 from tests.capture.loops import Memory, assert_gradients, norms, watch
-from tests.capture.test_session import assert_operands
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device is there", allow_module_level=True)

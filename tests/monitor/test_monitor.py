@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import nn
 
 import resmon
-from resmon.capture.compiler import Compiler
+from resmon.capture.host.compiler import Compiler
 from resmon.flight import endings, stalls
 from resmon.flight.layout import STOPPED
 from resmon.flight.reader import Follower

@@ -309,7 +309,7 @@ def test_of_several_ranks_the_first_alone_silences(
         time.sleep(1.0)
         assert window._process is None
     monkeypatch.undo()
-    monkeypatch.delitem(sys.modules, "resmon.capture.process", raising=False)
+    monkeypatch.delitem(sys.modules, "resmon.capture.host.process", raising=False)
     monkeypatch.setenv("RANK", "3")
     assert resmon.monitor.planned._rank() == 3
 

@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from resmon.capture.check import KINDS, Fault, Report
-from resmon.capture.requisites import Requisites, Share
+from resmon.capture.fitting.check import KINDS, Fault, Report
+from resmon.capture.fitting.requisites import Requisites, Share
 from resmon.records import ResidualSite
 from resmon.terminal.verdict import as_json, as_junit, is_good, render
 from tests.test_cli import here, resmon

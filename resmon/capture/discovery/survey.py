@@ -1,0 +1,170 @@
+"""What a traced pass brings home: the residual adds with their names, and where each operand can be taken."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from resmon.capture.discovery import rule
+from resmon.capture.discovery.dataflow import Add, Frame, Node
+from resmon.capture.discovery.operations import Operations
+from resmon.capture.host.compiler import plain
+from resmon.capture.host.placement import class_name
+from resmon.records import ResidualSite
+
+NEXT = 4  # sums further on among which the next one on the same stream is looked for
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sighting:
+    """One residual add in one traced pass."""
+
+    frame: Frame
+    ordinal: int
+    residual: rule.Residual
+    skip: Node
+    branch: Node
+    output: Node
+    factors: tuple[float, float]  # what skip and branch are multiplied with in the call
+    shape: tuple[int, ...]
+    parameters: tuple[str, ...]
+    branch_modules: tuple[str, ...]
+    skip_modules: tuple[str, ...]
+    met: tuple[int, int]  # how many of the places of skip and branch came before the add
+
+    @property
+    def call(self) -> tuple[str, int]:
+        return self.frame.path, self.frame.call
+
+    @property
+    def module(self) -> str:
+        return plain(self.frame.path)
+
+
+# Hears of a residual add before it runs, with skip and branch, and answers with what is to be told the sum.
+Witness = Callable[[Add, rule.Residual], Callable[[Tensor, Sighting], None] | None]
+
+
+class Survey:
+    """Listens to a trace and keeps what the rule calls residual. `witness`, if any, sees the tensors too."""
+
+    def __init__(self, witness: Witness | None = None) -> None:
+        self.sightings: list[Sighting] = []
+        self._witness = witness
+
+    def __call__(self, add: Add) -> Callable[[Tensor, Node], None] | None:
+        residual = rule.judge(add)
+        if residual is None:
+            return None
+        skip, branch = add.first_node, add.second_node
+        if not residual.skip_is_first:
+            skip, branch = branch, skip
+        told = self._witness(add, residual) if self._witness else None
+        met = len(skip.places), len(branch.places)
+        branch_parameters = rule.parameters(residual.shared, residual.branch)
+        skip_parameters = rule.parameters(residual.shared, residual.skip)
+
+        def finished(output: Tensor, node: Node) -> None:
+            node.carries = skip
+            sighting = Sighting(
+                add.frame,
+                add.ordinal,
+                residual,
+                skip,
+                branch,
+                node,
+                (1, add.alpha) if residual.skip_is_first else (add.alpha, 1),
+                tuple(output.shape),
+                (*branch_parameters, *(p for p in skip_parameters if p not in branch_parameters)),
+                _owners(branch_parameters),
+                _owners(skip_parameters),
+                met,
+            )
+            self.sightings.append(sighting)
+            if told is not None:
+                told(output, sighting)
+
+        return finished
+
+
+def _owners(parameters: Sequence[str]) -> tuple[str, ...]:
+    """The paths of the modules that own the parameters; a parametrised weight belongs to the module that uses it."""
+    paths = (name.rpartition(".")[0].split(".parametrizations")[0] for name in parameters)
+    return tuple(dict.fromkeys(paths))
+
+
+class Names:
+    """Gives sites their names, and the same site the same name in every pass."""
+
+    def __init__(self, model: nn.Module, key: str = "") -> None:
+        self._model = model
+        self._root = class_name(model)  # for an add of the model itself whose branch has no child with parameters
+        self._key = key
+        self._names: dict[tuple[object, ...], str] = {}
+
+    def sites(self, sightings: Sequence[Sighting]) -> list[ResidualSite]:
+        """One site per sighting, in order of execution."""
+        held = Counter((s.module, s.frame.call) for s in sightings)
+        seen: Counter[tuple[object, ...]] = Counter()
+        sites = []
+        operations = Operations(self._model)
+        for i, s in enumerate(sightings):
+            call = s.module, s.frame.call
+            identity = (call, s.branch_modules, s.skip_modules, s.residual.kind)
+            seen[identity] += 1
+            key = (*identity, seen[identity])
+            if key not in self._names:
+                self._names[key] = self._name(s, several=held[call] > 1)
+            sites.append(
+                ResidualSite(
+                    name=self._names[key],
+                    module=s.module,
+                    kind=s.residual.kind,
+                    branch=s.branch_modules,
+                    skip=s.skip_modules,
+                    shape=s.shape,
+                    parameters=s.parameters,
+                    model=self._key,
+                    operations=operations.of(s.residual.branch, s.module, s.factors[1]),
+                    skip_operations=operations.of(rule.between(s.residual.shared, s.skip), s.module, s.factors[0]),
+                    following=operations.of(_up_to_the_next(s, sightings[i + 1 :]), s.module),
+                )
+            )
+        return sites
+
+    def _name(self, s: Sighting, *, several: bool) -> str:
+        path = s.module
+        inside = path + "." if path else ""
+        children = [m[len(inside) :].split(".")[0] for m in s.branch_modules if m.startswith(inside) and m != path]
+        child = children[-1] if children else ""
+        name = (f"{path}.{child}" if several and child else path) if path else (child or self._root)
+        again = f"@{s.frame.call + 1}" if s.frame.call else ""
+        taken = set(self._names.values())
+        candidate, k = name + again, 2
+        while candidate in taken:
+            candidate, k = f"{name}#{k}{again}", k + 1
+        return candidate
+
+
+def _up_to_the_next(s: Sighting, later: Sequence[Sighting]) -> tuple[Node, ...]:
+    """The values between a sum and the tensor at which the next block on its stream begins; none where there is no next."""
+    for following in later[:NEXT]:
+        shared = following.residual.shared
+        if shared is s.output:
+            return ()
+        if way := rule.between(s.output, shared):
+            return way
+    return ()
+
+
+def is_watched(site: ResidualSite, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether the patterns (as fnmatch, against the site's module and name) let the site in; exclusion wins."""
+
+    def matches(patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(site.module, p) or fnmatchcase(site.name, p) for p in patterns)
+
+    return (not include or matches(include)) and not matches(exclude)

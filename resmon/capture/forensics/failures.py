@@ -1,0 +1,62 @@
+"""What is known when an exception ends a run, how it is put into words, and what of it is a plain failure."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from resmon.capture.host.stack import Whereabouts
+from resmon.memory.footprint import Footprint
+from resmon.records import Incident, Outcome, ResidualSite, incident_id
+
+LONGEST = 1000  # characters of an exception's message
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is known of the run when an exception ends it."""
+
+    models: Mapping[str, nn.Module]
+    sites: Sequence[ResidualSite]
+    step: int | None  # under way or, between two steps, the newest that is over
+    footprint: Callable[[], Footprint] | None = None  # looks up what is known of memory
+
+
+Diagnosis = Callable[[BaseException, Scene, Whereabouts], Incident | None]
+
+
+def said(error: BaseException) -> str:
+    """An exception as one line of text, cut where it is long."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST].removesuffix(":")
+
+
+def place(where: Whereabouts) -> str:
+    """Where it happened, for the middle of a sentence; empty where that is not known."""
+    if where.module is None:
+        return f" at {where.line}" if where.line else ""
+    inside = f"module {where.module}" if where.module else "the model's own forward"
+    return f" in {inside}" + (f" (block {where.block})" if where.block else "")
+
+
+def plain_failure(error: BaseException, scene: Scene, where: Whereabouts) -> Incident:
+    """What no diagnosis knows."""
+    kind: Outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    summary = f"{signal.Signals.SIGINT.name} ended the run" if kind == "interrupted" else f"{said(error)},{place(where)}"
+    return Incident(
+        id=incident_id(kind, scene.step),
+        kind=kind,
+        time=time.time(),
+        step=scene.step,
+        summary=summary,
+        model=where.model,
+        block=where.block,
+        module=where.module or "",
+        line=where.line,
+        advice="" if kind == "interrupted" else "The exception's message says what; the line is the innermost that is yours.",
+        runbook=kind,
+        evidence={"exception": said(error)},
+    )

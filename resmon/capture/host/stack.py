@@ -1,0 +1,98 @@
+"""Where an exception arose: in which module of a watched model, in which residual block, at which line of the user's code."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType, TracebackType
+
+import torch
+from torch import nn
+
+from resmon.capture.host.compiler import plain
+from resmon.records import ResidualSite
+
+LONGEST = 200  # characters of a source line
+
+_NOT_THE_USERS = tuple(str(Path(str(module)).parent) + os.sep for module in (torch.__file__, Path(__file__).parent.parent))
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """What is not known is empty: of an exception outside of the models, `model`, `module` and `block`."""
+
+    model: str = ""  # key of the model
+    module: str | None = None  # path of the innermost module whose code was running; "" is the model itself
+    block: str = ""
+    line: str = ""  # "file:number: source", the innermost one that is neither torch's nor resmon's
+
+
+def whereabouts(error: BaseException, models: Mapping[str, nn.Module], sites: Sequence[ResidualSite]) -> Whereabouts:
+    """Follow the exception's traceback inwards."""
+    paths = {id(module): (key, plain(path)) for key, model in models.items() for path, module in model.named_modules()}
+    found: tuple[str, str] | None = None
+    line = ""
+    for code, locals_, number in frames(error.__traceback__):
+        found = paths.get(id(locals_.get("self")), found)
+        if is_the_users(code.co_filename):
+            line = source_line(code.co_filename, number)
+    key, path = found or ("", None)
+    block = "" if path is None else block_of(sites, key, path) or _like_a_block(models[key], sites, key, path)
+    return Whereabouts(key, path, block, line)
+
+
+def frames(traceback: TracebackType | None) -> Iterator[tuple[CodeType, Mapping[str, object], int]]:
+    """The calls that a traceback goes through, inwards: their code, local variables and line."""
+    while traceback is not None:
+        yield traceback.tb_frame.f_code, traceback.tb_frame.f_locals, traceback.tb_lineno
+        traceback = traceback.tb_next
+
+
+@cache
+def is_the_users(file: str) -> bool:
+    """Whether the code in it is neither torch's nor ours."""
+    return not file.startswith(_NOT_THE_USERS)
+
+
+def source_line(file: str, number: int) -> str:
+    """A line as people find it again: file, number, and what stands there where that can be read."""
+    text = linecache.getline(file, number).strip()[:LONGEST]
+    return f"{file}:{number}: {text}" if text else f"{file}:{number}"
+
+
+def current_line() -> str:
+    """The innermost line of the user's code that is running now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if is_the_users(frame.f_code.co_filename):
+            return source_line(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def block_of(sites: Sequence[ResidualSite], model: str, path: str) -> str:
+    """The residual site that a module belongs to: whose branch or projection it is part of, else the innermost that holds it."""
+    mine = [site for site in sites if site.model == model]
+    for site in mine:
+        if any(_is_in(path, part) for part in (*site.branch, *site.skip) if part):
+            return site.name
+    holders = [site for site in mine if site.module and _is_in(path, site.module)]
+    return max(holders, key=lambda site: len(site.module)).name if holders else ""
+
+
+def _like_a_block(model: nn.Module, sites: Sequence[ResidualSite], key: str, path: str) -> str:
+    """The innermost module around `path` of a class that holds a residual add elsewhere: in a failed pass not all were met."""
+    modules = {plain(name): module for name, module in model.named_modules()}
+    kinds = {type(modules[site.module]) for site in sites if site.model == key and site.module in modules}
+    parts = path.split(".")
+    around = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((name for name in around if type(modules.get(name)) in kinds), "")
+
+
+def _is_in(path: str, holder: str) -> bool:
+    return path == holder or path.startswith(f"{holder}.")
