@@ -69,7 +69,7 @@ DURATION_COLUMNS = len(DURATION_EDGES) + 1
 # `replicas` is the number of ranks that hold the same gradients, all of them; 1 where they hold parts, or where some do.
 # The seconds are parts of the duration (PHASES); what they leave is everything else that the loop does. `samples` is what the
 # models' first tensors have in their first dimension; the sums over inputs are those of sampled elements of a model's first tensor
-# of floating-point numbers. Memory is in bytes, at most a tenth of a second old: of the process, and of
+# of floating-point numbers. Memory is in bytes, at most a quarter of a second old: of the process, and of
 # the devices that its models are on, in use, at peak, and what could still be had.
 PHASES = ("data", "forward", "backward", "optimizer")
 RUN_VALUES = (
