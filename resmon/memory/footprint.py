@@ -1,15 +1,10 @@
 """What the memory of a run goes to, by blocks, by the batch and over the steps; and what would have made it fit.
 
 A `Trail` follows a run's memory step by step, in the process that trains or in whoever reads its flight. Peaks are those that the
-system counts, the largest so far: so one says something of a batch only where it rose in a step whose batch was larger than every
-one before. What rises besides is pieces that the allocator does not find a use for, a leak, or what the loop itself loads: it
-counts by what is in use between steps. The relation of batch and memory is a line, `peak = constant + slope x size`, through such
-peaks and what there is without a batch; in a run that never came to the end of a step, through what autograd was seen to keep. A
-size is that of a pass's first tensor in elements, or, from a flight, a step's samples.
-
-Which memory is meant is told by how the names of its figures begin. Where a limit of the process's own (`ulimit -v`, `-d`) is what
-is nearest, that is addresses: such a limit counts them from when they are mapped to when they are given back, whether touched or
-not. Else it is pages that are resident, which is what a machine and its control groups count.
+system counts, the largest so far: so one says something only of the step in which it rose. The relation of batch and memory is a
+line, `peak = constant + slope x size`, through the peaks at different sizes of batch or, where there was but one, through that and
+what is in use between steps; in a run that never came to the end of a step, through what autograd was seen to keep. A size is that
+of a pass's first tensor in elements, or, from a flight, a step's samples.
 """
 
 from __future__ import annotations
@@ -22,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from resmon.quantities import count, size
+from resmon.quantities import size
 from resmon.records import Incident, incident_id
 
 STEPS = 64  # the newest, of which every one is kept
@@ -30,13 +25,11 @@ MARKS = 64  # of the whole run, at equal distances, at most
 SIZES = 256  # of batches at which the peak rose, at most
 BLOCKS = 100  # that an incident lists, at most
 
-# What is added to the part of the prediction that grows with the batch, at least: for what allocators waste, and for what a
-# backward pass needs besides what was kept for it. The first is measured: freed memory is used again in another order in every
-# process. In 84 processes with ten histories of batches, under limits that left 300 and 900 MiB, the line alone said up to 11 %
-# more than went through. Scatter that shows over at least three sizes counts where it is more.
+# What is added to the part of the prediction that grows with the batch: for what allocators waste, and for what a backward pass
+# needs besides what was kept for it. The first is measured: freed memory is used again in another order in every process, and of 84
+# processes with ten histories of batches, under limits that left 300 and 900 MiB, the line alone said up to 11 % more than went
+# through. Scatter that shows over at least three sizes counts where it is more.
 RESERVE, UNSEEN = 0.15, 0.5
-# Bytes of a batch below which its peak says more of what else a step does, and of pages and pieces, than of the batch.
-FAINT = 16 << 20
 # Student's t, 95 % one-sided, for 1, 2, ... degrees of freedom; 1.7 beyond.
 _T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
 
@@ -45,9 +38,7 @@ STEADY, MUCH = 0.8, 0.02
 LITTLE = 0.1  # of what is lacking, that a whole pass keeps: then it was not the pass
 
 Figures = Mapping[str, float | None]  # bytes, by the names of records.RUN_VALUES
-# As these names begin: main memory by pages that are resident, main memory by addresses, and that of devices.
-Where = Literal["", "address_", "device_"]
-_PEAKS: dict[Where, str] = {"": "peak memory", "address_": "the peak of addresses (ulimit)", "device_": "peak memory"}
+Where = Literal["", "device_"]  # main memory or that of devices, as these names begin
 
 
 class Held(NamedTuple):
@@ -59,35 +50,8 @@ class Held(NamedTuple):
     saves: int
 
 
-class Peaks:
-    """The peak of one kind of memory by size of batch, for batches that were larger than every one before."""
-
-    def __init__(self) -> None:
-        self.by_size: dict[float, float] = {}
-        self.largest = 0.0  # size of batch that went through
-        self.first: float | None = None  # size at the first of these peaks, when optimizers have not made their states yet
-        self.begin: float | None = None  # in use, and not idle, when the step with the newest of them was over
-        self._held: float | None = None  # in use, idle or not
-
-    def see(self, size: float, before: float | None, peak: float | None, used: float | None, idle: float | None) -> None:
-        """`size` is the largest since `before` was the peak; `idle` of what is used is kept by an allocator, if that is known."""
-        if size <= self.largest:
-            return
-        self.largest = size
-        if peak is not None and (before is None or peak > before):
-            self._held, self.begin = used, None if used is None or idle is None else used - idle
-            self.first = size if self.first is None else self.first
-            self.by_size[size] = peak
-            if len(self.by_size) > SIZES:
-                del self.by_size[list(self.by_size)[-2]]
-
-    def since(self, used: float | None) -> float:
-        """By how much more is in use now than when the newest of them was seen, which is not for a batch."""
-        return 0.0 if used is None or self._held is None else max(0.0, used - self._held)
-
-
 class Trail:
-    """A run's memory: the newest steps, marks of all its length, and the peaks by size of batch."""
+    """A run's memory: the newest steps, marks of all its length, and the sizes of batch at which the peak rose."""
 
     def __init__(self, before: Figures | None = None) -> None:
         self.recent: deque[tuple[int, Figures]] = deque(maxlen=STEPS)
@@ -97,7 +61,7 @@ class Trail:
         self._stride = 1
         self._count = 0
         self._size = 0.0  # of the largest batch since the figures were new
-        self.peaks: dict[Where, Peaks] = {where: Peaks() for where in _PEAKS}
+        self._peaks: dict[Where, dict[float, float]] = {"": {}, "device_": {}}
 
     def add(self, step: int, size: float, figures: Figures) -> None:
         """The figures at the end of a step; they may be those of one before, where they are not looked up at each."""
@@ -111,10 +75,15 @@ class Trail:
         self._size = max(self._size, size)
         if figures is self._figures or figures == self._figures:
             return
-        for where, peaks in self.peaks.items():
-            name, idle = f"{where}memory_peak", 0.0 if where == "device_" else figures.get("memory_idle")
-            peaks.see(self._size, self._figures.get(name), figures.get(name), figures.get(f"{where}memory"), idle)
+        for where, peaks in self._peaks.items():
+            before, now = self._figures.get(f"{where}memory_peak"), figures.get(f"{where}memory_peak")
+            if self._size > 0 and now is not None and (before is None or now > before) and len(peaks) < SIZES:
+                peaks[self._size] = now
         self._figures, self._size = figures, 0.0
+
+    def peaks(self, where: Where) -> dict[float, float]:
+        """Peak memory by size of batch."""
+        return dict(self._peaks[where])
 
     def between(self, where: Where) -> float | None:
         """What is in use between steps; before the first, what was then."""
@@ -156,29 +125,14 @@ class Footprint:
     samples: int = 0  # of the newest pass
     batch: float = 0.0  # its size
     parameters: int = 0  # bytes of those that are trained
-    states: int = 0  # bytes that optimizers have made for them
     backward: str = ""  # the block whose backward pass was under way
     unknown: str = ""  # why not all blocks are there
     reached: float = 1.0  # share of the modules that had run in the first pass, where that came to no end
-
-    @property
-    def main(self) -> Where:
-        """By what main memory is limited: by addresses where the process's own limit is the nearest."""
-        free, addresses = self.now.get("memory_free"), self.now.get("address_memory_free")
-        return "address_" if addresses is not None and (free is None or addresses <= free) else ""
 
     def capacity(self, where: Where) -> float | None:
         """What there is in all."""
         used, free = self.now.get(f"{where}memory"), self.now.get(f"{where}memory_free")
         return None if used is None or free is None else used + free
-
-    def begin(self, where: Where) -> float | None:
-        """What there is without a batch: before the first step is over, with gradients that are still to come."""
-        between = self.trail.between(where)
-        if between is None:
-            return None
-        known = self.trail.peaks[where].begin
-        return known if known is not None else between if self.trail.recent else between + self.parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,62 +144,54 @@ class Line:
     by: str
     points: tuple[tuple[float, float], ...]
     reserve: float
-    held: bool = False  # the constant is known from elsewhere, and only the slope from the points
-    since: float = 0.0  # what came to be in use after the points were taken
 
     def likely(self, size: float) -> float:
         """The peak at a batch of that size, as far as can be told."""
-        return self.constant + self.since + self.slope * size
+        return self.constant + self.slope * size
 
     def most(self, size: float) -> float:
         """The peak at a batch of that size, with 95 % confidence where there are enough sizes to tell."""
-        margin = self.reserve * self.slope * size
+        grows = self.slope * size
+        margin = self.reserve * grows
         if len(self.points) > 2:
             x, y = np.array(self.points).T
-            free = len(x) - 1 if self.held else len(x) - 2
+            free = len(x) - 2
             scatter = sqrt(float(((y - self.constant - self.slope * x) ** 2).sum()) / free)
             t = _T[free - 1] if free <= len(_T) else 1.7
-            middle = 0.0 if self.held else float(x.mean())
-            off = (size - middle) ** 2 / float(((x - middle) ** 2).sum())
-            margin = max(margin, t * scatter * sqrt(1 + (0 if self.held else 1 / len(x)) + off))
-        return self.likely(size) + margin
+            off = (size - float(x.mean())) ** 2 / float(((x - x.mean()) ** 2).sum())
+            margin = max(margin, t * scatter * sqrt(1 + 1 / len(x) + off))
+        return self.constant + grows + margin
 
 
 def line(footprint: Footprint, where: Where) -> Line | None:
     """The relation of batch and peak memory; None where there is nothing to tell it from."""
-    trail, begin = footprint.trail, footprint.begin(where)
-    peaks = trail.peaks[where]
-    since = peaks.since(trail.between(where))
-    kept = sum(held.bytes for held in footprint.blocks) + (footprint.outside or 0)
-    points = dict(peaks.by_size)
-    if peaks.first in points and where != "device_":
-        points[peaks.first] += footprint.states
-    if points and (where == "device_" or peaks.begin is None or max(points.values()) - peaks.begin >= FAINT):
-        by = f"least squares of {_PEAKS[where]} over {count(len(points), 'size')} of batch"
-        fitted = _fit(points, peaks.begin if len(points) > 1 else begin, by, RESERVE, since)
-        if fitted is not None and fitted.slope * footprint.size >= kept:  # which a batch takes at least
+    trail = footprint.trail
+    peaks, between = trail.peaks(where), trail.between(where)
+    if len(peaks) > 1:
+        by = f"least squares of peak memory over {len(peaks)} sizes of batch"
+        fitted = _fit(peaks, by, RESERVE)
+        if fitted is not None:
             return fitted
-    if begin is None or footprint.outside is None or not footprint.size:
+    if between is None:
         return None
-    # In the backward pass the gradients of what a block keeps are there with it, a block after the other.
-    most = max((held.bytes for held in footprint.blocks), default=0)
-    passing = max(most, footprint.outside)
-    return _fit({footprint.size: begin + kept + passing}, begin, "activation bytes per sample", UNSEEN, since)
+    if peaks:
+        size, peak = max(peaks.items())
+        fitted = _fit({0.0: between, size: peak}, "peak memory at one size of batch, and what is in use between steps", RESERVE)
+        if fitted is not None:
+            return fitted
+    if footprint.outside is None or not footprint.size:
+        return None
+    kept = sum(held.bytes for held in footprint.blocks) + footprint.outside
+    begin = between + (0 if trail.recent else footprint.parameters)  # whose gradients are still to come
+    return _fit({0.0: begin, footprint.size: begin + kept}, "activation bytes per sample", UNSEEN)
 
 
-def _fit(points: Mapping[float, float], begin: float | None, by: str, reserve: float, since: float) -> Line | None:
-    """By least squares; a line begins at what there is without a batch, `begin`, or above it, where a pass makes what stays."""
+def _fit(points: Mapping[float, float], by: str, reserve: float) -> Line | None:
     x, y = np.array(sorted(points.items())).T
-    slope, constant = 0.0, -inf
-    if len(x) > 1:
-        slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
-        constant = float(y.mean() - slope * x.mean())
-    held = begin is not None and constant < begin
-    if held and begin is not None:
-        slope, constant = float((x * (y - begin)).sum() / (x**2).sum()), begin
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
     if slope <= 0:
         return None
-    return Line(constant, slope, by, tuple(points.items()), reserve, held, since)
+    return Line(float(y.mean() - slope * x.mean()), slope, by, tuple(points.items()), reserve)
 
 
 def fitting(footprint: Footprint, where: Where, asked: float | None = None) -> dict[str, Any]:
@@ -275,12 +221,8 @@ def fitting(footprint: Footprint, where: Where, asked: float | None = None) -> d
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if relation.most(middle * one) <= capacity else (low, middle)
-    best = min(samples - 1, int((capacity - relation.likely(0)) / (relation.slope * one) + 1e-6))
-    begin, used = footprint.begin(where), footprint.now.get(f"{where}memory")
-    if asked and begin is not None and used is not None and used + asked > capacity > begin:  # this batch wants that, at least
-        best = min(best, int(samples * (capacity - begin) / (used + asked - begin)))
-        low = min(low, best)
-    return found | {"fits": low, "fits_at_best": max(low, best), "by": relation.by}
+    best = int((capacity - relation.constant) / (relation.slope * one) + 1e-6)
+    return found | {"fits": low, "fits_at_best": max(low, min(samples - 1, best)), "by": relation.by}
 
 
 def checkpoints(blocks: Sequence[Held], lacking: float) -> tuple[list[Held], bool]:
@@ -307,14 +249,12 @@ def evidence(footprint: Footprint, where: Where, asked: float | None = None, fre
         relation.likely(footprint.batch) - capacity if relation and capacity else 0.0,
     )
     chosen, enough = checkpoints(blocks, lacking)
-    # Rows and growth are of pages where the limit is on addresses: those are what a machine has, and what a reader knows.
-    pages: Where = "" if where == "address_" else where
-    growth = footprint.trail.growth(pages, footprint.capacity(pages) or inf)
+    growth = footprint.trail.growth(where, capacity or inf)
     ranked = sorted(blocks, key=lambda held: -held.bytes)
     return {
         "asked_bytes": asked,
         "free_bytes": free,
-        "in_use_bytes": footprint.now.get(f"{pages}memory"),
+        "in_use_bytes": footprint.now.get(f"{where}memory"),
         "blocks": [
             {"model": held.model, "block": held.block, "activation_bytes": held.bytes, "checkpoint_saves_bytes": held.saves}
             for held in ranked[:BLOCKS]
@@ -332,7 +272,7 @@ def evidence(footprint: Footprint, where: Where, asked: float | None = None, fre
             "of_all": relation is not None,
         },
         "batch": fitting(footprint, where, asked),
-        "memory": footprint.trail.memory(pages),
+        "memory": footprint.trail.memory(where),
         "growth": None if growth is None else {"bytes_per_step": growth[0], "since": growth[1]},
     }
 

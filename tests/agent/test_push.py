@@ -184,6 +184,7 @@ def test_a_receiver_that_is_not_there_costs_counts_and_no_event_that_has_room(
             assert time.perf_counter() - started < 0.1
         wait_for(lambda: made.dropped["metrics"] > 0 and made.dropped["logs"] >= 15)
         assert made.dropped["logs"] == 15
+        wait_for(lambda: {about for about, _ in faults} >= {"otlp logs", "otlp metrics"})  # it was asked for both
         receiver.open()
         wait_for(lambda: receiver.events() and receiver.numbers("resmon.loss"))
         # The newest are there, in their order, each once.

@@ -110,8 +110,7 @@ def test_tensors_without_dimensions() -> None:
     without, _, _ = train(build, lambda i: torch.tensor(1.0 + i), watched=False)
     losses, sink, _ = train(build, lambda i: torch.tensor(1.0 + i), watched=True)
     assert losses == without
-    assert [record.counts[0].tolist() for record in sink.steps] == [[1, 1]] * 4
-    assert [record.blocks[2, 1] for record in sink.steps] == pytest.approx(losses, rel=1e-6)
+    assert [record.counts[0].tolist() for record in sink.steps] == [[]] * 4, "a sum of single numbers is no block"
 
 
 class Cast(nn.Module):

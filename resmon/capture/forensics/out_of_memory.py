@@ -67,7 +67,7 @@ def out_of_memory(error: BaseException, scene: Scene, where: Whereabouts) -> Inc
     try:
         if scene.footprint is not None:
             known = scene.footprint()
-            found |= footprint.evidence(known, "device_" if device else known.main, asked, _amount(_FREE, message))
+            found |= footprint.evidence(known, "device_" if device else "", asked, _amount(_FREE, message))
             if not of_training:
                 found["batch"] = {"samples": None, "fits": None, "by": "unknown: it was no pass of training that failed"}
             told = " ".join(filter(None, (told, footprint.advice(found, of_training))))

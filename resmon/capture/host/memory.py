@@ -2,43 +2,29 @@
 
 Looked up four times a second and, since only there a peak says what a batch takes, at the end of a step whose batch is larger than
 every one before; in between the last figures stand. What a system does not tell is None.
-
-What a process has of main memory is counted in two ways. Pages that are resident are what machines and control groups have; those
-are the figures of a run's record. Addresses are what the process's own limits count: `ulimit -v` (RLIMIT_AS) all that are mapped,
-`ulimit -d` (RLIMIT_DATA) those that are its own to write. Both have what is in use, at peak and free, under names alike. The system
-counts no peak of what is its own to write; but what a step maps is that, so the peak of all addresses stands for it.
-
-Of both, the C library's allocator keeps what was freed, to be used again: after a batch larger than every one before it is asked
-how much, for no run needs that. It is asked no more once it took long, as it does where it keeps very many pieces.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from math import inf
 from pathlib import Path
-from time import monotonic, perf_counter
-from typing import Any
+from time import monotonic
 
 import torch
 
 PERIOD = 0.25  # seconds
 SOON = 0.02  # seconds after the last look, at least, for a batch larger than every one before
-LONG = 0.002  # seconds
 _KILO = 1024
 _MOST = 1 << 16  # bytes of a file, of which the system gives all at once
 _STATUS, _MEMINFO, _GROUPS = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/proc/self/cgroup")
 _GROUP_FOLDER = Path("/sys/fs/cgroup")
 _LIMITS = {resource.RLIMIT_AS: "VmSize", resource.RLIMIT_DATA: "VmData"}  # what counts against each, as the status calls it
 
-# Bytes, by the names of records.RUN_VALUES; and of addresses, which are no part of a record: "address_memory",
-# "address_memory_peak" and, where they are limited, "address_memory_free". After a larger batch also "memory_idle", what the
-# allocator keeps.
-Figures = Mapping[str, float | None]
+Figures = Mapping[str, float | None]  # bytes, by the names of records.RUN_VALUES
 
 
 class Memory:
@@ -49,7 +35,6 @@ class Memory:
         self._looked = -inf
         self._largest = 0.0
         self._period = PERIOD
-        self._ask = _allocator()
         self._figures: Figures = {}
 
     def figures(self, size: float = 0.0) -> Figures:
@@ -59,54 +44,17 @@ class Memory:
             self._largest = size
         now = monotonic()
         if now - self._looked >= self._period:
-            idle = {"memory_idle": self._idle()} if self._period < PERIOD else {}
             self._looked, self._period = now, PERIOD
-            self._figures = {**main_memory(), **device_memory({d for d in self._devices() if d.type == "cuda"}), **idle}
+            self._figures = {**main_memory(), **device_memory({d for d in self._devices() if d.type == "cuda"})}
         return self._figures
-
-    def _idle(self) -> float | None:
-        if self._ask is None:
-            return None
-        begun = perf_counter()
-        found = float(self._ask().fordblks)
-        if perf_counter() - begun > LONG:
-            self._ask = None
-        return found
-
-
-class _Mallinfo(ctypes.Structure):
-    """What `mallinfo2` gives (mallinfo(3), since glibc 2.33); `fordblks` are the bytes of free pieces in all arenas."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    )
-
-
-@cache
-def _allocator() -> Callable[[], Any] | None:
-    """What tells of the C library's allocator; None where the library does not."""
-    try:
-        ask = ctypes.CDLL(None).mallinfo2
-    except (AttributeError, OSError, TypeError):
-        return None
-    ask.restype, ask.argtypes = _Mallinfo, ()
-    return ask
 
 
 def main_memory() -> Figures:
     """In use and at peak are resident pages; free is what the system has available, less near a limit of group or process."""
     status = _text(_STATUS)
     available = _bytes(_text(_MEMINFO), "MemAvailable")
-    addresses = min(_left_of_limits(status), default=None)
-    free = [each for each in (available, *_left_in_groups(), addresses) if each is not None]
-    return {
-        "memory": _bytes(status, "VmRSS"),
-        "memory_peak": _bytes(status, "VmHWM"),
-        "memory_free": min(free, default=None),
-        "address_memory": _bytes(status, "VmSize"),
-        "address_memory_peak": _bytes(status, "VmPeak"),
-        "address_memory_free": addresses,
-    }
+    free = [each for each in (available, *_left_in_groups(), *_left_of_limits(status)) if each is not None]
+    return {"memory": _bytes(status, "VmRSS"), "memory_peak": _bytes(status, "VmHWM"), "memory_free": min(free, default=None)}
 
 
 def device_memory(devices: set[torch.device]) -> Figures:

@@ -86,10 +86,8 @@ class Optimizers:
         self._not_called = False  # a scaler did not call an optimizer of ours
         self._withheld: list[tuple[Tensor, Tensor]] = []  # gradients that an optimizer is not to see, of which parameters
         self._handles: list[RemovableHandle] = []
-        self._states = 0  # bytes of main memory that their states took when watching began
 
     def attach(self) -> None:
-        self._states = sum(map(_bytes_of_states, self._optimizers))
         # A compiled step leaves its graph for these: gradients are read from memory. A copy of an optimizer has no hooks.
         before, after = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
         self._unheard.update(self._optimizers)
@@ -113,10 +111,6 @@ class Optimizers:
         scaler.STEPS.leave(self)
         scaler.UNSCALES.leave(self)
         CLEARINGS.leave(self)
-
-    def states_made(self) -> int:
-        """Bytes of main memory that their states take which were made since watching began."""
-        return max(0, sum(map(_bytes_of_states, self._optimizers)) - self._states)
 
     # -- what the step was ---------------------------------------------------------------------------------------------
 
@@ -361,11 +355,6 @@ def _held(optimizer: Optimizer) -> list[Optimizer]:
     found = [each for each in vars(optimizer).values() if isinstance(each, Optimizer) and each is not optimizer]
     found = [each for each in found if hasattr(each, "_optimizer_step_pre_hooks")]
     return found if len(found) == 1 else []
-
-
-def _bytes_of_states(optimizer: Optimizer) -> int:
-    found = (value for state in optimizer.state.values() if isinstance(state, Mapping) for value in state.values())
-    return sum(value.nbytes for value in found if isinstance(value, Tensor) and value.is_cpu)
 
 
 def _rate(group: Mapping[str, Any]) -> float | Tensor | None:

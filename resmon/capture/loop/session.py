@@ -162,7 +162,6 @@ class Session:
             samples=largest.batch[0] if largest.batch else 0,
             batch=float(largest.batch.numel()) if largest.batch else 0.0,
             parameters=sum(each.numel() * each.element_size() for each in parameters),
-            states=self._optimizers.states_made(),
             backward=under_way,
             reached=largest.reached,
             unknown=_COMPILED if any(watch.compiled for watch in self._watches) else "",

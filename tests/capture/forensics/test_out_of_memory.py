@@ -58,8 +58,9 @@ def test_the_block_is_named_and_the_batch_that_is_advised_fits(tmp_path: Path, w
     assert "starved.py" in incident.line
     found = incident.evidence
     assert found["asked_bytes"] > found["free_bytes"] > 0
+    # The limit is what was free and in use, but for what is mapped and was never touched.
     assert found["batch"]["samples"] == much
-    assert found["batch"]["by"].startswith("least squares of the peak of addresses (ulimit) over ")
+    assert found["batch"]["by"].startswith("least squares")
     blocks = {each["block"]: each for each in found["blocks"]}
     assert next(iter(blocks)) == "3" or where == "backward"
     if where == "forward":
@@ -69,7 +70,7 @@ def test_the_block_is_named_and_the_batch_that_is_advised_fits(tmp_path: Path, w
     fits = found["batch"]["fits"]
     assert f"A batch of {fits} samples (of {much}) would have fitted" in incident.advice
     assert [step for step, _, _ in found["memory"]] == list(range(len(before)))
-    # It is so, and no timid guess.
+    # It is so, in a process that uses freed memory in another order, too; and no timid guess.
     assert starve(tmp_path / "again", where, how, free, *before, fits).stdout == "done\n"
     assert starve(tmp_path / "twice", where, how, free, *before, 2 * fits).returncode == 1
 

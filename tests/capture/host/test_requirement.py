@@ -47,7 +47,7 @@ def test_what_is_said(found: str | None, program: str, tmp_path: Path) -> None:
     package = tmp_path / "torch" / "__init__.py"
     package.parent.mkdir()
     package.write_text(f"__version__ = {found!r}\n" if found else "raise ModuleNotFoundError('no torch', name='torch')\n")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", program],
         env={"PYTHONPATH": f"{tmp_path}:{root}", "HOME": str(tmp_path)},
@@ -96,5 +96,5 @@ def test_eager_models_with_a_torch_that_is_too_old_for_graphs(
 
 
 def test_the_bound_that_pip_is_told_is_the_same() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     assert project["project"]["optional-dependencies"]["torch"][0] == "torch>=" + ".".join(map(str, LEAST))

@@ -151,7 +151,9 @@ def test_sums_beyond_float32_are_no_faults(large: float) -> None:
         assert not sink.newest.counts[1:].any()
 
 
-@pytest.mark.parametrize("target", ["accelerator.norms", "accelerator._histograms", "drafts.parts", "fetch.Fetch.send"])
+@pytest.mark.parametrize(
+    "target", ["probes.accelerator.norms", "probes.accelerator._histograms", "loop.drafts.parts", "host.fetch.Fetch.send"]
+)
 def test_a_fault_while_numbers_are_queued_or_fetched_never_reaches_the_loop(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("injected")
@@ -161,7 +163,7 @@ def test_a_fault_while_numbers_are_queued_or_fetched_never_reaches_the_loop(targ
     for i in range(4):
         if i == 2:
             monkeypatch.setattr(f"resmon.capture.{target}", broken)
-            if target == "drafts.parts":
+            if target == "loop.drafts.parts":
                 monkeypatch.setattr("resmon.capture.loop.session.parts", broken)
         for each in (watched, twin):
             torch.manual_seed(i)
