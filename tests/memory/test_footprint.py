@@ -54,15 +54,15 @@ def need(samples: float) -> float:
 def test_the_batch_that_fits_is_where_the_line_meets_what_there_is() -> None:
     trail = followed((samples * 10.0, need(samples)) for samples in (8, 16, 16, 32, 8, 64))
     found = fitting(footprint(trail, 400), "")
-    # need(170) is all there is; a twentieth of what grows with the batch is kept in reserve.
+    # need(170) is all there is; fifteen hundredths of what grows with the batch are kept in reserve.
     assert found == {
         "samples": 400,
-        "fits": int(850 / 5 / 1.05),
+        "fits": int(850 / 5 / 1.15),
         "fits_at_best": 170,
         "by": "least squares of peak memory over 4 sizes of batch",
     }
     said = advice(evidence(footprint(trail, 400), ""))
-    assert said.startswith("A batch of 161 samples (of 400) would have fitted, at best 170, by least squares")
+    assert said.startswith("A batch of 147 samples (of 400) would have fitted, at best 170, by least squares")
 
 
 def test_scatter_makes_it_less() -> None:
@@ -80,7 +80,7 @@ def test_scatter_makes_it_less() -> None:
 def test_one_size_is_a_line_through_what_is_in_use_between_steps() -> None:
     trail = followed([(80.0, need(8))] * 5, used=150 * MIB)
     found = fitting(footprint(trail, 400), "")
-    assert found["fits"] == int(850 / 5 / 1.1)
+    assert found["fits"] == int(850 / 5 / 1.15)
     assert found["by"].startswith("peak memory at one size")
 
 
@@ -134,7 +134,7 @@ def test_devices_have_figures_of_their_own() -> None:
     for samples in (1, 2, 4):
         figures = {"device_memory": 10 * MIB, "device_memory_peak": need(samples), "device_memory_free": 990 * MIB, "memory": 5.0}
         trail.add(samples, samples * 10.0, figures)
-    assert fitting(footprint(trail, 400), "device_")["fits"] == int(850 / 5 / 1.05)
+    assert fitting(footprint(trail, 400), "device_")["fits"] == int(850 / 5 / 1.15)
     assert trail.memory("device_")[0] == [1, 10 * MIB, 990 * MIB]
 
 
