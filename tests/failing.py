@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import resmon
-from resmon.capture import channel
+from resmon.capture.probes import channel
 from resmon.detectors import Account, Detector, Episodes, Window
 from resmon.records import Finding, Ints
 
