@@ -183,6 +183,8 @@ class FlightWriter:
         self._row = StepRow(self._format)
         self._bin_format = row_format("bins", sites, groups)
         self._bin_row = self._bin_format.row()
+        for form in (self._format, self._bin_format, self._scalar_format, self._scalarbin_format):
+            header(form)  # now, and not when a step's row begins a file: Arrow takes time and memory for the first
         self._bins = Bins(len(sites), len(groups), self._write_bin)
         self._rotate()
         for track in self._thinned:
