@@ -27,8 +27,8 @@ BLOCKS = 100  # that an incident lists, at most
 
 # What is added to the part of the prediction that grows with the batch: for what allocators waste, and for what a backward pass
 # needs besides what was kept for it. The first is measured: freed memory is used again in another order in every process, so that
-# with the same four sizes of batch, under one limit on addresses, the line alone said 6,400 to 8,200 samples where 6,980 went through.
-# Scatter that shows over at least three sizes counts where it is more.
+# with the same four sizes of batch, under one limit on addresses, the line alone said 6,400 to 8,200 samples where 6,980 went
+# through. Scatter that shows over at least three sizes counts where it is more.
 RESERVE, UNSEEN = 0.15, 0.5
 # Student's t, 95 % one-sided, for 1, 2, ... degrees of freedom; 1.7 beyond.
 _T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81)
