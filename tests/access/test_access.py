@@ -31,6 +31,13 @@ def hashed(password: str, cost: int = 4) -> str:
     return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost)).decode()
 
 
+def replace(file: Path, text: str) -> None:
+    """At once, so that an agent that looks in between finds the one before: a half-written one would be a fault of its own."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.replace(file)
+
+
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     authority = Authority(tmp_path_factory.mktemp("certificates"))
@@ -178,24 +185,24 @@ def test_tls_and_a_password(authority: Authority, tmp_path: Path) -> None:
 
         before = shown()
         renewed = authority.sign("renewed", "IP:127.0.0.1", "DNS:localhost")
-        shutil.copy(renewed[0], tmp_path / "server.pem")  # a moment in which they do not fit together
+        replace(tmp_path / "server.pem", renewed[0].read_text())  # a moment in which they do not fit together
         assert shown() == before
         wait_for(lambda: "the web configuration of before stays in use" in made.said)
-        shutil.copy(renewed[1], tmp_path / "server.key")
+        replace(tmp_path / "server.key", renewed[1].read_text())
         assert shown() != before
         # A user who is taken off the list is out at once, a file that is broken changes nothing.
-        web.write_text(tls + f"basic_auth_users:\n  other: {hashed('other')}\n")
+        replace(web, tls + f"basic_auth_users:\n  other: {hashed('other')}\n")
         assert (ask(), ask(("other", "other"))) == (401, 200)
-        web.write_text(tls + "basic_auth_users:\n  prometheus: secret\n")
+        replace(web, tls + "basic_auth_users:\n  prometheus: secret\n")
         assert (ask(), ask(("other", "other"))) == (401, 200)
         wait_for(lambda: "line 5, basic_auth_users.prometheus: must be a bcrypt hash" in made.said)
-        web.write_text(users)  # without TLS: that cannot be had any more
+        replace(web, users)  # without TLS: that cannot be had any more
         assert (ask(), ask(("other", "other"))) == (401, 200)
         wait_for(lambda: "was started with tls_server_config" in made.said)
-        web.write_text(tls + users)
+        replace(web, tls + users)
         assert (ask(), ask(("other", "other"))) == (200, 401)
         text = httpx.get(made.url + "/metrics", auth=PROMETHEUS, verify=trust).text
-        assert Scrape(text).one("resmon_agent_errors_total") == 3
+        assert Scrape(text).one("resmon_agent_errors_total") == 3, made.said
         assert PASSWORD not in made.said
         assert "secret" not in made.said
 
@@ -204,7 +211,7 @@ def test_a_clients_certificate(authority: Authority, tmp_path: Path) -> None:
     web = tmp_path / "web.yml"
     server = f"tls_server_config:\n  cert_file: {authority.folder}/server.pem\n  key_file: {authority.folder}/server.key\n"
     required = f"{server}  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: {authority.certificate}\n"
-    web.write_text(required)
+    replace(web, required)
     other = Authority(tmp_path / "other")
     other.sign("friend", "DNS:prometheus.example")
     with agent(tmp_path, "--web-config", str(web), tls=True) as made:
@@ -219,14 +226,14 @@ def test_a_clients_certificate(authority: Authority, tmp_path: Path) -> None:
                 return False
 
         assert [lets_in("friend"), lets_in("stranger"), lets_in(""), lets_in("friend", other.folder)] == [True, True, False, False]
-        web.write_text(f"{required}  client_allowed_sans: [prometheus.example]\n")
+        replace(web, f"{required}  client_allowed_sans: [prometheus.example]\n")
         assert [lets_in("friend"), lets_in("stranger"), lets_in("")] == [True, False, False]
-        web.write_text(f"{required}  client_allowed_sans: ['10.0.0.1']\n")
+        replace(web, f"{required}  client_allowed_sans: ['10.0.0.1']\n")
         assert [lets_in("friend"), lets_in("stranger")] == [True, False]
         # An authority that is trusted no more: a context that is only added to would still know it.
-        web.write_text(required.replace(str(authority.certificate), str(other.certificate)))
+        replace(web, required.replace(str(authority.certificate), str(other.certificate)))
         assert [lets_in("friend"), lets_in("friend", other.folder)] == [False, True]
-        web.write_text(server)
+        replace(web, server)
         assert lets_in("")
 
 
