@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -78,11 +82,24 @@ def application() -> typer.Typer:
 
 def main() -> None:
     """Run the command. What resmon raises on purpose is one message and exit status 2, anything else a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # a terminal that has no ■ shows a question mark in its place
     try:
         application()(prog_name="resmon")
     except ResmonError as error:
-        Console(stderr=True).print(Text(f"resmon: {error}", style="red"), soft_wrap=True)
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+            raise
+        # Nothing more can be written there, neither now nor when Python leaves.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _refuse(f"what it prints cannot be written: {error.strerror}. Free space there, or send it elsewhere.")
+
+
+def _refuse(message: str) -> NoReturn:
+    Console(stderr=True).print(Text(f"resmon: {message}", style="red"), soft_wrap=True)
+    raise SystemExit(2) from None
 
 
 def _print_version(wanted: bool) -> None:

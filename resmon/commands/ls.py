@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +14,14 @@ from rich.text import Text
 
 from resmon.commands.runs import FOLDER, Directory, runs_directory
 from resmon.quantities import printable, size
+
+COLUMNS = ("run", "attempt", "outcome", "steps", "loss", "blocks", "size", "age")
+
+# What a narrow terminal goes without, first to last: a run's name and outcome are never left out.
+_DISPENSABLE = ("attempt", "blocks", "size", "age", "loss", "steps")
+_NAME = 8  # characters of a name that there is room for, before other columns go
+_GAP = 2  # between columns
+_ENDLESS = 100_000  # of a pipe or a file, which has no right edge: nothing is cut in it
 
 
 def list_runs(
@@ -24,27 +33,35 @@ def list_runs(
 
     folder = runs_directory(folder or directory)
     rows = summaries(folder)
-    console = Console()
+    console = Console() if Console().is_terminal or "COLUMNS" in os.environ else Console(width=_ENDLESS)
     if not rows:
         console.print(f"no runs in {folder}. A script that calls resmon.watch makes one; so does: resmon demo")
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("run", "attempt", "outcome", "steps", "loss", "blocks", "size", "age"):
-        justify: Literal["left", "right"] = "left" if name in ("run", "outcome") else "right"
-        # In a narrow terminal it is the name that is cut.
-        table.add_column(name, justify=justify, overflow="ellipsis", no_wrap=name != "run", min_width=8 if name == "run" else None)
     now = time.time()
-    for row in rows:
-        table.add_row(
+    cells = [
+        (
             Text(printable(row.name)),
-            str(row.attempt),
+            Text(str(row.attempt)),
             Text(row.outcome, style={"running": "green", "finished": ""}.get(row.outcome, "red")),
-            f"{row.steps:,}",
-            "–" if row.loss is None else f"{row.loss:.4g}",
-            f"{row.blocks:,}",
-            size(row.size),
-            _age(now - row.time),
+            Text(f"{row.steps:,}"),
+            Text("–" if row.loss is None else f"{row.loss:.4g}"),
+            Text(f"{row.blocks:,}"),
+            Text(size(row.size)),
+            Text(_age(now - row.time)),
         )
+        for row in rows
+    ]
+    widths = {name: max(len(name), *(line[i].cell_len for line in cells)) + _GAP for i, name in enumerate(COLUMNS) if name != "run"}
+    for name in _DISPENSABLE:
+        if _NAME + sum(widths.values()) > console.width:
+            del widths[name]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("run", overflow="ellipsis", no_wrap=True, max_width=max(_NAME, console.width - sum(widths.values())))
+    for name in widths:
+        # In a narrow terminal it is the name that is cut.
+        table.add_column(name, justify="left" if name == "outcome" else "right", no_wrap=True, min_width=widths[name] - _GAP)
+    for line in cells:
+        table.add_row(*(cell for name, cell in zip(COLUMNS, line, strict=True) if name == "run" or name in widths))
     console.print(table)
     for row in rows:
         if row.incident:

@@ -34,6 +34,8 @@ def runs_directory(directory: Path | None) -> Path:
 
 def find_run(run: str, directory: Path) -> Path:
     """The newest attempt of a run that is named, or whose folder (or whose attempt's folder) is. Raises FlightError."""
+    if not run:
+        raise FlightError("no run is named: the name given is empty. `resmon ls` lists the runs.")
     path = Path(run)
     if layout.attempt_number(path) is not None and layout.ranks(path):
         return path

@@ -6,17 +6,19 @@ in which null (not there) and NaN (there, and no number) are two things.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 
-from resmon.errors import FlightError
+from resmon.errors import ConfigurationError, FlightError
 from resmon.flight import arrow, findings, incidents, layout, thinned
-from resmon.flight.gathering import Gathered, Source, gather, is_several
+from resmon.flight.gathering import Gathered, Source, gather, is_several, named, said
 from resmon.flight.rank import Array, Rank, concatenate, differences, merged_scalars
 from resmon.flight.reader import Skip
 from resmon.flight.schema import BINNED_BLOCK_VALUES, Kind, Records, RowFormat, row_format
@@ -60,7 +62,13 @@ def load(path: Source | Iterable[Source], attempt: int | None = None) -> Flight:
 
 def _find(path: Path, attempt: int | None) -> tuple[Path, dict[int, Path], int]:
     """The attempt's folder, those of its ranks, its number."""
-    if not path.exists():
+    try:
+        is_there = path.exists()
+    except OSError as error:  # a name that is too long, or a folder above that may not be entered
+        raise FlightError(
+            f"{str(path)[:200]} cannot be read: {error.strerror}. Name the run's folder, such as runs/digits."
+        ) from error
+    if not is_there:
         near = [run.name for run in layout.runs(path.parent)]
         hint = f"{path.parent} holds the runs {_some(near)}" if near else f"{path.parent} holds no runs; `resmon ls` lists them"
         raise FlightError(f"there is no flight at {path}: no such folder. {hint}.")
@@ -132,13 +140,20 @@ class Flight:
         URLs of an object store (`s3://bucket/runs/digits`, whatever pyarrow can open). `Flight.notes` says what of them was left
         out.
 
-        Raises FlightError where there is none, and FlightVersionError where a newer resmon wrote it. Damage within raises nothing:
+        Raises FlightError where there is none, FlightVersionError where a newer resmon wrote it, and ConfigurationError for what
+        names no folder. Damage within raises nothing:
         what could not be read is in `Flight.skipped`.
         """
+        if not isinstance(attempt, Integral | None):
+            raise ConfigurationError(
+                f"an attempt is a whole number, not {said(attempt)}. Pass attempt=1 for the first, None for the newest."
+            )
+        if isinstance(path, (bytes, bytearray)) or not isinstance(path, Iterable | os.PathLike):
+            named(path)
         if is_several(path):
             gathered = gather(path, attempt)
             return cls(*_find(gathered.folder, None), gathered)
-        folder, ranks, number = _find(Path(path), attempt)  # type: ignore[arg-type]
+        folder, ranks, number = _find(Path(named(path)), attempt)
         return cls(folder, ranks, number)
 
     @property

@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow.fs
 
-from resmon.errors import FlightError
+from resmon.errors import ConfigurationError, FlightError
 from resmon.flight import layout
 
 Source = str | os.PathLike[str]
@@ -103,17 +103,43 @@ def is_several(source: Source | Iterable[Source]) -> bool:
     return bool(_URL.match(text)) or (any(sign in text for sign in "*?[") and not Path(text).exists())
 
 
+def named(source: object) -> str:
+    """The path, glob or URL as text. Raises ConfigurationError for what names nothing."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise ConfigurationError(
+            f"a run is named by its folder, not by {said(source)}. Pass its path, such as resmon.load('runs/digits'), a list of "
+            "paths, or a URL; `resmon ls` lists the runs."
+        )
+    text = os.fsdecode(source)
+    if not text:
+        raise ConfigurationError("the path of the run is empty. Pass its folder, such as resmon.load('runs/digits').")
+    return text
+
+
+def said(value: object) -> str:
+    """A value that is of the wrong kind, short enough for a sentence."""
+    text = repr(value)
+    if value is None:
+        return text
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
 def gather(sources: Source | Iterable[Source], attempt: int | None = None) -> Gathered:
     """A run of the ranks that lie in `sources`: folders of the run, or of attempts; paths, globs and URLs that pyarrow can open.
 
     Raises FlightError where there is none.
     """
     given = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    places = [place for source in given for place in _places(os.fspath(source))]
+    if not given:
+        raise FlightError("no folder is named: the list of them is empty. Name the run's folder on each machine.")
+    places = [place for source in given for place in _reachable(named(source))]
     if not places:
         raise FlightError(f"no folder is called {', '.join(map(str, given))}. Name the run's folder on each machine.")
     notes: list[str] = []
-    parts = [part for place in places for part in _attempts(place)]
+    try:
+        parts = [part for place in places for part in _attempts(place)]
+    except Exception as error:
+        raise _unreachable(_some(place.said for place in places), error) from error
     if not parts:
         raise FlightError(f"there is no flight in {_some(place.said for place in places)}. Name the run's folder on each machine.")
     chosen = _chosen(parts, attempt, notes)
@@ -205,6 +231,20 @@ def _chosen(parts: Sequence[_Part], attempt: int | None, notes: list[str]) -> li
 
 def _home(attempt: _Place) -> str:
     return attempt.said.rstrip("/").rpartition("/")[0]
+
+
+def _reachable(source: str) -> list[_Place]:
+    try:
+        return list(_places(source))
+    except FlightError:
+        raise
+    except Exception as error:  # what a file system of somebody else's raises is of all kinds
+        raise _unreachable(source, error) from error
+
+
+def _unreachable(source: str, error: Exception) -> FlightError:
+    short = source if len(source) <= 200 else f"{source[:200]}…"
+    return FlightError(f"{short} cannot be listed: {error}. See that it is written right, is there, and may be read from here.")
 
 
 def _places(source: str) -> Iterator[_Place]:

@@ -194,18 +194,27 @@ class Monitor:
         """The newest step that is over; None before the first is."""
         return (self._session or self._past).last_step
 
-    def log(self, **scalars: Any) -> None:
+    def log(self, /, *unnamed: Any, **scalars: Any) -> None:
         """Record numbers of the step that is under way or just over: `loss=`, `accuracy=`, any name.
 
-        A value is a number or a tensor of one element. Anything else is ignored with a warning, so that logging never ends a run.
+        A value is a number or a tensor of one element. Anything else, what has no name included, is ignored with a warning, so that
+        logging never ends a run.
         """
+        if unnamed:
+            self._warn(
+                "log() takes numbers by their names, and what had none was ignored", "write log(loss=loss), or log(**numbers)"
+            )
         if (session := self._watching()) is not None:
             session.log(scalars)
+        else:
+            self._tell_that_it_is_over()
 
     def step(self) -> None:
         """End a step, where `watch` was given no optimizer. Call it after the backward pass, before gradients are cleared."""
         if (session := self._watching()) is not None:
             session.step()
+        else:
+            self._tell_that_it_is_over()
 
     def checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Note that a checkpoint of the newest step that is over has been written to `path`: a file, a folder or a URL.
@@ -214,6 +223,7 @@ class Monitor:
         What cannot be noted is ignored with a warning, so that saving a checkpoint never ends a run.
         """
         if (session := self._watching()) is None:
+            self._tell_that_it_is_over()
             return
         try:
             self._flight.checkpoint(_location(path), session.last_step)
@@ -263,6 +273,10 @@ class Monitor:
     def _watching(self) -> Session | None:
         """The session, as long as it is this process's to speak to."""
         return self._session if self._is_open() else None
+
+    def _tell_that_it_is_over(self) -> None:
+        if os.getpid() == self._process:
+            self._warn("this monitor is closed, so nothing more is recorded", "call resmon.watch again for what follows")
 
     def _warn(self, what: str, why: str) -> None:
         if what not in self._said:

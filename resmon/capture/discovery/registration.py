@@ -1,4 +1,4 @@
-"""Hears when any module of this process is given a submodule, so that a watched model that changes can be looked at again."""
+"""Hears when any module of this process is given a submodule or a parameter: a watched model that changes is looked at again."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.modules.module import register_module_module_registration_hook, register_module_parameter_registration_hook
 from torch.utils.hooks import RemovableHandle
 
 from resmon.capture.host import compiler
 
-Listener = Callable[[], None]
+Listener = Callable[[nn.Module], None]
 
 
 class Registrations:
     """Calls its listeners at every registration. torch hears nothing of us while there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, register: Callable[[Callable[[nn.Module, str, Any], None]], RemovableHandle]) -> None:
+        self._register = register  # torch's way to hear of them
         self._listeners: tuple[Listener, ...] = ()
         self._handle: RemovableHandle | None = None
 
     def listen(self, listener: Listener) -> None:
         if self._handle is None:
             compiler.leave_alone((Registrations._heard,))  # where code that is compiled makes modules
-            self._handle = register_module_module_registration_hook(self._heard)
+            self._handle = self._register(self._heard)
         self._listeners += (listener,)
 
     def leave(self, listener: Listener) -> None:
@@ -34,10 +35,11 @@ class Registrations:
             self._handle.remove()
             self._handle = None
 
-    def _heard(self, module: nn.Module, name: str, submodule: Any) -> None:
+    def _heard(self, module: nn.Module, name: str, given: Any) -> None:
         for listener in self._listeners:
-            listener()
+            listener(module)
 
 
-REGISTRATIONS = Registrations()
-"""One for the process: torch's hook is, too."""
+# One of each for the process: torch's hooks are, too.
+REGISTRATIONS = Registrations(register_module_module_registration_hook)
+PARAMETERS = Registrations(register_module_parameter_registration_hook)

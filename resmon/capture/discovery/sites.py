@@ -19,7 +19,7 @@ from resmon.records import ResidualSite
 
 
 def discover(
-    model: nn.Module, *args: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), **kwargs: Any
+    model: nn.Module, *args: Any, include: str | Sequence[str] = (), exclude: str | Sequence[str] = (), **kwargs: Any
 ) -> list[ResidualSite]:
     """Find the residual adds of `model` in one forward pass, `model(*args, **kwargs)`, in order of execution.
 
@@ -28,8 +28,9 @@ def discover(
     means that the pass holds no residual add.
 
     Raises DiscoveryError where the pass fails, with what the forward would have needed, or cannot be seen; ConfigurationError where
-    `model` is no nn.Module.
+    `model` is no nn.Module, or the patterns are none.
     """
+    include, exclude = _patterns("include", include), _patterns("exclude", exclude)
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"discover needs a torch.nn.Module, got {type(model).__name__}. Pass the model itself.")
     if isinstance(model, torch.jit.ScriptModule):
@@ -52,6 +53,15 @@ def discover(
             PAUSE.release(trace)
     sites = Names(model).sites(survey.sightings)
     return [site for site in sites if is_watched(site, include, exclude)]
+
+
+def _patterns(name: str, given: str | Sequence[str]) -> tuple[str, ...]:
+    """Module patterns as `watch` takes them: one text with commas between, or several."""
+    if isinstance(given, str):
+        return tuple(part.strip() for part in given.split(",") if part.strip())
+    if not isinstance(given, Sequence) or not all(isinstance(each, str) for each in given):
+        raise ConfigurationError(f"{name}= takes module patterns, got {given!r}. Pass them as text, such as {name}=('blocks.*',).")
+    return tuple(given)
 
 
 @contextmanager

@@ -106,19 +106,27 @@ class Names:
         self._key = key
         self._names: dict[tuple[object, ...], str] = {}
 
-    def sites(self, sightings: Sequence[Sighting]) -> list[ResidualSite]:
-        """One site per sighting, in order of execution."""
+    def sites(self, sightings: Sequence[Sighting], *, rebuilt: bool = False) -> list[ResidualSite]:
+        """One site per sighting, in order of execution.
+
+        Where the model was `rebuilt` since the last pass, a sum keeps its name though its modules are others: adapters are put
+        around a projection, or merged into it.
+        """
         held = Counter((s.module, s.frame.call) for s in sightings)
         seen: Counter[tuple[object, ...]] = Counter()
+        keys: list[tuple[object, ...]] = []
+        for s in sightings:
+            identity = ((s.module, s.frame.call), s.branch_modules, s.skip_modules, s.residual.kind)
+            seen[identity] += 1
+            keys.append((*identity, seen[identity]))
         sites = []
         operations = Operations(self._model)
         for i, s in enumerate(sightings):
-            call = s.module, s.frame.call
-            identity = (call, s.branch_modules, s.skip_modules, s.residual.kind)
-            seen[identity] += 1
-            key = (*identity, seen[identity])
+            key = keys[i]
             if key not in self._names:
-                self._names[key] = self._name(s, several=held[call] > 1)
+                name = self._name(s, several=held[s.module, s.frame.call] > 1)
+                former = self._former(key, name, set(keys)) if rebuilt else None
+                self._names[key] = self._free(name) if former is None else self._names.pop(former)
             sites.append(
                 ResidualSite(
                     name=self._names[key],
@@ -142,11 +150,19 @@ class Names:
         children = [m[len(inside) :].split(".")[0] for m in s.branch_modules if m.startswith(inside) and m != path]
         child = children[-1] if children else ""
         name = (f"{path}.{child}" if several and child else path) if path else (child or self._root)
-        again = f"@{s.frame.call + 1}" if s.frame.call else ""
+        return name + (f"@{s.frame.call + 1}" if s.frame.call else "")
+
+    def _former(self, key: tuple[object, ...], name: str, present: set[tuple[object, ...]]) -> tuple[object, ...] | None:
+        """The sum of the same call and kind that had this name, and is not there any more."""
+        alike = (other for other in self._names if other[0] == key[0] and other[3] == key[3] and other not in present)
+        return next((other for other in alike if self._names[other] == name), None)
+
+    def _free(self, name: str) -> str:
         taken = set(self._names.values())
-        candidate, k = name + again, 2
+        candidate, k = name, 2
+        bare, at, again = name.partition("@")
         while candidate in taken:
-            candidate, k = f"{name}#{k}{again}", k + 1
+            candidate, k = f"{bare}#{k}{at}{again}", k + 1
         return candidate
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +30,19 @@ class Scene:
 Diagnosis = Callable[[BaseException, Scene, Whereabouts], Incident | None]
 
 
+# How torch hands on what was raised in a worker of a data loader, or in a replica: as text, with its whole traceback.
+_ELSEWHERE = re.compile(r"Caught \w+ in (.+?)\.\nOriginal Traceback \(most recent call last\):\n(.*)", re.DOTALL)
+_FRAME = re.compile(r'^  File "(.+)", line (\d+)', re.MULTILINE)
+
+
 def said(error: BaseException) -> str:
     """An exception as one line of text, cut where it is long."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST].removesuffix(":")
+    text = f"{type(error).__name__}: {error}"
+    if (elsewhere := _ELSEWHERE.fullmatch(str(error))) is not None and (frames := list(_FRAME.finditer(elsewhere[2]))):
+        lines = elsewhere[2][frames[-1].end() :].splitlines()[1:]
+        message = [line for line in lines if not line.startswith("  ")]
+        text = f"{' '.join(message) or type(error).__name__}, in {elsewhere[1]} at {frames[-1][1]}:{frames[-1][2]}"
+    return " ".join(text.split())[:LONGEST].removesuffix(":")
 
 
 def place(where: Whereabouts) -> str:

@@ -49,12 +49,15 @@ class Gradients:
         self._placement = placement
         self._parameters: list[Tensor] = []
         self.generation = 0  # rises whenever selections made before are no longer right
+        self.outdated = False  # a module of theirs was given another parameter
         self._know()
         self.group(())
         self.group_parameters(())
 
     def _know(self) -> None:
         """Take the models' parameters as they are now."""
+        self.outdated = False
+        self._holders = {id(module) for model in self._models.values() for module in model.modules()}
         places: dict[int, int] = {}  # by a parameter's id
         parameters: list[Tensor] = []
         owners: list[set[str]] = []  # the models that each belongs to
@@ -77,6 +80,10 @@ class Gradients:
         self._shares = [WHOLE] * len(parameters)  # what part of each this rank has
         self._marks: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # what the gradient was when clipping left it
         self.everything = self.selection(parameters)
+
+    def given(self, module: nn.Module) -> None:
+        """Some module was given a parameter: one of these, as where weights are loaded in the place of others?"""
+        self.outdated |= id(module) in self._holders
 
     def group(self, groups: Sequence[Sequence[tuple[str, str]]]) -> None:
         """Fix which parameters, by model and name, belong to which site; the models may have got others than they had."""

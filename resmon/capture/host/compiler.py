@@ -84,11 +84,12 @@ def leave_alone(functions: Iterable[Callable[..., Any]], *, within: bool = True)
 
 
 def plain(path: str) -> str:
-    """The path of a module or parameter as it is without the wrappers that torch.compile puts around modules."""
+    """The path of a module or parameter as it is without the wrappers that torch.compile and checkpointing put around modules."""
     return _WRAPPER.sub("", path)
 
 
-_WRAPPER = re.compile(r"(?<![^.])_orig_mod(\.|$)|\._orig_mod$")
+_NAMES = "(?:_orig_mod|_checkpoint_wrapped_module)"
+_WRAPPER = re.compile(rf"(?<![^.]){_NAMES}(\.|$)|(?:\.{_NAMES})+$")
 
 
 def has_compiled_parts(model: nn.Module) -> bool:

@@ -417,7 +417,7 @@ class ModelWatch:
     def _learn(self, trace: Trace) -> None:
         """Name the sites of a traced pass, give each its channel, and put hooks where the next pass needs them."""
         stand_ins, self._stand_ins = self._stand_ins, []
-        sites = self._names.sites([sighting for sighting, _, _ in stand_ins])
+        sites = self._names.sites([sighting for sighting, _, _ in stand_ins], rebuilt=self._new_modules)
         known = {channel.site.name: channel for channel in self.channels}
         order = [channel.site.name for channel in self.channels]
         position = 0

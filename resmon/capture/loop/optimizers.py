@@ -14,9 +14,11 @@ from time import perf_counter
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from resmon.capture.gradients import clipping, scaler
@@ -44,6 +46,10 @@ class Owner(Protocol):
 
     def cleared(self, parameters: Parameters) -> None: ...
 
+    def tell(self, message: str) -> None: ...
+
+    def another_stepped(self, message: str) -> None: ...
+
     def fault(self, error: Exception) -> None: ...
 
 
@@ -70,7 +76,7 @@ class Optimizers:
         self._gradients = gradients
         self._clock = clock
         self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent
-        self._known: WeakKeyDictionary[Optimizer, tuple[tuple[int, int], Selection]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Optimizer, tuple[tuple[int, ...], Selection]] = WeakKeyDictionary()
         self.groups: tuple[str, ...] = ()  # names of the parameter groups
         self._grouped: tuple[int, ...] = ()  # how many parameters each had when they were named
         self._rest: tuple[list[Selection], Selection] | None = None  # what none of these selections holds
@@ -95,6 +101,8 @@ class Optimizers:
         self._held = {each: optimizer for each, optimizer in inner.items() if each not in self._optimizers}
         for optimizer in (*self._optimizers, *self._held):
             self._handles += [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+        if self._optimizers:
+            self._handles.append(register_optimizer_step_post_hook(torch.compiler.disable(self._any_has_stepped)))
         clipping.BY_NORM.listen(self)
         clipping.BY_VALUE.listen(self)
         scaler.STEPS.listen(self)
@@ -218,6 +226,17 @@ class Optimizers:
         if self._optimizers and optimizer is self._optimizers[-1] and os.getpid() == self._process:
             self._owner.step_over()
 
+    def _any_has_stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Any optimizer of the process has: one that was exchanged for ours, and nobody told us?"""
+        if optimizer not in self._optimizers and optimizer not in self._held and self._begun is None:
+            self._guarded(self._another_has_stepped, optimizer)
+
+    def _another_has_stepped(self, other: Optimizer) -> None:
+        places = self._owned(other).places
+        for optimizer in self._optimizers if len(places) else ():
+            if np.isin(places, self._owned(optimizer).places).any():
+                self._owner.another_stepped(_ANOTHER.format(other=type(other).__name__, ours=type(optimizer).__name__))
+
     # -- scalers -------------------------------------------------------------------------------------------------------
 
     def before_scaler_steps(self, optimizer: Optimizer, scale: float | Tensor, *, unscaled: bool) -> None:
@@ -305,11 +324,14 @@ class Optimizers:
 
     def _owned(self, optimizer: Optimizer) -> Selection:
         """The watched parameters that an optimizer owns; it may be given more of them while training goes on."""
-        now = (self._gradients.generation, sum(len(group["params"]) for group in optimizer.param_groups))
+        lists = [group["params"] for group in optimizer.param_groups]
+        now = (self._gradients.generation, sum(map(len, lists)), *map(id, lists))
         known = self._known.get(optimizer)
         if known is None or known[0] != now:
-            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-            known = self._known[optimizer] = (now, self._gradients.selection(parameters))
+            selection = self._gradients.selection(parameter for parameters in lists for parameter in parameters)
+            if known is not None and known[1].parameters and not selection.parameters:
+                self._owner.tell(_LOST.format(optimizer=type(optimizer).__name__))
+            known = self._known[optimizer] = (now, selection)
         return known[1]
 
     def _read_the_rest(self) -> None:
@@ -348,6 +370,18 @@ class Optimizers:
         except Exception as error:
             self._owner.fault(error)
         self.seconds += perf_counter() - started
+
+
+_ANOTHER = (
+    "an optimizer that was not given to watch, {other}, has stepped parameters of the watched {ours}, and the next forward pass "
+    "has begun before the watched one stepped. If the loop has exchanged its optimizer no step ends any more, and nothing is recorded: "
+    "close this monitor and watch the model with the new one. If both are in use, give watch both, last the one that ends a step"
+)
+
+_LOST = (
+    "the {optimizer} owns none of the model's parameters any more: they were replaced, as load_state_dict(assign=True) does, and "
+    "its steps no longer train the model. Make an optimizer from the new parameters() and watch the model with that"
+)
 
 
 def _held(optimizer: Optimizer) -> list[Optimizer]:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from resmon.capture.discovery.registration import PARAMETERS
 from resmon.capture.forensics.diagnoses import diagnose
 from resmon.capture.forensics.failures import Scene
 from resmon.capture.forensics.nonfinite import NonFinite, Policy
@@ -93,6 +94,7 @@ class Session:
         self._optimizers = Optimizers(self, optimizers, self._gradients, self._clock)
         self._step = start_step
         self._under_way = False
+        self._another = ""  # said where an optimizer that was not given has ended this step
         self._stepped_aside = False  # after a fault: steps are recorded, their blocks are not
         self._boundary = perf_counter()
         self._seconds = 0.0  # of this step, outside of the models' hooks
@@ -116,6 +118,7 @@ class Session:
         self._optimizers.attach()
         self._clock.attach()
         self._compiler.attach()
+        PARAMETERS.listen(self._gradients.given)
 
     def detach(self) -> None:
         """Leave no hook behind."""
@@ -124,6 +127,7 @@ class Session:
         self._optimizers.detach()
         self._clock.detach()
         self._compiler.detach()
+        PARAMETERS.leave(self._gradients.given)
 
     def failed(self, error: BaseException) -> Incident | None:
         """Say what an exception that ends the run is; None where even that goes wrong."""
@@ -208,7 +212,11 @@ class Session:
             if not self._steps_total:
                 self._boundary = perf_counter()
             self._outbox.look()
+        elif self._another:
+            self._say(self._another)
         self._placement.pass_begun()
+        if self._gradients.outdated:
+            self._group()
         self._clock.begin(FORWARD)
         self._passes += 1
         if self._passes == (max(FEW_PASSES, 8 * self._most_passes) if self._most_passes else MANY_PASSES):
@@ -269,6 +277,14 @@ class Session:
         if (span := self._spans.look(step)) is not None:
             self._outbox.put(partial(_hand_span, span))
 
+    def tell(self, message: str) -> None:
+        """An optimizer has something to say, once."""
+        self._say(message)
+
+    def another_stepped(self, message: str) -> None:
+        """An optimizer that was not given has stepped what a given one owns: what to say if a pass begins before that one has."""
+        self._another = message
+
     def evaluates(self) -> None:
         """A forward pass without gradients begins."""
         self._clock.evaluates()
@@ -282,7 +298,7 @@ class Session:
         for turn, (row, channel) in enumerate(zip(self._board, self._channels, strict=True)):
             channel.move(row)
             channel.turn = turn
-        self._gradients.group([[(c.site.model, name) for name in c.site.parameters] for c in self._channels])
+        self._group()
         if not self._channels and all(w.traced for w in self._watches):
             left_out = sum(watch.left_out for watch in self._watches)
             self._say(
@@ -292,6 +308,9 @@ class Session:
                 else "no residual add was found in the traced forward pass: the run is recorded without blocks"
             )
         self._tell_columns()
+
+    def _group(self) -> None:
+        self._gradients.group([[(c.site.model, name) for name in c.site.parameters] for c in self._channels])
 
     def _tell_columns(self) -> None:
         sites, self._groups_told = self.sites, self._optimizers.groups
@@ -399,7 +418,7 @@ class Session:
             self._tell_what_has_not_come(draft)
         self._outbox.put(partial(self._hand_on, draft), draft.fetch)
         self._step = self._sampling.step = self._step + 1
-        self._under_way = False
+        self._under_way, self._another = False, ""
         if complete:
             self._most_passes = max(self._most_passes, self._passes)
         self._passes = 0

@@ -59,7 +59,7 @@ class Sleepers:
         for path in self._asleep.keys() - self._alarms.keys():
             self._alarms[path] = self._asleep[path].register_forward_pre_hook(_Alarm(self._watcher), with_kwargs=True)
 
-    def _has_been_rebuilt(self) -> None:
+    def _has_been_rebuilt(self, module: nn.Module) -> None:
         self._rebuilt = True
 
     def _look(self) -> bool:
