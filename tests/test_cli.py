@@ -241,6 +241,38 @@ def test_ls_lists_runs_newest_last(tmp_path: Path) -> None:
     assert [line.split()[0] for line in named.stdout.splitlines()] == ["run", "one", "two", "✖"]
 
 
+def test_ls_leaves_a_name_its_room_in_a_narrow_terminal_and_cuts_nothing_in_a_pipe(tmp_path: Path) -> None:
+    names = [f"pretraining-of-the-large-model-with-seed-{i}" for i in range(3)]
+    for name in names:
+        record(tmp_path, name, 5, RunEnd("finished", time.time(), 4))
+    for width in (20, 30, 40, 60, 80):
+        lines = resmon("ls", str(tmp_path), cwd=tmp_path, COLUMNS=str(width)).stdout.splitlines()
+        assert max(map(len, lines)) <= width
+        assert lines[0].split()[:2] == ["run", "outcome"] or lines[0].split()[:3] == ["run", "attempt", "outcome"]
+        assert all(line.startswith("pretrai") and "finished" in line for line in lines[1:]), lines
+    env = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    env.pop("COLUMNS", None)
+    piped = subprocess.run([sys.executable, "-m", "resmon", "ls", tmp_path], env=env, capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in piped.stdout.splitlines()] == ["run", *names]
+
+
+def test_a_terminal_that_lacks_a_sign_shows_a_question_mark(tmp_path: Path) -> None:
+    record(tmp_path, "one", 5, RunEnd("out_of_memory", time.time(), 4))
+    for verb in (("ls",), ("tail", "one", "-d")):
+        found = resmon(*verb, str(tmp_path), cwd=tmp_path, PYTHONIOENCODING="ascii")
+        assert found.returncode == 0 and "? " in found.stdout, found.stderr
+
+
+def test_output_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    record(tmp_path, "one", 5, RunEnd("finished", time.time(), 4))
+    env = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "resmon", "ls", str(tmp_path)]
+        found = subprocess.run(command, env=env, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 2
+    assert " ".join(found.stderr.split()).startswith("resmon: what it prints cannot be written: No space left on device. Free")
+
+
 def test_a_name_is_shown_as_it_is_and_is_taken_as_a_name_or_as_its_folder(tmp_path: Path) -> None:
     name = "[red]a[/red] [x](http://e) <b>\x1b[31m"
     record(tmp_path, name, 5, RunEnd("finished", time.time(), 4))

@@ -148,8 +148,9 @@ class Flight:
             raise ConfigurationError(
                 f"an attempt is a whole number, not {said(attempt)}. Pass attempt=1 for the first, None for the newest."
             )
-        if isinstance(path, (bytes, bytearray)) or not isinstance(path, Iterable | os.PathLike):
-            named(path)
+        given: object = path
+        if isinstance(given, bytes) or not isinstance(given, Iterable | os.PathLike):
+            named(given)
         if is_several(path):
             gathered = gather(path, attempt)
             return cls(*_find(gathered.folder, None), gathered)

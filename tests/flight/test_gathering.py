@@ -9,13 +9,15 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import fsspec
+import numpy as np
 import pandas as pd
 import pytest
 
 import resmon
-from resmon.errors import FlightError
+from resmon.errors import ConfigurationError, FlightError
 from resmon.flight import layout
 from resmon.flight.gathering import gather, is_several
 from resmon.records import Finding, RunEnd
@@ -143,7 +145,7 @@ def test_the_folder_is_gone_when_nobody_reads_it(machines: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("sources", "said"),
     [
-        ([], "no folder is called"),
+        ([], "the list of them is empty"),
         (["/no/such/folder", "/nor/this"], "no folder is called /no/such/folder, /nor/this"),
         ("/no/such/*/folder", "no folder is called"),
         ("nothing://knows/this", "cannot be opened"),
@@ -152,6 +154,29 @@ def test_the_folder_is_gone_when_nobody_reads_it(machines: list[Path]) -> None:
 def test_what_is_not_there_is_told(sources: str | list[str], said: str) -> None:
     with pytest.raises(FlightError, match=said):
         gather(sources)
+
+
+@pytest.mark.parametrize("path", [None, 5, True, b"runs/digits", "", object(), [None], [5], [""]])
+def test_what_names_no_run_is_told(path: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"resmon\.load\('runs/digits'\)"):
+        resmon.load(path)
+
+
+def test_a_store_that_cannot_be_reached_is_told() -> None:
+    with pytest.raises(FlightError, match=r"http://127\.0\.0\.1:1/runs cannot be listed"):
+        resmon.load("http://127.0.0.1:1/runs")
+
+
+def test_a_name_too_long_for_any_folder_is_told() -> None:
+    with pytest.raises(FlightError, match="cannot be read: File name too long"):
+        resmon.load("x" * 5000)
+
+
+@pytest.mark.parametrize("attempt", ["1", 1.5, ()])
+def test_an_attempt_that_is_no_number_is_told(machines: list[Path], attempt: Any) -> None:
+    with pytest.raises(ConfigurationError, match="an attempt is a whole number"):
+        resmon.load(machines[0], attempt)
+    assert resmon.load(machines[0], np.int64(1)).attempt == 1
 
 
 def test_a_folder_without_flights_is_told(tmp_path: Path) -> None:

@@ -464,6 +464,29 @@ def test_checkpoints_that_cannot_be_noted_never_reach_the_loop(tmp_path: Path, c
     assert not list(tmp_path.rglob("checkpoints.jsonl"))
 
 
+def test_what_comes_without_a_name_or_after_the_end_is_told_once_and_never_raised(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = small()
+    with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off") as monitor:
+        loop(monitor, model, optimizer, 1, loss=1.0)
+        for _ in range(2):
+            monitor.log({"loss": 3.0}, accuracy=0.5)
+        (message,) = [record.getMessage() for record in caplog.records]
+        assert "write log(loss=loss), or log(**numbers)" in message
+        monitor.log(self=4.0)
+    steps = resmon.load(monitor.directory).steps()
+    assert (steps["loss"][0], steps["accuracy"][0], steps["self"][0]) == (1.0, 0.5, 4.0)
+    caplog.clear()
+    for _ in range(2):
+        monitor.log(loss=2.0)
+        monitor.step()
+        monitor.checkpoint("a.pt")
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "this monitor is closed, so nothing more is recorded: call resmon.watch again" in message
+    assert resmon.load(monitor.directory).steps()["loss"].tolist() == [1.0]
+
+
 def test_a_forked_child_names_no_checkpoint(tmp_path: Path) -> None:
     model, optimizer = small()
     with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off") as monitor:

@@ -143,9 +143,12 @@ class Gradients:
         self._now.due[selection.places] = True
 
     def read_undue(self, selection: Selection) -> None:
-        """Like `read`, but for those that count already."""
+        """Like `read`, but for those that count already, and for frozen ones, whose gradients nobody clears or steps with."""
         due = self._now.due[selection.places]
-        self.read(selection.only(np.flatnonzero(~due).tolist()) if due.any() else selection)
+        undue = selection.only(np.flatnonzero(~due).tolist()) if due.any() else selection
+        trained = [i for i, parameter in enumerate(undue.parameters) if parameter.requires_grad]
+        if trained:
+            self.read(undue.only(trained) if len(trained) < len(undue.parameters) else undue)
 
     def suspects(self, selection: Selection, *, wait: bool) -> dict[str, Tensor]:
         """Those of whose gradients the norm just read is not finite, by name; of an accelerator's only if one may `wait` for it."""

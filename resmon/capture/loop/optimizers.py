@@ -374,7 +374,7 @@ class Optimizers:
 
 _ANOTHER = (
     "an optimizer that was not given to watch, {other}, has stepped parameters of the watched {ours}, and the next forward pass "
-    "has begun before the watched one stepped. If the loop has exchanged its optimizer no step ends any more, and nothing is recorded: "
+    "has begun before the watched one stepped. If the loop has exchanged its optimizer no step ends any more, nothing is recorded: "
     "close this monitor and watch the model with the new one. If both are in use, give watch both, last the one that ends a step"
 )
 

@@ -219,7 +219,8 @@ class Session:
             self._group()
         self._clock.begin(FORWARD)
         self._passes += 1
-        if self._passes == (max(FEW_PASSES, 8 * self._most_passes) if self._most_passes else MANY_PASSES):
+        many = max(FEW_PASSES, 8 * self._most_passes) if self._most_passes else MANY_PASSES
+        if self._passes == many and not self._another:
             self._say(
                 f"{self._passes} forward passes with gradients since the last step ended. If the loop now steps another optimizer "
                 "than the one watched, close this monitor and watch the model with the new one; if the loop evaluates, do so under "

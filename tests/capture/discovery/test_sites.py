@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import resmon
 from resmon.capture.discovery.sites import discover
-from resmon.errors import DiscoveryError
+from resmon.errors import ConfigurationError, DiscoveryError
 from resmon.records import ResidualSite
 from tests.zoo import HANDWRITTEN, attention, convolutional, recurrent, wiring
 from tests.zoo.case import Case, Site
@@ -140,6 +140,11 @@ def test_patterns_take_an_unrolled_cell_out() -> None:
     model = nn.Sequential(recurrent.UnrolledCell(), nn.Linear(2, 12), recurrent.ResidualMLPBlock())
     assert [site.name for site in discover(model, *recurrent.vector(), exclude=("*.cell",))] == ["2"]
     assert [site.name for site in discover(model, *recurrent.vector(), include=("*.cell",))] == ["0.cell", "0.cell@2", "0.cell@3"]
+    # As `watch` takes them: several in one text, with commas.
+    assert len(discover(model, *recurrent.vector(), include="nothing, *.cell")) == 3
+    assert discover(model, *recurrent.vector(), include="nothing.*") == []
+    with pytest.raises(ConfigurationError, match="include= takes module patterns, got 5"):
+        discover(model, *recurrent.vector(), include=5)  # type: ignore[arg-type]
 
 
 # Leaving no trace

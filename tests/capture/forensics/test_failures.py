@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resmon.capture.forensics.diagnoses import diagnose
-from resmon.capture.forensics.failures import LONGEST, Scene
+from resmon.capture.forensics.failures import LONGEST, Scene, said
 from resmon.capture.host.stack import whereabouts
 from resmon.records import Incident, ResidualSite
 
@@ -66,6 +67,22 @@ def test_outside_of_the_models_only_the_line_is_known() -> None:
     assert (found.module, found.block) == ("", "")
     assert "test_failures.py" in found.line
     assert found.summary.startswith("KeyError: 'key', at ")
+
+
+class Samples(torch.utils.data.Dataset[Tensor]):
+    def __getitem__(self, i: int) -> Tensor:
+        if i == 5:
+            raise ValueError("sample 5\nis damaged")
+        return torch.zeros(2)
+
+    def __len__(self) -> int:
+        return 8
+
+
+def test_what_a_worker_of_a_data_loader_raised_is_told_without_its_traceback() -> None:
+    found = said(caught(lambda: list(torch.utils.data.DataLoader(Samples(), num_workers=1))))
+    line = inspect.getsourcelines(Samples.__getitem__)[1] + 2
+    assert found == f"ValueError: sample 5 is damaged, in DataLoader worker process 0 at {__file__}:{line}"
 
 
 def test_an_interrupt_is_no_failure() -> None:

@@ -16,6 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
 import resmon
@@ -693,6 +695,116 @@ def test_modules_that_are_replaced_or_added_are_observed_from_their_first_pass()
     for other in REGISTRATIONS._listeners:  # of other tests' sessions
         REGISTRATIONS.leave(other)
     assert not torch.nn.modules.module._global_module_registration_hooks
+
+
+@pytest.mark.parametrize("how", ["assigned", "set"])
+def test_parameters_that_are_replaced_are_read_where_they_are_now(how: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), models.Alpha(8), models.Alpha(8))
+    watched = Watched(model)
+    for i in range(6):
+        if i == 3:
+            if how == "assigned":
+                model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+            else:
+                for module in model.modules():
+                    for name, parameter in list(module._parameters.items()):
+                        if parameter is not None:
+                            setattr(module, name, nn.Parameter(parameter.detach().clone()))
+            watched.optimizer.param_groups[0]["params"] = list(model.parameters())
+        record = watched.step(torch.randn(4, 8))
+        assert record is not None
+        for j in (0, 1):
+            of_block = [square(p.grad) for p in model[j + 1].parameters() if p.grad is not None]
+            assert record.blocks[GRADIENT, j] == pytest.approx(sum(of_block), rel=1e-5), i
+    assert not caplog.text
+    model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    watched.step(torch.randn(4, 8))
+    assert "owns none of the model's parameters any more" in caplog.text
+
+
+class Adapted(nn.Module):
+    """A frozen projection with a low-rank adapter beside it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base(x) + self.up(self.down(x))
+        return y
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)  # type: ignore[no-any-return]
+
+
+def test_a_block_keeps_its_name_while_adapters_come_and_are_merged() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Block(8), Block(8))
+    watched = Watched(model)
+    for i in range(9):
+        for block in (model[1], model[2]):
+            if i == 3:
+                block.branch[2] = Adapted(block.branch[2])
+            if i == 6:
+                adapted = block.branch[2]
+                adapted.base.weight.data += adapted.up.weight.data @ adapted.down.weight.data
+                block.branch[2] = adapted.base.requires_grad_(True)
+        if i in (3, 6):
+            watched.optimizer.param_groups[0]["params"] = [p for p in model.parameters() if p.requires_grad]
+        record = watched.step(torch.randn(4, 8))
+        assert record is not None
+        assert watched.sink.names[-1] == ["1", "2"], i
+        assert record.blocks_present[SPINE].all()
+        for j in (0, 1):
+            of_block = [square(p.grad) for p in model[j + 1].parameters() if p.grad is not None and p.requires_grad]
+            assert record.blocks[GRADIENT, j] == pytest.approx(sum(of_block), rel=1e-5), i
+
+
+def test_an_optimizer_that_is_exchanged_is_told_of_with_the_next_pass(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), models.Alpha(8))
+    other = nn.Linear(8, 8)
+    elsewhere = torch.optim.SGD(other.parameters(), lr=0.1)
+    hooks = len(_global_optimizer_post_hooks)
+    watched = Watched(model)
+    for _ in range(3):
+        other(torch.randn(4, 8)).sum().backward()
+        elsewhere.step()  # of no concern to us
+        watched.step(torch.randn(4, 8))
+    # One that takes part in a step, of which the watched one makes the end, is none that was exchanged.
+    decay = torch.optim.SGD(model.parameters(), lr=1e-4)
+    for _ in range(3):
+        model(torch.randn(4, 8)).square().mean().backward()
+        decay.step()
+        watched.optimizer.step()
+    assert not caplog.text
+    new = torch.optim.Adam(model.parameters())
+    for told in (0, 1, 1):
+        new.zero_grad()
+        model(torch.randn(4, 8)).square().mean().backward()
+        assert caplog.text.count("that was not given to watch, Adam, has stepped parameters of the watched SGD") == told
+        new.step()
+    watched.session.detach()
+    assert len(_global_optimizer_post_hooks) == hooks
+
+
+def test_a_wrapper_that_checkpoints_is_no_part_of_a_name() -> None:
+    bare = nn.Sequential(nn.Linear(8, 8), Block(8), models.Alpha(8))
+    model = copy.deepcopy(bare)
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, (Block, models.Alpha)))
+    with_it, without = Watched(model), Watched(bare)
+    for i in range(3):
+        batch = torch.randn(4, 8, generator=torch.Generator().manual_seed(i))
+        record, reference = with_it.step(batch), without.step(batch)
+        assert record is not None and reference is not None
+        assert with_it.sink.names[-1] == without.sink.names[-1] == ["1", "2"]
+        assert record.blocks[SPINE] == pytest.approx(reference.blocks[SPINE], rel=1e-5)
 
 
 def test_activations_that_are_offloaded_to_the_cpu() -> None:
