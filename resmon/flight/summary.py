@@ -32,6 +32,7 @@ class Summary:
     started: float | None = None
     finding: Finding | None = None  # of those that are open, or were when it ended: the first of the severest
     findings: int = 0  # how many these are
+    stopped: str = ""  # that it is recorded no more, and why
 
     @property
     def lives(self) -> bool:
@@ -90,7 +91,8 @@ def summary(attempt: Path) -> Summary:
         outcome = min(over, key=OUTCOMES.index) if len(over) == len(outcomes) else "stalled" if quiet else "running"
     telling = max(incidents.newest(broke), key=lambda incident: (incident.kind == outcome, incident.time), default=None)
     stopped = next((mark for folder in layout.ranks(attempt).values() if (mark := read_stopped(folder)) is not None), None)
-    broken = telling.summary if telling else stopped.summary if stopped else ""
+    mark = stopped.summary if stopped else ""
+    broken = telling.summary if telling else mark
     lasting = _lasting(attempt)
     return Summary(
         name,
@@ -106,6 +108,7 @@ def summary(attempt: Path) -> Summary:
         started,
         min(lasting, key=lambda finding: (finding.severity != "page", finding.opened_step), default=None),
         len(lasting),
+        mark,
     )
 
 

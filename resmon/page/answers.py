@@ -213,6 +213,7 @@ def _line(entry: Entry, summary: Summary) -> dict[str, Any]:
         "blocks": summary.blocks,
         "model": summary.model[:LONGEST],
         "incident": summary.incident[:LONGEST],
+        "stopped": summary.stopped[:LONGEST],
         "finding": summary.finding.summary[:LONGEST] if summary.finding else "",
         "severity": summary.finding.severity if summary.finding else "",
         "findings": summary.findings,

@@ -81,7 +81,7 @@ class Look:
 
 def figures(seen: Sequence[Seen], look: Look) -> list[Figure]:
     """All of a run, or of two side by side."""
-    made: list[Figure | None] = [_events(seen[0], look), _loss(seen, look)]
+    made: list[Figure | None] = [*(_events(each, look, i, len(seen)) for i, each in enumerate(seen)), _loss(seen, look)]
     maps = [shown(each.course.cells(look.measure)) for each in seen]
     scale_ = heatmap.scale_of([values for values, _ in maps], look.measure.scale == "linear")
     most = max(len(each.blocks) for each in seen)
@@ -114,11 +114,12 @@ def _steps(canvas: Canvas, look: Look, row: int | None = None) -> None:
     canvas.set(dragmode=False if look.narrow else "zoom", hovermode="closest")
 
 
-def _marks(canvas: Canvas, sight: Sight, look: Look, rows: int = 1, at: bool = True) -> None:
-    """Where incidents were, and the step that is looked at."""
+def _marks(canvas: Canvas, sights: Sequence[Sight], look: Look, rows: int = 1, at: bool = True) -> None:
+    """Where incidents were, of two runs in the colour of each, and the step that is looked at."""
     for row in range(1, rows + 1):
-        for step in sorted({each.step for each in sight.incidents if each.step is not None})[:20]:
-            canvas.vertical(step, row, colour=BAD)
+        for i, sight in enumerate(sights):
+            for step in sorted({each.step for each in sight.incidents if each.step is not None})[:20]:
+                canvas.vertical(step, row, colour=BAD if len(sights) == 1 else SERIES[i])
         if at:
             canvas.vertical(look.at, row, colour=FAINT, width=1, dash="solid")
 
@@ -137,7 +138,7 @@ class Line:
 # -- what happened --------------------------------------------------------------------------------------------------------
 
 
-def _events(seen: Seen, look: Look) -> Figure | None:
+def _events(seen: Seen, look: Look, i: int, of: int) -> Figure | None:
     sight = seen.sight
     lanes: list[str] = []
     if sight.checkpoints:
@@ -174,9 +175,10 @@ def _events(seen: Seen, look: Look) -> Figure | None:
         _lane(canvas, "incidents", [each.step or 0 for each in broke], [each.summary for each in broke], BAD, "x", 11)
     canvas.y(categoryorder="array", categoryarray=lanes, gridcolor=RULE, ticks="", range=[-0.6, len(lanes) - 0.4])
     _steps(canvas, look)
-    _marks(canvas, sight, look, at=False)
+    _marks(canvas, [sight], look, at=False)
     caption = "A finding is drawn from where it opened to where it closed."
-    return Figure("events", "What happened when", caption, canvas.plot(), canvas.height)
+    title = "What happened when" if of == 1 else f"What happened when: {seen.name}"
+    return Figure("events" if i == 0 else "events-2", title, caption, canvas.plot(), canvas.height)
 
 
 def _lane(canvas: Canvas, lane: str, steps: list[int], texts: list[str], colour: str, symbol: str, size: int) -> None:
@@ -218,7 +220,9 @@ def _panels(
             legend |= {name} if new else set()
         canvas.y(row, title={"text": heading, "standoff": 8}, **scale([each.curve for each in lines]))
     _steps(canvas, look)
-    _marks(canvas, seen[0].sight, look, len(panels))
+    _marks(canvas, [each.sight for each in seen], look, len(panels))
+    if len(seen) > 1 and any(incident.step is not None for each in seen for incident in each.sight.incidents):
+        caption += " Vertical lines are incidents, in the colour of their run."
     if legend:
         canvas.set(showlegend=True, margin={"t": 28}, legend={"traceorder": "normal"})
     return Figure(key, title, caption, canvas.plot(), height)
@@ -311,7 +315,7 @@ def _heat(seen: Seen, look: Look, values: Floats, cells: Cells, scale_: heatmap.
     if look.narrow:
         canvas.set(coloraxis={"showscale": False})
     _steps(canvas, look)
-    _marks(canvas, seen.sight, look)
+    _marks(canvas, [seen.sight], look)
     if look.block is not None and look.block < len(blocks):
         row: dict[str, Any] = {"xref": "x domain", "yref": "y"}
         if each > 8:
@@ -513,7 +517,7 @@ def _magnitudes(seen: Seen, look: Look, block: int, i: int, of: int) -> Figure |
     ticks = exponents[low:high:spacing].tolist()
     canvas.y(title={"text": "|y|", "standoff": 8}, tickvals=ticks, ticktext=[f"2{raised(tick)}" for tick in ticks], showgrid=False)
     _steps(canvas, look)
-    _marks(canvas, seen.sight, look)
+    _marks(canvas, [seen.sight], look)
     caption = "How large the absolute values of the block's outputs are, sampled; a band that widens or wanders is what to look at."
     newest = shares[:, np.isfinite(shares[0])]
     for place, what in ((MAGNITUDE_ZERO, "exactly 0"), (MAGNITUDE_NONFINITE, "NaN or infinite")):

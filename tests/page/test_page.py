@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 import urllib.request
@@ -101,6 +103,37 @@ def test_another_quantity_and_a_closer_look(place: Place, tab: Page) -> None:
     tab.until(f"{shown}[0] < 1 && {shown}[1] > 198")
     tab.run("history.back()")
     tab.until(f"{shown}[0] > 40")
+
+
+def test_a_run_that_is_recorded_no_more_says_so_also_beside_another(place: Place, tab: Page) -> None:
+    _, writer = begin(place.runs, "full", launch="launch of full")
+    fill(writer, 40, 3)
+    writer.stopped(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    wait_for(lambda: '"full"' in get(f"{place.url}/api/runs")[1])
+    sentence = "Recording stopped after step 39: No space left on device."
+    cards = "[...document.querySelector('[data-trouble]').children].map((each) => each.innerText.split('\\n')[0])"
+    try:
+        tab.open(place.url)
+        tab.until("document.querySelectorAll('.run').length === 4")
+        assert sentence in text(tab, f"a[href*='{place.id('full')}']")
+        tab.open(place.address("full"))
+        tab.until(DRAWN)
+        assert tab.run(cards) == [sentence]
+        assert "What came after that is not on file" in text(tab, ".card.bad")
+        tab.open(place.address("full", **{"with": place.id("broken")}))
+        tab.until(
+            "document.querySelector('[data-key=heat-2] .main-svg') && document.querySelector('[data-key=events-2] .main-svg')"
+        )
+        names = tab.run(cards)
+        assert names[:3] == ["full", sentence, "broken"] and names[3].startswith("Step 90: sqrt in module h.4"), names
+        assert text(tab, "[data-key=events-2] h2") == "What happened when: broken"
+        assert "Vertical lines are incidents, in the colour of their run." in text(tab, "[data-key=loss] figcaption")
+        lines = tab.run("document.querySelector('[data-key=loss] .plot').layout.shapes.filter((each) => each.x0 === 90).length")
+        assert lines == 1
+    finally:
+        writer.end(RunEnd("finished", 1000.0, 39))
+        shutil.rmtree(place.runs / "full")
+    wait_for(lambda: '"full"' not in get(f"{place.url}/api/runs")[1])
 
 
 @pytest.mark.slow

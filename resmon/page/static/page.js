@@ -213,7 +213,7 @@ const showRun = (content) => {
   chip($("outcome"), run.outcome);
   if (other) $("outcome").textContent += ` beside ${other.outcome.replaceAll("_", " ")}`;
   facts(run, content.attempts);
-  trouble(run, content);
+  trouble(content);
   tools(content);
   figures(content);
   environment(run, other);
@@ -242,7 +242,18 @@ const when = (time, before = "") => {
 const postmortem = (run) => make("a", { text: "post-mortem", href: `/postmortem?id=${encodeURIComponent(run.id)}`, target: "_blank" });
 const runbook = (name) => name && make("a", { text: `runbook: ${name}`, href: `/runbooks/${name}`, target: "_blank" });
 
-const trouble = (run, content) => {
+const trouble = (content) => { // of two runs, each one's under its name
+  const place = $("trouble");
+  const wasOpen = [...place.querySelectorAll("details")].map((details) => details.open);
+  const runs = [content.run, content.other].filter(Boolean);
+  place.replaceChildren(...runs.flatMap((run) => {
+    const told = ofRun(run, content);
+    return runs.length > 1 && told.length ? [make("h2", { className: "whose", text: run.title }), ...told] : told;
+  }));
+  [...place.querySelectorAll("details")].forEach((details, i) => { if (wasOpen[i]) details.open = true; });
+};
+
+const ofRun = (run, content) => {
   const cards = run.incidents.map((each) => {
     const actions = make("div", { className: "actions" },
       when(each.time),
@@ -261,16 +272,17 @@ const trouble = (run, content) => {
     cards.push(make("div", { className: `card ${each.severity === "page" ? "bad" : ""}` }, make("p", { text: each.summary }),
       make("div", { className: "actions" }, when(each.time, "found "), looks(each, content), runbook(each.runbook), each.expected && make("span", { text: `expected ${each.expected}, seen ${each.seen}` }))));
   }
-  const place = $("trouble");
-  const wasOpen = [...place.querySelectorAll("details")].map((details) => details.open);
+  if (run.stopped) {
+    cards.unshift(make("div", { className: "card bad" }, make("p", { text: run.stopped }),
+      make("p", { className: "advice", text: `${run.lives ? "Training goes on. " : ""}What came after that is not on file, so no figure, finding or incident tells of it.` })));
+  }
   const rest = [];
   if (cards.length > 4) rest.push(make("details", { className: "more" }, make("summary", { text: `${cards.length - 3} more${run.lives ? " that are open" : ""}` }), ...cards.splice(3)));
   if (closed.length) {
     rest.push(make("details", { className: "more" }, make("summary", { text: `${closed.length} ${closed.length === 1 ? "finding that is" : "findings that are"} closed` }),
       make("ul", {}, ...closed.map((each) => make("li", {}, make("span", { className: "step", text: `step ${whole.format(each.step)}` }), each.summary, " ", looks(each, content), " ", runbook(each.runbook))))));
   }
-  rest.forEach((element, i) => { if (element.tagName === "DETAILS" && wasOpen[i]) element.open = true; });
-  place.replaceChildren(...cards, ...rest);
+  return [...cards, ...rest];
 };
 
 const looks = (each, { blocks = [] }) => {
