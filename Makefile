@@ -75,5 +75,6 @@ clean: ## remove what the set-up and the tools made; runs/ stays
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'resmon needs Python 3.11 or newer; name one: make PYTHON=python3.12 ...' >&2; exit 1; }
 	PYTHON=$(PYTHON) bash .ci/packages
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet $(TORCH) '.[dev]'
+	@bash .ci/progress "installing $(TORCH) and what resmon, its tests and its tools need into .venv: some two minutes, the first time" \
+		$(BIN)/python -m pip install --quiet $(TORCH) '.[dev]'
 	touch $@

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -119,3 +121,22 @@ def test_few_values_have_no_interval_and_few_more_are_asked_for() -> None:
 )
 def test_a_goal_is_met_or_missed_with_the_whole_interval(middle: float, verdict: str) -> None:
     assert readers._told(Interval(middle, middle - 0.01, middle + 0.01, 24), 21.0) == verdict
+
+
+def test_a_training_that_dies_at_its_start_ends_it_with_what_that_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers.sys, "executable", _without_torch(tmp_path))
+    with pytest.raises(SystemExit, match=r"(?s)benchmarks\.readers\.trainer has ended with status 1, .*No module named 'torch'"):
+        readers._beside(tmp_path / "beside", 1)
+
+
+def _without_torch(folder: Path) -> str:
+    """This Python, which cannot import torch."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(
+        "import sys\nclass No:\n    def find_spec(self, name, path=None, target=None):\n        if name == 'torch':\n"
+        "            raise ModuleNotFoundError(\"No module named 'torch'\", name=name)\nsys.meta_path.insert(0, No())\n"
+    )
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}/site:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
+    script.chmod(0o755)
+    return str(script)

@@ -45,6 +45,7 @@ FIRST = 0.1  # likewise, of those who read before anything is measured
 BLOCKS = 24  # of stretches; together some eight minutes
 WIDE = 1400  # residual blocks of each of the two wide runs: 100,000 series in all
 WARM_UP = 20.0
+SAID = 4000  # characters, at most, of what a process said that has ended before its time
 FINE = ("200", "304")  # statuses; the second says that nothing is new since the last answer
 
 Asked = tuple[float, float, float | None, float]  # from, to, seconds between two requests, and when all hang up
@@ -123,9 +124,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _beside(folder: Path, count: int) -> Beside:
     with _agent(folder) as (agent, url, environment), ExitStack() as stack:
         files = [folder / f"steps-{i}" for i in range(2)]
-        for i, file in enumerate(files):
-            stack.enter_context(_running(folder, environment, "benchmarks.readers.trainer", f"run-{i}", str(file)))
+        trainer = "benchmarks.readers.trainer"
+        trainers = [
+            stack.enter_context(_running(folder, environment, trainer, f"run-{i}", str(file))) for i, file in enumerate(files)
+        ]
         while not all(file.exists() and file.stat().st_size for file in files):
+            _see_that_they_live(folder, trainer, trainers)
             time.sleep(0.1)
         begin = time.monotonic() + WARM_UP
         blocks = plan(begin, count, tuple(EACH))
@@ -133,7 +137,10 @@ def _beside(folder: Path, count: int) -> Beside:
         asks: list[Asked] = [(begin - WARM_UP / 2, begin - LEAVE, FIRST, begin - LEAVE)]
         asks += [(read.begin - ARRIVE, read.end, read.each, block.gone) for block in blocks for read in block.read]
         crowd = stack.enter_context(_crowd(folder, environment, url, asks))
-        taken = [_taken(block, agent.pid, crowd) for block in _shown(blocks)]
+        taken = []
+        for block in _shown(blocks):
+            taken.append(_taken(block, agent.pid, crowd))
+            _see_that_they_live(folder, trainer, trainers)
         heard = _heard(crowd, 60)
     steps = Steps([np.fromfile(file) for file in files])
     shares: dict[float | None, list[tuple[float, float]]] = {}  # of a core in each stretch: the agent's, the readers'
@@ -181,11 +188,13 @@ def _taken(block: Block, agent: int, crowd: subprocess.Popen[str]) -> list[tuple
 
 def _wide(folder: Path, blocks: int, seconds: float) -> Wide:
     with _agent(folder, "--max-series", str(blocks * 40 + 1000)) as (agent, url, environment), ExitStack() as stack:
+        trainer, trainers = "tests.agent.trainer", []
         for i in range(2):
             # 400 steps at once, so that detectors have learnt all that they keep; and then one a second.
             arguments = (str(folder / "runs"), f"wide-{i}", "0", "1", str(blocks), "0.02", "400", "slow")
-            stack.enter_context(_running(folder, environment, "tests.agent.trainer", *arguments))
+            trainers.append(stack.enter_context(_running(folder, environment, trainer, *arguments)))
         while (series := _series(url)) < 2 * blocks * 30:
+            _see_that_they_live(folder, trainer, trainers)
             time.sleep(1.0)
         begin = time.monotonic() + 1.0
         crowd = stack.enter_context(_crowd(folder, environment, url, [(begin, begin + seconds, 1.0, math.inf)]))
@@ -214,8 +223,7 @@ def _agent(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str],
     arguments = ("agent", "--listen", "127.0.0.1:0", "--linger", "600", *options)
     with _running(folder, environment, "resmon", *arguments) as process:
         while (now := _serving(folder / "agent")) is None or not now.url:
-            if process.poll() is not None:
-                raise SystemExit("the agent did not start")
+            _see_that_they_live(folder, "resmon", [process])
             time.sleep(0.05)
         yield process, now.url, environment
 
@@ -233,7 +241,7 @@ def _crowd(folder: Path, environment: dict[str, str], url: str, stretches: Seque
 
 @contextmanager
 def _running(folder: Path, environment: dict[str, str], module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    with (folder / f"{module}.txt").open("a") as errors:
+    with _said(folder, module).open("a") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=folder,
@@ -252,6 +260,18 @@ def _running(folder: Path, environment: dict[str, str], module: str, *arguments:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _see_that_they_live(folder: Path, module: str, processes: Sequence[subprocess.Popen[str]]) -> None:
+    """End with what one said that has ended before its time."""
+    for process in processes:
+        if (status := process.poll()) is not None:
+            said = _said(folder, module).read_text().strip()
+            raise SystemExit(f"{module} has ended with status {status}, so nothing can be measured. It said:\n{said[-SAID:]}")
+
+
+def _said(folder: Path, module: str) -> Path:
+    return folder / f"{module}.txt"
 
 
 def _table(beside: Beside, wide: Wide) -> str:
