@@ -91,8 +91,8 @@ def summary(attempt: Path) -> Summary:
         outcome = min(over, key=OUTCOMES.index) if len(over) == len(outcomes) else "stalled" if quiet else "running"
     telling = max(incidents.newest(broke), key=lambda incident: (incident.kind == outcome, incident.time), default=None)
     stopped = next((mark for folder in layout.ranks(attempt).values() if (mark := read_stopped(folder)) is not None), None)
-    mark = stopped.summary if stopped else ""
-    broken = telling.summary if telling else mark
+    no_more = stopped.summary if stopped else ""
+    broken = telling.summary if telling else no_more
     lasting = _lasting(attempt)
     return Summary(
         name,
@@ -108,7 +108,7 @@ def summary(attempt: Path) -> Summary:
         started,
         min(lasting, key=lambda finding: (finding.severity != "page", finding.opened_step), default=None),
         len(lasting),
-        mark,
+        no_more,
     )
 
 

@@ -57,7 +57,7 @@ class Window:
     """A planned window; a context manager."""
 
     def __init__(self, comment: str, labels: Mapping[str, str], lasts: str | float, alertmanager: str | None) -> None:
-        self._comment = comment
+        self._comment = comment if isinstance(comment, str) else ""  # which is refused, in words
         self._labels = labels
         self._lasts = lasts
         self._alertmanager = alertmanager

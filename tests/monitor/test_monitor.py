@@ -173,6 +173,23 @@ def test_a_second_monitor_closes_the_first(tmp_path: Path) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_run_whose_monitor_was_forgotten_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_ = []
+    for told in (False, True):
+        model, optimizer = small()  # as a function does that is called again and again
+        open_.append(resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off"))
+        assert ("another monitor of the run 'r' is open in this process" in caplog.text) == told
+    caplog.clear()
+    for monitor in open_:
+        monitor.close()
+    model, optimizer = small()
+    with resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off"):
+        other, of_other = small()
+        with resmon.watch(other, of_other, run="s", directory=tmp_path, agent="off"):
+            pass
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("name", ["a/b", "../../etc", "line\nbreak", "x" * 10_000, "ünïcode ☃", ".", "-rf", 'quo"te\\'])
 def test_any_run_name_is_kept_and_stays_in_the_directory(name: str, tmp_path: Path) -> None:
     monitor = resmon.watch(nn.Linear(2, 2), run=name, directory=tmp_path, agent="off")

@@ -12,6 +12,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -286,11 +287,12 @@ def test_a_server_that_has_lost_it_is_told_again(tmp_path: Path, monkeypatch: py
         ({"run": "a", "for_": "60d"}, "at most 30d"),
         ({"run": "a", "alertmanager": "here"}, "must be http://HOST:PORT"),
         ({"run": "a", "comment": "  "}, "it has no comment"),
+        ({"run": "a", "comment": None}, "it has no comment"),
         ({"run": "a", "alertmanager": None}, "no Alertmanager is named"),
     ],
 )
 def test_what_cannot_be_silenced_is_logged_and_the_training_goes_on(
-    arguments: dict[str, str], said: str, alertmanager: Server, caplog: pytest.LogCaptureFixture
+    arguments: dict[str, Any], said: str, alertmanager: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     done = False
     given = {"comment": "why", "alertmanager": alertmanager.url} | arguments
