@@ -53,8 +53,8 @@ log = logging.getLogger("resmon")
 LONGEST_LOCATION = 8192  # characters of a checkpoint's path or URL
 
 _FORGOTTEN = (
-    "resmon: another monitor of the run %r is open in this process: it holds its model in memory, and its attempt counts as running, "
-    "until it is closed. Call close() when a training is over, or use `with resmon.watch(...)`; several models of one training are "
+    "resmon: another monitor of the run %r is open in this process: it holds its model in memory, and its attempt counts as "
+    "running, until it is closed. Call close() when a training is over, or use `with resmon.watch(...)`; several models of one training are "
     "watched together, as a dict"
 )
 
@@ -152,8 +152,8 @@ class Monitor:
             shown = Shown()
             show(shown, meter_provider)
         self._flight = _Flight(models, settings, self._warn, shown)
-        of_this_run = [each for each in set(_monitors.values()) if each._is_open() and each.run == settings.run is not None]
-        if of_this_run and not any(model in _monitors for model in models.values()):
+        open_runs = {each.run for each in _monitors.values() if each._is_open()}
+        if settings.run is not None and settings.run in open_runs and not any(model in _monitors for model in models.values()):
             log.warning(_FORGOTTEN, settings.run)
         for model in models.values():
             if model in _monitors:
