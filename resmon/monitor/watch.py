@@ -54,8 +54,8 @@ LONGEST_LOCATION = 8192  # characters of a checkpoint's path or URL
 
 _FORGOTTEN = (
     "resmon: another monitor of the run %r is open in this process: it holds its model in memory, and its attempt counts as "
-    "running, until it is closed. Call close() when a training is over, or use `with resmon.watch(...)`; several models of one training are "
-    "watched together, as a dict"
+    "running, until it is closed. Call close() when a training is over, or use `with resmon.watch(...)`; several models of one "
+    "training are watched together, as a dict"
 )
 
 _monitors: weakref.WeakKeyDictionary[Any, Monitor] = weakref.WeakKeyDictionary()

@@ -11,6 +11,7 @@ steps. Where the model is called inside a compiled function the pass's begin and
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ from resmon.capture.probes import activations
 from resmon.capture.probes.accelerator import Accelerators
 from resmon.capture.probes.activations import Activations
 from resmon.capture.probes.cells import Cells
-from resmon.capture.probes.channel import Channel
+from resmon.capture.probes.channel import Channel, begin_step
 from resmon.capture.probes.columns import ARRIVED, GRADIENT
 from resmon.capture.probes.layers import Layer, Looks, last_layer
 from resmon.capture.probes.norms import Norms
@@ -120,6 +121,9 @@ class ModelWatch:
         self._trace_next = True
         self.stepped_on = False  # this step's gradients were stepped with and cleared
         self._in_pass = False
+        self._passes = 0  # with gradients, in this step
+        self._handled = 0  # id of the exception that was being handled when the newest pass began
+        self._aborted = False  # an exception has ended the newest pass
         self._runner = threading.current_thread()  # that has begun the newest pass
         self._retired = False
         self._sleepers = Sleepers(model, self)
@@ -182,6 +186,16 @@ class ModelWatch:
             self._trace = None
             self._stand_ins.clear()
 
+    def _forget_pass(self) -> None:
+        """An exception ended the step's only pass so far, and the loop goes on, as with half a batch: it is no part of the step."""
+        self._aborted = False
+        if self._passes == 1:
+            for channel in self.channels:
+                if channel.device.type == "cpu":
+                    begin_step(channel.in_all[None])
+            self.take()
+            self._passes = self._samples = self._size = 0
+
     def fault(self, error: Exception) -> None:
         self._owner.fault(error)
 
@@ -235,6 +249,7 @@ class ModelWatch:
     def take_samples(self) -> int:
         """How many samples have gone through the model; the next step begins."""
         samples, self._samples = self._samples, 0
+        self._passes = 0
         return samples
 
     def take_size(self) -> float:
@@ -292,7 +307,12 @@ class ModelWatch:
         try:
             if self._in_pass:
                 self._give_up_pass()
+                self._aborted = True
+            if self._aborted:
+                self._forget_pass()
             self._in_pass, self.thread, self._runner = True, threading.get_ident(), threading.current_thread()
+            self._passes += 1
+            self._handled = id(sys.exc_info()[1])
             self._owner.pass_begun()
             if self.stepped_on:
                 self.forget_gradients()
@@ -351,6 +371,8 @@ class ModelWatch:
         started = perf_counter()
         kept, self._sampling.activations = self._sampling.activations, None
         observed, self.active, self._in_pass = self.active, False, False
+        error = sys.exc_info()[1]
+        self._aborted = error is not None and id(error) != self._handled
         self._looks.end_pass()
         for channel in self.channels:
             channel.begin_pass()
@@ -363,6 +385,7 @@ class ModelWatch:
                 self.looked_at, self.kept_outside = self.batch, kept.rest(output)
             if trace is not None:
                 trace.finish(output)
+                self._trace_next |= self._aborted  # it saw a part of the model
                 if not self._retired:
                     self._learn(trace)
             self._accelerators.fold()

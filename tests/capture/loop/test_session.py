@@ -767,6 +767,40 @@ def test_a_block_keeps_its_name_while_adapters_come_and_are_merged() -> None:
             assert record.blocks[GRADIENT, j] == pytest.approx(sum(of_block), rel=1e-5), i
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
+def test_a_pass_that_failed_and_is_done_again_with_less_does_not_count(error: type[BaseException], compiled: bool) -> None:
+    """In the traced step, in one after it, and while another exception is being handled."""
+
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) == 8:
+                raise error("too large")
+            return x
+
+    model = nn.Sequential(nn.Linear(8, 8), Block(8), Fails(), Block(8))
+    if compiled:
+        model[1].compile(backend="aot_eager")
+    watched, reference = Watched(model), Watched(copy.deepcopy(model))
+
+    def steps() -> None:
+        for i in range(5):
+            batch = torch.randn(8, 8, generator=torch.Generator().manual_seed(i))
+            if i in (0, 2, 3):
+                with pytest.raises(error):
+                    watched.step(batch)
+            record, expected = watched.step(batch[:4]), reference.step(batch[:4])
+            assert record is not None and expected is not None
+            assert record.step == i and watched.sink.names[-1] == ["1", "3"]
+            assert record.blocks[SPINE] == pytest.approx(expected.blocks[SPINE], rel=1e-5), i
+            assert record.run_value("samples") == expected.run_value("samples") == 4
+
+    try:
+        raise ValueError
+    except ValueError:
+        steps()
+
+
 def test_an_optimizer_that_is_exchanged_is_told_of_with_the_next_pass(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.Linear(8, 8), models.Alpha(8))
     other = nn.Linear(8, 8)
