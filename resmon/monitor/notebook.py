@@ -41,6 +41,11 @@ def follow(begins: Callable[[], None], fails: Callable[[BaseException], None]) -
     return leave
 
 
+def is_one() -> bool:
+    """Whether this process runs cells."""
+    return _shell() is not None
+
+
 def _shell() -> Any:
     module = sys.modules.get("IPython")
     try:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -55,6 +55,11 @@ LONGEST_LOCATION = 8192  # characters of a checkpoint's path or URL
 _FORGOTTEN = (
     "resmon: another monitor of the run %r is open in this process: it holds its model in memory, and its attempt counts as "
     "running, until it is closed. Call close() when a training is over, or use `with resmon.watch(...)`; several models of one "
+    "training are watched together, as a dict"
+)
+
+_ANEW = (
+    "resmon: the run %r is watched already, with another model; that monitor is closed and this one goes on. Several models of one "
     "training are watched together, as a dict"
 )
 
@@ -152,9 +157,14 @@ class Monitor:
             shown = Shown()
             show(shown, meter_provider)
         self._flight = _Flight(models, settings, self._warn, shown)
-        open_runs = {each.run for each in _monitors.values() if each._is_open()}
-        if settings.run is not None and settings.run in open_runs and not any(model in _monitors for model in models.values()):
-            log.warning(_FORGOTTEN, settings.run)
+        for other in set(_monitors.values()):
+            if settings.run is None or other.run != settings.run or not other._is_open() or other._watches(models.values()):
+                continue
+            if notebook.is_one():  # the cells that make the model and watch it are run again
+                log.warning(_ANEW, settings.run)
+                other.close()
+            else:
+                log.warning(_FORGOTTEN, settings.run)
         for model in models.values():
             if model in _monitors:
                 log.warning("resmon: the model is watched already; that monitor is closed and this one goes on")
@@ -275,6 +285,9 @@ class Monitor:
             return bundle(self._flight.attempt)
         except Exception as error:  # noqa: BLE001 - the training goes on
             return {"text/plain": f"resmon: the run in {self.directory} cannot be shown: {error!r}"}
+
+    def _watches(self, models: Iterable[nn.Module]) -> bool:
+        return any(_monitors.get(model) is self for model in models)
 
     def _is_open(self) -> bool:
         return not self._ended and os.getpid() == self._process

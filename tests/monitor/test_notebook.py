@@ -72,6 +72,18 @@ def test_what_is_no_failure_of_the_training_is_none(shell: Any, tmp_path: Path, 
     assert kinds(tmp_path) == []
 
 
+def test_cells_that_are_run_again_with_another_model_close_the_first_monitor(
+    shell: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As everybody does who changes the network: the first model's memory is given back, and its attempt is over."""
+    shell.run_cell("train(2)\nimport weakref; first = weakref.ref(net)")
+    shell.run_cell(SETUP.format(folder=str(tmp_path)))
+    assert "the run 'cells' is watched already, with another model; that monitor is closed" in caplog.text
+    shell.run_cell("train(3)\nimport gc; gc.collect()")
+    assert shell.user_ns["first"]() is None
+    assert [resmon.load(tmp_path / "cells", attempt).outcome for attempt in (1, 2)] == ["finished", "running"]
+
+
 def test_a_shape_that_does_not_fit_is_diagnosed(shell: Any, tmp_path: Path) -> None:
     shell.run_cell("train(2)")
     shell.run_cell("net(torch.randn(4, 9))")
