@@ -439,7 +439,7 @@ class Session:
         if self._optimizers.groups != self._groups_told:
             self._tell_columns()
         numbers, shares = self._board[:0, IN_ALL], None
-        inputs = self._inputs.take(fetch)
+        inputs = self._inputs.take(fetch, [each for watch in self._watches for each in watch.take_entered(fetch)])
         arriving: Sequence[Part] = ()
         if not self._stepped_aside:
             try:
