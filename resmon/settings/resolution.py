@@ -193,6 +193,13 @@ class Settings(BaseModel):
                 raise ValueError(f"{name!r} must be the name of a host, such as resmon.example.com, without scheme and port")
         return value
 
+    @field_validator("directory", "web_config", mode="before")
+    @classmethod
+    def _no_empty_path(cls, value: object) -> object:
+        if value == "":  # as a shell gives where a variable is not set; a Path of it would be this folder
+            raise ValueError("must be a path, and is empty; leave it out for its default, or write . for this folder")
+        return value
+
     @field_validator("directory", "web_config")
     @classmethod
     def _a_path(cls, value: Path | None) -> Path | None:

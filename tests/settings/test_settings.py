@@ -256,6 +256,7 @@ def test_a_key_of_the_file_is_told_with_its_line(statements: list[tuple[str, str
         (None, {"listen": "host:65536"}, {}, ["argument listen: must be HOST:PORT"]),
         (None, {}, {"RESMON_AGENT": ""}, ["RESMON_AGENT: should be 'auto', 'sidecar' or 'off' (got '')"]),
         ("directory = 'a'\ndirectory = 'b'", {}, {}, ["resmon.toml, line 2: this is no TOML: Cannot overwrite a value (at "]),
+        (None, {}, {"RESMON_DIRECTORY": ""}, ["RESMON_DIRECTORY: must be a path, and is empty; leave it out"]),
         ('directory = "a\\u0000b"', {}, {}, ["resmon.toml, line 1, directory: must be a path, which holds no null character"]),
         (None, {"start_step": 1 << 60}, {}, ["argument start_step: should be less than or equal to 9007199254740992"]),
         (
