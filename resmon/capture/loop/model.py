@@ -191,10 +191,9 @@ class ModelWatch:
     def _forget_pass(self) -> None:
         """An exception ended the step's only pass so far, and the loop goes on, as with half a batch: it is no part of the step."""
         self._aborted = False
-        if self._passes == 1:
+        if self._passes == 1 and all(channel.device.type == "cpu" for channel in self.channels):
             for channel in self.channels:
-                if channel.device.type == "cpu":
-                    begin_step(channel.in_all[None])
+                begin_step(channel.in_all[None])
             self.take()
             self._passes = self._samples = self._size = 0
 
