@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resmon.capture.discovery.dataflow import ADDING, ARITHMETIC, SCALING, Add, Frame, Node
+from resmon.capture.discovery.dataflow import ADDING, ARITHMETIC, SCALING, Frame, Node
 from resmon.records import SiteKind
 
 # The same numbers in another order, layout or precision.
@@ -61,19 +61,18 @@ class Residual:
     skip: tuple[Node, ...]  # of the projection; empty for an identity skip
 
 
-def judge(add: Add) -> Residual | None:
-    """The verdict on one candidate add: None where it is no residual add."""
-    first, second = add.first_node, add.second_node
-    if add.marked:
+def judge(first: Node, second: Node, frame: Frame, *, marked: bool = False) -> Residual | None:
+    """The verdict on the sum of two values, made in `frame`: None where it is no residual add."""
+    if marked:
         return Residual("marked", True, first, between(first, second), ())
     if first is second:
         return None
     for skip, branch in ((first, second), (second, first)):
-        identity = _identity(skip, branch, add)
+        identity = _identity(skip, branch, frame)
         if identity:
             return Residual("identity", skip is first, *identity, ())
     for skip, branch in ((first, second), (second, first)):
-        projection = _projection(skip, branch, add)
+        projection = _projection(skip, branch, frame)
         if projection:
             return Residual("projection", skip is first, *projection)
     return None
@@ -94,7 +93,7 @@ def _read_beside(shared: Node, way: tuple[Node, ...], node: Node) -> list[Node]:
     return [parent for parent in node.parents if not parent.live and parent not in inside]
 
 
-def _identity(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, ...]] | None:
+def _identity(skip: Node, branch: Node, frame: Frame) -> tuple[Node, tuple[Node, ...]] | None:
     """The tensor that `skip` carries and the branch begins at, and the way of the branch."""
     origin = skip
     while True:
@@ -106,7 +105,7 @@ def _identity(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, ...
             if len(carried) != 1:
                 return None
             origin = carried[0]
-        elif origin.carries is not None and origin.frame is add.frame and branch.carries is None:
+        elif origin.carries is not None and origin.frame is frame and branch.carries is None:
             origin = origin.carries
         else:
             return None
@@ -126,7 +125,7 @@ def _is_added_anew(skip: Node, way: tuple[Node, ...], branch: Node) -> bool:
     return False
 
 
-def _projection(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
+def _projection(skip: Node, branch: Node, frame: Frame) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
     """The tensor that both sides begin at, where the skip is affine in it, and the ways of branch and skip."""
     for shared in _affine_sources(skip):
         way = between(shared, branch)
@@ -138,7 +137,7 @@ def _projection(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, .
             return None
         if _is_gate(shared, projection) and not _all_mix(shared, way):
             return None
-        if _joins(shared, way) or _is_given_anew(shared, way, add.frame):
+        if _joins(shared, way) or _is_given_anew(shared, way, frame):
             return None
         if _is_branch(shared, way) and not _is_affine(shared, way):
             return shared, way, projection

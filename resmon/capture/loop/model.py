@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 
 from resmon.capture.discovery import rule
 from resmon.capture.discovery.dataflow import Add, Trace, tensors
-from resmon.capture.discovery.survey import Names, Sighting, Survey, is_watched
+from resmon.capture.discovery.survey import Hidden, Names, Sighting, Survey, hidden, is_watched
 from resmon.capture.forensics.birth import Holder
 from resmon.capture.host import compiler
 from resmon.capture.host.fetch import is_capturing
@@ -134,6 +134,7 @@ class ModelWatch:
         self.kept_outside: int | None = None  # bytes that autograd kept of that pass, besides those of the blocks
         self.reached = 1.0  # share of the modules with parameters that ran in the newest traced pass
         self._looked = -activations.EVERY  # when that was, in observed passes
+        self.hidden: tuple[Hidden, ...] = ()  # residual additions of the traced passes that cannot be observed
         self.left_out = 0  # residual adds that the patterns do not let in
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -392,8 +393,8 @@ class ModelWatch:
         skip, branch = (channel.offer_skip, channel.offer_branch)
         first, second = (skip, branch) if residual.skip_is_first else (branch, skip)
         try:
-            first(add.first, 1)
-            second(add.second, add.alpha)
+            first(add.first, add.factors[0])
+            second(add.second, add.factors[1])
         except Exception as error:
             self.fault(error)
             return None
@@ -455,6 +456,8 @@ class ModelWatch:
                 continue
             channel.site = replace(site, observed="hooks" if planned.places else "mode")
             self._plans[site.name] = planned
+        unseen = [each for each in hidden(trace.fused) if is_watched(each, self._include, self._exclude)]
+        self.hidden = tuple(dict.fromkeys((*self.hidden, *unseen)))
         self._looks.layers = [layer for layer in self._layers.values() if layer is not None]
         new = len(order) > len(self.channels)
         self.channels = [known[name] for name in order]

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from resmon.capture.discovery.survey import tell
 from resmon.capture.forensics.diagnoses import diagnose
 from resmon.capture.forensics.failures import Scene
 from resmon.capture.forensics.nonfinite import NonFinite, Policy
@@ -36,7 +37,7 @@ from resmon.capture.gradients.reader import Gradients, Selection
 from resmon.capture.host.compiler import Compiler
 from resmon.capture.host.fetch import Fetch, held, is_capturing, number
 from resmon.capture.host.memory import Memory, device_memory, main_memory
-from resmon.capture.host.placement import OtherRanks, Placement, named_parameters
+from resmon.capture.host.placement import OtherRanks, Placement, class_name, named_parameters
 from resmon.capture.host.spans import Spans
 from resmon.capture.loop.clock import FORWARD, Clock
 from resmon.capture.loop.drafts import Draft, Part, Totals, parts
@@ -283,6 +284,9 @@ class Session:
             channel.move(row)
             channel.turn = turn
         self._gradients.group([[(c.site.model, name) for name in c.site.parameters] for c in self._channels])
+        for watch in self._watches:
+            for sentence in tell(watch.hidden, class_name(watch.model)):
+                self._say(sentence)
         if not self._channels and all(w.traced for w in self._watches):
             left_out = sum(watch.left_out for watch in self._watches)
             self._say(
