@@ -386,11 +386,12 @@ class Trace(TorchFunctionMode):
             added = first, second = self._operand(adds[0]), self._operand(adds[1])
             add = Add(first[0], second[0], first[1], second[1], adds[2], frame, frame.adds, func is residual_add)
             told = self._listener(add)
-            if func is residual_add:  # of which the kernel that makes the sum says no more
-                self.fused = [call for call in self.fused if {call.first, call.second} != {first[1], second[1]}]
             for outer in self._frames:
                 outer.adds += 1
         read = [(tensor, self._node(tensor)) for _, tensor in leaves((args, kwargs))]
+        if func is residual_add and added:  # of the kernel that made the sum there is no more to be said
+            pair = {node for _, node in added}
+            self.fused = [call for call in self.fused if {call.first, call.second} != pair]
         name = _name(func)
         hidden = self._hidden(name, args, kwargs, read)
         result = func(*args, **kwargs)
