@@ -12,7 +12,8 @@ Let y = a + b with a and b of one shape.
   normalisation, pooling, padding, casts, scaling; no activation, no split, chunk or selection) and the other not; the other side
   reads a parameter as above. Rotary embeddings, state-space scans, gates and sums of parallel branches are none. Nor is what enters
   another residual stream on its way to the sum: the outputs that a WaveNet's layers add up beside their stream, a condition (edges
-  of a graph, a spectrogram) that is projected anew in each layer, the losses that a mixture's routers hand on.
+  of a graph, a spectrogram) that is projected anew in each layer, the losses that a mixture's routers hand on. Nor is the
+  average of two states of one stream by learned weights.
 
 A side that is multiplied element by element with fresh normal noise is a sample, not a branch (the reparametrisation of a VAE).
 """
@@ -116,12 +117,9 @@ def _is_added_anew(skip: Node, way: tuple[Node, ...], branch: Node) -> bool:
     before = {
         parent for node in way if node.op in ADDING and node.carries is None and skip in node.parents for parent in node.parents
     }
-    state: Node | None = branch
-    while before and state is not None and state is not skip:
-        if state in before:
-            return True
-        live = [parent for parent in state.parents if parent.live]
-        state = state.carries or (live[0] if len(live) == 1 and state.op in _AFFINE else None)
+    for state in _earlier(branch) if before else ():
+        if state in before or state is skip:
+            return state is not skip
     return False
 
 
@@ -136,6 +134,8 @@ def _projection(skip: Node, branch: Node, frame: Frame) -> tuple[Node, tuple[Nod
         if not _is_affine(shared, projection) or not set(way).isdisjoint(projection):
             return None
         if _is_gate(shared, projection) and not _all_mix(shared, way):
+            return None
+        if _is_average(shared, projection, branch):
             return None
         if _joins(shared, way) or _is_given_anew(shared, way, frame):
             return None
@@ -188,6 +188,31 @@ def _is_branch(shared: Node, way: tuple[Node, ...]) -> bool:
         return True
     # What is multiplied element by element between two Fourier transforms is a convolution.
     return any(n.op.startswith("fft_") for n in way) and any(p.parameters for n in way for p in _read_beside(shared, way, n))
+
+
+def _is_average(shared: Node, projection: tuple[Node, ...], branch: Node) -> bool:
+    """Whether `branch` is a later state of the stream that `shared` is a state of, and both are weighted by learned numbers.
+
+    So are the states of all layers that a DenseFormer or ELMo averages, and the first one that a stream is mixed with again.
+    """
+    if not all(node.op in SCALING or node.op in ADDING or node.op in REARRANGING for node in projection):
+        return False
+    state: Node | None = branch
+    weighted = False
+    while state is not None and (state.op in SCALING or state.op in REARRANGING):
+        weighted |= any(p.parameters and not p.live for p in state.parents)
+        live = [parent for parent in state.parents if parent.live]
+        state = live[0] if len(live) == 1 else None
+    return weighted and state is not None and shared in _earlier(state)
+
+
+def _earlier(state: Node) -> Iterator[Node]:
+    """The states of the stream that `state` is on, from this one back."""
+    now: Node | None = state
+    while now is not None:
+        yield now
+        live = [parent for parent in now.parents if parent.live]
+        now = now.carries or (live[0] if len(live) == 1 and now.op in _AFFINE else None)
 
 
 def _joins(shared: Node, way: tuple[Node, ...]) -> bool:
