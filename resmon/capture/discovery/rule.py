@@ -100,7 +100,7 @@ def _identity(skip: Node, branch: Node, frame: Frame) -> tuple[Node, tuple[Node,
     while True:
         way = between(origin, branch)
         if _is_branch(origin, way):
-            return None if _is_added_anew(origin, way, branch) else (origin, way)
+            return None if _is_added_anew(origin, way, branch) or _is_another_stream(origin, way, branch) else (origin, way)
         if origin.op in REARRANGING or origin.op in SCALING or (origin.op in ADDING and len(origin.parents) == 1):
             carried = [p for p in origin.parents if p.live or p.parameters]
             if len(carried) != 1:
@@ -121,6 +121,11 @@ def _is_added_anew(skip: Node, way: tuple[Node, ...], branch: Node) -> bool:
         if state in before or state is skip:
             return state is not skip
     return False
+
+
+def _is_another_stream(skip: Node, way: tuple[Node, ...], branch: Node) -> bool:
+    """Whether `branch` is a state of a stream that did not begin at `skip`, such as the other half of a reversible network."""
+    return branch.carries is not None and branch.carries is not skip and branch.carries not in way
 
 
 def _projection(skip: Node, branch: Node, frame: Frame) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
@@ -203,7 +208,21 @@ def _is_average(shared: Node, projection: tuple[Node, ...], branch: Node) -> boo
         weighted |= any(p.parameters and not p.live for p in state.parents)
         live = [parent for parent in state.parents if parent.live]
         state = live[0] if len(live) == 1 else None
-    return weighted and state is not None and shared in _earlier(state)
+    return weighted and state is not None and shared in _past(state)
+
+
+def _past(state: Node) -> set[Node]:
+    """All states of the stream that `state` is on, this one included, and of those that were averaged into it."""
+    found, stack = {state}, [state]
+    while stack:
+        now = stack.pop()
+        live = [parent for parent in now.parents if parent.live]
+        before = [now.carries] if now.carries is not None else live if len(live) == 1 or now.op in ADDING else []
+        if now.carries is None and now.op not in _AFFINE:
+            continue
+        stack += [node for node in before if node not in found]
+        found.update(before)
+    return found
 
 
 def _earlier(state: Node) -> Iterator[Node]:
