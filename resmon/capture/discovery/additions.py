@@ -116,6 +116,11 @@ def hidden_in(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tens
     return skip if isinstance(skip, Tensor) else None
 
 
+SUBTRACTIONS = frozenset(
+    {torch.sub, torch.subtract, Tensor.sub, Tensor.sub_, Tensor.subtract, Tensor.subtract_, Tensor.__sub__, Tensor.__isub__}
+)
+
+
 def adds_up(name: str) -> bool:
     """Whether the function of that name may add up what was stacked."""
     return name in _REDUCING

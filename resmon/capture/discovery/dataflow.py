@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from threading import get_ident
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from resmon.capture.discovery.additions import ADDITIONS, Term, addition, adds_up, hidden_in, is_kernel, value
+from resmon.capture.discovery.additions import ADDITIONS, SUBTRACTIONS, Term, addition, adds_up, hidden_in, is_kernel, value
 from resmon.capture.discovery.marker import residual_add
 from resmon.capture.host.compiler import plain
 from resmon.capture.host.hook import Hook
@@ -139,15 +139,22 @@ class Add:
     marked: bool  # through resmon.residual_add
 
 
+Does = Literal["adds", "may add", "subtracts"]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fused:
-    """A call that reads two values and may add them, without any tensor for what it adds. `surely` says that add it does."""
+    """A call that reads two values and may add them, where neither can be taken.
+
+    `does` says whether it adds them, may add them, or subtracts the second, which leaves `result`.
+    """
 
     operation: str
     frame: Frame
     first: Node
     second: Node
-    surely: bool
+    does: Does
+    result: Node | None = None
 
 
 # Hears of each candidate add before it runs, and answers with what is to be told its result, or None.
@@ -416,8 +423,10 @@ class Trace(TorchFunctionMode):
                 before = self._slices.setdefault((_copied(read[0][1]), sliced), node)
                 node = node if before is node else self._record(tensor, "alias", [(tensor, before)])
             if hidden is not None and node.numel == hidden[0].numel:
-                self.fused.append(Fused(name, self._frames[-1], *hidden, surely=True))
+                self.fused.append(Fused(name, self._frames[-1], *hidden, "adds"))
                 hidden = None
+            elif func in SUBTRACTIONS and len(read) == 2 and all(n.live and n.numel == node.numel for _, n in read):
+                self.fused.append(Fused(name, self._frames[-1], read[0][1], read[1][1], "subtracts", node))
             elif is_kernel(func):
                 self._suspect(str(func), _beside(read, tensor), tensor)
             if told is not None:
@@ -452,7 +461,7 @@ class Trace(TorchFunctionMode):
         """A kernel that torch knows nothing of may add any two of its sources that are of its result's size."""
         if self._frames:
             alike = [node for node in sources if node.live and node.numel == result.numel()]
-            self.fused.extend(Fused(operation, self._frames[-1], *pair, surely=False) for pair in combinations(alike, 2))
+            self.fused.extend(Fused(operation, self._frames[-1], *pair, "may add") for pair in combinations(alike, 2))
 
     def _slicing(self, index: Any) -> object:
         """A key for an index of numbers and slices, or by one tensor; None for any other."""

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from resmon.capture.discovery import rule
-from resmon.capture.discovery.dataflow import Add, Frame, Fused, Node
+from resmon.capture.discovery.dataflow import Add, Does, Frame, Fused, Node
 from resmon.capture.discovery.operations import Operations
 from resmon.capture.host.compiler import plain
 from resmon.capture.host.placement import class_name
@@ -48,15 +48,22 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """A residual addition that cannot be observed: `operation` of torch, or a kernel that torch knows nothing of, makes it inside.
-
-    `surely` is not said of a kernel: it reads a residual stream and what a branch has made of it, and may not add them.
-    """
+    """A residual addition that is not observed: the function or kernel `operation` in `module` makes it, surely or perhaps."""
 
     operation: str
     module: str
     branch: tuple[str, ...]
-    surely: bool
+    does: Does
+
+
+_SAID: dict[Does, str] = {
+    "adds": "adds a branch to a residual stream within its own computation, where neither can be taken, so that this block is not "
+    "observed. Compute the branch by itself and write resmon.residual_add(skip, branch) instead",
+    "may add": "reads a residual stream and what a branch has made of it, and torch cannot look into it. If it adds them, say so "
+    "by resmon.residual_add(skip, branch, output=sum), which computes nothing. Until then this block is not observed",
+    "subtracts": "subtracts from a tensor what a branch has made of it, which is not observed. If that is a residual connection, "
+    "write resmon.residual_add(skip, -branch) instead",
+}
 
 
 # Hears of a residual add before it runs, with skip and branch, and answers with what is to be told the sum.
@@ -111,26 +118,27 @@ def hidden(fused: Sequence[Fused]) -> list[Hidden]:
     for call in fused:
         key = call.operation, plain(call.frame.path)
         residual = rule.judge(call.first, call.second, call.frame) if key not in found else None
-        if residual is not None and (call.surely or residual.kind == "identity"):
-            branch = _owners(rule.parameters(residual.shared, residual.branch))
-            found[key] = Hidden(*key, branch, call.surely)
+        if residual is not None and _is_told(call, residual):
+            found[key] = Hidden(*key, _owners(rule.parameters(residual.shared, residual.branch)), call.does)
     return list(found.values())
+
+
+def _is_told(call: Fused, residual: rule.Residual) -> bool:
+    if call.does == "adds":
+        return True
+    if residual.kind != "identity" or call.does == "may add":
+        return residual.kind == "identity"
+    # A difference that goes from module to module is a stream; others are losses and gates.
+    return residual.skip_is_first and call.result is not None and bool(call.result.places)
 
 
 def tell(hidden: Sequence[Hidden], root: str) -> list[str]:
     """What is to be said of them, a sentence for each operation. `root` is the class of the model, which has no path."""
     said = []
-    for operation, surely in dict.fromkeys((each.operation, each.surely) for each in hidden):
-        modules = [each.module or root for each in hidden if (each.operation, each.surely) == (operation, surely)]
+    for operation, does in dict.fromkeys((each.operation, each.does) for each in hidden):
+        modules = [each.module or root for each in hidden if (each.operation, each.does) == (operation, does)]
         where = ", ".join(modules[:TOLD]) + (f" and {len(modules) - TOLD} more" if len(modules) > TOLD else "")
-        said.append(
-            f"{operation} in {where} adds a branch to a residual stream within its own computation, where neither can be taken, so "
-            "this block is not observed. Compute the branch by itself and write resmon.residual_add(skip, branch) instead"
-            if surely
-            else f"{operation} in {where}, which torch cannot look into, reads a residual stream and what a branch has made of it. "
-            "If it adds them, say so by resmon.residual_add(skip, branch, output=sum), which computes nothing. Until "
-            "then this block is not observed"
-        )
+        said.append(f"{operation} in {where} {_SAID[does]}")
     return said
 
 
