@@ -21,7 +21,7 @@ from resmon.records import ResidualSite
 
 
 def discover(
-    model: nn.Module, *args: Any, include: Sequence[str] = (), exclude: Sequence[str] = (), **kwargs: Any
+    model: nn.Module, *args: Any, include: str | Sequence[str] = (), exclude: str | Sequence[str] = (), **kwargs: Any
 ) -> list[ResidualSite]:
     """Find the residual adds of `model` in one forward pass, `model(*args, **kwargs)`, in order of execution.
 
@@ -33,7 +33,7 @@ def discover(
     Raises DiscoveryError where the pass fails, with what the forward would have needed, or cannot be seen; ConfigurationError where
     `model` is no nn.Module.
     """
-    sites, unseen = look(model, args, kwargs, include, exclude)
+    sites, unseen = look(model, args, kwargs, _several(include), _several(exclude))
     for sentence in tell(unseen, class_name(model)):
         warnings.warn(sentence, stacklevel=2)
     return sites
@@ -65,6 +65,11 @@ def look(
             PAUSE.release(trace)
     sites = [site for site in Names(model).sites(survey.sightings) if is_watched(site, include, exclude)]
     return sites, [each for each in hidden(trace.fused) if is_watched(each, include, exclude)]
+
+
+def _several(patterns: str | Sequence[str]) -> Sequence[str]:
+    """One string may hold several, as in a setting."""
+    return [pattern.strip() for pattern in patterns.split(",")] if isinstance(patterns, str) else patterns
 
 
 @contextmanager

@@ -293,7 +293,9 @@ class Session:
                 f"{left_out} residual adds were found in the traced forward pass, and include= and exclude= let none of them in: "
                 "the run is recorded without blocks"
                 if left_out
-                else "no residual add was found in the traced forward pass: the run is recorded without blocks"
+                else "no residual add was found in the traced forward pass: the run is recorded without blocks. One "
+                "that is none by resmon's rule (its skip is gated by the data, say) becomes a block where it is written as "
+                "resmon.residual_add(skip, branch)"
             )
         self._tell_columns()
 
