@@ -1,8 +1,8 @@
 """The torch functions that add one tensor to another, and which two values each of them adds.
 
 A plain addition has its two values as arguments. `addcmul`, `addcdiv` and `lerp` add what they multiply or divide themselves: their
-value is a term that is computed only where somebody reads it. Other functions add a value that is nowhere a tensor (`hidden_in`),
-and it would take their whole work once more to know it.
+value is a term that is computed only where somebody reads it, and never of a DTensor, whose products may ask other ranks. Other
+functions add a value that is nowhere a tensor (`hidden_in`), and it would take their whole work once more to know it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resmon.capture.discovery.marker import residual_add
+from resmon.capture.host.placement import is_distributed
 
 ADDS = frozenset(
     {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, residual_add}
@@ -63,7 +64,7 @@ def addition(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Addit
         return None
     if not isinstance(two, Tensor):
         return x, one, (1 - two, two)
-    if not (_are_floating(two) and _make(x.shape, x.shape, two.shape)):
+    if not (_are_floating(x, one, two) and _make(x.shape, x.shape, two.shape)):
         return None
     return ("rest", x, two), ("mul", one, two), (1, 1)
 
@@ -93,7 +94,11 @@ def value(term: Term) -> Tensor:
 
 
 def _are_floating(*tensors: Tensor) -> bool:
-    return all(tensor.is_floating_point() and not tensor.is_nested for tensor in tensors)
+    return all(tensor.is_floating_point() and not tensor.is_nested and not _is_spread(tensor) for tensor in tensors)
+
+
+def _is_spread(tensor: Tensor) -> bool:
+    return type(tensor) is not Tensor and type(tensor) is not nn.Parameter and is_distributed(tensor)
 
 
 def _make(shape: torch.Size, one: torch.Size, two: torch.Size) -> bool:
@@ -106,14 +111,19 @@ def _make(shape: torch.Size, one: torch.Size, two: torch.Size) -> bool:
 
 def hidden_in(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """What the function of that name adds to, where what it adds is nowhere a tensor."""
-    if name not in _INTO or not kwargs.get("beta", 1):
+    skip = args[0] if args else kwargs.get("input")
+    if not isinstance(skip, Tensor) or not kwargs.get("beta", 1):
+        return None
+    if name.rstrip("_") in ("addcmul", "addcdiv", "lerp"):
+        given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+        return skip if len(given) == 3 and any(map(_is_spread, given)) else None
+    if name not in _INTO:
         return None
     if name.startswith("index_put") and not (args[3] if len(args) > 3 else kwargs.get("accumulate", False)):
         return None
     if name.startswith("scatter_reduce") and (args[4] if len(args) > 4 else kwargs.get("reduce")) != "sum":
         return None
-    skip = args[0] if args else kwargs.get("input")
-    return skip if isinstance(skip, Tensor) else None
+    return skip
 
 
 SUBTRACTIONS = frozenset(

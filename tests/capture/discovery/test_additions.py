@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import resmon
 from resmon.capture.discovery.sites import look
@@ -296,6 +298,35 @@ def test_a_residual_addition_inside_of_another_function_is_told(operation: str) 
 def test_what_is_marked_is_a_site_and_told_no_more(mark: Any) -> None:
     sites, told = warned(model(mark))
     assert ([site.kind for site in sites], told) == (["marked"], [])
+
+
+@pytest.fixture
+def alone() -> Iterator[DeviceMesh]:
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ["addcmul", "addcdiv", "lerp by learned numbers"])
+def test_nothing_is_computed_of_tensors_that_are_spread_over_ranks(name: str, alone: DeviceMesh) -> None:
+    """It could be a collective, which only the ranks that are watched would issue."""
+    net = model(MEASURED[name][0])
+    for module in net.modules():
+        for key, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                module._parameters[key] = nn.Parameter(distribute_tensor(parameter.detach(), alone, [Replicate()]))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    _, sink = loops.watch(net, optimizer)
+    x = distribute_tensor(batch(), alone, [Shard(0)])
+    _, unseen = look(net, (x,), {})
+    assert [each.operation for each in unseen] == [name.split()[0]]
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    assert sink.now == ()
+    assert sink.newest.errors_total == 0
 
 
 def test_watch_tells_it_once_however_many_blocks_there_are(caplog: pytest.LogCaptureFixture) -> None:
