@@ -57,10 +57,10 @@ class Hidden:
 
 
 _SAID: dict[Does, str] = {
-    "adds": "adds a branch to a residual stream within its own computation, where neither can be taken, so that this block is not "
-    "observed. Compute the branch by itself and write resmon.residual_add(skip, branch) instead",
+    "adds": "adds a branch to a residual stream within its own computation, where neither can be taken, and is not observed. "
+    "Compute the branch by itself and write resmon.residual_add(skip, branch) instead",
     "may add": "reads a residual stream and what a branch has made of it, and torch cannot look into it. If it adds them, say so "
-    "by resmon.residual_add(skip, branch, output=sum), which computes nothing. Until then this block is not observed",
+    "by resmon.residual_add(skip, branch, output=sum), which computes nothing. Until then it is not observed",
     "subtracts": "subtracts from a tensor what a branch has made of it, which is not observed. If that is a residual connection, "
     "write resmon.residual_add(skip, -branch) instead",
 }
