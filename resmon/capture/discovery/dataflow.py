@@ -137,6 +137,7 @@ class Add:
     frame: Frame
     ordinal: int  # how many candidate adds this call of the holder has seen before
     marked: bool  # through resmon.residual_add
+    varies: bool  # the factors are arguments of the call, and may be others in the next one
 
 
 Does = Literal["adds", "may add", "subtracts"]
@@ -391,7 +392,8 @@ class Trace(TorchFunctionMode):
         if func in ADDITIONS and (adds := addition(func, args, kwargs)) is not None:
             frame = self._frames[-1]
             added = first, second = self._operand(adds[0]), self._operand(adds[1])
-            add = Add(first[0], second[0], first[1], second[1], adds[2], frame, frame.adds, func is residual_add)
+            varies = set(adds[2]) != {1} or "alpha" in kwargs
+            add = Add(first[0], second[0], first[1], second[1], adds[2], frame, frame.adds, func is residual_add, varies)
             told = self._listener(add)
             for outer in self._frames:
                 outer.adds += 1

@@ -31,6 +31,7 @@ class Sighting:
     branch: Node
     output: Node
     factors: tuple[float, float]  # what skip and branch are multiplied with in the call
+    varies: bool  # in the next call it may be something else
     shape: tuple[int, ...]
     parameters: tuple[str, ...]
     branch_modules: tuple[str, ...]
@@ -99,6 +100,7 @@ class Survey:
                 branch,
                 node,
                 add.factors if residual.skip_is_first else (add.factors[1], add.factors[0]),
+                add.varies,
                 tuple(output.shape),
                 (*branch_parameters, *(p for p in skip_parameters if p not in branch_parameters)),
                 _owners(branch_parameters),

@@ -84,7 +84,7 @@ def plan(sighting: Sighting, channel: Channel) -> Plan:
         return lambda p: (p.path, p.call) == sighting.call and p.side == side
 
     places = None
-    if sighting.residual.kind != "marked" and set(sighting.factors) == {1}:
+    if sighting.residual.kind != "marked" and not sighting.varies:
         # The outermost module's input is not met: hooks of ours at its border come before the one that begins the pass.
         inner = (own("in"),) if holder else ()
         skip = choose(sighting.skip.places[: sighting.met[0]], *inner, within, lambda p: p.side == "out")

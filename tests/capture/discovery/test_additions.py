@@ -112,7 +112,7 @@ def test_operands_are_those_of_the_very_call(name: str) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     _, sink = loops.watch(net, optimizer)
     for step in range(4):
-        block.survival = 0.5 + step / 10
+        block.survival = 1 - step / 10
         before = [p.detach().clone() for p in (block.gamma, block.share)]
         optimizer.zero_grad()
         net(batch(step)).square().mean().backward()
