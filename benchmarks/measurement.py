@@ -6,6 +6,7 @@ their ratio. Medians and quartiles, because the rest of the noise is one-sided a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median, quantiles
@@ -26,6 +27,19 @@ class Quartiles:
         if len(data) == 1:
             return cls(data[0], data[0], data[0])
         return cls(*quantiles(data, n=4, method="inclusive"))
+
+
+def known_median(values: Iterable[float]) -> tuple[float, float]:
+    """Between which values the median of all that could be measured lies, with 95 % confidence, however they are distributed.
+
+    Above the k-th smallest and below the k-th largest of n, but for the chance that fewer than k of n fair coins show heads, twice
+    (David and Nagaraja, Order Statistics, 3rd edition, 2003, 7.1). Without bounds where n is less than 6.
+    """
+    data = sorted(values)
+    count, outside, place = len(data), 0, 0
+    while 40 * (outside := outside + math.comb(count, place)) <= 2**count:
+        place += 1
+    return (data[place - 1], data[-place]) if place else (-math.inf, math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +69,23 @@ class Measurement:
         return median(self.bare)
 
     @property
+    def ratios(self) -> list[float]:
+        """Of each pair, watched to bare."""
+        return [watched / bare for bare, watched in zip(self.bare, self.watched, strict=True)]
+
+    @property
     def ratio(self) -> Quartiles:
-        return Quartiles.of(watched / bare for bare, watched in zip(self.bare, self.watched, strict=True))
+        return Quartiles.of(self.ratios)
+
+    @property
+    def differences(self) -> list[float]:
+        """Of each pair, microseconds per residual site and step."""
+        return [(watched - bare) / self.sites * 1e6 for bare, watched in zip(self.bare, self.watched, strict=True)]
 
     @property
     def per_site(self) -> Quartiles:
         """Microseconds per residual site and step."""
-        return Quartiles.of((watched - bare) / self.sites * 1e6 for bare, watched in zip(self.bare, self.watched, strict=True))
+        return Quartiles.of(self.differences)
 
     @property
     def further_waits(self) -> int | None:

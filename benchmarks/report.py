@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -12,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import resmon
-from benchmarks.measurement import Measurement, Quartiles
+from benchmarks.measurement import Measurement, Quartiles, known_median
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +113,9 @@ def _row(m: Measurement, title: str, target: float | None) -> list[str]:
         m.observer,
         str(len(m.bare)),
         f"{m.step * 1e3:.1f} ms",
-        _spread(m.ratio, 3) + _verdict(m.ratio.median, target if is_ours else None),
+        _spread(m.ratio, 3) + (_told(m.ratios, m.own_ratio, target, 3) if is_ours and target is not None else ""),
         "" if m.own_ratio is None else f"{m.own_ratio:.3f}",
-        _spread(m.per_site, 0) + _verdict(m.per_site.median, TARGET_PER_SITE if is_ours else None),
+        _spread(m.per_site, 0) + (_told(m.differences, m.own_per_site, TARGET_PER_SITE, 0) if is_ours else ""),
         "" if m.own_per_site is None else f"{m.own_per_site:.0f}",
         "" if background is None else f"{background * 1e3:.1f} ms",
         "yes" if m.same_weights else "no",
@@ -134,6 +135,17 @@ def _on_gpu(m: Measurement) -> list[str]:
 
 def _spread(q: Quartiles, digits: int) -> str:
     return f"{q.median:.{digits}f} ({q.lower:.{digits}f} to {q.upper:.{digits}f})"
+
+
+def _told(pairs: Sequence[float], own: float | None, target: float, digits: int) -> str:
+    """Whether the median of the pairs meets the target, as far as they tell; `own`, which leaves some out, may miss it alone."""
+    low, high = known_median(pairs)
+    if own is not None and own > target:
+        return f", target {target:g}: **missed**"
+    if low <= target < high:
+        between = f", {low:.{digits}f} to {high:.{digits}f}" if math.isfinite(low) else ""
+        return f", target {target:g}: not told by these pairs{between}"
+    return f", target {target:g}: {'met' if high <= target else '**missed**'}"
 
 
 def _verdict(value: float, target: float | None) -> str:

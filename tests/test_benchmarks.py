@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -13,15 +14,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.nn.functional import cross_entropy
 
 from benchmarks import device, report, run, waits, workloads
-from benchmarks.measurement import Measurement, Quartiles
+from benchmarks.measurement import Measurement, Quartiles, known_median
 from benchmarks.observers import Hooks, Observer, Resmon, TensorBoard
 from benchmarks.pairs import measure
 from benchmarks.processes import background_seconds
@@ -222,14 +227,14 @@ HOW = report.Circumstances("python -m benchmarks.run", "2026-01-31 12:00 UTC", "
 
 
 def test_a_miss_is_shown_as_a_miss() -> None:
-    met = Measurement("gpt2", "resmon", 10, bare=[1.0], watched=[1.0005], background=0.25, same_weights=True)
-    missed = replace(met, watched=[1.03])
+    met = Measurement("gpt2", "resmon", 10, bare=[1.0] * 6, watched=[1.0005] * 6, background=1.5, same_weights=True)
+    missed = replace(met, watched=[1.03] * 6)
     other = replace(missed, observer="wandb", background=None, same_weights=False)
     first, second, third = report.markdown([met, missed, other], {"gpt2": "GPT-2"}, {"gpt2": 1.02}, HOW).splitlines()[2:5]
     assert first.split(" | ") == [
         "| GPT-2, 10 sites",
         "resmon",
-        "1",
+        "6",
         "1000.0 ms",
         "1.000 (1.000 to 1.000), target 1.02: met",
         "",
@@ -240,12 +245,41 @@ def test_a_miss_is_shown_as_a_miss() -> None:
     ]
     assert "| 1.030 (1.030 to 1.030), target 1.02: **missed** |" in second
     assert "| 3000 (3000 to 3000), target 60: **missed** |" in second
-    assert third == "| GPT-2, 10 sites | wandb | 1 | 1000.0 ms | 1.030 (1.030 to 1.030) |  | 3000 (3000 to 3000) |  |  | no |"
+    assert third == "| GPT-2, 10 sites | wandb | 6 | 1000.0 ms | 1.030 (1.030 to 1.030) |  | 3000 (3000 to 3000) |  |  | no |"
 
 
 def test_a_ratio_that_rounds_to_the_target_is_still_a_miss() -> None:
-    measured = Measurement("gpt2", "resmon", 10, bare=[1.0], watched=[1.0204])
+    measured = Measurement("gpt2", "resmon", 10, bare=[1.0] * 6, watched=[1.0204] * 6)
     assert "1.020 (1.020 to 1.020), target 1.02: **missed**" in report.markdown([measured], {"gpt2": ""}, {"gpt2": 1.02}, HOW)
+
+
+@pytest.mark.parametrize(
+    ("watched", "own", "said"),
+    [
+        ([1.01] * 5, [], "target 1.02: not told by these pairs |"),  # too few for any interval
+        ([1.0, 1.01, 1.015, 1.03, 1.04, 1.05], [], "target 1.02: not told by these pairs, 1.000 to 1.050 |"),
+        ([1.01] * 20 + [1.03] * 5, [], "target 1.02: met |"),
+        ([1.01] * 20 + [1.03] * 5, [0.021] * 25, "target 1.02: **missed** |"),
+        ([1.01] * 5 + [1.03] * 20, [0.0], "target 1.02: **missed** |"),
+    ],
+)
+def test_what_the_pairs_do_not_tell_is_neither_met_nor_missed(watched: list[float], own: list[float], said: str) -> None:
+    measured = Measurement("gpt2", "resmon", 10, bare=[1.0] * len(watched), watched=watched, own=own)
+    assert said in report.markdown([measured], {"gpt2": ""}, {"gpt2": 1.02}, HOW)
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 400), seed=st.integers(0, 1 << 30))
+def test_the_medians_bounds_are_as_sure_as_they_say(count: int, seed: int) -> None:
+    """By the distribution of how many of n values are below the true median."""
+    values = sorted(np.random.default_rng(seed).normal(size=count).tolist())
+    low, high = known_median(values)
+    if math.isinf(low):
+        assert scipy.stats.binom.cdf(0, count, 0.5) > 0.025
+        return
+    place = values.index(low)  # that many values lie below it
+    assert values.index(high) == count - 1 - place
+    assert scipy.stats.binom.cdf(place, count, 0.5) <= 0.025 < scipy.stats.binom.cdf(place + 1, count, 0.5)
 
 
 def test_the_table_replaces_what_stands_between_the_marks(tmp_path: Path) -> None:

@@ -505,6 +505,34 @@ static PyObject *square(PyObject *self, PyObject *const *arguments, Py_ssize_t g
     return PyFloat_FromDouble(sums[0]);
 }
 
+/* Arrays that are in one piece, taken of their objects for the length of a call. */
+#define ARRAYS 8
+struct arrays {
+    Py_buffer of[ARRAYS];
+    int count;
+};
+
+static void let_go(struct arrays *taken)
+{
+    while (taken->count)
+        PyBuffer_Release(&taken->of[--taken->count]);
+}
+
+/* Its elements, `size` bytes each and `n` of them, or any number where n is negative. */
+static void *array(struct arrays *taken, PyObject *of, Py_ssize_t size, Py_ssize_t n)
+{
+    Py_buffer *view = &taken->of[taken->count];
+    if (PyObject_GetBuffer(of, view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0)
+        return NULL;
+    taken->count++;
+    if (view->itemsize != size || (n >= 0 && view->len != n * size)) {
+        PyErr_Format(PyExc_ValueError, "an array of %zd bytes in items of %zd; %zd items of %zd were expected", view->len,
+                     view->itemsize, n, size);
+        return NULL;
+    }
+    return view->buf;
+}
+
 #include "_tensors.h"
 
 /* The sum of its squares. */
@@ -523,35 +551,49 @@ static double square_of(const struct plain *tensor)
 
 static PyObject *gradients(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
-    double *into, total = 0;
+    struct arrays taken = {.count = 0};
+    double *squares, total = 0;
     uint8_t *present;
+    Py_ssize_t *places;
     struct plain tensor;
-    if (!expects(given, 3) || !address(arguments[1], &into) || !address(arguments[2], &present))
+    if (!expects(given, 4))
         return NULL;
     Py_ssize_t parameters = PyTuple_Size(arguments[0]);
     PyObject *others = parameters < 0 ? NULL : PyList_New(0);
     if (others == NULL)
         return NULL;
+    if ((squares = array(&taken, arguments[2], sizeof *squares, -1)) == NULL)
+        goto failed;
+    const Py_ssize_t size = taken.of[0].len / (Py_ssize_t)sizeof *squares;
+    if ((places = array(&taken, arguments[1], sizeof *places, parameters)) == NULL || (present = array(&taken, arguments[3], 1, size)) == NULL)
+        goto failed;
     for (Py_ssize_t i = 0; i < parameters; i++) {
+        const Py_ssize_t place = places[i];
+        if (place < 0 || place >= size) {
+            PyErr_SetString(PyExc_IndexError, "a parameter's place is none of the places");
+            goto failed;
+        }
         PyObject *gradient = PyObject_GetAttr(PyTuple_GetItem(arguments[0], i), GRAD);
         if (gradient == NULL)
             goto failed;
-        into[i] = 0;
-        present[i] = gradient != Py_None;
-        int is = present[i] ? plain(gradient, &tensor) : 1;
-        if (is == 1 && present[i]) {
-            total += into[i] = square_of(&tensor);
+        squares[place] = 0;
+        present[place] = gradient != Py_None;
+        int is = present[place] ? plain(gradient, &tensor) : 1;
+        if (is == 1 && present[place]) {
+            total += squares[place] = square_of(&tensor);
         } else if (is == 0) {
-            PyObject *place = PyLong_FromSsize_t(i);
-            is = place == NULL ? -1 : PyList_Append(others, place);
-            Py_XDECREF(place);
+            PyObject *index = PyLong_FromSsize_t(i);
+            is = index == NULL ? -1 : PyList_Append(others, index);
+            Py_XDECREF(index);
         }
         Py_DECREF(gradient);
         if (is < 0)
             goto failed;
     }
+    let_go(&taken);
     return Py_BuildValue("Nd", others, total);
 failed:
+    let_go(&taken);
     Py_DECREF(others);
     return NULL;
 }

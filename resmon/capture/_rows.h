@@ -28,34 +28,6 @@ enum counted { COUNT_ELEMENTS, COUNT_FORWARD, COUNT_BACKWARD, COUNT_SAMPLES, COU
  * show in the difference then. */
 #define RESOLVED 1e8
 
-/* Arrays that are in one piece, taken of their objects for the length of a call. */
-#define ARRAYS 8
-struct arrays {
-    Py_buffer of[ARRAYS];
-    int count;
-};
-
-static void let_go(struct arrays *taken)
-{
-    while (taken->count)
-        PyBuffer_Release(&taken->of[--taken->count]);
-}
-
-/* Its elements, `size` bytes each and `n` of them, or any number where n is negative. */
-static void *array(struct arrays *taken, PyObject *of, Py_ssize_t size, Py_ssize_t n)
-{
-    Py_buffer *view = &taken->of[taken->count];
-    if (PyObject_GetBuffer(of, view, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0)
-        return NULL;
-    taken->count++;
-    if (view->itemsize != size || (n >= 0 && view->len != n * size)) {
-        PyErr_Format(PyExc_ValueError, "an array of %zd bytes in items of %zd; %zd items of %zd were expected", view->len,
-                     view->itemsize, n, size);
-        return NULL;
-    }
-    return view->buf;
-}
-
 /* Of one site; the values, what is there of them and the counts lie `sites` apart. */
 static void tell(const double *row, size_t cells, size_t looks, size_t sites, double *values, uint8_t *present, int64_t *counts,
                  double *looked)

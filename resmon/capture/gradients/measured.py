@@ -29,7 +29,7 @@ class Groups:
     members: Places
 
 
-_NONE: Places = np.zeros(0, np.intp)
+NONE: Places = np.zeros(0, np.intp)
 
 
 class Measured:
@@ -40,16 +40,39 @@ class Measured:
         # Whether it is there; whether its optimizer has come to its step, so that it counts; whether it was clipped.
         self.present, self.due, self.clipped = np.zeros(size, np.bool_), np.zeros(size, np.bool_), np.zeros(size, np.bool_)
         self.unknown: dict[int, str] = {}  # of those that are there: why this rank cannot know its share of their norm
-        self.groups = self.parameter_groups = Groups(_NONE, _NONE)  # the sites', and the optimizers'
+        self.groups = self.parameter_groups = Groups(NONE, NONE)  # the sites', and the optimizers'
         self.reasons: Sequence[str] = ()  # of each site's group, why its norm cannot be known, "" where it can
         self.replicas = 1  # how many ranks hold the same gradients, all of them alike
         self.seen = 0.0  # all squares that were read here, added up
         self._squares: Floats = np.zeros(size)
         self._factors: Floats = np.empty(size)  # what clipping has multiplied it with since it was read
         self._factors.fill(1.0)
+        self._is_clipped = False  # any of them
         self._noted: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     # -- what happens --------------------------------------------------------------------------------------------------
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was noted is done."""
+        return not self._noted
+
+    def anew(self, places: Places) -> None:
+        """These are about to be read, whatever was read of them before."""
+        if self._is_clipped:
+            self.clipped[places] = False
+
+    def clip(self, places: Places) -> None:
+        """Clipping has changed these."""
+        self.clipped[places] = self._is_clipped = True
+
+    def read(self, places: Places, parameters: tuple[Tensor, ...]) -> list[int]:
+        """Take the squares of these gradients, now; of all but those returned, by index, which are no plain tensors here."""
+        others, total = _native.gradients(parameters, places, self._squares, self.present)
+        self.seen += total
+        if self._is_clipped:
+            self._factors[places] = 1.0
+        return others
 
     def do(self, what: Callable[..., None], *arguments: Any) -> None:
         """Do one of the following, now or, where a number of it or of one before is on its way, in its turn."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from resmon.capture import _native
-from resmon.capture.gradients.measured import Groups, Measured, Places, Values
+from resmon.capture.gradients.measured import NONE, Groups, Measured, Places, Values
 from resmon.capture.host import fetch
 from resmon.capture.host.placement import WHOLE, Placement, local, named_parameters
 from resmon.capture.probes.accelerator import norms
@@ -38,7 +38,9 @@ class Selection:
 
     def only(self, chosen: Sequence[int]) -> Selection:
         """Those at some indices of this selection."""
-        return Selection(self.places[list(chosen)], tuple(self.parameters[i] for i in chosen), self.models)
+        if not chosen:
+            return Selection(NONE, (), self.models)
+        return Selection(self.places[list(chosen)], tuple([self.parameters[i] for i in chosen]), self.models)
 
 
 class Gradients:
@@ -166,7 +168,7 @@ class Gradients:
             self._now.do(Measured.became, places, *self._measure(selection)[0])
         else:
             self._now.do(Measured.multiply, places, fetch.held(coefficient))
-        self._now.clipped[places] = True
+        self._now.clip(places)
         self.mark(selection)
 
     def as_clipped(self, selection: Selection) -> Selection:
@@ -190,22 +192,29 @@ class Gradients:
         return measured
 
     def _take(self, selection: Selection) -> None:
-        places = selection.places
-        values, self._now.present[places] = self._measure(selection)
-        self._now.do(Measured.take, places, *values)
-        self._now.clipped[places] = False
+        now, rest = self._now, selection
+        now.anew(selection.places)
+        if self._are_here(selection.parameters) and now.is_settled:
+            rest = selection.only(now.read(selection.places, selection.parameters))
+        if rest.parameters:
+            values, now.present[rest.places] = self._measure(rest)
+            now.do(Measured.take, rest.places, *values)
         if self._marks:
-            for place in places.tolist():
+            for place in selection.places.tolist():
                 self._marks.pop(place, None)
+
+    def _are_here(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether plain gradients of these are the whole truth, and can be read without waiting."""
+        self._placement.look()
+        return self._placement.world == 1 and bool(parameters) and fetch.is_here(parameters[0])
 
     def _measure(self, selection: Selection) -> tuple[Values, Bools]:
         """This rank's share of the sum of squares of each one's gradient, and which have one."""
         parameters = selection.parameters
         squares, present = np.zeros(len(parameters)), np.zeros(len(parameters), np.bool_)
-        self._placement.look()
         others: Iterable[int] = range(len(parameters))
-        if self._placement.world == 1 and parameters and fetch.is_here(parameters[0]):
-            others, total = _native.gradients(parameters, squares.ctypes.data, present.ctypes.data)
+        if self._are_here(parameters):
+            others, total = _native.gradients(parameters, np.arange(len(parameters)), squares, present)
             self._now.seen += total
         return self._measure_others(selection, others, squares, present), present
 

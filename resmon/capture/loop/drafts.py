@@ -188,6 +188,7 @@ class Totals:
         """The step's record, when its numbers have arrived, or have failed to."""
         self.sites(draft.channels)
         arrived = not draft.fetch.failed
+        samples = max(draft.samples, draft.inputs.samples() if arrived else 0)
         if arrived:
             draft.gradients.settle()
         values, present, counts = self._blocks(draft, arrived)
@@ -197,7 +198,7 @@ class Totals:
         if draft.complete:
             self._steps += 1
             self._skipped += skipped
-            self._samples += draft.samples
+            self._samples += samples
             self._phases = [total + (seconds or 0.0) for total, seconds in zip(self._phases, draft.phases, strict=True)]
             self._clipped += gradient is not None and stepped is not None and stepped < gradient
             if draft.duration is not None:
@@ -208,7 +209,7 @@ class Totals:
         run: dict[str, float | None] = {
             "duration": draft.duration,
             **dict(zip(_PHASES, draft.phases, strict=True)),
-            "samples": float(draft.samples) if draft.samples else None,
+            "samples": float(samples) if samples else None,
             **draft.inputs.values(arrived=arrived),
             **draft.memory,
             "learning_rate": float(groups[RATE, main])

@@ -29,7 +29,7 @@ from resmon.capture.discovery.dataflow import Add, Trace, tensors
 from resmon.capture.discovery.survey import Hidden, Names, Sighting, Survey, hidden, is_watched
 from resmon.capture.forensics.birth import Holder
 from resmon.capture.host import compiler
-from resmon.capture.host.fetch import is_capturing
+from resmon.capture.host.fetch import Fetch, is_capturing
 from resmon.capture.host.hook import Hook
 from resmon.capture.loop.sleepers import Sleepers
 from resmon.capture.probes import activations
@@ -38,6 +38,7 @@ from resmon.capture.probes.activations import Activations
 from resmon.capture.probes.cells import Cells
 from resmon.capture.probes.channel import Channel
 from resmon.capture.probes.columns import ARRIVED, GRADIENT
+from resmon.capture.probes.entrance import Entered, Entrance
 from resmon.capture.probes.layers import Layer, Looks, last_layer
 from resmon.capture.probes.norms import Norms
 from resmon.capture.probes.positions import Sampling, channel_axis
@@ -113,6 +114,7 @@ class ModelWatch:
         self._calls: dict[str, int] = {}  # how often each module ran in a traced pass, at most
         self._cells: list[Cells] = []  # those of one device each
         self._left: list[tuple[Tensor, Sequence[Channel]]] = []  # what cells held that are no more
+        self._entrance: Entrance | None = None  # where graphs note what they are given
         self._installed = Installed()
         self._trace: Trace | None = None
         self._stand_ins: list[tuple[Sighting, Channel, GradientTap]] = []
@@ -243,6 +245,11 @@ class ModelWatch:
         size, self._size = self._size, 0
         return float(size)
 
+    def take_entered(self, by: Fetch) -> list[Entered]:
+        """What passes were given that began inside of graphs; the next step begins."""
+        found = self._entrance.take(by) if self._entrance is not None else None
+        return [found] if found is not None else []
+
     def take(self) -> list[tuple[Tensor, Sequence[Channel]]]:
         """What graphs have written, [sites, COLUMNS], and whose it is; they begin anew."""
         left, self._left = self._left, []
@@ -262,13 +269,15 @@ class ModelWatch:
 
     # -- a pass --------------------------------------------------------------------------------------------------------
 
-    def begin_in_graph(self) -> None:
+    def begin_in_graph(self, args: Any, kwargs: Any) -> None:
         """What a graph is to do where a pass begins inside of it."""
         if _trains():
             self.compiled = self.inlined = True
             if compiler.OBSERVES:
                 for cells in self._cells:
                     cells.begin_pass_in_graph()
+                if self._entrance is not None and not compiler.compiles_backward():
+                    self._entrance.see(args, kwargs)
                 self._installed.begin_pass_in_graph()
 
     def end_in_graph(self) -> None:
@@ -464,6 +473,8 @@ class ModelWatch:
         self._left = self.take()
         devices = dict.fromkeys(channel.device for channel in self.channels)
         self._cells = [Cells(device, [c for c in self.channels if c.device == device], self._sampling.most) for device in devices]
+        if self._entrance is None or self._entrance.device not in devices:
+            self._entrance = next((Entrance(device, self._sampling.most) for device in devices), None)
         self._installed.remove()
         for path, calls in trace.calls.items():
             self._calls[path] = max(calls, self._calls.get(path, 0))
@@ -501,7 +512,7 @@ class _Begin(Hook):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if compiler.traces():
-            self._watch.begin_in_graph()
+            self._watch.begin_in_graph(args, kwargs)
             return
         frames = set_eval_frame(None)
         try:

@@ -103,6 +103,7 @@ class Session:
         self._errors_total = 0
         self._channels: Sequence[Channel] = ()
         self._board = board(0)
+        self._spare: Floats | None = None  # an array that a step's numbers may be copied to
         self._groups_told: tuple[str, ...] = ()
         self._told: set[str] = set()
 
@@ -424,7 +425,7 @@ class Session:
         if self._optimizers.groups != self._groups_told:
             self._tell_columns()
         numbers, shares = self._board[:0, IN_ALL], None
-        inputs = self._inputs.take(fetch)
+        inputs = self._inputs.take(fetch, [each for watch in self._watches for each in watch.take_entered(fetch)])
         arriving: Sequence[Part] = ()
         if not self._stepped_aside:
             try:
@@ -432,8 +433,7 @@ class Session:
                 self._look_at_norms()
                 rows = (each for watch in self._watches for each in watch.take())
                 arriving = parts(fetch, self._channels, rows, self._accelerators.take())
-                numbers = self._board[:, IN_ALL].copy()
-                begin_step(self._board[:, IN_ALL])
+                numbers = self._snapshot()
                 if self._placement.world > 1:
                     shares = self._shares(gradients.reasons)
             except Exception as error:
@@ -472,6 +472,15 @@ class Session:
             shares=shares,
             errors_total=self._errors_total,
         )
+
+    def _snapshot(self) -> Floats:
+        """What the sites have counted in this step; the next one begins. To ask for fresh memory has malloc tidy the loop's."""
+        counted = self._board[:, IN_ALL]
+        spare, self._spare = self._spare, None
+        numbers = spare if spare is not None and spare.shape == counted.shape else np.empty(counted.shape)
+        numbers[:] = counted
+        begin_step(counted)
+        return numbers
 
     def _tell_what_has_not_come(self, draft: Draft) -> None:
         """Say of which gradients there should be some and are none."""
@@ -534,6 +543,7 @@ class Session:
             self.fault(error)
             draft.blocks = False
             record = self._totals.record(draft)
+        self._spare = draft.numbers  # they are in the record now
         sink.step(record)
         self._nonfinite.recorded(record, tuple(channel.site for channel in draft.channels))
 

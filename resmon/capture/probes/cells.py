@@ -62,8 +62,8 @@ class Cell:
 
     def __init__(self, numbers: Tensor, sample: Tensor, places: Tensor, *, drops: bool) -> None:
         self._drops = drops
-        self._numbers = [_alias(number) for number in numbers.split(1)]
-        self._sample, self._places = _alias(sample), places
+        self._numbers = [alias(number) for number in numbers.split(1)]
+        self._sample, self._places = alias(sample), places
         self.declined = ""  # why tensors were not taken
 
     def takes(self, tensor: Tensor) -> bool:
@@ -146,8 +146,7 @@ class Cells:
     def __init__(self, device: torch.device, channels: Sequence[Channel], sample: int) -> None:
         self.channels = channels
         sites = len(channels)
-        # Half-open, from a generator of its own: the loop's random numbers are left alone.
-        places = torch.from_numpy(np.random.default_rng(0).random(sample)).to(device)
+        places = drawn_places(device, sample)
         self._numbers = torch.zeros((sites, _WIDTH), dtype=torch.float64, device=device)
         self._samples = torch.zeros((sites, sample), device=device)
         self._sums = torch.zeros((sites, MEDIAN), dtype=torch.float64, device=device)
@@ -242,7 +241,13 @@ class _Passage(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def _alias(tensor: Tensor) -> Tensor:
+def drawn_places(device: torch.device, sample: int) -> Tensor:
+    """Of a sample, as parts of the whole."""
+    # Half-open, from a generator of its own: the loop's random numbers are left alone.
+    return torch.from_numpy(np.random.default_rng(0).random(sample)).to(device)
+
+
+def alias(tensor: Tensor) -> Tensor:
     """The same memory, as a tensor that torch knows nothing of."""
     alias = torch.utils.dlpack.from_dlpack(tensor)
     if alias.is_cuda:  # CUDA graphs write where they wrote when they were recorded

@@ -10,7 +10,6 @@ model they write the same cell.
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,6 @@ class Watcher(Protocol):
     compiled: bool  # some of the model's hooks are in graphs
     passes: int  # that were observed so far
     seconds: float  # what observing has cost in this step
-    process: int
     pausing: bool  # a pass is done again, of which nothing is to be observed
 
     def fault(self, error: Exception) -> None: ...
@@ -325,7 +323,7 @@ class GradientTap(Hook):
 
     def __call__(self, gradient: Tensor) -> None:
         watcher, channel = self._watcher, self._channel
-        if channel is None or watcher.process != os.getpid():
+        if channel is None:
             return
         started = perf_counter()
         try:

@@ -666,7 +666,7 @@ def test_a_fault_while_reading_gradients_never_reaches_the_loop(monkeypatch: pyt
     model = network()
     optimizer = sgd(model)
     _, sink = watch(model, optimizer)
-    monkeypatch.setattr("resmon.capture.gradients.reader.Gradients._measure", broken)
+    monkeypatch.setattr("resmon.capture.gradients.reader.Gradients._take", broken)
     for _ in range(3):
         model(batch()).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

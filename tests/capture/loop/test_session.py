@@ -642,7 +642,7 @@ def test_detaching_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> None:
         "resmon.capture.probes.channel._native.addition",
         "resmon.capture.probes.channel._native.accumulate",
         "resmon.capture.probes.channel._native.arrived",
-        "resmon.capture.gradients.reader._native.gradients",
+        "resmon.capture.gradients.measured._native.gradients",
         "resmon.capture.loop.drafts._native.blocks",
     ],
 )

@@ -136,8 +136,11 @@ def test_gradients_are_read_as_each_is_or_left_to_others(wanted: list[tuple[list
     gradients = [laid_out(torch.randn(shape).to(dtype), layout) for shape, dtype, layout in wanted]
     gradients += [None, torch.empty(0), torch.eye(3).to_sparse(), nn.Parameter(torch.ones(2))]
     parameters = tuple(SimpleNamespace(grad=gradient) for gradient in gradients)
-    squares, present = np.full(len(parameters), 7.0), np.full(len(parameters), True)
-    others, total = _native.gradients(parameters, squares.ctypes.data, present.ctypes.data)
+    squares, present = np.full(len(parameters) + 1, 7.0), np.full(len(parameters) + 1, True)
+    places = np.arange(len(parameters), 0, -1)
+    others, total = _native.gradients(parameters, places, squares, present)
+    assert squares[0] == 7.0  # nobody's place
+    squares, present = squares[places], present[places]
     assert total == pytest.approx(squares.sum(), rel=1e-12)
     for i, gradient in enumerate(gradients):
         plain = type(gradient) is Tensor and gradient.dtype is torch.float32 and gradient.layout is torch.strided
@@ -150,15 +153,20 @@ def test_gradients_are_read_as_each_is_or_left_to_others(wanted: list[tuple[list
 
 def test_what_is_no_parameter_is_refused() -> None:
     squares, present = np.zeros(2), np.zeros(2, np.bool_)
-    addresses = squares.ctypes.data, present.ctypes.data
-    for odd, error in (
-        ((object(),), AttributeError),
-        ((SimpleNamespace(grad=torch.ones(1)), 5), AttributeError),
-        ([], SystemError),
+    one = SimpleNamespace(grad=torch.ones(1))
+    for odd, places, error in (
+        ((object(),), [0], AttributeError),
+        ((one, 5), [0, 1], AttributeError),
+        ([], [], SystemError),
+        ((one,), [2], IndexError),
+        ((one,), [-1], IndexError),
+        ((one,), [0, 1], ValueError),
     ):
         with pytest.raises(error):
-            _native.gradients(odd, *addresses)
-    with pytest.raises(TypeError, match="3 arguments"):
+            _native.gradients(odd, np.array(places, np.intp), squares, present)
+    with pytest.raises(ValueError, match="2 items of 1 were expected"):
+        _native.gradients((one,), np.zeros(1, np.intp), squares, np.zeros(1, np.bool_))
+    with pytest.raises(TypeError, match="4 arguments"):
         _native.gradients((), 0)
 
 
