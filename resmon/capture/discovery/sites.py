@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def look(
     survey = Survey()
     trace = Trace(model, survey)
     PAUSE.hold(trace)
-    with _as_before(model), torch.enable_grad():
+    with _as_before(model), torch.enable_grad(), _looking():
         hook = model.register_forward_pre_hook(lambda _, a, k: trace.begin(a, k), with_kwargs=True)
         try:
             output = model(*args, **kwargs)
@@ -65,6 +66,23 @@ def look(
             PAUSE.release(trace)
     sites = [site for site in Names(model).sites(survey.sightings) if is_watched(site, include, exclude)]
     return sites, [each for each in hidden(trace.fused) if is_watched(each, include, exclude)]
+
+
+_LOOKING: set[int] = set()
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    _LOOKING.add(get_ident())
+    try:
+        yield
+    finally:
+        _LOOKING.discard(get_ident())
+
+
+def is_looking() -> bool:
+    """Whether a model is looked at in this thread: its pass is none of a training's."""
+    return get_ident() in _LOOKING
 
 
 def _several(patterns: str | Sequence[str]) -> Sequence[str]:

@@ -26,6 +26,7 @@ from torch.utils.hooks import RemovableHandle
 
 from resmon.capture.discovery import rule
 from resmon.capture.discovery.dataflow import Add, Trace, tensors
+from resmon.capture.discovery.sites import is_looking
 from resmon.capture.discovery.survey import Hidden, Names, Sighting, Survey, hidden, is_watched
 from resmon.capture.forensics.birth import Holder
 from resmon.capture.host import compiler
@@ -288,7 +289,7 @@ class ModelWatch:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> None:
         """`compiled` says that the forward, called now, would be compiled."""
-        if os.getpid() != self.process or self.pausing:
+        if os.getpid() != self.process or self.pausing or is_looking():
             return
         if not torch.is_grad_enabled():
             self._owner.evaluates()
@@ -351,7 +352,7 @@ class ModelWatch:
         return None
 
     def end(self, output: Any) -> None:
-        if self.pausing:
+        if self.pausing or is_looking():
             return
         if not self._in_pass or self.thread != threading.get_ident():
             if not torch.is_grad_enabled() and os.getpid() == self.process:
