@@ -257,6 +257,40 @@ def test_compiled_autograd_is_left_alone(caplog: pytest.LogCaptureFixture) -> No
     assert (sink.newest.run_value("gradient_square") or 0) > 0
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiled_autograd_that_a_loop_enters(compiled: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """As torch's own loops do, around the forward pass too; there a hook that broke the backward graph would fail the loop."""
+    enabled = torch._dynamo.compiled_autograd._enable
+
+    def training(*, watched: bool) -> tuple[list[float], Memory]:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        sink = watch(model, optimizer)[1] if watched else Memory()
+        call = torch.compile(model, backend="aot_eager") if compiled else model
+        losses = []
+        for i in range(6):
+            optimizer.zero_grad()
+            with enabled(torch.compile(backend="aot_eager", fullgraph=True)):
+                loss = call(batch(seed=i)).square().mean()
+                loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses, sink
+
+    bare, _ = training(watched=False)
+    losses, sink = training(watched=True)
+    assert losses == bare
+    assert sink.newest.errors_total == 0
+    assert (sink.newest.run_value("gradient_square") or 0) > 0
+    if compiled:
+        assert all("compiled autograd" in site.observed for site in sink.now) and sink.now
+    else:
+        assert sink.newest.blocks_present[0].all()
+        assert any("output_gradient_norm" in said for site in sink.now for said in site.absent)
+
+
 def test_what_the_loop_clears_between_two_passes_of_a_graph() -> None:
     torch.manual_seed(0)
     model = Net()

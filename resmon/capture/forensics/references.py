@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from resmon.capture.discovery.dataflow import leaves
+from resmon.capture.host import compiler
 from resmon.capture.host.hook import Hook
 from resmon.capture.host.randomness import Randomness
 from resmon.capture.host.stack import is_the_users
@@ -207,7 +208,8 @@ class _Arrival(Hook):
         self._references, self._pass, self._output = references, made, output
 
     def __call__(self, gradient: Tensor) -> None:
-        self._references.arrived(self._pass, self._output, gradient)
+        if not compiler.traces():
+            self._references.arrived(self._pass, self._output, gradient)
 
 
 def _caller() -> tuple[str, int]:

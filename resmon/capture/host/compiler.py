@@ -62,7 +62,8 @@ traces_backward._dynamo_marked_constant = True  # type: ignore[attr-defined] # w
 
 def compiles_backward() -> bool:
     """In a graph: whether backward passes are compiled, too (compiled autograd), which cannot be done with what ours would add."""
-    return bool(torch._dynamo.config.compiled_autograd)
+    entered = getattr(sys.modules.get("torch._dynamo.compiled_autograd"), "compiled_autograd_enabled", False)
+    return bool(torch._dynamo.config.compiled_autograd or entered)
 
 
 compiles_backward._dynamo_marked_constant = True  # type: ignore[attr-defined]

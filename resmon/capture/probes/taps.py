@@ -323,7 +323,7 @@ class GradientTap(Hook):
 
     def __call__(self, gradient: Tensor) -> None:
         watcher, channel = self._watcher, self._channel
-        if channel is None:
+        if channel is None or compiler.traces():  # the backward pass is compiled: one that breaks there may fail the loop
             return
         started = perf_counter()
         try:
