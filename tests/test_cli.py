@@ -67,6 +67,10 @@ block = Block()
 plain = nn.Linear(4, 4)
 number = 3
 
+class Fused(Block):
+    def forward(self, x):
+        return torch.addmm(x, torch.relu(self.linear(x)), self.linear.weight)
+
 def make(): return Block(), (torch.randn(2, 4),)
 def make_one(): return Block(), torch.randn(2, 4)
 def make_scaled(): return Scaled(), (torch.randn(2, 4),), {"scale": 0.5}
@@ -143,6 +147,17 @@ def test_inspect_prints_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.usefixtures("models")
+def test_inspect_tells_of_additions_that_are_not_observed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert here(monkeypatch, "inspect", "mymodels:Fused", "-i", "2,4", "--json") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == []
+    assert "addmm in Fused adds a branch to a residual stream" in shown.err
+    assert "resmon.residual_add(skip, branch)" in shown.err
+
+
+@pytest.mark.usefixtures("models")
 def test_inspect_says_that_a_plain_model_has_no_block(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert here(monkeypatch, "inspect", "mymodels:plain", "-i", "2,4") == 0
     assert "Linear has no residual block" in capsys.readouterr().out
@@ -153,7 +168,7 @@ def test_inspect_says_that_a_plain_model_has_no_block(monkeypatch: pytest.Monkey
     [
         (["mymodels"], "names no model"),
         (["nowhere:make"], "'nowhere' cannot be imported"),
-        (["mymodels:Blok"], "has no 'Blok'. It has these models: Block, Scaled, Tokens"),
+        (["mymodels:Blok"], "has no 'Blok'. It has these models: Block, Scaled, Tokens, Fused"),
         (["mymodels:needs"], "missing a required argument: 'width'"),
         (["mymodels:wrong"], "gives str; it must give a torch.nn.Module"),
         (["mymodels:number"], "gives int"),

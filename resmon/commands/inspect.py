@@ -24,18 +24,21 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the residual blocks that resmon finds in a model."""
-    from resmon.capture.discovery.sites import discover
+    from resmon.capture.discovery.sites import look
+    from resmon.capture.discovery.survey import tell
     from resmon.capture.discovery.target import load_target, parameter_count, random_input
 
     module, args, kwargs = load_target(model)
     if input:
         args = tuple(random_input(text) for text in input)
     try:
-        sites = discover(module, *args, **kwargs)
+        sites, unseen = look(module, args, kwargs)
     except DiscoveryError as error:
         if input or args or kwargs:
             raise
         raise DiscoveryError(f"{error} Here: --input with the shape of each, such as -i 8,3,32,32.") from error
+    for sentence in tell(unseen, type(module).__name__):
+        Console(stderr=True).print(sentence, style="yellow", highlight=False, soft_wrap=True)
     counts = [parameter_count(module, site.parameters) for site in sites]
     if as_json:
         print(json.dumps([asdict(site) | {"parameter_count": n} for site, n in zip(sites, counts, strict=True)], indent=2))

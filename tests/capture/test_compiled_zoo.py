@@ -26,7 +26,7 @@ from tests.zoo.case import Case
 STEPS = 3
 # Those of the zoo's hand-written models that differ most for the compiler; of the published ones all, but most only as slow tests.
 QUICK = """transformers-opt mlp_mixer stochastic_depth_per_batch
-layer_drop_skipping super_resolution time_shift functional_root_twice nested_residuals
+multiplying layer_drop_skipping super_resolution time_shift functional_root_twice nested_residuals
 checkpointed_branch_non_reentrant custom_function_inline low_rank_adapter""".split()
 NAMED = {f"transformers-{case.name}": case for case in HUGGING} | {case.name: case for case in HANDWRITTEN if case.name in QUICK}
 CASES = [pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in NAMED.items()]

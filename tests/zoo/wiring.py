@@ -76,6 +76,31 @@ class Spelled(nn.Module):
         return SPELLINGS[self.spelling](x, self.f)
 
 
+class Multiplying(nn.Module):
+    """Adds and multiplies in one call, by a layer scale of its own."""
+
+    def __init__(self, add: Callable[[Multiplying, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.f = branch()
+        self.gamma = nn.Parameter(torch.full((WIDTH,), 0.5))
+        self.add = add
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(self, x, self.f(x))
+
+
+def multiplying() -> nn.Module:
+    """One block for each of the functions that multiply what they add."""
+    return nn.Sequential(
+        nn.Linear(WIDTH, WIDTH),
+        Multiplying(lambda m, x, f: torch.addcmul(x, m.gamma, f)),
+        Multiplying(lambda m, x, f: f.clone().addcdiv_(x, m.gamma, value=0.5)),
+        Multiplying(lambda _, x, f: torch.lerp(x, f, 0.25)),
+        Multiplying(lambda m, x, f: x.lerp(f, m.gamma)),
+        nn.Linear(WIDTH, 2),
+    )
+
+
 class Residual(nn.Module):
     """The wrapper that many tutorials write: whatever it wraps, plus its input."""
 
@@ -652,6 +677,17 @@ CASES = (
         lambda: stacked(Scripted()),
         vector,
         sites=(identity("1.down", "up . down", "1"), identity("1.scripted", "scripted.0 scripted.2", "1")),
+    ),
+    Case(
+        "multiplying",
+        multiplying,
+        vector,
+        sites=(
+            identity("1", "f.0 f.2 .", "1"),
+            projection("2", "f.0 f.2", ".", "2"),
+            identity("3", "f.0 f.2", "3"),
+            projection("4", "f.0 f.2 .", ".", "4"),
+        ),
     ),
     Case("sliced_stream", lambda: stacked(SlicedStream()), vector, sites=(identity("1", "f.0 f.2", "1"),)),
     Case(

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from threading import get_ident
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +22,10 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from resmon.capture.discovery.additions import ADDITIONS, SUBTRACTIONS, Term, addition, adds_up, hidden_in, is_kernel, value
 from resmon.capture.discovery.marker import residual_add
 from resmon.capture.host.compiler import plain
 from resmon.capture.host.hook import Hook
-
-ADDS = frozenset(
-    {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, residual_add}
-)  # fmt: skip
 
 # Names of torch functions and tensor methods, in all their spellings.
 ADDING = frozenset("add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __isub__".split())
@@ -42,6 +40,7 @@ ARITHMETIC = (
 _CUTS = frozenset({"detach", "detach_", "data"})
 _NOISE = frozenset({"randn", "randn_like", "normal", "normal_"})
 _DRAWS = frozenset("rand rand_like randint randint_like bernoulli bernoulli_ uniform_ random_ multinomial randperm".split())
+_COPIES = frozenset({"clone", "contiguous", "alias"})
 _CHOOSES = SCALING | {"where", "masked_fill", "masked_fill_"}
 # These take shape, dtype or device of some arguments, not their values: of all but the first, or of all.
 _VALUE_OF_FIRST = frozenset("expand_as view_as reshape_as type_as to".split())
@@ -134,10 +133,29 @@ class Add:
     second: Tensor
     first_node: Node
     second_node: Node
-    alpha: float  # what the second operand is multiplied with
+    factors: tuple[float, float]  # what the operands are multiplied with
     frame: Frame
     ordinal: int  # how many candidate adds this call of the holder has seen before
     marked: bool  # through resmon.residual_add
+    varies: bool  # the factors are arguments of the call, and may be others in the next one
+
+
+Does = Literal["adds", "may add", "subtracts"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fused:
+    """A call that reads two values and may add them, where neither can be taken.
+
+    `does` says whether it adds them, may add them, or subtracts the second, which leaves `result`.
+    """
+
+    operation: str
+    frame: Frame
+    first: Node
+    second: Node
+    does: Does
+    result: Node | None = None
 
 
 # Hears of each candidate add before it runs, and answers with what is to be told its result, or None.
@@ -180,26 +198,6 @@ def contents(batch: Any) -> Iterator[Tensor]:
             stack += getattr(item, "__dict__", {}).values()
 
 
-def operands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The two operands of a call of one of ADDS."""
-    first = args[0] if args else kwargs.get("input", kwargs.get("skip"))
-    second = args[1] if len(args) > 1 else kwargs.get("other", kwargs.get("branch"))
-    return first, second
-
-
-def is_candidate(first: Any, second: Any) -> bool:
-    """Whether an add can be a residual add at all: of two floating-point tensors of one shape, which are no single numbers."""
-    return (
-        isinstance(first, Tensor)
-        and isinstance(second, Tensor)
-        and not (first.is_nested or second.is_nested)
-        and first.shape == second.shape
-        and first.dim() > 0
-        and first.is_floating_point()
-        and second.is_floating_point()
-    )
-
-
 class Trace(TorchFunctionMode):
     """Traces one forward pass of `model`, which `begin` and `finish` enclose. `listener` hears of every candidate add.
 
@@ -217,7 +215,8 @@ class Trace(TorchFunctionMode):
         self._function_apply: Any = None
         self._paths = {module: path for path, module in model.named_modules()}
         self._model = model
-        self._slices: dict[tuple[Node, str], Node] = {}  # by what was sliced, and how
+        self._slices: dict[tuple[Node, object], Node] = {}  # by what was sliced, and how
+        self.fused: list[Fused] = []  # in order of execution
         self._by_graph: dict[int, Node] = {}  # by the sequence number of the autograd function that made the value
         self._first = 0  # of these numbers in this pass
         self._names: dict[str, str] = {}  # of each parameter, by the path under which a module has it
@@ -272,12 +271,15 @@ class Trace(TorchFunctionMode):
             before = self._order
             result = original.__get__(None, cls)(*args, **kwargs)  # no Python function any more in torch 2.14
             known = {node for _, node in read}
-            for _, tensor in leaves(result):
-                node = self._nodes.get(tensor)
-                # What its forward computed from them with torch functions has been seen already; what it took out of them (as the
-                # local part of a DTensor) has not.
-                if node is None or not _made_from(known, node, before):
-                    self._record(tensor, cls.__name__, read)
+            with torch._C.DisableTorchFunction():
+                for _, tensor in leaves(result):
+                    node = self._nodes.get(tensor)
+                    # What its forward computed from them with torch functions has been seen already; what it took out of them (as
+                    # the local part of a DTensor) has not.
+                    if node is None or not _made_from(known, node, before):
+                        self._record(tensor, cls.__name__, read)
+                        if is_kernel(cls):
+                            self._suspect(cls.__name__, _beside(read, tensor), tensor)
             return result
 
         self._function_apply = original
@@ -309,9 +311,10 @@ class Trace(TorchFunctionMode):
                 node.live, node.parameters = False, frozenset({self._names[full]})
 
     def _leave_module(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        frame = self._frames.pop()
+        frame = self._frames[-1]
         for position, tensor in leaves(output):
             self._node(tensor).places.append(Place(frame.path, frame.call, "out", position))
+        self._frames.pop()
 
     # -- values --------------------------------------------------------------------------------------------------------
 
@@ -330,7 +333,10 @@ class Trace(TorchFunctionMode):
         # Not seen before: made by what is no torch function, such as a scripted one, part of an older graph, or a constant.
         with torch._C.DisableTorchFunction():
             made_from = self._made_from(tensor)
-            return self._record(tensor, "unseen", made_from) if made_from else self._leaf(tensor, live=tensor.requires_grad)
+            if not made_from:
+                return self._leaf(tensor, live=tensor.requires_grad)
+            self._suspect("TorchScript or an extension", [source for _, source in made_from], tensor)
+            return self._record(tensor, "unseen", made_from)
 
     def _made_from(self, tensor: Tensor) -> list[tuple[Tensor, Node]]:
         """The known values nearest behind `tensor` in the graph of this pass, in order of execution as far as the graph tells."""
@@ -382,19 +388,23 @@ class Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._frames:
             return func(*args, **kwargs)
-        told = None
-        if func in ADDS:
-            first, second = operands(args, kwargs)
-            if is_candidate(first, second):
-                frame = self._frames[-1]
-                nodes = (self._node(first), self._node(second))
-                add = Add(first, second, *nodes, kwargs.get("alpha", 1), frame, frame.adds, func is residual_add)
-                told = self._listener(add)
-                for outer in self._frames:
-                    outer.adds += 1
+        told, added = None, None
+        if func in ADDITIONS and (adds := addition(func, args, kwargs)) is not None:
+            frame = self._frames[-1]
+            added = first, second = self._operand(adds[0]), self._operand(adds[1])
+            varies = set(adds[2]) != {1} or "alpha" in kwargs
+            add = Add(first[0], second[0], first[1], second[1], adds[2], frame, frame.adds, func is residual_add, varies)
+            told = self._listener(add)
+            for outer in self._frames:
+                outer.adds += 1
         read = [(tensor, self._node(tensor)) for _, tensor in leaves((args, kwargs))]
+        if func is residual_add and added:  # of the kernel that made the sum there is no more to be said
+            pair = {node for _, node in added}
+            self.fused = [call for call in self.fused if {call.first, call.second} != pair]
+        name = _name(func)
+        hidden = self._hidden(name, args, kwargs, read)
         result = func(*args, **kwargs)
-        if (name := _name(func)) in _VALUE_OF_NONE:
+        if name in _VALUE_OF_NONE:
             read = []
         elif name in _VALUE_OF_FIRST:
             read = read[:1]
@@ -405,17 +415,61 @@ class Trace(TorchFunctionMode):
             given = any(t is tensor for t, _ in read)
             if given and not _writes(op, kwargs):
                 continue  # the function gave its input back
-            sliced = _slicing(args[1]) if func is Tensor.__getitem__ else ""
-            if sliced and tensor.numel() == args[0].numel():
+            sliced = self._slicing(args[1]) if func is Tensor.__getitem__ else None
+            if isinstance(sliced, str) and tensor.numel() == args[0].numel():
                 op = "alias"  # a crop or a padding's end that came to nothing
-            node = self._wrote(tensor, op, read) if given else self._record(tensor, op, read)
+            # What multiplies and adds in one is the sum of what it adds.
+            node = self._wrote(tensor, op, read) if given else self._record(tensor, "add" if added else op, added or read)
             if sliced:
-                # The same part taken again has the same values.
-                before = self._slices.setdefault((read[0][1], sliced), node)
+                # The same part taken again has the same values, also out of a copy.
+                before = self._slices.setdefault((_copied(read[0][1]), sliced), node)
                 node = node if before is node else self._record(tensor, "alias", [(tensor, before)])
+            if hidden is not None and node.numel == hidden[0].numel:
+                self.fused.append(Fused(name, self._frames[-1], *hidden, "adds"))
+                hidden = None
+            elif func in SUBTRACTIONS and len(read) == 2 and all(n.live and n.numel == node.numel for _, n in read):
+                self.fused.append(Fused(name, self._frames[-1], read[0][1], read[1][1], "subtracts", node))
+            elif is_kernel(func):
+                self._suspect(str(func), _beside(read, tensor), tensor)
             if told is not None:
                 told(tensor, node)
         return result
+
+    def _operand(self, term: Term) -> tuple[Tensor, Node]:
+        """What an addition adds, computed here where no tensor of the model's holds it."""
+        tensor = value(term)
+        if isinstance(term, Tensor):
+            return tensor, self._node(tensor)
+        read = [(factor, self._node(factor)) for factor in term[1:]]
+        return tensor, self._record(tensor, "div" if term[0] == "div" else "mul", read)
+
+    def _hidden(
+        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], read: Sequence[tuple[Tensor, Node]]
+    ) -> tuple[Node, Node] | None:
+        """The two values that a call is about to add, where the second is nowhere a tensor or both are stacked in one."""
+        if (skip := hidden_in(name, args, kwargs)) is not None:
+            to = self._node(skip)
+            parents = tuple(node for tensor, node in read if tensor is not skip and _is_floating(tensor))
+            self._order += 1
+            return to, Node(self._order, name.strip("_"), parents, True, self._frames[-1], skip.numel())
+        if adds_up(name):
+            live = [node for _, node in read if node.live]
+            if len(live) == 1 and live[0].op == "stack" and len(live[0].parents) == 2:
+                first, second = live[0].parents
+                return first, second
+        return None
+
+    def _suspect(self, operation: str, sources: Sequence[Node], result: Tensor) -> None:
+        """A kernel that torch knows nothing of may add any two of its sources that are of its result's size."""
+        if self._frames:
+            alike = [node for node in sources if node.live and node.numel == result.numel()]
+            self.fused.extend(Fused(operation, self._frames[-1], *pair, "may add") for pair in combinations(alike, 2))
+
+    def _slicing(self, index: Any) -> object:
+        """A key for an index of numbers and slices, or by one tensor; None for any other."""
+        if isinstance(index, Tensor):
+            return self._node(index)
+        return _slicing(index) or None
 
     def _wrote(self, tensor: Tensor, op: str, read: Sequence[tuple[Tensor, Node]]) -> Node:
         """`op` changed `tensor` in place, and with it the tensor that it is a view of."""
@@ -461,6 +515,25 @@ def _subsamples(index: Any) -> bool:
     """Whether x[index] keeps every n-th element along some dimensions and all along the others, as strided pooling does."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(part is ... or (isinstance(part, slice) and part.start is None and part.stop is None) for part in parts)
+
+
+def _beside(read: Sequence[tuple[Tensor, Node]], result: Tensor) -> list[Node]:
+    """The values that a kernel has read as floating-point tensors; none where it hands one of them through."""
+    return [] if any(_share_memory(t, result) for t, _ in read) else [node for t, node in read if _is_floating(t)]
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    try:
+        return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # sparse tensors, and what only looks like one
+        return one is other
+
+
+def _copied(node: Node) -> Node:
+    """The value that `node` is a copy of, number for number, or itself."""
+    while node.op in _COPIES and len(node.parents) == 1:
+        node = node.parents[0]
+    return node
 
 
 def _slicing(index: Any) -> str:

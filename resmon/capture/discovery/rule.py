@@ -12,7 +12,8 @@ Let y = a + b with a and b of one shape.
   normalisation, pooling, padding, casts, scaling; no activation, no split, chunk or selection) and the other not; the other side
   reads a parameter as above. Rotary embeddings, state-space scans, gates and sums of parallel branches are none. Nor is what enters
   another residual stream on its way to the sum: the outputs that a WaveNet's layers add up beside their stream, a condition (edges
-  of a graph, a spectrogram) that is projected anew in each layer, the losses that a mixture's routers hand on.
+  of a graph, a spectrogram) that is projected anew in each layer, the losses that a mixture's routers hand on. Nor is the
+  average of two states of one stream by learned weights.
 
 A side that is multiplied element by element with fresh normal noise is a sample, not a branch (the reparametrisation of a VAE).
 """
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resmon.capture.discovery.dataflow import ADDING, ARITHMETIC, SCALING, Add, Frame, Node
+from resmon.capture.discovery.dataflow import ADDING, ARITHMETIC, SCALING, Frame, Node
 from resmon.records import SiteKind
 
 # The same numbers in another order, layout or precision.
@@ -61,19 +62,18 @@ class Residual:
     skip: tuple[Node, ...]  # of the projection; empty for an identity skip
 
 
-def judge(add: Add) -> Residual | None:
-    """The verdict on one candidate add: None where it is no residual add."""
-    first, second = add.first_node, add.second_node
-    if add.marked:
+def judge(first: Node, second: Node, frame: Frame, *, marked: bool = False) -> Residual | None:
+    """The verdict on the sum of two values, made in `frame`: None where it is no residual add."""
+    if marked:
         return Residual("marked", True, first, between(first, second), ())
     if first is second:
         return None
     for skip, branch in ((first, second), (second, first)):
-        identity = _identity(skip, branch, add)
+        identity = _identity(skip, branch, frame)
         if identity:
             return Residual("identity", skip is first, *identity, ())
     for skip, branch in ((first, second), (second, first)):
-        projection = _projection(skip, branch, add)
+        projection = _projection(skip, branch, frame)
         if projection:
             return Residual("projection", skip is first, *projection)
     return None
@@ -94,19 +94,19 @@ def _read_beside(shared: Node, way: tuple[Node, ...], node: Node) -> list[Node]:
     return [parent for parent in node.parents if not parent.live and parent not in inside]
 
 
-def _identity(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, ...]] | None:
+def _identity(skip: Node, branch: Node, frame: Frame) -> tuple[Node, tuple[Node, ...]] | None:
     """The tensor that `skip` carries and the branch begins at, and the way of the branch."""
     origin = skip
     while True:
         way = between(origin, branch)
         if _is_branch(origin, way):
-            return None if _is_added_anew(origin, way, branch) else (origin, way)
+            return None if _is_added_anew(origin, way, branch) or _is_another_stream(origin, way, branch) else (origin, way)
         if origin.op in REARRANGING or origin.op in SCALING or (origin.op in ADDING and len(origin.parents) == 1):
             carried = [p for p in origin.parents if p.live or p.parameters]
             if len(carried) != 1:
                 return None
             origin = carried[0]
-        elif origin.carries is not None and origin.frame is add.frame and branch.carries is None:
+        elif origin.carries is not None and origin.frame is frame and branch.carries is None:
             origin = origin.carries
         else:
             return None
@@ -117,16 +117,18 @@ def _is_added_anew(skip: Node, way: tuple[Node, ...], branch: Node) -> bool:
     before = {
         parent for node in way if node.op in ADDING and node.carries is None and skip in node.parents for parent in node.parents
     }
-    state: Node | None = branch
-    while before and state is not None and state is not skip:
-        if state in before:
-            return True
-        live = [parent for parent in state.parents if parent.live]
-        state = state.carries or (live[0] if len(live) == 1 and state.op in _AFFINE else None)
+    for state in _earlier(branch) if before else ():
+        if state in before or state is skip:
+            return state is not skip
     return False
 
 
-def _projection(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
+def _is_another_stream(skip: Node, way: tuple[Node, ...], branch: Node) -> bool:
+    """Whether `branch` is a state of a stream that did not begin at `skip`, such as the other half of a reversible network."""
+    return branch.carries is not None and branch.carries is not skip and branch.carries not in way
+
+
+def _projection(skip: Node, branch: Node, frame: Frame) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
     """The tensor that both sides begin at, where the skip is affine in it, and the ways of branch and skip."""
     for shared in _affine_sources(skip):
         way = between(shared, branch)
@@ -138,7 +140,9 @@ def _projection(skip: Node, branch: Node, add: Add) -> tuple[Node, tuple[Node, .
             return None
         if _is_gate(shared, projection) and not _all_mix(shared, way):
             return None
-        if _joins(shared, way) or _is_given_anew(shared, way, add.frame):
+        if _is_average(shared, projection, branch):
+            return None
+        if _joins(shared, way) or _is_given_anew(shared, way, frame):
             return None
         if _is_branch(shared, way) and not _is_affine(shared, way):
             return shared, way, projection
@@ -189,6 +193,45 @@ def _is_branch(shared: Node, way: tuple[Node, ...]) -> bool:
         return True
     # What is multiplied element by element between two Fourier transforms is a convolution.
     return any(n.op.startswith("fft_") for n in way) and any(p.parameters for n in way for p in _read_beside(shared, way, n))
+
+
+def _is_average(shared: Node, projection: tuple[Node, ...], branch: Node) -> bool:
+    """Whether `branch` is a later state of the stream that `shared` is a state of, and both are weighted by learned numbers.
+
+    So are the states of all layers that a DenseFormer or ELMo averages, and the first one that a stream is mixed with again.
+    """
+    if not all(node.op in SCALING or node.op in ADDING or node.op in REARRANGING for node in projection):
+        return False
+    state: Node | None = branch
+    weighted = False
+    while state is not None and (state.op in SCALING or state.op in REARRANGING):
+        weighted |= any(p.parameters and not p.live for p in state.parents)
+        live = [parent for parent in state.parents if parent.live]
+        state = live[0] if len(live) == 1 else None
+    return weighted and state is not None and shared in _past(state)
+
+
+def _past(state: Node) -> set[Node]:
+    """All states of the stream that `state` is on, this one included, and of those that were averaged into it."""
+    found, stack = {state}, [state]
+    while stack:
+        now = stack.pop()
+        live = [parent for parent in now.parents if parent.live]
+        before = [now.carries] if now.carries is not None else live if len(live) == 1 or now.op in ADDING else []
+        if now.carries is None and now.op not in _AFFINE:
+            continue
+        stack += [node for node in before if node not in found]
+        found.update(before)
+    return found
+
+
+def _earlier(state: Node) -> Iterator[Node]:
+    """The states of the stream that `state` is on, from this one back."""
+    now: Node | None = state
+    while now is not None:
+        yield now
+        live = [parent for parent in now.parents if parent.live]
+        now = now.carries or (live[0] if len(live) == 1 and now.op in _AFFINE else None)
 
 
 def _joins(shared: Node, way: tuple[Node, ...]) -> bool:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import nn
 
 from resmon.capture.discovery.dataflow import Trace
-from resmon.capture.discovery.survey import Names, Survey, is_watched
+from resmon.capture.discovery.survey import Hidden, Names, Survey, hidden, is_watched, tell
 from resmon.capture.host.compiler import PAUSE
+from resmon.capture.host.placement import class_name
 from resmon.capture.host.randomness import kept
 from resmon.errors import ConfigurationError, DiscoveryError
 from resmon.records import ResidualSite
@@ -25,12 +28,22 @@ def discover(
 
     The pass runs in the mode that the model is in, with gradients enabled. Buffers, gradients, random state (torch, numpy,
     Python) and hooks are afterwards as before. `include` and `exclude` take module patterns as `watch` does. An empty list
-    means that the pass holds no residual add.
+    means that the pass holds no residual add. A UserWarning tells of residual additions that cannot
+    be observed, and what to write instead.
 
     Raises DiscoveryError where the pass fails, with what the forward would have needed, or cannot be seen; ConfigurationError where
     `model` is no nn.Module, or the patterns are none.
     """
-    include, exclude = _patterns("include", include), _patterns("exclude", exclude)
+    sites, unseen = look(model, args, kwargs, _patterns("include", include), _patterns("exclude", exclude))
+    for sentence in tell(unseen, class_name(model)):
+        warnings.warn(sentence, stacklevel=2)
+    return sites
+
+
+def look(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> tuple[list[ResidualSite], list[Hidden]]:
+    """What `discover` finds, and the residual additions that cannot be observed."""
     if not isinstance(model, nn.Module):
         raise ConfigurationError(f"discover needs a torch.nn.Module, got {type(model).__name__}. Pass the model itself.")
     if isinstance(model, torch.jit.ScriptModule):
@@ -40,7 +53,7 @@ def discover(
     survey = Survey()
     trace = Trace(model, survey)
     PAUSE.hold(trace)
-    with _as_before(model), torch.enable_grad():
+    with _as_before(model), torch.enable_grad(), _looking():
         hook = model.register_forward_pre_hook(lambda _, a, k: trace.begin(a, k), with_kwargs=True)
         try:
             output = model(*args, **kwargs)
@@ -51,8 +64,25 @@ def discover(
             hook.remove()
             trace.finish(None)
             PAUSE.release(trace)
-    sites = Names(model).sites(survey.sightings)
-    return [site for site in sites if is_watched(site, include, exclude)]
+    sites = [site for site in Names(model).sites(survey.sightings) if is_watched(site, include, exclude)]
+    return sites, [each for each in hidden(trace.fused) if is_watched(each, include, exclude)]
+
+
+_LOOKING: set[int] = set()
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    _LOOKING.add(get_ident())
+    try:
+        yield
+    finally:
+        _LOOKING.discard(get_ident())
+
+
+def is_looking() -> bool:
+    """Whether a model is looked at in this thread: its pass is none of a training's."""
+    return get_ident() in _LOOKING
 
 
 def _patterns(name: str, given: str | Sequence[str]) -> tuple[str, ...]:

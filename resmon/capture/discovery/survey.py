@@ -10,12 +10,13 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from resmon.capture.discovery import rule
-from resmon.capture.discovery.dataflow import Add, Frame, Node
+from resmon.capture.discovery.dataflow import Add, Does, Frame, Fused, Node
 from resmon.capture.discovery.operations import Operations
 from resmon.capture.host.compiler import plain
 from resmon.capture.host.placement import class_name
 from resmon.records import ResidualSite
 
+TOLD = 3  # modules that a sentence names
 NEXT = 4  # sums further on among which the next one on the same stream is looked for
 
 
@@ -30,6 +31,7 @@ class Sighting:
     branch: Node
     output: Node
     factors: tuple[float, float]  # what skip and branch are multiplied with in the call
+    varies: bool  # in the next call it may be something else
     shape: tuple[int, ...]
     parameters: tuple[str, ...]
     branch_modules: tuple[str, ...]
@@ -45,6 +47,26 @@ class Sighting:
         return plain(self.frame.path)
 
 
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """A residual addition that is not observed: the function or kernel `operation` in `module` makes it, surely or perhaps."""
+
+    operation: str
+    module: str
+    branch: tuple[str, ...]
+    does: Does
+
+
+_SAID: dict[Does, str] = {
+    "adds": "adds a branch to a residual stream within its own computation, where neither can be taken, and is not observed. "
+    "Compute the branch by itself and write resmon.residual_add(skip, branch) instead",
+    "may add": "reads a residual stream and what a branch has made of it, and torch cannot look into it. If it adds them, say so "
+    "by resmon.residual_add(skip, branch, output=sum), which computes nothing. Until then it is not observed",
+    "subtracts": "subtracts from a tensor what a branch has made of it, which is not observed. If that is a residual connection, "
+    "write resmon.residual_add(skip, -branch) instead",
+}
+
+
 # Hears of a residual add before it runs, with skip and branch, and answers with what is to be told the sum.
 Witness = Callable[[Add, rule.Residual], Callable[[Tensor, Sighting], None] | None]
 
@@ -57,7 +79,7 @@ class Survey:
         self._witness = witness
 
     def __call__(self, add: Add) -> Callable[[Tensor, Node], None] | None:
-        residual = rule.judge(add)
+        residual = rule.judge(add.first_node, add.second_node, add.frame, marked=add.marked)
         if residual is None:
             return None
         skip, branch = add.first_node, add.second_node
@@ -77,7 +99,8 @@ class Survey:
                 skip,
                 branch,
                 node,
-                (1, add.alpha) if residual.skip_is_first else (add.alpha, 1),
+                add.factors if residual.skip_is_first else (add.factors[1], add.factors[0]),
+                add.varies,
                 tuple(output.shape),
                 (*branch_parameters, *(p for p in skip_parameters if p not in branch_parameters)),
                 _owners(branch_parameters),
@@ -89,6 +112,36 @@ class Survey:
                 told(output, sighting)
 
         return finished
+
+
+def hidden(fused: Sequence[Fused]) -> list[Hidden]:
+    """The residual additions among what was fused, in order of execution, each module's once."""
+    found: dict[tuple[str, str], Hidden] = {}
+    for call in fused:
+        key = call.operation, plain(call.frame.path)
+        residual = rule.judge(call.first, call.second, call.frame) if key not in found else None
+        if residual is not None and _is_told(call, residual):
+            found[key] = Hidden(*key, _owners(rule.parameters(residual.shared, residual.branch)), call.does)
+    return list(found.values())
+
+
+def _is_told(call: Fused, residual: rule.Residual) -> bool:
+    if call.does == "adds":
+        return True
+    if residual.kind != "identity" or call.does == "may add":
+        return residual.kind == "identity"
+    # A difference that goes from module to module is a stream; others are losses and gates.
+    return residual.skip_is_first and call.result is not None and bool(call.result.places)
+
+
+def tell(hidden: Sequence[Hidden], root: str) -> list[str]:
+    """What is to be said of them, a sentence for each operation. `root` is the class of the model, which has no path."""
+    said = []
+    for operation, does in dict.fromkeys((each.operation, each.does) for each in hidden):
+        modules = [each.module or root for each in hidden if (each.operation, each.does) == (operation, does)]
+        where = ", ".join(modules[:TOLD]) + (f" and {len(modules) - TOLD} more" if len(modules) > TOLD else "")
+        said.append(f"{operation} in {where} {_SAID[does]}")
+    return said
 
 
 def _owners(parameters: Sequence[str]) -> tuple[str, ...]:
@@ -177,10 +230,12 @@ def _up_to_the_next(s: Sighting, later: Sequence[Sighting]) -> tuple[Node, ...]:
     return ()
 
 
-def is_watched(site: ResidualSite, include: Sequence[str], exclude: Sequence[str]) -> bool:
+def is_watched(site: ResidualSite | Hidden, include: Sequence[str], exclude: Sequence[str]) -> bool:
     """Whether the patterns (as fnmatch, against the site's module and name) let the site in; exclusion wins."""
 
+    names = (site.module, site.name) if isinstance(site, ResidualSite) else (site.module,)
+
     def matches(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(site.module, p) or fnmatchcase(site.name, p) for p in patterns)
+        return any(fnmatchcase(name, p) for name in names for p in patterns)
 
     return (not include or matches(include)) and not matches(exclude)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from resmon.capture.discovery import rule
-from resmon.capture.discovery.dataflow import ADDS, Add, Frame, Node, Trace, _name, leaves, operands
+from resmon.capture.discovery.additions import ADDS, operands
+from resmon.capture.discovery.dataflow import Frame, Node, Trace, _name, leaves
 from resmon.capture.discovery.survey import Names, Survey
 from resmon.capture.fitting.fakes import DEPENDS_ON_NUMBERS, Fakes
 from resmon.capture.fitting.mends import Shape, Way, blank, swapped, ways_on
@@ -191,8 +192,7 @@ class Rehearsal(Trace):
         frame = self._frames[-1]
         if func in ADDS and len(known) == 2:
             first, second = known
-            add = Add(first.tensor, second.tensor, first.node, second.node, 1, frame, frame.adds, False)
-            residual = rule.judge(add)
+            residual = rule.judge(first.node, second.node, frame)
         message = " ".join(str(error).split())
         self.mismatches.append(
             Mismatch(name, frame, message, error, args, known, tuple(ways), chosen, guessed, residual, current_line())
@@ -211,7 +211,7 @@ class Rehearsal(Trace):
         one, two = self._node(first), self._node(second)
         if not (one.live and two.live):
             return
-        residual = rule.judge(Add(first, second, one, two, 1, frame, frame.adds, False))
+        residual = rule.judge(one, two, frame)
         if residual is not None:
             skip, branch = (first, second) if residual.skip_is_first else (second, first)
             self.broadcasts.append(Broadcast(frame, tuple(skip.shape), tuple(branch.shape), residual))

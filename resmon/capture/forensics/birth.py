@@ -27,7 +27,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from resmon.capture.discovery.dataflow import ADDS, contents, is_candidate, leaves, operands
+from resmon.capture.discovery.additions import ADDITIONS, addition
+from resmon.capture.discovery.dataflow import contents, leaves
 from resmon.capture.host.compiler import plain
 from resmon.capture.host.stack import is_the_users, source_line
 
@@ -229,7 +230,7 @@ class Trace(TorchFunctionMode):
         if name in ("__get__", "__set__"):
             return func(*args, **kwargs)
         result = self._call(name, func, args, kwargs)
-        if func in ADDS and is_candidate(*operands(args, kwargs)):
+        if func in ADDITIONS and addition(func, args, kwargs) is not None:
             innermost = self._frames[-1]
             if made := self._adds.get((innermost.path, innermost.call, innermost.adds)):
                 self._added.add(made)

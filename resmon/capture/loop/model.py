@@ -27,7 +27,8 @@ from torch.utils.hooks import RemovableHandle
 
 from resmon.capture.discovery import rule
 from resmon.capture.discovery.dataflow import Add, Trace, tensors
-from resmon.capture.discovery.survey import Names, Sighting, Survey, is_watched
+from resmon.capture.discovery.sites import is_looking
+from resmon.capture.discovery.survey import Hidden, Names, Sighting, Survey, hidden, is_watched
 from resmon.capture.forensics.birth import Holder
 from resmon.capture.host import compiler
 from resmon.capture.host.fetch import Fetch, is_capturing
@@ -140,6 +141,7 @@ class ModelWatch:
         self.kept_outside: int | None = None  # bytes that autograd kept of that pass, besides those of the blocks
         self.reached = 1.0  # share of the modules with parameters that ran in the newest traced pass
         self._looked = -activations.EVERY  # when that was, in observed passes
+        self.hidden: tuple[Hidden, ...] = ()  # residual additions of the traced passes that cannot be observed
         self.left_out = 0  # residual adds that the patterns do not let in
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -301,7 +303,7 @@ class ModelWatch:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> None:
         """`compiled` says that the forward, called now, would be compiled."""
-        if os.getpid() != self.process or self.pausing:
+        if os.getpid() != self.process or self.pausing or is_looking():
             return
         if not torch.is_grad_enabled():
             self._owner.evaluates()
@@ -369,7 +371,7 @@ class ModelWatch:
         return None
 
     def end(self, output: Any) -> None:
-        if self.pausing:
+        if self.pausing or is_looking():
             return
         if not self._in_pass or self.thread != threading.get_ident():
             if not torch.is_grad_enabled() and os.getpid() == self.process:
@@ -423,8 +425,8 @@ class ModelWatch:
         skip, branch = (channel.offer_skip, channel.offer_branch)
         first, second = (skip, branch) if residual.skip_is_first else (branch, skip)
         try:
-            first(add.first, 1)
-            second(add.second, add.alpha)
+            first(add.first, add.factors[0])
+            second(add.second, add.factors[1])
         except Exception as error:
             self.fault(error)
             return None
@@ -486,6 +488,8 @@ class ModelWatch:
                 continue
             channel.site = replace(site, observed="hooks" if planned.places else "mode")
             self._plans[site.name] = planned
+        unseen = [each for each in hidden(trace.fused) if is_watched(each, self._include, self._exclude)]
+        self.hidden = tuple(dict.fromkeys((*self.hidden, *unseen)))
         self._looks.layers = [layer for layer in self._layers.values() if layer is not None]
         new = len(order) > len(self.channels)
         self.channels = [known[name] for name in order]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from resmon.capture.discovery.registration import PARAMETERS
+from resmon.capture.discovery.survey import tell
 from resmon.capture.forensics.diagnoses import diagnose
 from resmon.capture.forensics.failures import Scene
 from resmon.capture.forensics.nonfinite import NonFinite, Policy
@@ -37,7 +38,7 @@ from resmon.capture.gradients.reader import Gradients, Selection
 from resmon.capture.host.compiler import Compiler
 from resmon.capture.host.fetch import Fetch, held, is_capturing, number
 from resmon.capture.host.memory import Memory, device_memory, main_memory
-from resmon.capture.host.placement import OtherRanks, Placement, named_parameters
+from resmon.capture.host.placement import OtherRanks, Placement, class_name, named_parameters
 from resmon.capture.host.spans import Spans
 from resmon.capture.loop.clock import FORWARD, Clock
 from resmon.capture.loop.drafts import Draft, Part, Totals, parts
@@ -301,13 +302,18 @@ class Session:
             channel.move(row)
             channel.turn = turn
         self._group()
+        for watch in self._watches:
+            for sentence in tell(watch.hidden, class_name(watch.model)):
+                self._say(sentence)
         if not self._channels and all(w.traced for w in self._watches):
             left_out = sum(watch.left_out for watch in self._watches)
             self._say(
                 f"{left_out} residual adds were found in the traced forward pass, and include= and exclude= let none of them in: "
                 "the run is recorded without blocks"
                 if left_out
-                else "no residual add was found in the traced forward pass: the run is recorded without blocks"
+                else "no residual add was found in the traced forward pass: the run is recorded without blocks. One "
+                "that is none by resmon's rule (its skip is gated by the data, say) becomes a block where it is written as "
+                "resmon.residual_add(skip, branch)"
             )
         self._tell_columns()
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from resmon.capture.discovery.dataflow import ADDS, Place, is_candidate, operands
+from resmon.capture.discovery.additions import ADDITIONS, Addition, addition, value
+from resmon.capture.discovery.dataflow import Place
 from resmon.capture.discovery.survey import Sighting
 from resmon.capture.host import compiler
 from resmon.capture.host.hook import Hook
@@ -49,7 +50,10 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where one site's operands are taken: by hooks at three places, or, where `places` is None, at the call itself."""
+    """Where one site's operands are taken: by hooks at three places, or, where `places` is None, at the call itself.
+
+    Only the call knows what it multiplies the operands with, which may be another number in every pass.
+    """
 
     channel: Channel
     places: tuple[Place, Place, Place] | None  # skip, branch, output
@@ -57,7 +61,11 @@ class Plan:
     ordinal: int
     adds: int  # candidate adds in one call of the holder
     skip_is_first: bool
-    factors: tuple[float, float]  # of skip and branch
+
+    def ordered(self, added: Addition) -> Addition:
+        """Skip before branch."""
+        first, second, (one, two) = added
+        return added if self.skip_is_first else (second, first, (two, one))
 
 
 def plan(sighting: Sighting, channel: Channel) -> Plan:
@@ -74,7 +82,7 @@ def plan(sighting: Sighting, channel: Channel) -> Plan:
         return lambda p: (p.path, p.call) == sighting.call and p.side == side
 
     places = None
-    if sighting.residual.kind != "marked":
+    if sighting.residual.kind != "marked" and not sighting.varies:
         # The outermost module's input is not met: hooks of ours at its border come before the one that begins the pass.
         inner = (own("in"),) if holder else ()
         skip = choose(sighting.skip.places[: sighting.met[0]], *inner, within, lambda p: p.side == "out")
@@ -89,13 +97,7 @@ def plan(sighting: Sighting, channel: Channel) -> Plan:
         sighting.ordinal,
         sighting.frame.adds,
         sighting.residual.skip_is_first,
-        (_plain(sighting.factors[0]), _plain(sighting.factors[1])),
     )
-
-
-def _plain(factor: float) -> float:
-    """A whole number as one: the compiler takes another for something that may change, finds that it does not, and starts again."""
-    return int(factor) if float(factor).is_integer() else factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,7 @@ def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan], calls: Ma
             first = place.side == "in" or role == OUTPUT
             once = calls[place.path] == 1
             tap = taps.setdefault((place.path, place.side == "in", first), Tap(watcher, once=once))
-            factor = p.factors[role] if role != OUTPUT else 1
-            tap.add(place.call, Reading(role, place.position, p.channel, factor, GradientTap(watcher, p.channel)))
+            tap.add(place.call, Reading(role, place.position, p.channel, GradientTap(watcher, p.channel)))
     handles = []
     for (path, goes_in, first), tap in taps.items():
         tap.sort()
@@ -163,7 +164,6 @@ class Reading:
     role: int
     position: tuple[Any, ...]
     channel: Channel
-    factor: float
     gradient: GradientTap
 
     def write(self, tensor: Tensor) -> None:
@@ -172,7 +172,7 @@ class Reading:
         if cell is None or not cell.takes(tensor):
             return
         if self.role != OUTPUT:
-            cell.offer(self.role, tensor, self.factor)
+            cell.offer(self.role, tensor, 1)
             return
         cell.offer_output(tensor)
         if tensor.requires_grad:
@@ -256,9 +256,9 @@ class Tap(Hook):
                     if watcher.compiled:
                         reading.write(tensor)
                     elif reading.role == SKIP:
-                        reading.channel.offer_skip(tensor, reading.factor)
+                        reading.channel.offer_skip(tensor, 1)
                     elif reading.role == BRANCH:
-                        reading.channel.offer_branch(tensor, reading.factor)
+                        reading.channel.offer_branch(tensor, 1)
                     elif reading.channel.offer_output(tensor):
                         reading.channel.count()
                         if tensor.requires_grad:
@@ -470,25 +470,24 @@ class AddMode(Hook, TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         visit = self._visit
         kwargs = kwargs or {}
-        if func not in ADDS:
+        if func not in ADDITIONS:
             return func(*args, **kwargs)
-        first, second = operands(args, kwargs)
-        if not is_candidate(first, second):
+        added = addition(func, args, kwargs)
+        if added is None:
             return func(*args, **kwargs)
         if compiler.traces():
             # What a custom function's backward adds is none of the block's, and no add that the traced pass has counted.
             if compiler.traces_backward():
                 return func(*args, **kwargs)
-            return compiler.freely(self._trace_add, func, args, kwargs, first, second)
+            return compiler.freely(self._trace_add, func, args, kwargs, added)
         plan = visit.here.get(visit.adds)
         visit.adds += 1
         if plan is None:
             return func(*args, **kwargs)
         watcher = self._watcher
         started = perf_counter()
-        skip, branch = (first, second) if plan.skip_is_first else (second, first)
         if visit.observing:
-            self._guarded(lambda: self._offer(plan, skip, branch))
+            self._guarded(lambda: self._offer(plan, added))
         watcher.seconds += perf_counter() - started
         result = func(*args, **kwargs)
         started = perf_counter()
@@ -496,26 +495,29 @@ class AddMode(Hook, TorchFunctionMode):
         watcher.seconds += perf_counter() - started
         return result
 
-    def _trace_add(self, func: Any, args: Any, kwargs: Any, first: Tensor, second: Tensor) -> Any:
+    def _trace_add(self, func: Any, args: Any, kwargs: Any, added: Addition) -> Any:
         """What a graph is to do in the place of a candidate add."""
         visit = self._visit
         plan = visit.here.get(visit.adds)
         visit.adds += 1
-        took = plan is not None and self._trace_operands(plan, first, second)
+        took = plan is not None and self._trace_operands(plan, added)
         result = func(*args, **kwargs)
         if plan is not None and took:
             self._trace_result(plan, result)
         return result
 
-    def _trace_operands(self, plan: Plan, first: Tensor, second: Tensor) -> bool:
+    def _trace_operands(self, plan: Plan, added: Addition) -> bool:
         # Whether it is observing is not asked: a checkpoint must recompute with the same graph, which itself knows what counts.
         try:
             cell = plan.channel.cell
-            if cell is None or not (cell.takes(first) and cell.takes(second)):
+            if cell is None:
                 return False
-            skip, branch = (first, second) if plan.skip_is_first else (second, first)
-            cell.offer(SKIP, skip, plan.factors[SKIP])
-            cell.offer(BRANCH, branch, plan.factors[BRANCH])
+            first, second, factors = plan.ordered(added)
+            skip, branch = value(first), value(second)
+            if not (cell.takes(skip) and cell.takes(branch)):
+                return False
+            cell.offer(SKIP, skip, factors[SKIP])
+            cell.offer(BRANCH, branch, factors[BRANCH])
         except Exception as error:
             self._watcher.fault_in_graph(f"{type(error).__name__}: {error}")
             return False
@@ -539,9 +541,10 @@ class AddMode(Hook, TorchFunctionMode):
         except Exception as error:
             self._watcher.fault(error)
 
-    def _offer(self, plan: Plan, skip: Tensor, branch: Tensor) -> None:
-        plan.channel.offer_skip(skip, plan.factors[SKIP])
-        plan.channel.offer_branch(branch, plan.factors[BRANCH])
+    def _offer(self, plan: Plan, added: Addition) -> None:
+        skip, branch, factors = plan.ordered(added)
+        plan.channel.offer_skip(value(skip), factors[SKIP])
+        plan.channel.offer_branch(value(branch), factors[BRANCH])
 
     def _offer_result(self, plan: Plan, result: Tensor) -> None:
         visit = self._visit

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from resmon.capture.discovery.sites import discover
 from tests.capture import models
 from tests.capture.loop.test_session import GRADIENT, OUTPUT_GRADIENT, Watched, assert_operands, square
 
@@ -114,6 +115,17 @@ def test_of_passes_at_the_same_time_the_first_is_observed_and_it_is_told(caplog:
     with caplog.at_level(logging.WARNING, "resmon"):
         train(watched)
     assert caplog.text.count("another thread called the model with gradients") == 1
+
+
+def test_a_model_may_be_looked_at_while_it_is_watched() -> None:
+    """Before its first pass, which is traced, too; and the pass that looks is none of the training's."""
+    watched = Watched(blocks())
+
+    def look(step: int) -> None:
+        assert [site.name for site in discover(watched.model, torch.randn(2, 16))] == ["1.attn", "1.mlp", "2", "3"]
+        assert torch._C._len_torch_function_stack() == 0
+
+    train(watched, look)
 
 
 def test_a_thread_that_died_in_the_middle_of_a_pass_is_waited_for_no_longer() -> None:
