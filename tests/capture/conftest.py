@@ -40,7 +40,7 @@ OLDER: tuple[tuple[bool, str, str], ...] = (
     (
         compiler.OBSERVES,
         "the blocks of compiled models are observed from torch 2.13 on",
-        r"test_compiled\w*\.py|test_(norms|inputs)\.py::test_compiled\[|::test_in_a_graph_|test_copies\.py.*\[compiled\]|::test_a_compiled_model",
+        r"test_compiled\w*\.py|test_entrance\.py|test_(norms|inputs)\.py::test_compiled\[|::test_in_a_graph_|test_copies\.py.*\[compiled\]|::test_a_compiled_model",
     ),
     (
         hasattr(torch._C._autograd.SavedTensor, "data"),
