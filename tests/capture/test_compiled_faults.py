@@ -224,15 +224,20 @@ def test_other_additions_in_compiled_code_than_in_the_traced_pass(caplog: pytest
     assert sum("other additions" in record.getMessage() for record in caplog.records) == 1
 
 
+def begun(*, watched: bool) -> tuple[Net, torch.optim.Optimizer, Memory]:
+    """The same training each time, of which nothing is compiled yet."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return model, optimizer, watch(model, optimizer)[1] if watched else Memory()
+
+
 def test_compiled_autograd_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     """It compiles the backward pass, too, and modules are made while it does; torch fails there on graphs that hold our cells."""
 
     def training(*, watched: bool) -> tuple[list[float], Memory]:
-        torch._dynamo.reset()
-        torch.manual_seed(0)
-        model = Net()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        sink = watch(model, optimizer)[1] if watched else Memory()
+        model, optimizer, sink = begun(watched=watched)
 
         @torch.compile(backend="aot_eager")
         def backward(x: Tensor) -> Tensor:
@@ -258,16 +263,12 @@ def test_compiled_autograd_is_left_alone(caplog: pytest.LogCaptureFixture) -> No
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_compiled_autograd_that_a_loop_enters(compiled: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_compiled_autograd_that_a_loop_enters(compiled: bool) -> None:
     """As torch's own loops do, around the forward pass too; there a hook that broke the backward graph would fail the loop."""
     enabled = torch._dynamo.compiled_autograd._enable
 
     def training(*, watched: bool) -> tuple[list[float], Memory]:
-        torch._dynamo.reset()
-        torch.manual_seed(0)
-        model = Net()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        sink = watch(model, optimizer)[1] if watched else Memory()
+        model, optimizer, sink = begun(watched=watched)
         call = torch.compile(model, backend="aot_eager") if compiled else model
         losses = []
         for i in range(6):
