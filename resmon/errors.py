@@ -6,6 +6,7 @@ Every message says what happened, where, and what to do next. Errors are raised 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 
 
@@ -73,3 +74,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     near = get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; the nearest is {near[0]}" if near else f"; there are {', '.join(names)}"
+
+
+def remedy(error: Exception) -> str:
+    """What is to be done about files that cannot be written."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "Free space" if full else "See that its folder is there and can be written"

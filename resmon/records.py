@@ -66,7 +66,8 @@ DURATION_COLUMNS = len(DURATION_EDGES) + 1
 # The gradients are those before clipping where clipping was seen; `stepped_square` is there then too and holds what clipping left
 # of them. `loss_scale` is what a gradient scaler multiplied the loss with; the gradients here are without it.
 # `unknown_gradients` counts parameters whose gradient's share this rank cannot know: unless it is 0 there is no gradient_square.
-# `replicas` is the number of ranks that hold the same gradients, all of them; 1 where they hold parts, or where some do.
+# `replicas` is the number of ranks that hold the same gradients, all of them; 1 where they hold parts, or where some do. It is
+# absent where the rank cannot tell its gradients at all.
 # The seconds are parts of the duration (PHASES); what they leave is everything else that the loop does. `samples` is what the
 # models' first tensors have in their first dimension; the sums over inputs are those of sampled elements of a model's first tensor
 # of floating-point numbers. Memory is in bytes, at most a quarter of a second old: of the process, and of
@@ -231,7 +232,16 @@ def coverage(ranks: int, expected: int, replicas: float) -> float | None:
     """
     if ranks >= expected:
         return 1.0
-    return expected / ranks if replicas >= expected else None
+    return expected / ranks if ranks and replicas >= expected else None
+
+
+def block_coverage(having: Ints, expected: int, replicas: Floats, covered: Floats) -> Floats:
+    """The same of single blocks, of which `having` ranks have told a gradient; `covered` is the coverage of all ranks' steps.
+
+    Where all hold the same gradients, those that have come to a block speak for those that have not: with some branches skipped at
+    random, or more of them on one rank than on another, that need not be all.
+    """
+    return np.where((replicas >= expected) & (having > 0), expected / np.maximum(having, 1), covered)
 
 
 @dataclass(frozen=True, slots=True)

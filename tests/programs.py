@@ -13,6 +13,7 @@ PACKAGES = {
     "alertmanager": "prometheus-alertmanager",
     "prometheus-alertmanager": "prometheus-alertmanager",
     "amtool": "prometheus-alertmanager",
+    "g++": "g++",
     "openssl": "openssl",
     "chromium": "chromium",
     "setpriv": "util-linux",

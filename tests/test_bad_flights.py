@@ -57,6 +57,24 @@ def as_folder(folder: Path) -> None:
     (folder / layout.INCIDENTS).mkdir()
 
 
+def with_pipes(folder: Path) -> None:
+    """Whoever opens one in the usual way waits for ever."""
+    for name in (layout.END, layout.STOPPED, layout.CHECKPOINTS, layout.REACHED, f"../{layout.FINDINGS}"):
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+    os.mkfifo(folder / "steps-000000000031.arrow")
+
+
+def info_a_pipe(folder: Path) -> None:
+    (folder / layout.INFO).unlink()
+    os.mkfifo(folder / layout.INFO)
+
+
+def folder_as_segment(folder: Path) -> None:
+    (folder / "steps-000000000031.arrow").mkdir()
+    (folder / "scalars-000000000031.arrow").mkdir()
+
+
 def empty(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
@@ -73,6 +91,9 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "steps at random": spoil("steps-*.arrow", lambda _: os.urandom(5000)),
     "findings that are none": spoil(f"../{layout.FINDINGS}", lambda _: b'{"id": 5}\n\xff\n'),
     "end that is none": spoil(layout.END, lambda _: b"\xff{"),
+    "pipes": with_pipes,
+    "info a pipe": info_a_pipe,
+    "segments that are folders": folder_as_segment,
     "a newer version": spoil(layout.INFO, newer),
     "nothing": empty,
 }

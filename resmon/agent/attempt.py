@@ -182,6 +182,10 @@ class Rank:
             now = time.monotonic()
             self._next_save = now + max(SAVE_AFTER, SAVE_COST * (now - started))
 
+    def save_anew(self) -> None:
+        """The bookmark is gone: the next one is written though nothing is new."""
+        self._saved, self._next_save = None, 0.0
+
     @property
     def may_save(self) -> bool:
         """Whether it is time to."""
@@ -391,10 +395,12 @@ class Attempt:
             self._write_down(rank, stall)
         return bool(items)
 
-    def save(self) -> None:
-        """This agent leaves: the next one is to go on from here."""
+    def save(self, anew: bool = False) -> None:
+        """The next agent is to go on from here: this one leaves, or (`anew`) the bookmarks that there were are gone."""
         for number, rank in self.ranks.items():
-            if rank.end is None:
+            if anew:
+                rank.save_anew()
+            if anew or rank.end is None:
                 self._save(number, rank)
 
     def _save(self, number: int, rank: Rank) -> None:

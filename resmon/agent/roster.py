@@ -21,6 +21,7 @@ from pathlib import Path
 from resmon.agent import runtime
 from resmon.agent.attempt import Attempt, Rank, key_of
 from resmon.agent.reaction import Reaction
+from resmon.agent.runtime import Registration
 from resmon.agent.tally import Tally
 from resmon.detectors.own import load_all
 from resmon.errors import FlightError
@@ -44,7 +45,7 @@ TURN = 0.5
 @dataclass(slots=True)
 class _Followed:
     attempt: Attempt
-    registrations: list[Path]
+    registrations: dict[Path, Registration]
     ended: float | None = None  # monotonic
     scrapes_at_end: int = 0
 
@@ -95,8 +96,7 @@ class Roster:
         for folder, followed in list(self._followed.items()):
             if followed.ended is not None and self._may_go(followed, followed.ended):
                 self._dismiss(folder, followed)
-        if self._tally.holds_back and self._scrapers_are_known():
-            self._tally.release()
+        if self._tally.holds_back and self._scrapers_are_known() and self._keep(self._tally.release):
             self._scrapes_at_release = self._scrapes
         if self._followed:
             self._idle_since = None
@@ -120,6 +120,21 @@ class Roster:
         """Note where this agent is in each flight, for the one that comes next."""
         for followed in self._followed.values():
             followed.attempt.save()
+
+    def register_again(self, *, with_the_past: bool = True) -> None:
+        """The runtime folder was removed and made anew: have in it what an agent that comes next needs. Raises OSError.
+
+        Where another agent has it by now (`with_the_past` is false), it is handed what goes on, and counts for itself.
+        """
+        for folder, followed in self._followed.items():
+            if not with_the_past and followed.ended is not None:
+                continue
+            followed.attempt.save(anew=True)  # first: whoever finds the registration looks for the bookmark
+            for file, said in followed.registrations.items():
+                said.write(file)
+            self._remember(folder.parent.parent)
+        if with_the_past:
+            self._tally.save()
 
     def has_newcomers(self) -> bool:
         """Whether somebody has registered since the last poll."""
@@ -183,7 +198,7 @@ class Roster:
                     )
             except (FlightError, OSError) as error:
                 self.fault(str(file), f"not followed: {error}")
-                self._tally.save()
+                self._keep(self._tally.save)
                 self._forget(file)
                 continue
             folder = rank_folder.parent
@@ -194,13 +209,14 @@ class Roster:
                 self._dismiss(folder, followed)
                 followed = None
             if followed is None:
-                followed = self._followed[folder] = _Followed(self._attempt(folder), [])
+                followed = self._followed[folder] = _Followed(self._attempt(folder), {})
                 log.info("following run %r, attempt %d, in %s", follower.info.run, follower.info.attempt, folder)
-            own, wrong = load_all(*runtime.own_detectors(file))
+            said = runtime.registration(file)
+            own, wrong = load_all(*said.own_detectors)
             for each in wrong:
                 self.fault(f"{folder} {each}", f"{folder} is watched without a detector of yours: {each}")
-            followed.attempt.add(Rank(follower, Reaction.of_json(runtime.on_incident(file)), own, runtime.bookmark(file)))
-            followed.registrations.append(file)
+            followed.attempt.add(Rank(follower, Reaction.of_json(said.on_incident), own, runtime.bookmark(file)))
+            followed.registrations[file] = said
             self._remember(folder.parent.parent)
             followed.ended = None  # a rank that came late
 
@@ -219,8 +235,17 @@ class Roster:
 
     def _count(self, followed: _Followed, attempt: Attempt) -> None:
         followed.ended, followed.scrapes_at_end = time.monotonic(), self._scrapes
-        if attempt.outcome is not None:
-            self._tally.count(attempt.key, attempt.outcome)
+        if (outcome := attempt.outcome) is not None:
+            self._keep(lambda: self._tally.count(attempt.key, outcome))
+
+    def _keep(self, write: Callable[[], None]) -> bool:
+        """Have the counts written; whether they could be."""
+        try:
+            write()
+        except OSError as error:
+            self.fault("tally", f"the counts cannot be kept for the agent that comes next: {error}")
+            return False
+        return True
 
     def _scrapers_are_known(self) -> bool:
         """Whether all who scrape have had the counts as they were when this agent came, as far as one can tell."""
@@ -236,7 +261,7 @@ class Roster:
         del self._followed[folder]
         followed.attempt.close()
         self._tally.skipped_rows += followed.attempt.skipped
-        self._tally.save()
+        self._keep(self._tally.save)
         for file in followed.registrations:
             self._forget(file)
         run_folder = folder.parent

@@ -60,8 +60,12 @@ def folder() -> Path:
         path = Path(session) / "resmon"
     else:
         path = Path(tempfile.gettempdir()) / f"resmon-{os.getuid()}"
+    return _made(path, parents=bool(given))
+
+
+def _made(path: Path, *, parents: bool) -> Path:
     try:
-        path.mkdir(mode=0o700, parents=bool(given), exist_ok=True)
+        path.mkdir(mode=0o700, parents=parents, exist_ok=True)
         found = path.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise AgentError(
@@ -124,18 +128,33 @@ def remember(runtime: Path, directory: Path) -> None:
         layout.write_json(runtime / DIRECTORIES, {"directories": paths})
 
 
-def on_incident(registration: Path) -> Any:
-    """What was registered to be done about incidents."""
-    return _read_object(registration).get("on_incident")
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a training process wrote into one."""
+
+    content: Mapping[str, Any]
+
+    @property
+    def on_incident(self) -> Any:
+        """What is to be done about incidents."""
+        return self.content.get("on_incident")
+
+    @property
+    def own_detectors(self) -> tuple[list[str], list[str]]:
+        """Which detectors of the user's own are to run, and the folders that they may be imported from."""
+        named = self.content.get("own_detectors")
+        if not isinstance(named, dict):
+            return [], []
+        names, folders = named.get("names"), named.get("folders")
+        return [str(each) for each in names or ()], [str(each) for each in folders or ()]
+
+    def write(self, file: Path) -> None:
+        layout.write_json(file, self.content)
 
 
-def own_detectors(registration: Path) -> tuple[list[str], list[str]]:
-    """Which detectors of the user's own were registered, and the folders that they may be imported from."""
-    content = _read_object(registration).get("own_detectors")
-    if not isinstance(content, dict):
-        return [], []
-    names, folders = content.get("names"), content.get("folders")
-    return [str(each) for each in names or ()], [str(each) for each in folders or ()]
+def registration(file: Path) -> Registration:
+    """What stands in a registration; empty where it cannot be read."""
+    return Registration(_read_object(file))
 
 
 def bookmark(registration: Path) -> Path:
@@ -229,10 +248,41 @@ class Seat:
     def announce(self, url: str, version: str, web_config: Path | None = None, otlp: str = "") -> None:
         """Say where this agent serves, to training processes and to Prometheus."""
         configuration = "" if web_config is None else str(web_config.absolute())
-        self._say(Serving(os.getpid(), url, version, web_config=configuration, otlp=otlp))
-        scheme, _, address = url.partition("://")
+        self._tell(Serving(os.getpid(), url, version, web_config=configuration, otlp=otlp))
+
+    def _tell(self, said: Serving) -> None:
+        self._say(said)
+        scheme, _, address = said.url.partition("://")
         labels = {} if scheme == "http" else {"__scheme__": scheme}  # http is what Prometheus takes anyway
         layout.write_json(self._runtime / TARGETS, [{"targets": [address], "labels": labels}])
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the lock stands no more where others look for it.
+
+        What tidies temporary folders removes it, and the end of a login session, with the session's whole runtime folder, which
+        trainings in tmux outlive.
+        """
+        try:
+            return not os.path.samestat((self._runtime / LOCK).stat(), os.fstat(self._descriptor))
+        except OSError:
+            return True
+
+    def take_again(self) -> bool:
+        """Make the folder and the lock anew and announce what was announced; whether that could be.
+
+        Where it could not another agent may have been faster, as `serving` tells. Raises AgentError or OSError where there can be
+        no such folder, as before the next login.
+        """
+        _made(self._runtime, parents=False)
+        try:
+            descriptor = layout.hold(self._runtime / LOCK)
+        except ConfigurationError:  # somebody has it, or asks whether somebody has
+            return False
+        layout.release(self._descriptor)
+        self._descriptor = descriptor
+        self._tell(self._said)
+        return True
 
     def mark_leaving(self) -> None:
         """From here on nobody counts on this agent, though it still holds the lock. Call it within the gate."""
@@ -241,7 +291,8 @@ class Seat:
     def leave(self) -> None:
         """Give the seat back. What the files say is taken back first, while nobody else can have written there."""
         try:
-            layout.write_json(self._runtime / TARGETS, [])
+            if not self.is_lost:  # else they are another agent's
+                layout.write_json(self._runtime / TARGETS, [])
             os.ftruncate(self._descriptor, 0)
         except OSError as error:
             log.warning("%s could not be cleaned up: %s", self._runtime, error)

@@ -38,6 +38,7 @@ from resmon.agent.figures import Gpus
 from resmon.agent.roster import Roster
 from resmon.agent.runtime import Seat
 from resmon.agent.scrapes import Scrapes
+from resmon.errors import AgentError
 from resmon.exporters.view import AgentView, Event
 from resmon.page.listing import Listing
 from resmon.page.routes import Page
@@ -106,6 +107,7 @@ class Server:
         self._stop = threading.Event()
         self._grace = grace
         self._until: float | None = None  # monotonic: when an agent that was asked to leave does, whoever waits
+        self._without_seat = False  # the runtime folder was removed and cannot be made anew yet
         self._turned = time.monotonic()
         self._clock: int | None = None  # of the reader's CPU time
         self._pace = Pace(self._answering)
@@ -224,7 +226,8 @@ class Server:
             try:
                 with self._lock:
                     self._tell_faults()
-                    done = self._roster.poll()
+                    self._keep_seat()
+                    done = self._stop.is_set() or self._roster.poll()
                     self._scrapes.forget()
                     over = self._roster.is_over(asked=self._until is not None)
                 if over and (self._until is not None or not self._is_looked_at()) and self._nobody_comes():
@@ -250,8 +253,29 @@ class Server:
             except Empty:
                 return
 
+    def _keep_seat(self) -> None:
+        """Make the runtime folder anew where it was removed, or leave it to the agent that has come since."""
+        if not self._seat.is_lost:
+            self._without_seat = False
+            return
+        try:
+            if self._seat.take_again():
+                self._roster.register_again()
+                log.warning("%s was removed, as a session that ends or who tidies up does, and is made anew", self._folder)
+            elif (now := runtime.serving(self._folder)) is not None and now.url:
+                self._roster.register_again(with_the_past=False)
+                log.warning("%s was removed, and another agent has come since (%s): it is left the runs", self._folder, now.url)
+                self._leave()
+        except (AgentError, OSError) as error:
+            if not self._without_seat:
+                self._without_seat = True
+                told = f"the runtime folder was removed, so that trainings that begin now do not find this agent, and {error}"
+                self._roster.fault("seat", told)
+
     def _nobody_comes(self) -> bool:
         """Look at the registrations once more while nobody can find this agent, and if there is none, be found no more."""
+        if self._seat.is_lost:
+            return True
         with runtime.gate(self._folder, INTERVAL) as descriptor:
             if descriptor is None or self._roster.has_newcomers():
                 return False

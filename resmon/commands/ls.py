@@ -29,18 +29,21 @@ def list_runs(
     directory: Directory = None,
 ) -> None:
     """List the runs of a folder: outcome, steps, newest loss, blocks, size on disk, age, what broke."""
+    from resmon.flight import layout
     from resmon.flight.summary import summaries
 
     folder = runs_directory(folder or directory)
     rows = summaries(folder)
     console = Console() if Console().is_terminal or "COLUMNS" in os.environ else Console(width=_ENDLESS)
+    refused = layout.not_let_in(folder)
     if not rows:
-        console.print(f"no runs in {folder}. A script that calls resmon.watch makes one; so does: resmon demo")
+        nothing = "A script that calls resmon.watch makes one; so does: resmon demo"
+        console.print(Text(f"no runs in {folder}. {printable(refused) or nothing}"), soft_wrap=True)
         return
     now = time.time()
     cells = [
         (
-            Text(printable(row.name)),
+            Text(printable(row.title)),
             Text(str(row.attempt)),
             Text(row.outcome, style={"running": "green", "finished": ""}.get(row.outcome, "red")),
             Text(f"{row.steps:,}"),
@@ -65,7 +68,12 @@ def list_runs(
     console.print(table)
     for row in rows:
         if row.incident:
-            console.print(Text.assemble((f"✖ {printable(row.name)}", "bold red"), f": {printable(row.incident)}"), soft_wrap=True)
+            console.print(Text.assemble((f"✖ {printable(row.title)}", "bold red"), f": {printable(row.incident)}"), soft_wrap=True)
+        if row.unread:
+            what = f": None of its steps can be read: {printable(row.unread)}"
+            console.print(Text.assemble((f"✖ {printable(row.title)}", "bold red"), what), soft_wrap=True)
+    if refused:
+        console.print(Text(printable(refused), style="yellow"), soft_wrap=True)
 
 
 def _age(seconds: float) -> str:

@@ -41,11 +41,15 @@ def find_run(run: str, directory: Path) -> Path:
         return path
     for folder in (directory / layout.safe_name(run), directory / run, path):
         attempts = layout.attempts(folder)
+        newest = attempts[max(attempts)] if attempts else folder
+        if not layout.ranks(newest) and (refused := layout.not_let_in(newest)):
+            raise FlightError(f"the run {run!r} cannot be read. {refused}")
         if attempts:
-            return attempts[max(attempts)]
+            return newest
     names = [folder.name for folder in layout.runs(directory)]
     near = get_close_matches(run, names, n=3) or names[:3]
     there = f"It holds {', '.join(near)}{' and others' if len(names) > len(near) else ''}." if near else "It holds no runs."
+    there = layout.not_let_in(directory) if not near and directory in layout.closed(directory) else there
     raise FlightError(f"there is no run {run!r} in {directory}. {there} `resmon ls` lists them; --directory names another folder.")
 
 

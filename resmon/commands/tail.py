@@ -18,14 +18,14 @@ def tail(
     directory: Directory = None,
 ) -> None:
     """Watch a run, live or finished, in the terminal; into a pipe goes one frame."""
-    from resmon.terminal.tail import Tail, page_of, show
+    from resmon.terminal.tail import Tail, draws, page_of, show
 
     console = Console()
     attempt = find_run(run, runs_directory(directory))
     if (url := page_of(attempt)) is not None:
         console.print(Text.assemble(("in a browser  ", "dim"), url), soft_wrap=True)
     try:
-        view = show(console, Tail(attempt), once=once or not console.is_terminal)
+        view = show(console, Tail(attempt), once=once or not draws(console))
     except KeyboardInterrupt:  # how one leaves
         return
     if view.incidents:

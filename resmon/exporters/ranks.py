@@ -27,6 +27,7 @@ from resmon.records import (
     Ints,
     ResidualSite,
     StepRecord,
+    block_coverage,
     clip_factor,
     coverage,
 )
@@ -132,11 +133,16 @@ class Ranks:
             counts[rank][:, where] = record.counts
             nonfinite[where] = np.maximum(nonfinite[where], record.nonfinite_steps)
         elements = (counts[:, ELEMENTS, None] * present).sum(axis=0)
+        expected = max(expected, len(records))  # of a launcher that does not say how many are here, those that came
+        having = present[:, GRADIENT].sum(axis=0)
         (values,), (present,) = merge(values, present, np.zeros(1, np.int64))
-        covered = coverage(len(records), expected, min(_replicas(record) for _, record in records))
-        values[GRADIENT] *= covered or 0.0
-        present[GRADIENT] &= covered is not None
-        present[OUTPUT_GRADIENT] &= len(records) >= expected
+        told = [replicas for _, record in records if (replicas := record.run_value("replicas")) is not None]
+        replicas = min(told, default=1.0)
+        covered = coverage(len(told), expected, replicas)
+        factors = block_coverage(having, expected, np.array(replicas), np.array(np.nan if covered is None else covered))
+        values[GRADIENT] *= np.nan_to_num(factors)
+        present[GRADIENT] &= np.isfinite(factors)
+        present[OUTPUT_GRADIENT] &= len(told) >= expected
         gradient_square, stepped_square = (_total(records, value) for value in (RUN_GRADIENT, RUN_STEPPED))
         gradient_norm = None if gradient_square is None or covered is None else float(np.sqrt(gradient_square * covered))
         clip = None if gradient_square is None or stepped_square is None else clip_factor(gradient_square, stepped_square)
@@ -200,10 +206,6 @@ def _total(records: Sequence[tuple[Columns, StepRecord]], value: int) -> float |
     """The sum of the ranks' shares of a run's value, None where no rank has one."""
     shares = [record.run[value] for _, record in records if record.run_present[value]]
     return float(np.sum(shares)) if shares else None
-
-
-def _replicas(record: StepRecord) -> float:
-    return record.run_value("replicas") or 1.0
 
 
 def _take(table: Table, places: Ints) -> Table:

@@ -98,11 +98,14 @@ def told(remains: Remains) -> Ending | None:
 
 
 def conclude(remains: Remains, conclusions: Sequence[Conclusion] | None = None) -> Ending:
-    """How it ended, and what broke where that is not on file yet; `conclusions` are CONCLUSIONS unless given."""
+    """How it ended, and what broke where that is not on file yet, or the stall that it was in until then; `conclusions` are
+    CONCLUSIONS unless given.
+    """
     asked = CONCLUSIONS if conclusions is None else conclusions
     end, incident = next(filter(None, (conclusion(remains) for conclusion in asked)), None) or _killed(remains)
     if incident is None or any(_tells(each, end) for each in remains.incidents):
-        return end, None
+        stall = stalls.open_stall(remains.incidents)
+        return end, None if stall is None or end.outcome in ("stalled", "unknown") else stalls.over(stall, end.outcome)
     incident = replace(incident, rank=layout.rank_number(remains.folder) or 0)
     return end, _with_checkpoint(incident, remains.folder.parent, _under_way(remains))
 

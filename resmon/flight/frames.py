@@ -41,6 +41,7 @@ from resmon.records import (
     ResidualSite,
     RunEnd,
     RunInfo,
+    block_coverage,
     clip_factor,
     coverage,
 )
@@ -72,6 +73,8 @@ def _find(path: Path, attempt: int | None) -> tuple[Path, dict[int, Path], int]:
         near = [run.name for run in layout.runs(path.parent)]
         hint = f"{path.parent} holds the runs {_some(near)}" if near else f"{path.parent} holds no runs; `resmon ls` lists them"
         raise FlightError(f"there is no flight at {path}: no such folder. {hint}.")
+    if path in layout.closed(path):
+        raise FlightError(f"{path} cannot be read. {layout.not_let_in(path)}")
     if not path.is_dir():
         raise FlightError(f"{path} is a file; a flight is a folder. Name the run's folder, such as runs/digits.")
     rank = layout.rank_number(path)
@@ -103,6 +106,8 @@ def _find(path: Path, attempt: int | None) -> tuple[Path, dict[int, Path], int]:
     if attempt is not None and attempt != number:
         raise FlightError(f"{path} belongs to attempt {number}, not {attempt}; name the run's folder to choose among its attempts.")
     ranks = {rank: where for rank, where in ranks.items() if _has_content(where)}
+    if not ranks and (refused := layout.not_let_in(folder)):
+        raise FlightError(f"the flight in {path} cannot be read. {refused}")
     if not ranks:
         raise FlightError(
             f"the flight in {path} is empty: no rank wrote anything. If the run is just starting, try again; otherwise it "
@@ -329,39 +334,45 @@ class Flight:
             step, site, rank_, squares, there, counts, elements = (
                 array[order] for array in (step, site, rank_, squares, there, counts, elements)
             )
+        gradient, output_gradient = BLOCK_VALUES.index("gradient_square"), BLOCK_VALUES.index("output_gradient_square")
+        having = there[:, gradient].astype(np.int64)
         if not per_rank and len(self._ranks) > 1 and len(step):
             begins = np.flatnonzero(np.r_[True, (np.diff(step) != 0) | (np.diff(site) != 0)])
             step, site = step[begins], site[begins]
+            having = np.add.reduceat(there[:, gradient], begins, dtype=np.int64)
             squares, there = merge(squares, there, begins)
             counts = np.add.reduceat(counts, begins)
             elements = np.add.reduceat(elements, begins)
         if not per_rank and len(step):
-            covered, everybody = self._coverage(step)
-            gradient, output_gradient = BLOCK_VALUES.index("gradient_square"), BLOCK_VALUES.index("output_gradient_square")
+            covered, everybody, expected, replicas = self._coverage(step)
+            covered = block_coverage(having, expected, replicas, covered)
             squares[:, gradient] *= covered
             there[:, gradient] &= np.isfinite(covered)
             there[:, output_gradient] &= everybody
         return self._block_frame(per_rank, step, site, rank_, squares, there, counts, elements)
 
-    def _coverage(self, wanted: Ints) -> tuple[Floats, Bools]:
-        """Of each step wanted: what its summed shares of gradients are multiplied with, NaN where that is not known, and whether
-        all ranks have recorded it.
+    def _coverage(self, wanted: Ints) -> tuple[Floats, Bools, int, Floats]:
+        """Of each step wanted: what its summed shares of gradients are multiplied with, NaN where that is not known, whether all
+        ranks have told theirs, how many ranks there are, and on how many of them gradients are the same.
         """
         expected = max((rank.info.world_size for rank in self._ranks if rank.info), default=1)
         if expected == 1:
-            return np.ones(len(wanted)), np.ones(len(wanted), np.bool_)
+            return np.ones(len(wanted)), np.ones(len(wanted), np.bool_), expected, np.ones(len(wanted))
         spans = [span for rank in self._ranks for span in rank.spans]
         steps, group = np.unique(concatenate([span.step for span in spans], np.int64), return_inverse=True)
         if not len(steps):
-            return np.full(len(wanted), np.nan), np.zeros(len(wanted), np.bool_)
-        ranks = np.bincount(group, minlength=len(steps))
+            return np.full(len(wanted), np.nan), np.zeros(len(wanted), np.bool_), expected, np.zeros(len(wanted))
+        place = RUN_VALUES.index("replicas")
+        told = concatenate([span.run_present[:, place] for span in spans], np.bool_)
+        ranks = np.bincount(group[told], minlength=len(steps))
         replicas = np.full(len(steps), np.inf)
-        np.minimum.at(replicas, group, concatenate([span.run[:, RUN_VALUES.index("replicas")] for span in spans], np.float64))
+        np.minimum.at(replicas, group[told], concatenate([span.run[:, place] for span in spans], np.float64)[told])
         factors = [coverage(r, expected, same) for r, same in zip(ranks.tolist(), replicas.tolist(), strict=True)]
         places = np.minimum(np.searchsorted(steps, wanted), len(steps) - 1)
         recorded = steps[places] == wanted  # a step may be known by what was logged of it only
         covered = np.array([np.nan if factor is None else factor for factor in factors])[places]
-        return np.where(recorded, covered, np.nan), recorded & (ranks[places] >= expected)
+        same = np.where(recorded & (ranks[places] > 0), replicas[places], 0.0)
+        return np.where(recorded, covered, np.nan), recorded & (ranks[places] >= expected), expected, same
 
     def _block_frame(
         self, per_rank: bool, step: Ints, site: Ints, rank: Ints, squares: Floats, there: Bools, counts: Ints, elements: Ints

@@ -12,10 +12,12 @@ import json
 import os
 import re
 import shutil
+import stat
 import struct
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,37 +53,57 @@ def safe_name(run: str) -> str:
     """The folder name of a run. Harmless names stay; others become a readable stem, a tilde and a hash."""
     if not run:
         raise ConfigurationError("the name of the run is empty; give it one, such as run='digits', or None to have one made.")
-    if _HARMLESS.fullmatch(run):  # no tilde, so it is nobody else's hashed name
-        return run
+    if _HARMLESS.fullmatch(run) and not (_ATTEMPT.fullmatch(run) or _RANK.fullmatch(run)):
+        return run  # no tilde, so it is nobody else's hashed name; nor would it be taken for a part of a run
     stem = re.sub(r"[^A-Za-z0-9_.+=@-]+", "-", run[:200]).strip("-.")[:60] or "run"
     return f"{stem}~{hashlib.sha256(run.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
 
 
-def claim(directory: Path, run: str, launch: str, rank: int) -> tuple[Path, int]:
+def claim(directory: Path, run: str, launch: str, rank: int, *, unique: bool = False) -> tuple[Path, int]:
     """Make this rank's folder and say which attempt it belongs to.
 
     Ranks with the same `launch` share that launch's attempt if it is the newest; where it holds this rank already (the launch was
-    restarted) or is another launch's, a new attempt begins.
+    restarted) or is another launch's, a new attempt begins. Where `unique`, no other launch ever has that name: then its attempt is
+    found behind newer ones too, which another launch of the same run has begun meanwhile.
     """
     folder = Path(directory) / safe_name(run)
     try:
         _make_folders(folder)
         while True:
-            newest, path = max(attempts(folder).items(), default=(0, folder))
-            if newest and _launch_of(path) == launch:
+            known = sorted(attempts(folder).items(), reverse=True)
+            for number, path in known if unique else known[:1]:
+                if _launch_of(path) != launch:
+                    continue
                 mine = path / f"rank-{rank:05d}"
                 try:
                     mine.mkdir(mode=0o700)
                 except FileExistsError:
-                    pass
-                else:
-                    return mine, newest
-            _begin_attempt(folder, newest + 1, launch)
+                    break
+                return mine, number
+            _begin_attempt(folder, known[0][0] + 1 if known else 1, launch)
     except OSError as error:
         raise ConfigurationError(
             f"the run {run[:80]!r} cannot be recorded in {folder}: {error.strerror or error} ({error.filename or folder}). "
             "Choose a folder that you may write to and that has room, with directory= or RESMON_DIRECTORY."
         ) from error
+
+
+def give_back(rank_folder: Path) -> None:
+    """Undo `claim` where nothing could be written after all, so that nobody takes what is left for a run that was killed."""
+    shutil.rmtree(rank_folder, ignore_errors=True)
+    attempt = rank_folder.parent
+    if ranks(attempt):
+        return
+    kept = attempt / LAUNCH
+    with suppress(OSError):
+        content = kept.read_bytes()
+        kept.unlink()
+        try:
+            attempt.rmdir()
+        except OSError:  # another rank has come, or there is more
+            write_new(kept, content)
+            return
+        attempt.parent.rmdir()  # unless it holds other attempts
 
 
 def _make_folders(folder: Path) -> None:
@@ -144,12 +166,43 @@ def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
+def closed(folder: Path) -> list[Path]:
+    """What this user may not look into of a folder of runs, or of a run: the folder itself, or folders in it."""
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises where it may not look
+        return []
+    return sorted(path for path in (folder, *_folders(folder)) if not os.access(path, os.R_OK | os.X_OK))
+
+
+def not_let_in(folder: Path) -> str:
+    """A sentence on what `closed` gives; empty where that is nothing."""
+    found = closed(folder)
+    if not found:
+        return ""
+    names = ", ".join(map(str, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    return f"This user may not read {names}: what resmon writes is its owner's alone. Its owner can open it with `chmod -R go+rX`."
+
+
+def size(folder: Path) -> int:
+    """Bytes that the files in a folder have, those apart that go while they are counted."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                found = os.stat(os.path.join(path, name))  # noqa: PTH116, PTH118 - a run of many segments has thousands
+                total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
+
+
 def _folders(folder: Path) -> Iterator[Path]:
     try:
         with os.scandir(folder) as entries:
-            yield from (Path(entry.path) for entry in entries if entry.is_dir())
+            found = list(entries)
     except OSError:
         return
+    for entry in found:
+        with suppress(OSError):  # a link that leads round in circles, or to where this user may not go, hides no other
+            if entry.is_dir():
+                yield Path(entry.path)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -70,6 +70,10 @@ class Skip:
     rows: int
     reason: str
 
+    def __str__(self) -> str:
+        where = f", {self.bytes:,} bytes from byte {self.offset:,} on" if self.bytes else ""
+        return f"{self.file.name}{where}: {self.reason}"
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -120,8 +124,7 @@ class Segments:
             try:
                 self._current = _Segment(path, self._kind, self, self._begin[1] if following == self._begin[0] else 0)
             except OSError as error:
-                if not isinstance(error, FileNotFoundError):  # else it was thinned meanwhile
-                    self.skips.append(Skip(path, 0, 0, 0, f"cannot be opened: {error.strerror}"))
+                self._cannot_open(path, error)
 
     def pass_over(self, segments_left: int) -> None:
         """Go on with the newest segments only."""
@@ -150,18 +153,23 @@ class Segments:
         for left in range(1, len(self._list()) + 1):
             self.pass_over(left)
             self._after = next(first for first in self._names if first > self._after)
+            path = self._names[self._after]
             try:
-                self._current = _Segment(self._names[self._after], self._kind, self)
-            except OSError:
-                continue
-            if self._current.seek_last():
-                return
+                self._current = _Segment(path, self._kind, self)
+                if self._current.seek_last():
+                    return
+            except OSError as error:
+                self._cannot_open(path, error)
 
     def close(self) -> None:
         """Let the open segment go."""
         if self._current is not None:
             self._current.close()
             self._current = None
+
+    def _cannot_open(self, path: Path, error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # else it was thinned meanwhile
+            self.skips.append(Skip(path, 0, 0, 0, f"cannot be opened: {error.strerror}"))
 
     def neighbours(self, path: Path) -> Iterator[RowFormat]:
         """The formats of the segments next to `path`, nearest first."""
@@ -604,6 +612,8 @@ def read_info(rank_folder: Path) -> RunInfo:
     """The rank's RunInfo. Raises FlightError where it is missing or damaged."""
     path = rank_folder / layout.INFO
     values = _json_object(path)
+    if values is None and not os.access(path, os.R_OK) and os.path.lexists(path):
+        raise FlightError(f"{path} may not be read by this user, and without it nothing is known of the flight. Ask its owner.")
     if values is None:
         raise FlightError(
             f"{path} is missing or damaged, so it is not known who wrote this flight. "
@@ -640,7 +650,8 @@ def read_stopped(rank_folder: Path) -> Stopped | None:
 
 def _json_object(path: Path) -> dict[str, Any] | None:
     try:
-        values = json.loads(path.read_bytes())
+        with os.fdopen(_open(path), "rb") as file:
+            values = json.loads(file.read())
     except (OSError, ValueError, RecursionError):
         return None
     return values if isinstance(values, dict) else None

@@ -93,6 +93,14 @@ def ended(incident: Incident, how: str) -> Incident:
     )
 
 
+def over(incident: Incident, outcome: str) -> Incident:
+    """The incident where the run came to an end of another kind without one more step."""
+    if outcome != "finished":
+        return ended(incident, f"the run ended ({outcome})")
+    known = ended(incident, "the run finished")
+    return replace(known, advice="If it evaluates or saves that long before it finishes, all is well: raise stall_after.")
+
+
 def spoken(seconds: float) -> str:
     """A duration for people."""
     if seconds < 60:

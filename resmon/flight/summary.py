@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,14 @@ class Summary:
     finding: Finding | None = None  # of those that are open, or were when it ended: the first of the severest
     findings: int = 0  # how many these are
     stopped: str = ""  # that it is recorded no more, and why
+    unread: str = ""  # why none of its steps can be read
+    folder: str = ""  # what its folder is called
+
+    @property
+    def title(self) -> str:
+        """Its name, by which commands find it; and its folder's where that was copied or renamed, by which they do then."""
+        own = layout.safe_name(self.name or "run")
+        return self.name if self.folder in (own, "") else f"{self.name} (in {self.folder})"
 
     @property
     def lives(self) -> bool:
@@ -41,11 +50,11 @@ class Summary:
 
 
 def summaries(directory: Path) -> list[Summary]:
-    """The runs of a folder, newest last; a damaged run is a line too."""
+    """The runs of a folder, newest last; a damaged run is a line too, one that is removed meanwhile is none."""
     found = []
     for folder in layout.runs(directory):
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        found.append(replace(summary(max(layout.attempts(folder).items())[1]), size=size))
+        with suppress(OSError, ValueError):  # no attempt is left, either
+            found.append(replace(summary(max(layout.attempts(folder).items())[1]), size=layout.size(folder)))
     return sorted(found, key=lambda each: each.time)
 
 
@@ -56,7 +65,7 @@ def summary(attempt: Path) -> Summary:
     started: float | None = None
     outcomes: list[Outcome | None] = []
     broke: list[Incident] = []
-    quiet = False
+    quiet, unread = False, ""
     for rank, folder in sorted(layout.ranks(attempt).items(), reverse=True):
         try:
             follower = Follower(folder, newest=True)
@@ -71,6 +80,8 @@ def summary(attempt: Path) -> Summary:
                 elif isinstance(item, ScalarRecord):
                     loss = item.values.get("loss", loss)
         follower.close()
+        if newest is None and follower.skips:
+            unread = str(follower.skips[0])
         lines = Lines(folder / layout.INCIDENTS, partial(incidents.of_json, rank=rank), "an incident")
         known = {incident.id: incident for incident in lines.poll(ended=not alive)}
         name, model, started = info.run, ", ".join(info.models.values()), info.started
@@ -109,6 +120,8 @@ def summary(attempt: Path) -> Summary:
         min(lasting, key=lambda finding: (finding.severity != "page", finding.opened_step), default=None),
         len(lasting),
         no_more,
+        unread if not steps else "",
+        attempt.parent.name,
     )
 
 

@@ -187,19 +187,23 @@ class FlightWriter:
             header(form)  # now, and not when a step's row begins a file: Arrow takes time and memory for the first
         self._bins = Bins(len(sites), len(groups), self._write_bin)
         self._rotate()
-        for track in self._thinned:
-            track.close()
+        for level in range(LEVELS):
+            self._rotate_bins(level)
 
     def _rotate(self) -> None:
         """The next row begins a segment; what the budget no longer holds goes."""
         self._full.close(keep=self._rows <= FIRST_STEPS)
         self._full.thin(min(self._covered[0], (self._last_step or 0) - NEWEST_STEPS))
 
+    def _rotate_bins(self, level: int) -> None:
+        """Likewise for bins, of which the coarsest stay."""
+        self._thinned[level].close()
+        self._thinned[level].thin(self._covered[level + 1] if level + 1 < LEVELS else -1)
+
     def _write_bin(self, level: int, full: Bin, last: StepRecord) -> None:
         track = self._thinned[level]
         if track.is_full(len(self._bin_row.bytes)):
-            track.close()
-            track.thin(self._covered[level + 1] if level + 1 < LEVELS else -1)
+            self._rotate_bins(level)
         full.fill(self._bin_row, last)
         track.append(self._bin_row.seal(), self._bin_format, full.first_step, last.step)
         self._covered[level] = last.step

@@ -27,7 +27,7 @@ from resmon.capture.host import process
 from resmon.capture.host.last_words import LastWords
 from resmon.capture.host.placement import class_name, unwrapped
 from resmon.capture.loop.session import Session
-from resmon.errors import ConfigurationError, ResmonError
+from resmon.errors import ConfigurationError, ResmonError, remedy
 from resmon.flight import journal, layout
 from resmon.flight.endings import Remains, conclude, told
 from resmon.flight.layout import CHECKPOINTS, END, REACHED, SPANS, boot_id, claim, reserved, safe_name
@@ -214,7 +214,7 @@ class Monitor:
         return (self._session or self._past).last_step
 
     def log(self, /, *unnamed: Any, **scalars: Any) -> None:
-        """Record numbers of the step that is under way or just over: `loss=`, `accuracy=`, any name.
+        """Record numbers of the step that is under way or just over: `loss=`, `accuracy=`, any name. From any thread.
 
         A value is a number or a tensor of one element. Anything else, what has no name included, is ignored with a warning, so that
         logging never ends a run.
@@ -373,7 +373,12 @@ class Monitor:
             else:
                 self._flight.end(RunEnd(kind, time.time(), step, reason))
         except (OSError, ResmonError) as error:
-            log.warning("resmon: the end of the run could not be written whole: %s", error)
+            log.warning(
+                "resmon: the end of the run could not be written whole (%s): its last steps may be missing, and it may be told as "
+                "killed. %s before the next run begins",
+                error,
+                remedy(error),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,12 +434,12 @@ class _Flight:
         """Claim this rank's place in the run and begin to write. Raises ConfigurationError where that cannot be."""
         settings = self._settings
         rank, world_size = self._ranks = process.rank_and_world()
-        launch = process.launch()
+        launch, unique = process.launch()
         if self._run is None:
             self._run = self._proposed if world_size == 1 else process.agreed("run", self._proposed) or process.short(launch)
         group = memory_group()
         so_far = kills(group)
-        folder, attempt = claim(settings.directory.absolute(), self._run, launch, rank)
+        folder, attempt = claim(settings.directory.absolute(), self._run, launch, rank, unique=unique)
         info = RunInfo(
             run=self._run,
             attempt=attempt,
@@ -462,10 +467,14 @@ class _Flight:
             machine_kills=so_far.machine,
             detectors=settings.detectors,
         )
+        try:
+            self._writer = FlightWriter(folder, info, settings.budget)
+        except ConfigurationError:
+            layout.give_back(folder)
+            raise
         self._folder, self._info = folder, info
         if self._shown is not None:
             self._shown.info = info
-        self._writer = FlightWriter(folder, info, settings.budget)
         try:
             self._last_words = LastWords(reserved(folder / END), folder / END)
         except (ValueError, AttributeError) as error:  # there is no such thing on Windows

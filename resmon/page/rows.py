@@ -15,7 +15,17 @@ import numpy as np
 
 from resmon.flight.schema import Records, RowFormat, present
 from resmon.plots.measures import PLACES, VALUES
-from resmon.records import BLOCK_MERGES, BLOCK_VALUES, MAGNITUDE_COLUMNS, Bools, Floats, Ints, ResidualSite, coverage
+from resmon.records import (
+    BLOCK_MERGES,
+    BLOCK_VALUES,
+    MAGNITUDE_COLUMNS,
+    Bools,
+    Floats,
+    Ints,
+    ResidualSite,
+    block_coverage,
+    coverage,
+)
 
 # Values of the run that are drawn, and what makes one of several ranks'.
 RUN = {"gradient_square": "sum", "learning_rate": "largest", "duration": "largest", "replicas": "smallest"}
@@ -181,16 +191,17 @@ def merged(parts: Sequence[Rows], expected: int) -> Rows:
         counted = np.nan_to_num(np.fmax.reduce(counted, axis=0))
     # A mean of root mean squares is over all ranks' elements; those of a rank without a value do not count.
     everything = np.where((count > 0).any(axis=2), elements, 0.0).sum(axis=0)
-    replicas = np.fmin.reduce(runs[0][:, :, list(RUN).index("replicas")], axis=0)
-    ranks = there.sum(axis=0)
-    factor = np.array(
-        [coverage(int(r), expected, 1.0 if np.isnan(same) else same) or np.nan for r, same in zip(ranks, replicas, strict=True)]
-    )
+    told = runs[0][:, :, list(RUN).index("replicas")]
+    replicas, ranks = np.fmin.reduce(told, axis=0), np.isfinite(told).sum(axis=0)
+    known = [coverage(int(r), expected, same) for r, same in zip(ranks, replicas, strict=True)]
+    factor = np.array([np.nan if each is None else each for each in known])
     whole = np.isfinite(factor)
+    having = (count[:, :, GRADIENTS[0]] > 0).sum(axis=0)
+    factors = block_coverage(having, expected, np.nan_to_num(replicas)[:, None], factor[:, None])
     for table in made:
-        table[:, GRADIENTS[0]] *= factor[:, None]
+        table[:, GRADIENTS[0]] *= factors
         table[:, GRADIENTS[1]] *= np.where(ranks >= expected, 1.0, np.nan)[:, None]
-    counted[:, GRADIENTS[0]] *= whole[:, None]
+    counted[:, GRADIENTS[0]] *= np.isfinite(factors)
     counted[:, GRADIENTS[1]] *= (ranks >= expected)[:, None]
     made[2] = np.nan_to_num(made[2])
     run_low, run_high, run_total = (_run_over_ranks(table, factor) for table in runs[:3])

@@ -181,7 +181,7 @@ class Settings(BaseModel):
     @classmethod
     def _address_and_port(cls, value: str) -> str:
         host, _, port = value.rpartition(":")
-        if not host or not port.isdecimal() or int(port) > 65535:
+        if not host or any(sign in host for sign in "/@ ") or not port.isdecimal() or int(port) > 65535:
             raise ValueError("must be HOST:PORT, such as 127.0.0.1:9699")
         return value
 

@@ -61,6 +61,9 @@ class Tail:
             self._settle()
         for finding in self._findings_on_file():
             self._view = self._view.found(finding)
+        unread = tuple(skip for rank in self._ranks.values() for skip in (*rank.follower.skips, *rank.lines.skips))
+        if len(unread) != len(self._view.unread):
+            self._view = replace(self._view, unread=unread)
         ends = [rank.end for rank in self._ranks.values()]
         if ends and None not in ends:
             self._view = replace(self._view, end=min(filter(None, ends), key=lambda end: OUTCOMES.index(end.outcome)))
@@ -170,7 +173,7 @@ class _Rank:
 
 
 def show(console: Console, tail: Tail, *, once: bool = False) -> View:
-    """Show a run until it ends, or one frame of it. Without a terminal the frame is printed at the end.
+    """Show a run until it ends, or one frame of it. Without a terminal that can draw over itself the frame is printed at the end.
 
     Raises FlightError where there is nothing that can be read.
     """
@@ -181,7 +184,7 @@ def show(console: Console, tail: Tail, *, once: bool = False) -> View:
     def drawn() -> RenderableType:
         return frame(view, min(console.width, 120), console.height - 1 if console.is_terminal and not once else None)
 
-    if once or not console.is_terminal:
+    if once or not draws(console):
         while view.end is None and not once:
             time.sleep(PERIOD)
             view = tail.poll()
@@ -193,6 +196,11 @@ def show(console: Console, tail: Tail, *, once: bool = False) -> View:
             view = tail.poll()
             live.update(drawn(), refresh=True)
     return view
+
+
+def draws(console: Console) -> bool:
+    """Whether it can draw over what it has drawn: a pipe, and a terminal such as an editor's (TERM=dumb), cannot."""
+    return console.is_terminal and not console.is_dumb_terminal
 
 
 def page_of(attempt: Path) -> str | None:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
+from resmon.flight.reader import Skip
 from resmon.quantities import printable
 from resmon.records import (
     BLOCK_COUNTS,
@@ -96,6 +97,7 @@ class View:
     incidents: dict[tuple[int, str], Incident] = field(default_factory=dict)  # by rank and id
     patience: float = math.inf  # seconds without a step after which the run is stalled
     stopped: Stopped | None = None  # the rank is recorded no more
+    unread: tuple[Skip, ...] = ()  # what of its files could not be read
     end: RunEnd | None = None
     goal: float | None = None  # seconds that the run is to take, where somebody knows
 
@@ -115,7 +117,7 @@ class View:
             recent = (*recent[-RATE_WINDOW + 1 :], (duration, monitor))
         if not newest and not self.ratios.wants:
             return replace(self, recent=recent, ratios=self.ratios.skip())
-        merged = ranks.step(records)
+        merged = ranks.step(records, self.info.world_size if self.info is not None else 1)
         ratio = np.where(merged.gauges["branch_skip_ratio"].present, merged.gauges["branch_skip_ratio"].values, np.nan)
         # Sites that appear move the columns; what was kept of the past no longer fits.
         ratios = self.ratios if merged.sites == self.sites else Trace(self.ratios.limit)
@@ -184,6 +186,8 @@ def frame(view: View, width: int = 100, height: int | None = None, now: float | 
     parts.append(_blocks(view, width, room))
     if view.stopped is not None:
         incidents.append(Text(f"✖ {printable(view.stopped.summary)}", style="bold red"))
+    if view.unread:
+        incidents.append(Text(f"✖ {_unread(view)}", style="yellow"))
     parts.extend(findings + incidents)
     return Panel(Group(*parts), border_style="red" if findings or incidents else "dim", padding=(0, 1), width=width)
 
@@ -250,13 +254,15 @@ def _figures(view: View, width: int) -> RenderableType:
 
 def _blocks(view: View, width: int, room: int) -> RenderableType:
     if view.merged is None:
-        return Text("waiting for the first step", style="dim")
+        return Text("waiting for the first step" if view.end is None else "there is no step to be shown", style="dim")
     if not view.sites:
         return Text("no residual block in this model: loss, gradients and step times are recorded", style="dim")
     deviation = view.deviation()
-    count = len(view.sites)
     worst = _worst(view, deviation)
-    shown = np.arange(count) if count <= room else np.sort(np.argsort(-deviation, kind="stable")[:room])
+    farthest = np.argsort(-deviation, kind="stable")
+    if worst is not None:  # of blocks that are equally far it need not be the first
+        farthest = np.concatenate(([worst], farthest[farthest != worst]))
+    shown = np.sort(farthest[:room])
 
     wide = width >= 96
     bar = 16 if wide else 8
@@ -344,6 +350,13 @@ def _incident(incident: Incident, view: View) -> RenderableType:
     if incident.advice:
         text.append(f" {printable(incident.advice)}", style="default")
     return text
+
+
+def _unread(view: View) -> str:
+    places, first = len(view.unread), printable(str(view.unread[0]))
+    if places == 1:
+        return f"A part of the flight cannot be read: {first}"
+    return f"{places:,} parts of the flight cannot be read; resmon.load(...).skipped lists them. The first: {first}"
 
 
 def _rate(view: View) -> float | None:

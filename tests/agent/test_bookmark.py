@@ -78,7 +78,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def whole(folder: Path, story: list[Item], **info: Any) -> list[Finding]:
-    """What an agent writes that nothing has interrupted, as a replay of all steps says it (tests/test_replay.py)."""
+    """What an agent writes that nothing has interrupted, as a replay of all steps says it (tests/replay/test_replay.py)."""
     run = Run(folder, story, register=False, **info)
     while run.goes_on(500):
         pass

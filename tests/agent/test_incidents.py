@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from resmon import load
 from resmon.agent import runtime
 from resmon.agent.roster import Roster
 from resmon.exporters.prometheus import Prometheus
 from resmon.flight import journal, layout, stalls
 from resmon.flight.summary import summary
-from resmon.records import Checkpoint, Incident, RunEnd
+from resmon.records import Checkpoint, Incident, Outcome, RunEnd
 from tests.agent.conftest import House, scrape
 from tests.agent.test_roster import Writer, only, poll
 from tests.agent.test_service import PACE, rank_folder
@@ -141,6 +142,26 @@ def test_a_stall_is_a_state_until_it_goes_on(roster: Roster, runs: Path, runtime
     writer.end()
     assert only(poll(second)).outcome == "finished"
     assert len(events(writer.folder)) == 2
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("outcome", ["finished", "failed"])
+def test_a_stall_that_an_end_closes_says_so(outcome: Outcome, roster: Roster, runs: Path) -> None:
+    """A last evaluation, or a rank that has no more batches than the others: it is not said for ever that it hangs."""
+    writer = Writer(runs, stall_after=0.3)
+    writer.step(time=time.time())
+    poll(roster)
+    time.sleep(0.7)
+    assert only(poll(roster)).is_stalled
+    if outcome == "failed":  # as where a collective's time is up: the process says so itself
+        writer.flight.incident(Incident("failed-0", "failed", time.time(), 0, "RuntimeError: timed out"))
+    writer.end(outcome)
+    run = only(poll(roster))
+    assert (run.is_stalled, run.outcome) == (False, outcome)
+    told = load(writer.folder.parent).incidents().set_index("kind")["summary"]
+    how = "the run finished" if outcome == "finished" else "the run ended (failed)"
+    assert told["stalled"] == f"No step came after step 0, until {how}."
+    assert set(told.index) == ({"stalled"} if outcome == "finished" else {"stalled", "failed"})
 
 
 @pytest.mark.usefixtures("impatient")

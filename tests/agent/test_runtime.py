@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -83,6 +84,27 @@ def test_one_agent_has_the_seat(runtime_folder: Path) -> None:
     seat.leave()
     assert json.loads((runtime_folder / runtime.TARGETS).read_text()) == []
     assert python(f"{code}; print(runtime.serving(f), Seat.take(f, 0.1) is not None)") == "None True"
+
+
+def test_a_seat_is_lost_with_the_folder_and_may_be_taken_again(runtime_folder: Path) -> None:
+    seat = Seat.take(runtime_folder, 0.0)
+    assert seat is not None and not seat.is_lost
+    seat.announce("http://127.0.0.1:5", "1")
+    shutil.rmtree(runtime_folder)
+    runtime_folder.touch()
+    assert seat.is_lost
+    with pytest.raises(AgentError, match="cannot be made"):
+        seat.take_again()
+    runtime_folder.unlink()
+    assert seat.take_again() and not seat.is_lost
+    now = runtime.serving(runtime_folder)
+    assert now is not None and (now.pid, now.url) == (os.getpid(), "http://127.0.0.1:5")
+    assert json.loads((runtime_folder / runtime.TARGETS).read_text()) == [{"targets": ["127.0.0.1:5"], "labels": {}}]
+    (runtime_folder / runtime.LOCK).unlink()
+    (runtime_folder / runtime.LOCK).touch()
+    assert seat.is_lost
+    seat.leave()  # what others have announced since is theirs
+    assert json.loads((runtime_folder / runtime.TARGETS).read_text()) == [{"targets": ["127.0.0.1:5"], "labels": {}}]
 
 
 def test_the_gate_is_for_one_at_a_time(runtime_folder: Path) -> None:

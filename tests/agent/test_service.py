@@ -15,6 +15,7 @@ from resmon.agent import runtime
 from resmon.catalogue import CATALOGUE
 from resmon.flight import layout
 from tests.agent.conftest import House, get, scrape
+from tests.ports import free_port
 from tests.waiting import wait_for
 
 PACE = 0.02
@@ -193,6 +194,50 @@ def test_killing_the_agent_disturbs_nothing_and_the_next_one_goes_on(house: Hous
     events = [json.loads(line) for line in (rank_folder(house, "live").parent / layout.FINDINGS).read_text().splitlines()]
     assert [event["state"] for event in events] == ["opened"]  # three blocks: none is left that it could spread to
     assert events[0]["block"] == "h.2"
+
+
+def test_an_agent_outlives_its_runtime_folder(house: House, port: int) -> None:
+    """The end of a login session takes it away, and trainings in tmux go on."""
+    first = house.agent(port)
+    ended = house.trainer("ended", pace=PACE, last=3, how="finished")
+    house.trainer("live", pace=PACE, last=100_000)
+    url = house.ready(port)
+    assert ended.wait(20) == 0
+    wait_for(lambda: scrape(url).one("resmon_run_outcome", outcome="finished") == 1)
+    house.runtime.rename(house.runtime.with_name("away"))
+    wait_for(lambda: (now := runtime.serving(house.runtime)) is not None and now.pid == first.pid and now.url == url)
+    wait_for((house.runtime / runtime.STATE).exists)
+    assert rank_folder(house, "live") in runtime.registrations(house.runtime).values()
+    steps = scrape(url).one("resmon_steps_total", run="live")
+    first.kill()
+    first.wait()
+    house.agent(port)
+    house.ready(port)
+    wait_for(lambda: (scrape(url).one("resmon_steps_total", run="live") or 0) > (steps or 0) > 0)
+    assert json.loads((house.runtime / runtime.STATE).read_text())["runs_total"]["finished"] == 1
+    assert scrape(url).one("resmon_agent_errors_total") == 0
+
+
+def test_of_two_agents_the_one_that_is_found_goes_on(house: House, port: int) -> None:
+    """One was begun after the runtime folder of the other had been removed, before that could make it anew."""
+    first = house.agent(port)
+    house.trainer("old", pace=PACE, last=100_000)
+    url = house.ready(port)
+    wait_for(lambda: scrape(url).one("resmon_steps_total", run="old"))
+    first.send_signal(signal.SIGSTOP)
+    wait_for(lambda: Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    house.runtime.rename(house.runtime.with_name("away"))
+    other = free_port()
+    house.agent(other)
+    house.trainer("new", pace=PACE, last=100_000)
+    elsewhere = house.ready(other)
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(20) == 0
+    assert "another agent has come since" in house.output(first)
+    now = runtime.serving(house.runtime)
+    assert now is not None and now.url == elsewhere
+    assert json.loads((house.runtime / runtime.TARGETS).read_text()) == [{"targets": [f"127.0.0.1:{other}"], "labels": {}}]
+    wait_for(lambda: {dict(key)["run"] for key in scrape(elsewhere).all("resmon_steps_total")} == {"old", "new"})
 
 
 def test_at_rest_it_takes_next_to_nothing(house: House, port: int) -> None:

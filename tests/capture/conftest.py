@@ -40,8 +40,9 @@ OLDER: tuple[tuple[bool, str, str], ...] = (
     (
         compiler.OBSERVES,
         "the blocks of compiled models are observed from torch 2.13 on",
-        r"test_compiled\w*\.py|test_entrance\.py|test_(norms|inputs)\.py::test_compiled\[|::test_in_a_graph_|test_copies\.py.*\[compiled\]|::test_a_compiled_model",
+        r"test_compiled\w*\.py|test_entrance\.py|test_(norms|inputs)\.py::test_compiled\[|::test_in_a_graph_|test_copies\.py.*\[compiled\]|test_backwards\.py::.*_compiled_|done_again_with_less.*-True\]|::test_a_compiled_model",
     ),
+    (compiler.OBSERVES, "pipelines were tried from torch 2.13 on", r"test_pipelines\.py::test_(a_pipeline|other)"),
     (
         hasattr(torch._C._autograd.SavedTensor, "data"),
         "this torch does not show what autograd keeps",

@@ -48,6 +48,9 @@ class Case:
     clip: float = math.inf
     average: bool = False  # the loop averages gradients itself
     detour_on: tuple[int, ...] = ()  # ranks that use the detour
+    left_out: tuple[tuple[int, ...], ...] = ()  # by rank: blocks that its passes go by
+    past_from: int | None = None  # the step from which on the loop calls what is inside the wrapper
+    unfreeze_at: int | None = None  # the step at which the first block, frozen when it is wrapped, is trained again
     settings: dict[str, Any] = field(default_factory=dict)
     feed: Callable[[Tensor], Tensor] = lambda batch: batch
 
@@ -178,6 +181,11 @@ CASES: dict[str, Case] = {
     "ddp-clip": Case(ddp(), clip=0.2),
     "ddp-view": Case(ddp(gradient_as_bucket_view=True)),
     "ddp-unsynchronised": Case(ddp(), synchronise=no_sync_ever),
+    "ddp-depth": Case(ddp(find_unused_parameters=True), left_out=((), (1,))),
+    "ddp-disjoint": Case(ddp(find_unused_parameters=True), left_out=((1,), (0,))),
+    "ddp-past": Case(ddp(), past_from=1),
+    "ddp-unfrozen": Case(ddp(), unfreeze_at=1),
+    "ddp-unfrozen-before": Case(ddp(), unfreeze_at=-1),
     "part-accumulate": Case(lambda model: Outer(ddp()(model)), micro_batches=2, synchronise=no_sync_inside),
     "part-unsynchronised": Case(lambda model: Outer(ddp()(model)), synchronise=no_sync_inside_ever),
     "fsdp1": Case(fsdp1),
@@ -227,9 +235,12 @@ def train(name: str, folder: Path, watched: bool) -> dict[str, object]:
     rank, world = dist.get_rank(), dist.get_world_size()
     inner = stack.stack(case.uneven, bool(case.detour_on))
     inner.takes_detour = rank in case.detour_on
+    inner.left_out = case.left_out[rank] if case.left_out else ()
+    inner.h[0].requires_grad_(case.unfreeze_at is None)
     if case.watch == "before":
         monitor = resmon.watch(inner, run=name, directory=folder, **case.settings) if watched else None
     called = case.wrap(inner)
+    inner.h[0].requires_grad_(case.unfreeze_at is None or case.unfreeze_at < 0)
     optimizer = torch.optim.SGD(called.parameters(), lr=stack.RATE)
     parts = case.parts or world
     mine = rank * parts // world
@@ -239,7 +250,11 @@ def train(name: str, folder: Path, watched: bool) -> dict[str, object]:
     if case.watch != "before":
         target = called if case.watch == "outside" else inner
         monitor = resmon.watch(target, optimizer, run=name, directory=folder, **case.settings) if watched else None
-    for batch in stack.batches(inner.stem.in_features):
+    for step, batch in enumerate(stack.batches(inner.stem.in_features)):
+        if step == case.unfreeze_at:
+            inner.h[0].requires_grad_(True)
+        if step == case.past_from:
+            called = inner
         optimizer.zero_grad()
         micro_batches = batch.chunk(parts)[mine].chunk(case.micro_batches)
         for i, micro_batch in enumerate(micro_batches):

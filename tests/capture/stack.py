@@ -49,6 +49,7 @@ class Stack(nn.Module):
         self.stem = nn.Linear(width, width)
         self.detour = nn.Linear(width, width) if detour else None
         self.takes_detour = False
+        self.left_out: tuple[int, ...] = ()  # blocks that the pass goes by, as stochastic depth does
         self.h = nn.ModuleList(Block(width, hidden) for _ in range(2))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, width)
@@ -57,8 +58,9 @@ class Stack(nn.Module):
         x = self.stem(x)
         if self.detour is not None and self.takes_detour:
             x = self.detour(x)
-        for block in self.h:
-            x = block(x)
+        for i, block in enumerate(self.h):
+            if i not in self.left_out:
+                x = block(x)
         y: Tensor = self.head(self.norm(x))
         return y
 
@@ -83,10 +85,12 @@ def loss_of(output: Tensor) -> Tensor:
     return output.square().mean()
 
 
-def truth(model: Stack, detours: tuple[bool, ...] = (False,), clip: float = math.inf) -> list[dict[str, float]]:
+def truth(
+    model: Stack, detours: tuple[bool, ...] = (False,), clip: float = math.inf, left_out: tuple[tuple[int, ...], ...] = ()
+) -> list[dict[str, float]]:
     """Of each step: `<site> <value>` and `total`, by autograd in float64 on the whole batch, and before gradients are clipped.
 
-    The loss is the mean over equal parts of the batch, one for each of `detours`.
+    The loss is the mean over equal parts of the batch, one for each of `detours`; `left_out` are the blocks that each goes by.
     """
     model = copy.deepcopy(model).double()
     steps = []
@@ -95,7 +99,7 @@ def truth(model: Stack, detours: tuple[bool, ...] = (False,), clip: float = math
             block.sums = []
         model.zero_grad()
         parts = batch.double().chunk(len(detours))
-        for part, model.takes_detour in zip(parts, detours, strict=True):
+        for part, model.takes_detour, model.left_out in zip(parts, detours, left_out or ((),) * len(parts), strict=True):
             (loss_of(model(part)) / len(parts)).backward()
         step = {"total": _norm(p.grad for p in model.parameters())}
         for i, block in enumerate(model.h):

@@ -15,11 +15,13 @@ import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._inductor.output_code import CompiledFxGraph
 from torch.utils.checkpoint import checkpoint
 
 import resmon
 from resmon.capture.host import compiler
 from resmon.capture.loop.session import Session
+from resmon.capture.probes import cells, entrance
 from resmon.records import StepRecord
 from tests.capture.loop.test_session import BRANCH, GRADIENT, OUTPUT, OUTPUT_GRADIENT, SKIP, Memory
 
@@ -267,6 +269,47 @@ def test_inductor_and_a_sample_of_larger_tensors() -> None:
         record = loop.checked_step(torch.randn(40, 5, WIDTH))
     assert counted()["graphs"] == 1
     assert record.magnitude_buckets.sum(axis=1).tolist() == pytest.approx([3 * 1024] * 2, rel=0.2)
+
+
+def _each_block(model: Net) -> Loss:
+    for block in model.blocks:
+        block.compile()
+    return loss_of(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(lambda model: loss_of(torch.compile(model)), id="whole"),
+        pytest.param(_each_block, id="by block"),
+        pytest.param(lambda model: torch.compile(loss_of(model)), id="function"),
+    ],
+)
+def test_what_graphs_change_stays_where_it_is(way: Callable[[Net], Loss], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph may change in place what keeps its address and nothing else; otherwise mode="reduce-overhead" makes none."""
+    made: list[tuple[set[int], set[int]]] = []
+    alias, code = cells.alias, CompiledFxGraph.__init__
+
+    def seen(graph: CompiledFxGraph, *args: Any, **kwargs: Any) -> None:
+        code(graph, *args, **kwargs)
+        how = next(each for each in (*args, *kwargs.values()) if isinstance(each, dict) and "static_input_idxs" in each)
+        made.append((set(graph.mutated_input_idxs), set(how["static_input_idxs"])))
+
+    def marked(tensor: Tensor) -> Tensor:  # as on a GPU
+        found = alias(tensor)
+        torch._dynamo.mark_static_address(found)
+        return found
+
+    monkeypatch.setattr(CompiledFxGraph, "__init__", seen)
+    monkeypatch.setattr(cells, "alias", marked)
+    monkeypatch.setattr(entrance, "alias", marked)
+    loop = Loop(Net(), way)
+    with torch.compiler.config.patch(force_disable_caches=True):
+        for i in range(3):
+            loop.step(batch(seed=i))
+    assert any(changed for changed, _ in made)
+    assert all(changed <= stays for changed, stays in made)
 
 
 def test_the_sample_is_like_the_tensor() -> None:

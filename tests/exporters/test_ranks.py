@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resmon.exporters.ranks import Ranks
-from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, MAGNITUDE_COLUMNS, Columns, Floats, StepRecord
+from resmon.records import BLOCK_COUNTS, BLOCK_VALUES, MAGNITUDE_COLUMNS, RUN_VALUES, Columns, Floats, StepRecord
 from resmon.statistics import STATISTICS
 from tests.synthetic import Training, run_values, sites
 
@@ -136,6 +136,41 @@ def test_one_rank_speaks_for_those_that_hold_the_same_gradients() -> None:
         everybody = Ranks().step([(site, one)] * 4, expected=4)
         assert everybody.gauges["gradient_norm"].values[0] == 4.0
         assert everybody.gauges["output_gradient_norm"].values[0] == 2.0
+
+
+def test_ranks_that_know_a_block_speak_for_those_that_do_not_where_gradients_are_the_same() -> None:
+    """A rank that has left a block out so far knows nothing of it, and yet holds the same gradient."""
+    both, one = sites(2), sites(1)
+    for replicas, factor in ((2.0, 2.0), (1.0, 1.0)):  # alike on all ranks, and parameters of their own, as a pipeline's
+        first, second = Training(both, seed=1).step(), Training(one, seed=2).step()
+        records = [
+            (Columns(known), replace(record, run=run_values(replicas=replicas))) for known, record in ((both, first), (one, second))
+        ]
+        gradient = BLOCK_VALUES.index("gradient_square")
+        shares = [first.blocks[gradient, 0] + second.blocks[gradient, 0], factor * first.blocks[gradient, 1]]
+        merged = Ranks().step(records, expected=2).gauges
+        assert merged["gradient_norm"].values == pytest.approx(np.sqrt(shares))
+        assert merged["gradient_norm"].present.all()
+        assert merged["output_gradient_norm"].present.all()
+        # A launcher that does not say how many ranks are here.
+        assert Ranks().step(records).gauges["gradient_norm"].values == pytest.approx(np.sqrt(shares))
+
+
+def test_a_rank_that_has_stepped_aside_tells_no_gradients() -> None:
+    """Its step is recorded without blocks: of shards the sum would be too small, and of what all hold the others speak for it."""
+    site = Columns(sites(1))
+    shares = {"gradient_square": 4.0, "output_gradient_square": 1.0}
+    silent = record({}, 0)
+    there = silent.run_present.copy()
+    there[[RUN_VALUES.index(name) for name in ("replicas", "gradient_square", "stepped_square")]] = False
+    silent = replace(silent, run_present=there)
+    for replicas, norm in ((2.0, np.sqrt(8.0)), (1.0, None)):
+        speaks = replace(record(shares, 10), run=run_values(replicas=replicas, gradient_square=9.0))
+        merged = Ranks().step([(site, speaks), (site, silent)], expected=2)
+        values, present = merged.gauges["gradient_norm"]
+        assert (float(values[0]) if present[0] else None) == norm
+        assert merged.gradient_norm == (None if norm is None else pytest.approx(np.sqrt(18.0)))
+        assert not merged.gauges["output_gradient_norm"].present[0]
 
 
 def test_samples_add_up_over_ranks_and_steps_do_not() -> None:

@@ -83,5 +83,9 @@ def test_columns_and_numbers_are_true(flight: Path) -> None:
     assert (RUN_VALUES[0], RUN_VALUES[-1]) == ("duration", "device_memory_free")
     assert f"{MAGNITUDE_COLUMNS} values a site: up to 2^{MAGNITUDE_LOW}, ... up to 2^{MAGNITUDE_HIGH}" in PAGE
     assert f"first {FIRST_STEPS:,} steps" in PAGE
+    base, block = re.search(r"take ([\d.]+) MB and ([\d.]+) MB for each block", PAGE).groups()  # type: ignore[union-attr]
+    for sites in (10, 1000):
+        told = float(base) + sites * float(block)
+        assert told == pytest.approx(FIRST_STEPS * schema.row_format("steps", synthetic.sites(sites)).size / 1e6, rel=0.05)
     assert f"{Settings.model_fields['budget'].default >> 20} MiB" in PAGE
     assert f"bins-{LEVELS - 1} of {64 * 8 ** (LEVELS - 1):,}" in PAGE

@@ -184,6 +184,48 @@ def test_one_rank_speaks_for_those_that_hold_the_same_gradients(tmp_path: Path) 
         assert flight.blocks(per_rank=True)["gradient_norm_share"][0] == pytest.approx(math.sqrt(share))
 
 
+def test_ranks_that_know_a_block_speak_for_those_that_do_not(tmp_path: Path) -> None:
+    """Rank 1 has not come to the last block yet; of gradients that all hold rank 0 tells both shares, of parts only its own."""
+    for run, factor in (("replicated", 2.0), ("own", 1.0)):
+        share = math.nan
+        for rank, known in enumerate((SITES, SITES[:-1])):
+            _, writer = begin(tmp_path, run, rank=rank, world_size=2)
+            training = synthetic.Training(known, seed=rank)
+            writer.sites(known)
+            record = replace(training.step(), run=synthetic.run_values(replicas=factor))
+            writer.step(record)
+            if rank == 0:
+                share = record.blocks[BLOCK_VALUES.index("gradient_square"), -1]
+        norms = dict(resmon.load(tmp_path / run).blocks()[["block", "gradient_norm"]].to_numpy().tolist())
+        assert norms[SITES[-1].name] == pytest.approx(math.sqrt(factor * share))
+
+
+@pytest.mark.parametrize("replicas", [2.0, 1.0])
+def test_a_rank_that_has_stepped_aside_tells_no_gradients(replicas: float, tmp_path: Path) -> None:
+    shares = []
+    for rank in range(2):
+        _, writer = begin(tmp_path, rank=rank, world_size=2)
+        writer.sites(SITES)
+        record = replace(synthetic.Training(SITES, seed=rank).step(), run=synthetic.run_values(replicas=replicas))
+        if rank:
+            there = record.run_present.copy()
+            there[[RUN_VALUES.index(name) for name in ("replicas", "gradient_square", "stepped_square")]] = False
+            record = replace(record, run_present=there, blocks_present=np.zeros_like(record.blocks_present))
+        else:
+            shares = record.blocks[BLOCK_VALUES.index("gradient_square")].tolist()
+        writer.step(record)
+    flight = resmon.load(tmp_path / "digits")
+    blocks, steps = flight.blocks(), flight.steps()
+    assert blocks["skip_rms"].notna().all()
+    assert blocks["output_gradient_norm"].isna().all()
+    if replicas == 1:
+        assert blocks["gradient_norm"].isna().all()
+        assert steps["gradient_norm"].isna().all()
+    else:
+        assert blocks["gradient_norm"].tolist() == pytest.approx([math.sqrt(2 * share) for share in shares])
+        assert steps["gradient_norm"].tolist() == pytest.approx([math.sqrt(2 * 4.0)])
+
+
 def test_clipping_and_skipping_are_told_by_step(tmp_path: Path) -> None:
     """The factor comes from the ranks' shares; NaN is what clipping makes of gradients that are not finite."""
     seen = [(16.0, 4.0), (16.0, 16.0), (0.0, 0.0), (math.inf, math.nan), (16.0, None), (None, None)]

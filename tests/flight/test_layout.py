@@ -31,6 +31,8 @@ HOSTILE = [
     "\udcff",
     "-rf",
     "\\\\server\\share",
+    "attempt-0001",
+    "rank-00000",
 ]
 
 
@@ -79,6 +81,19 @@ def test_ranks_of_one_launch_share_an_attempt_and_a_restart_begins_another(tmp_p
     assert claim(tmp_path, "r", "first", 5)[1] == 4
     assert list(layout.attempts(tmp_path / "r")) == [1, 2, 3, 4]
     assert list(layout.ranks(tmp_path / "r" / "attempt-0002")) == [0, 1, 2]
+
+
+def test_launches_at_one_moment_keep_their_ranks_together(tmp_path: Path) -> None:
+    """Two jobs of one run's name, started together: whose rank comes first is chance, and each finds its own attempt."""
+    order = [("first", 0), ("second", 0), ("first", 1), ("second", 1), ("first", 2)]
+    found = [claim(tmp_path, "r", launch, rank, unique=True)[1] for launch, rank in order]
+    assert found == [1, 2, 1, 2, 1]
+    assert {number: list(layout.ranks(path)) for number, path in layout.attempts(tmp_path / "r").items()} == {
+        1: [0, 1, 2],
+        2: [0, 1],
+    }
+    # A launch whose workers are started anew, as where one more machine joins it: all of them in one new attempt.
+    assert [claim(tmp_path, "r", "first", rank, unique=True)[1] for rank in (1, 0, 2, 3)] == [3, 3, 3, 3]
 
 
 def test_ranks_that_start_at_one_moment_find_one_attempt(tmp_path: Path) -> None:
@@ -170,3 +185,29 @@ def test_the_owner_probes_its_lock_without_losing_it(tmp_path: Path) -> None:
 
 def test_the_boot_id_stays() -> None:
     assert layout.boot_id() == layout.boot_id()
+
+
+def test_links_that_lead_nowhere_hide_no_run(tmp_path: Path) -> None:
+    for name in ("a", "m", "z"):
+        claim(tmp_path, name, "launch", 0)
+    for name, target in (("b", "b"), ("c", "/nonexistent/place"), ("n", "a/attempt-0001")):
+        (tmp_path / name).symlink_to(target)
+    assert [path.name for path in layout.runs(tmp_path)] == ["a", "m", "z"]
+
+
+def test_the_place_of_one_rank_is_given_back_without_the_others(tmp_path: Path) -> None:
+    first, second = (claim(tmp_path, "r", "launch", rank)[0] for rank in (0, 1))
+    layout.give_back(first)
+    assert layout.ranks(second.parent) == {1: second}
+    assert claim(tmp_path, "r", "launch", 0) == (first, 1)
+    for each in (first, second):
+        layout.give_back(each)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_goes_while_it_is_counted_has_no_size(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_bytes(b"x" * 70)
+    (tmp_path / "gone").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    assert layout.size(tmp_path) == 70

@@ -210,6 +210,25 @@ def test_levels_grow_by_eights(tmp_path: Path) -> None:
     assert sorted({path.name[:6] for path in folder.glob("bins-*.arrow")}) == [f"bins-{level}" for level in range(LEVELS)]
 
 
+def test_bins_stay_within_their_share_where_columns_change_often(tmp_path: Path) -> None:
+    """Each change ends the bins under way, at every level; only of the coarsest, one row a change, none goes."""
+    budget, steps = 16 << 20, 320
+    folder, writer = begin(tmp_path, budget=budget)
+    training = synthetic.Training(SITES)
+    row = training.step()
+    for step in range(steps):
+        groups = 1 + step // 2 % 2
+        writer.sites(SITES, ("a", "b")[:groups])
+        shape = (len(row.groups), groups)
+        writer.step(replace(row, step=step, groups=np.ones(shape), groups_present=np.ones(shape, bool)))
+    writer.end(RunEnd("finished", 1.0, steps - 1))
+    for level in range(LEVELS - 1):
+        taken = sum(path.stat().st_size for path in folder.glob(f"bins-{level}-*.arrow"))
+        assert 0 < taken <= budget >> (3 + level), level
+    bins = resmon.load(tmp_path / "digits").bins()
+    assert bins["steps"].sum() == steps * len(SITES)
+
+
 def test_a_follower_outlives_thinning(tmp_path: Path) -> None:
     """Steps that went before it came to them are missing, everything else comes in order."""
     folder, writer = begin(tmp_path, budget=1 << 20)

@@ -28,7 +28,7 @@ from resmon.capture.host.compiler import Compiler
 from resmon.flight import endings, stalls
 from resmon.flight.layout import STOPPED
 from resmon.flight.reader import Follower
-from resmon.flight.summary import summary
+from resmon.flight.summary import summaries, summary
 from resmon.records import StepRecord
 from resmon.terminal.tail import Tail, show
 from tests import forkserver
@@ -190,7 +190,9 @@ def test_a_run_whose_monitor_was_forgotten_is_told_of(tmp_path: Path, caplog: py
     assert not caplog.text
 
 
-@pytest.mark.parametrize("name", ["a/b", "../../etc", "line\nbreak", "x" * 10_000, "ünïcode ☃", ".", "-rf", 'quo"te\\'])
+@pytest.mark.parametrize(
+    "name", ["a/b", "../../etc", "line\nbreak", "x" * 10_000, "ünïcode ☃", ".", "-rf", 'quo"te\\', "attempt-0001", "rank-00000"]
+)
 def test_any_run_name_is_kept_and_stays_in_the_directory(name: str, tmp_path: Path) -> None:
     monitor = resmon.watch(nn.Linear(2, 2), run=name, directory=tmp_path, agent="off")
     monitor.close()
@@ -224,6 +226,26 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(resmon.ConfigurationError, match="directory="):
         resmon.watch(model, run="r", directory=file / "runs", agent="off")
     assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("room", [0, 200, 4096])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_watch_that_finds_no_room_leaves_no_run_behind(room: int, before: bool, tmp_path: Path) -> None:
+    if before:
+        resmon.watch(nn.Linear(2, 2), run="r", directory=tmp_path, agent="off").close()
+    there = sorted(tmp_path.rglob("*"))
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, usual[1]))  # for a disk that is nearly full
+    try:
+        with pytest.raises(resmon.ConfigurationError, match="that has room"):
+            resmon.watch(nn.Linear(2, 2), run="r", directory=tmp_path, agent="off")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert sorted(tmp_path.rglob("*")) == (there or list(tmp_path.glob("r")))
+    assert len(summaries(tmp_path)) == before
+    monitor = resmon.watch(nn.Linear(2, 2), run="r", directory=tmp_path, agent="off")
+    monitor.close()
+    assert resmon.load(monitor.directory).attempt == 1 + before
 
 
 def test_an_interrupt_in_the_middle_of_a_pass_leaves_no_mode_behind(tmp_path: Path) -> None:
@@ -479,6 +501,18 @@ def test_checkpoints_that_cannot_be_noted_never_reach_the_loop(tmp_path: Path, c
         assert "a checkpoint could not be noted" in message
     monitor.checkpoint("closed.pt")
     assert not list(tmp_path.rglob("checkpoints.jsonl"))
+
+
+def test_an_end_that_cannot_be_written_says_what_that_means_and_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, optimizer = small()
+    monitor = resmon.watch(model, optimizer, run="r", directory=tmp_path, agent="off")
+    shutil.rmtree(tmp_path / "r")
+    monitor.close()
+    (message,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "could not be written whole ([Errno 2] No such file" in message
+    assert "may be told as killed. See that its folder is there and can be written before the next run begins" in message
 
 
 def test_what_comes_without_a_name_or_after_the_end_is_told_once_and_never_raised(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,21 @@ def test_ranks_are_one_as_load_has_them(tmp_path: Path) -> None:
     norm = course.run("gradient_norm")
     assert norm is not None
     np.testing.assert_allclose(norm.mean, load(folder.parent).steps()["gradient_norm"].to_numpy(float), rtol=1e-6)
+
+
+def test_ranks_of_which_one_does_not_know_a_block_are_one_as_load_has_them(tmp_path: Path) -> None:
+    for rank in range(2):
+        folder, writer = begin(tmp_path, rank=rank, world_size=2)
+        training = synthetic.Training(synthetic.sites(2 - rank), seed=rank)
+        writer.sites(training.sites)
+        for _ in range(50):
+            writer.step(replace(training.step(), run=synthetic.run_values(replicas=2.0)))
+    _, course = looked_at(folder)
+    blocks = load(folder.parent).blocks()
+    wanted = blocks["gradient_norm"].to_numpy(float).reshape(50, 2)
+    mine = load(folder.parent).blocks(per_rank=True).query("block == 'h.1'")["gradient_norm_share"].to_numpy(float)
+    np.testing.assert_allclose(wanted[:, 1], mine * 2**0.5, rtol=1e-6)
+    np.testing.assert_allclose(course.cells(BY_NAME["gradient_norm"]).mean.T, wanted, rtol=1e-5)
 
 
 def test_where_a_rank_is_missing_there_is_no_gradient(tmp_path: Path) -> None:

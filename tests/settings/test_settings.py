@@ -254,6 +254,7 @@ def test_a_key_of_the_file_is_told_with_its_line(statements: list[tuple[str, str
         (None, {"run": "\x1b" * 90}, {}, []),
         (None, {"listen": "\x1b" * 90}, {}, ["argument listen: must be HOST:PORT, such as 127.0.0.1:9699 (got '\\x1b\\x1b"]),
         (None, {"listen": "host:65536"}, {}, ["argument listen: must be HOST:PORT"]),
+        (None, {"listen": "http://127.0.0.1:9699"}, {}, ["argument listen: must be HOST:PORT"]),
         (None, {}, {"RESMON_AGENT": ""}, ["RESMON_AGENT: should be 'auto', 'sidecar' or 'off' (got '')"]),
         ("directory = 'a'\ndirectory = 'b'", {}, {}, ["resmon.toml, line 2: this is no TOML: Cannot overwrite a value (at "]),
         (None, {}, {"RESMON_DIRECTORY": ""}, ["RESMON_DIRECTORY: must be a path, and is empty; leave it out"]),

@@ -11,7 +11,7 @@ from rich.console import Console
 from resmon.exporters.ranks import Ranks
 from resmon.records import BLOCK_VALUES, Columns, Finding, ResidualSite, RunEnd, ScalarRecord, StepRecord
 from resmon.terminal.view import BARS, Trace, View, frame, sparkline
-from tests.synthetic import Training, info, sites
+from tests.synthetic import Training, info, run_values, sites
 
 SKIP, BRANCH = BLOCK_VALUES.index("skip_square"), BLOCK_VALUES.index("branch_square")
 
@@ -114,6 +114,14 @@ def test_of_nonfinite_blocks_the_one_that_a_finding_names_is_marked() -> None:
     assert "◀ worst" in row(text(view), "h.2")
 
 
+def test_where_not_all_have_room_the_block_that_is_marked_has() -> None:
+    made = sites(9)
+    view = view_of([Training(made).step(forward=range(9))], made).found(replace(a_finding("h.8"), model=""))
+    shown = text(view, height=20)
+    assert "blocks of 9" in shown
+    assert "◀ worst" in row(shown, "h.8")
+
+
 def test_absent_values_are_a_dash_and_nan_is_nan() -> None:
     made = sites(2)
     training = Training(made)
@@ -188,6 +196,15 @@ def test_two_ranks_are_merged_from_their_sums() -> None:
     records = [with_ratios(Training(made).step(), [ratio]) for ratio in (1.0, 7.0)]
     view = View("digits").stepped([(Columns(made), record) for record in records], Ranks())
     assert row(text(view), "h.0").split()[2] == "5.00"  # the root of (1 + 49) / (1 + 1)
+
+
+def test_one_rank_that_is_watched_speaks_for_replicas() -> None:
+    """Of shards it cannot, and the sum of what is there would be too small."""
+    made = sites(1)
+    for replicas in (2.0, 1.0):
+        record = replace(Training(made).step(values={("gradient_square", 0): 32.0}), run=run_values(replicas=replicas))
+        view = View("digits", info(world_size=2)).stepped([(Columns(made), record)], Ranks())
+        assert row(text(view), "h.0").split()[6] == ("8.00" if replicas == 2 else "–"), text(view)
 
 
 def test_names_from_a_file_cannot_steer_the_terminal() -> None:

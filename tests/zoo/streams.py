@@ -181,6 +181,14 @@ class DynamicHyperConnection(HyperConnection):
         return torch.einsum("mnbt,nbtw->mbtw", mix, streams) + self.write[:, None, None, None] * y
 
 
+class PublishedHyperConnection(HyperConnection):
+    """As it was published: what the block reads and the mixed streams are parts of one product, as a coupling's halves may be."""
+
+    def forward(self, streams: Tensor) -> Tensor:
+        mixed = torch.einsum("mn,nbtw->mbtw", torch.cat([self.read[None], self.mix]), streams)
+        return mixed[1:] + self.write[:, None, None, None] * self.mlp(self.norm(mixed[0]))
+
+
 class HyperNet(nn.Module):
     """Two of them over three streams."""
 
@@ -285,6 +293,7 @@ CASES = (
         sequence,
         sites=tuple(projection(f"blocks.{i}", f". norm {MLP}", ".", f"blocks.{i}") for i in range(2)),
     ),
+    Case("hyper_connections_published", lambda: HyperNet(PublishedHyperConnection), sequence),
     Case("hyper_connections_dynamic", lambda: HyperNet(DynamicHyperConnection), sequence),
     Case(
         "token_shift_by_addcmul",

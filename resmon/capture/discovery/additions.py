@@ -19,6 +19,7 @@ from resmon.capture.host.placement import is_distributed
 ADDS = frozenset(
     {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__, residual_add}
 )  # fmt: skip
+IN_PLACE = frozenset({Tensor.add_, Tensor.__iadd__})
 _SCALED_ADDS: Mapping[Any, str] = {
     **dict.fromkeys((torch.addcmul, Tensor.addcmul, Tensor.addcmul_), "mul"),
     **dict.fromkeys((torch.addcdiv, Tensor.addcdiv, Tensor.addcdiv_), "div"),

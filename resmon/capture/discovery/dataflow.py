@@ -22,7 +22,17 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
-from resmon.capture.discovery.additions import ADDITIONS, SUBTRACTIONS, Term, addition, adds_up, hidden_in, is_kernel, value
+from resmon.capture.discovery.additions import (
+    ADDITIONS,
+    IN_PLACE,
+    SUBTRACTIONS,
+    Term,
+    addition,
+    adds_up,
+    hidden_in,
+    is_kernel,
+    value,
+)
 from resmon.capture.discovery.marker import residual_add
 from resmon.capture.host.compiler import plain
 from resmon.capture.host.hook import Hook
@@ -59,14 +69,16 @@ class Frame:
     """One call of one module's forward.
 
     `call` numbers the calls of that module in this pass, from 0; `adds` counts the candidate adds inside it, its submodules' too.
+    `bare` says that it runs without gradients, `aside` that it does so elsewhere than in a custom function, where all do.
     """
 
-    __slots__ = ("adds", "call", "path")
+    __slots__ = ("adds", "aside", "bare", "call", "path")
 
-    def __init__(self, path: str, call: int) -> None:
+    def __init__(self, path: str, call: int, *, bare: bool = False, aside: bool = False) -> None:
         self.path = path
         self.call = call
         self.adds = 0
+        self.bare, self.aside = bare, aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +88,17 @@ class Place:
     `position` holds the keys that lead to it in (args, kwargs) or in the output; empty where the output is the tensor itself.
     """
 
-    path: str
-    call: int
+    frame: Frame
     side: str  # "in" or "out"
     position: tuple[Any, ...]
+
+    @property
+    def path(self) -> str:
+        return self.frame.path
+
+    @property
+    def call(self) -> int:
+        return self.frame.call
 
 
 class Node:
@@ -138,6 +157,7 @@ class Add:
     ordinal: int  # how many candidate adds this call of the holder has seen before
     marked: bool  # through resmon.residual_add
     varies: bool  # the factors are arguments of the call, and may be others in the next one
+    into: bool  # the first is changed in place
 
 
 Does = Literal["adds", "may add", "subtracts"]
@@ -211,6 +231,10 @@ class Trace(TorchFunctionMode):
         self._order = 0
         self._calls: dict[str, int] = {}
         self._frames: list[Frame] = []
+        self._entered: list[Frame] = []  # all that were, in order
+        self._functions = 0  # custom ones that are running, inside of each other
+        self.mixed: frozenset[str] = frozenset()  # modules of which some calls are aside, and some are not
+        self.bare: frozenset[str] = frozenset()  # modules of which some calls count that run without gradients
         self._handles: list[RemovableHandle] = []
         self._function_apply: Any = None
         self._paths = {module: path for path, module in model.named_modules()}
@@ -257,6 +281,19 @@ class Trace(TorchFunctionMode):
         self._handles.clear()
         del self._frames[1:]
         self._leave_module(self._model, (), {}, output)
+        self._number_anew()
+
+    def _number_anew(self) -> None:
+        """Of a module that runs with gradients and aside, as where a pass is fed with its own output, the former count."""
+        self.mixed = frozenset(f.path for f in self._entered if f.aside) & {f.path for f in self._entered if not f.aside}
+        calls = dict.fromkeys(self.mixed, 0)
+        for frame in self._entered:
+            if frame.path in self.mixed:
+                frame.call = -1 if frame.aside else calls[frame.path]
+                calls[frame.path] += not frame.aside
+        self._calls |= calls
+        self.bare = frozenset(frame.path for frame in self._entered if frame.bare and frame.call >= 0)
+        self._entered.clear()
 
     def _wrap_function_apply(self) -> None:
         # Custom autograd functions are no torch functions: without this, what their kernels return would come from nowhere.
@@ -269,7 +306,11 @@ class Trace(TorchFunctionMode):
                 return original.__get__(None, cls)(*args, **kwargs)
             read = [(tensor, self._node(tensor)) for _, tensor in leaves((args, kwargs))]
             before = self._order
-            result = original.__get__(None, cls)(*args, **kwargs)  # no Python function any more in torch 2.14
+            self._functions += 1
+            try:
+                result = original.__get__(None, cls)(*args, **kwargs)  # no Python function any more in torch 2.14
+            finally:
+                self._functions -= 1
             known = {node for _, node in read}
             with torch._C.DisableTorchFunction():
                 for _, tensor in leaves(result):
@@ -292,14 +333,19 @@ class Trace(TorchFunctionMode):
         call = self._calls.get(path, 0)
         self._calls[path] = call + 1
         outermost = not self._frames
-        self._frames.append(Frame(path, call))
+        frame = Frame(path, call, bare=not torch.is_grad_enabled(), aside=self._is_aside())
+        self._frames.append(frame)
+        self._entered.append(frame)
         if outermost:
             for tensor in contents((args, kwargs)):
                 if tensor not in self._nodes:
                     self._leaf(tensor, live=True)
         for position, tensor in leaves((args, kwargs)):
             node = self._node(tensor)
-            node.places.append(Place(path, call, "in", position))
+            node.places.append(Place(frame, "in", position))
+
+    def _is_aside(self) -> bool:
+        return not (torch.is_grad_enabled() or self._functions)
 
     def _name_parameters(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         # In this pass a module may have other parameters than before: FSDP puts gathered ones in the place of this rank's shards.
@@ -313,7 +359,7 @@ class Trace(TorchFunctionMode):
     def _leave_module(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         frame = self._frames[-1]
         for position, tensor in leaves(output):
-            self._node(tensor).places.append(Place(frame.path, frame.call, "out", position))
+            self._node(tensor).places.append(Place(frame, "out", position))
         self._frames.pop()
 
     # -- values --------------------------------------------------------------------------------------------------------
@@ -393,8 +439,10 @@ class Trace(TorchFunctionMode):
             frame = self._frames[-1]
             added = first, second = self._operand(adds[0]), self._operand(adds[1])
             varies = set(adds[2]) != {1} or "alpha" in kwargs
-            add = Add(first[0], second[0], first[1], second[1], adds[2], frame, frame.adds, func is residual_add, varies)
-            told = self._listener(add)
+            marked, into = func is residual_add, func in IN_PLACE
+            add = Add(first[0], second[0], first[1], second[1], adds[2], frame, frame.adds, marked, varies, into)
+            if frame.aside or not self._is_aside():  # what a call with gradients adds without them is none of its blocks
+                told = self._listener(add)
             for outer in self._frames:
                 outer.adds += 1
         read = [(tensor, self._node(tensor)) for _, tensor in leaves((args, kwargs))]
@@ -449,7 +497,8 @@ class Trace(TorchFunctionMode):
         """The two values that a call is about to add, where the second is nowhere a tensor or both are stacked in one."""
         if (skip := hidden_in(name, args, kwargs)) is not None:
             to = self._node(skip)
-            parents = tuple(node for tensor, node in read if tensor is not skip and _is_floating(tensor))
+            place = next(i for i, (tensor, _) in enumerate(read) if tensor is skip)  # once: addmm(x, x, w) multiplies it, too
+            parents = tuple(node for tensor, node in (*read[:place], *read[place + 1 :]) if _is_floating(tensor))
             self._order += 1
             return to, Node(self._order, name.strip("_"), parents, True, self._frames[-1], skip.numel())
         if adds_up(name):

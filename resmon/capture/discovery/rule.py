@@ -6,6 +6,7 @@ Let y = a + b with a and b of one shape.
   them reads a parameter otherwise than by elementwise arithmetic. So the sum inside tanh-GELU is none (no parameter), nor is a
   learned interpolation or a Snake activation (only arithmetic). What was added to the same stream before, as query positions are in
   every layer, is no skip.
+- Identity, continued: what is added in place into a part of a tensor (`h[:, :k] += f(h)[:, :k]`) is added to that tensor.
 - Identity, continued: the operand is itself the result of a residual add in the same call of the same module, and that add's skip
   tensor is the other operand's ancestor. So x + attn(x) + mlp(x) is two adds to one stream.
 - Projection: both descend from one tensor on ways that share nothing, one side being affine in it (convolution and linear maps,
@@ -47,6 +48,7 @@ _AFFINE = (
         cat concat concatenate""".split()
     )
 )
+_PARTS = frozenset("__getitem__ subsample narrow select chunk split tensor_split unbind".split())
 # Affine in one operand where the others are constants: products, and the concatenation with zeros that pads.
 _OF_ONE = SCALING | frozenset("mm bmm matmul __matmul__ __rmatmul__ einsum cat concat concatenate".split())
 
@@ -62,8 +64,8 @@ class Residual:
     skip: tuple[Node, ...]  # of the projection; empty for an identity skip
 
 
-def judge(first: Node, second: Node, frame: Frame, *, marked: bool = False) -> Residual | None:
-    """The verdict on the sum of two values, made in `frame`: None where it is no residual add."""
+def judge(first: Node, second: Node, frame: Frame, *, marked: bool = False, into: bool = False) -> Residual | None:
+    """The verdict on the sum of two values, made in `frame`, `into` the first: None where it is no residual add."""
     if marked:
         return Residual("marked", True, first, between(first, second), ())
     if first is second:
@@ -76,7 +78,16 @@ def judge(first: Node, second: Node, frame: Frame, *, marked: bool = False) -> R
         projection = _projection(skip, branch, frame)
         if projection:
             return Residual("projection", skip is first, *projection)
+    if into and (whole := _whole(first)) is not None and (identity := _identity(whole, second, frame)):
+        return Residual("identity", True, *identity, ())
     return None
+
+
+def _whole(part: Node) -> Node | None:
+    """The tensor that `part` was taken out of: what is added into the one is added to the other."""
+    while part.op in REARRANGING and len(part.parents) == 1:
+        part = part.parents[0]
+    return part.parents[0] if part.op in _PARTS and part.parents and part.parents[0].live else None
 
 
 def parameters(shared: Node, way: tuple[Node, ...]) -> tuple[str, ...]:

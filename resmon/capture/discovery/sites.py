@@ -64,7 +64,8 @@ def look(
             hook.remove()
             trace.finish(None)
             PAUSE.release(trace)
-    sites = [site for site in Names(model).sites(survey.sightings) if is_watched(site, include, exclude)]
+    counting = [sighting for sighting in survey.sightings if sighting.counts]
+    sites = [site for site in Names(model).sites(counting) if is_watched(site, include, exclude)]
     return sites, [each for each in hidden(trace.fused) if is_watched(each, include, exclude)]
 
 

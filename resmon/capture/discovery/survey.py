@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from resmon.capture.discovery.dataflow import Add, Does, Frame, Fused, Node
 from resmon.capture.discovery.operations import Operations
 from resmon.capture.host.compiler import plain
 from resmon.capture.host.placement import class_name
-from resmon.records import ResidualSite
+from resmon.records import ResidualSite, SiteKind
 
 TOLD = 3  # modules that a sentence names
 NEXT = 4  # sums further on among which the next one on the same stream is looked for
@@ -45,6 +45,11 @@ class Sighting:
     @property
     def module(self) -> str:
         return plain(self.frame.path)
+
+    @property
+    def counts(self) -> bool:
+        """Once the pass is over: whether it is none of those calls of its module that run aside."""
+        return self.frame.call >= 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class Survey:
         self._witness = witness
 
     def __call__(self, add: Add) -> Callable[[Tensor, Node], None] | None:
-        residual = rule.judge(add.first_node, add.second_node, add.frame, marked=add.marked)
+        residual = rule.judge(add.first_node, add.second_node, add.frame, marked=add.marked, into=add.into)
         if residual is None:
             return None
         skip, branch = add.first_node, add.second_node
@@ -150,6 +155,30 @@ def _owners(parameters: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(paths))
 
 
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """What tells one residual add of a model from the others, in any pass."""
+
+    call: tuple[str, int]  # of the module that holds it
+    branch: tuple[str, ...]  # modules
+    skip: tuple[str, ...]
+    kind: SiteKind
+    turn: int  # among those that are alike
+
+
+def _child(module: str, branch: Sequence[str]) -> str:
+    """The last of the direct children of `module` that a branch goes through."""
+    inside = module + "." if module else ""
+    children = [path[len(inside) :].split(".")[0] for path in branch if path.startswith(inside) and path != module]
+    return children[-1] if children else ""
+
+
+def _joined(before: Sequence[str], now: Sequence[str], there: set[str]) -> tuple[str, ...]:
+    """What was seen before and is still there, and what is seen now."""
+    kept = [each for each in before if each in there]
+    return tuple(kept if set(now) <= set(kept) else dict.fromkeys((*now, *kept)))
+
+
 class Names:
     """Gives sites their names, and the same site the same name in every pass."""
 
@@ -157,58 +186,70 @@ class Names:
         self._model = model
         self._root = class_name(model)  # for an add of the model itself whose branch has no child with parameters
         self._key = key
-        self._names: dict[tuple[object, ...], str] = {}
+        self._names: dict[_Sum, str] = {}
+        self._sites: dict[str, ResidualSite] = {}  # the newest of each name
 
     def sites(self, sightings: Sequence[Sighting], *, rebuilt: bool = False) -> list[ResidualSite]:
         """One site per sighting, in order of execution.
 
         Where the model was `rebuilt` since the last pass, a sum keeps its name though its modules are others: adapters are put
-        around a projection, or merged into it.
+        around a projection, or merged into it. So does one of which other modules run from pass to pass, such as the experts of a
+        mixture that tokens were sent to: all that were seen are its modules.
         """
         held = Counter((s.module, s.frame.call) for s in sightings)
-        seen: Counter[tuple[object, ...]] = Counter()
-        keys: list[tuple[object, ...]] = []
+        seen: Counter[_Sum] = Counter()
+        keys: list[_Sum] = []
         for s in sightings:
-            identity = ((s.module, s.frame.call), s.branch_modules, s.skip_modules, s.residual.kind)
-            seen[identity] += 1
-            keys.append((*identity, seen[identity]))
+            first = _Sum((s.module, s.frame.call), s.branch_modules, s.skip_modules, s.residual.kind, 1)
+            seen[first] += 1
+            keys.append(replace(first, turn=seen[first]))
+        present = {self._names[key] for key in keys if key in self._names}
+        owned = {plain(name) for name, _ in self._model.named_parameters(remove_duplicate=False)}
+        there = {name.rpartition(".")[0].split(".parametrizations")[0] for name in owned}
         sites = []
         operations = Operations(self._model)
         for i, s in enumerate(sightings):
             key = keys[i]
             if key not in self._names:
                 name = self._name(s, several=held[s.module, s.frame.call] > 1)
-                former = self._former(key, name, set(keys)) if rebuilt else None
-                self._names[key] = self._free(name) if former is None else self._names.pop(former)
-            sites.append(
-                ResidualSite(
-                    name=self._names[key],
-                    module=s.module,
-                    kind=s.residual.kind,
-                    branch=s.branch_modules,
-                    skip=s.skip_modules,
-                    shape=s.shape,
-                    parameters=s.parameters,
-                    model=self._key,
-                    operations=operations.of(s.residual.branch, s.module, s.factors[1]),
-                    skip_operations=operations.of(rule.between(s.residual.shared, s.skip), s.module, s.factors[0]),
-                    following=operations.of(_up_to_the_next(s, sightings[i + 1 :]), s.module),
-                )
+                former = self._former(key, name, present, rebuilt=rebuilt)
+                self._names[key] = former or self._free(name)
+                present.add(self._names[key])
+            name = self._names[key]
+            before = self._sites.get(name)
+            site = ResidualSite(
+                name=name,
+                module=s.module,
+                kind=s.residual.kind,
+                branch=_joined(before.branch if before else (), s.branch_modules, there),
+                skip=_joined(before.skip if before else (), s.skip_modules, there),
+                shape=s.shape,
+                parameters=_joined(before.parameters if before else (), s.parameters, owned),
+                model=self._key,
+                operations=operations.of(s.residual.branch, s.module, s.factors[1]),
+                skip_operations=operations.of(rule.between(s.residual.shared, s.skip), s.module, s.factors[0]),
+                following=operations.of(_up_to_the_next(s, sightings[i + 1 :]), s.module),
             )
+            self._sites[name] = site
+            sites.append(site)
         return sites
 
     def _name(self, s: Sighting, *, several: bool) -> str:
-        path = s.module
-        inside = path + "." if path else ""
-        children = [m[len(inside) :].split(".")[0] for m in s.branch_modules if m.startswith(inside) and m != path]
-        child = children[-1] if children else ""
+        path, child = s.module, _child(s.module, s.branch_modules)
         name = (f"{path}.{child}" if several and child else path) if path else (child or self._root)
-        return name + (f"@{s.frame.call + 1}" if s.frame.call else "")
+        return name + (f"@{s.frame.call + 1}" if s.frame.call > 0 else "")
 
-    def _former(self, key: tuple[object, ...], name: str, present: set[tuple[object, ...]]) -> tuple[object, ...] | None:
-        """The sum of the same call and kind that had this name, and is not there any more."""
-        alike = (other for other in self._names if other[0] == key[0] and other[3] == key[3] and other not in present)
-        return next((other for other in alike if self._names[other] == name), None)
+    def _former(self, key: _Sum, name: str, present: set[str], *, rebuilt: bool) -> str | None:
+        """The name of the sum of the same call and kind that is not there in this pass, where this is it: its branch ends in the
+        same child and has modules in common with this one, or, in a model that was `rebuilt`, the name would be the same.
+        """
+        for other, given in self._names.items():
+            if given in present or (other.call, other.kind, other.turn) != (key.call, key.kind, key.turn):
+                continue
+            ends_alike = _child(key.call[0], other.branch) == _child(key.call[0], key.branch)
+            if (ends_alike and not set(other.branch).isdisjoint(key.branch)) or (rebuilt and given == name):
+                return given
+        return None
 
     def _free(self, name: str) -> str:
         taken = set(self._names.values())

@@ -32,6 +32,12 @@ def imported(name: str) -> Any:
     module_name, _, path = name.partition(":")
     if not module_name or not path:
         raise ConfigurationError(f"{name!r} names no model. Write package.module:name, such as mymodels.resnet:make_model.")
+    if module_name.endswith(".py"):
+        parts = (part for part in Path(module_name).with_suffix("").parts if part not in (".", "/"))
+        module = ".".join(parts)
+        raise ConfigurationError(
+            f"{module_name!r} is a file, and a module is named: {module}:{path}, from the folder in which that can be imported."
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -93,6 +93,11 @@ class NonFinite:
         except Exception:  # noqa: S110 - likewise
             pass
 
+    def look_away(self, away: bool, *, differentiated: bool = False) -> None:
+        """A backward pass runs whose gradients are none of the loss's, or is over; `differentiated` ones may be in the loss."""
+        self._references.looks_away = away
+        self._references.differentiated |= differentiated
+
     def _is_spoilt(self) -> bool:
         """Whether a pass of the step under way was not finite, as far as the probes have seen it."""
         return self._origin.first_sign() is not None

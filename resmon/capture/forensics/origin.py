@@ -181,6 +181,11 @@ class Origin:
             if again.gradients is not None and not any(map(kinds, again.gradients.values())):
                 if rank_and_world()[1] > 1 and self.first_sign() is None:
                     return None, "done again, this rank's pass was finite: with another rank's gradients it came"
+                if self._references.differentiated:
+                    return None, (
+                        "done again, the pass was finite: the loss takes derivatives of it (torch.autograd.grad with "
+                        "create_graph=True), which are not computed again. Look there first, at roots and norms near 0"
+                    )
                 return None, (
                     "done again, the pass was finite: it depends on what changed since, or on a random state that is not torch's, "
                     "Python's or numpy's"

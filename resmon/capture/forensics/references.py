@@ -126,6 +126,8 @@ class References:
         self._counts: dict[str, int] = {}  # passes of this step, by model
         self._current: Pass | None = None  # that is under way
         self._retained = 0  # bytes of all passes but the newest
+        self.looks_away = False  # what arrives at outputs now is no gradient of the loss
+        self.differentiated = False  # derivatives were taken that the loss may be made of
         self._process = os.getpid()
 
     def begin(
@@ -180,7 +182,7 @@ class References:
 
     def arrived(self, made: Pass, output: int, gradient: Tensor) -> None:
         """A gradient has arrived at an output: the newest is kept."""
-        if os.getpid() == self._process and not made.gone and type(gradient) is Tensor:
+        if os.getpid() == self._process and not (made.gone or self.looks_away) and type(gradient) is Tensor:
             if made.bytes and output not in made.gradients:  # it was counted without
                 made.bytes += _size(gradient)
                 self._retained += _size(gradient)
@@ -197,6 +199,7 @@ class References:
         self.passes.clear()
         self._retained = 0
         self.lost.clear()
+        self.differentiated = False
         self._counts.clear()
 
 

@@ -50,14 +50,15 @@ class Gradients:
         self._models = dict(models)
         self._placement = placement
         self._parameters: list[Tensor] = []
+        self._index: dict[tuple[str, str], int] = {}  # places by model and name
         self.generation = 0  # rises whenever selections made before are no longer right
         self.outdated = False  # a module of theirs was given another parameter
         self._know()
         self.group(())
         self.group_parameters(())
 
-    def _know(self) -> None:
-        """Take the models' parameters as they are now."""
+    def _know(self) -> set[str]:
+        """Take the models' parameters as they are now; which models' had other names before, as where weights are pruned."""
         self.outdated = False
         self._holders = {id(module) for model in self._models.values() for module in model.modules()}
         places: dict[int, int] = {}  # by a parameter's id
@@ -73,8 +74,9 @@ class Gradients:
                 owners[place].add(key)
                 index[key, name] = place
         known = map(id, self._parameters)
-        if self.generation and list(places) == list(known):
-            return
+        if self.generation and list(places) == list(known) and self._index == index:
+            return set()
+        renamed = {key for key in self._models if _names(self._index, key) != _names(index, key)}
         self.generation += 1
         self._places, self._parameters, self._owners, self._index = places, parameters, owners, index
         self._selections: dict[tuple[int, ...], Selection] = {}
@@ -82,15 +84,20 @@ class Gradients:
         self._shares = [WHOLE] * len(parameters)  # what part of each this rank has
         self._marks: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # what the gradient was when clipping left it
         self.everything = self.selection(parameters)
+        return renamed
 
     def given(self, module: nn.Module) -> None:
         """Some module was given a parameter: one of these, as where weights are loaded in the place of others?"""
         self.outdated |= id(module) in self._holders
 
-    def group(self, groups: Sequence[Sequence[tuple[str, str]]]) -> None:
-        """Fix which parameters, by model and name, belong to which site; the models may have got others than they had."""
-        self._know()
+    def group(self, groups: Sequence[Sequence[tuple[str, str]]]) -> set[str]:
+        """Fix which parameters, by model and name, belong to which site; the models may have got others than they had.
+
+        Returns the models in which some have other names now.
+        """
+        renamed = self._know()
         self._groups = self._grouped({self._index[name] for name in names if name in self._index} for names in groups)
+        return renamed
 
     def group_parameters(self, groups: Sequence[Sequence[Tensor]]) -> None:
         """Fix which of the watched parameters are in which parameter group."""
@@ -124,6 +131,11 @@ class Gradients:
         """The parameters that are in none of `selections`."""
         taken = set[int]().union(*(selection.places.tolist() for selection in selections))
         return self.everything.only([i for i in range(len(self._parameters)) if i not in taken])
+
+    def reaches(self, key: str, parameters: Iterable[object]) -> bool:
+        """Whether some of `parameters` are that model's, or it has none that are trained."""
+        places = (self._places.get(id(each)) for each in parameters)
+        return any(place is not None and key in self._owners[place] for place in places) or not self._trained(key)
 
     def covers(self, key: str, parameters: Iterable[Tensor]) -> bool:
         """Whether `parameters` are all of that model's that are trained."""
@@ -198,6 +210,7 @@ class Gradients:
         if self._placement.world > 1:
             measured.reasons = self.reasons(measured.unknown)
             measured.replicas = self._replicas(measured)
+            self._placement.step_over()
         self._marks.clear()
         return measured
 
@@ -297,6 +310,10 @@ class Gradients:
         groups = np.split(self._groups.members, starts[1:])
         first = [next((place for place in group.tolist() if place in unknown), None) for group in groups]
         return ["" if place is None else f"{names[place]}: {unknown[place]}" for place in first]
+
+
+def _names(index: Mapping[tuple[str, str], int], key: str) -> set[str]:
+    return {name for model, name in index if model == key}
 
 
 def _nothing() -> None:

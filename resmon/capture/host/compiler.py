@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -40,6 +41,15 @@ def exports() -> bool:
     return _TELLS_EXPORTS and torch.compiler.is_exporting()
 
 
+def is_rehearsed() -> bool:
+    """Whether what is computed now stands for tensors whose values nobody computes: under make_fx, and in a FakeTensorMode."""
+    return torch._C._len_torch_dispatch_stack() > 0 and any(torch._C._get_dispatch_mode(key) is not None for key in _REHEARSES)
+
+
+_Mode = torch._C._TorchDispatchModeKey
+_REHEARSES = (_Mode.FAKE, _Mode.PROXY, _Mode.FUNCTIONAL)
+
+
 def freely(act: Callable[..., Any], *arguments: Any) -> Any:
     """In a graph: call `act`, which may change Python objects also where the graph is of a checkpoint.
 
@@ -60,6 +70,19 @@ def traces_backward() -> bool:
 traces_backward._dynamo_marked_constant = True  # type: ignore[attr-defined] # while a graph is made it is called, not traced
 
 
+def is_in_region() -> bool:
+    """In a graph: whether this is in a nested compile region, which torch does not train where anything is written in it."""
+    tracer: Any = torch._dynamo.symbolic_convert.InstructionTranslator.current_tx().output.current_tracer
+    while tracer is not None:
+        if "invoke_subgraph" in str(tracer.source_target):
+            return True
+        tracer = tracer.parent
+    return False
+
+
+is_in_region._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def compiles_backward() -> bool:
     """In a graph: whether backward passes are compiled, too (compiled autograd), which cannot be done with what ours would add."""
     entered = getattr(sys.modules.get("torch._dynamo.compiled_autograd"), "compiled_autograd_enabled", False)
@@ -67,6 +90,17 @@ def compiles_backward() -> bool:
 
 
 compiles_backward._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def is_sure(condition: Any) -> bool:
+    """Whether `condition` holds whatever the sizes that a graph leaves open come to.
+
+    Nothing is guarded on: another size would have the graph made anew, and one that only the data tell would break it.
+    """
+    if not traces():
+        return bool(condition)
+    known: bool = torch.fx.experimental.symbolic_shapes.statically_known_true(condition)
+    return known
 
 
 def leave_alone(functions: Iterable[Callable[..., Any]], *, within: bool = True) -> None:
@@ -111,6 +145,18 @@ def serves_several(model: nn.Module, path: str, calls: Mapping[str, int]) -> boo
     )
 
 
+def is_of_graph(frame: FrameType | None) -> bool:
+    """Whether `frame` is of a graph that runs as torch calls, as backend="eager" leaves it, and not of the model's own code."""
+    if frame is None or not frame.f_code.co_filename.startswith(_GENERATED):
+        return False
+    while frame is not None and frame.f_globals.get("__name__") != "torch._dynamo.eval_frame":
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_name == "_fn"  # the way into a graph; that of a compiled call has another name
+
+
+_GENERATED = "<eval_with_key>"  # the files, as they are called, of torch.fx's code
+
+
 def is_made(model: nn.Module) -> bool:
     """Whether the forward of some module of `model` has been compiled, as a frame of its own."""
     if not is_loaded():
@@ -138,6 +184,11 @@ def is_anything_made() -> bool:
     return any(eval_frame._debug_get_cache_entry_list(code) for reference in input_codes.seen if (code := reference()) is not None)
 
 
+def _stance() -> Any:
+    """The compiler's, whoever has set it; one exists where the compiler is loaded."""
+    return torch._dynamo.eval_frame._stance
+
+
 class Pause:
     """While anybody holds it everything runs eagerly that torch.compile has wrapped, hooks and all."""
 
@@ -147,18 +198,27 @@ class Pause:
 
     def hold(self, holder: object) -> None:
         self._holders.add(id(holder))
-        if self._stance is None and is_loaded():
+        if not self and is_loaded():
+            self._let_go()  # of one that a stance of the loop's has taken away
             self._stance = torch.compiler.set_stance("force_eager")
 
     def release(self, holder: object) -> None:
         # Not inside of a pass: a compiled call that found the compiler pausing must find it so when it returns.
         self._holders.discard(id(holder))
-        if not self._holders and self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
+        if not self._holders:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        ours, self._stance = self._stance, None
+        if ours is None:
+            return
+        if ours.stance is _stance():
+            ours.__exit__(None, None, None)
+        else:  # the loop's own lies upon it, and what that puts back when it ends is to be what was there before ours
+            vars(ours.stance).update(vars(ours.prev))
 
     def __bool__(self) -> bool:
-        return self._stance is not None
+        return self._stance is not None and _stance().stance == "force_eager"
 
 
 class HookGuards:

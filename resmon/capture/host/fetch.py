@@ -1,4 +1,4 @@
-"""Numbers that a device computes, on their way to the host.
+"""Numbers that a device computes, on their way to the host; and the few that take the other way.
 
 Nothing waits for them: they are copied to pinned memory in one piece, an event is recorded behind the copy, and whoever wants them
 asks later whether it has passed.
@@ -46,6 +46,23 @@ def is_capturing() -> bool:
         return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
     except RuntimeError:  # the device has failed, which the loop will hear of from its own calls
         return False
+
+
+def to_device(numbers: Tensor, device: torch.device) -> Tensor:
+    """The host's numbers where `device` is, for what is queued on it from now on."""
+    return numbers if device.type == "cpu" else numbers.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(numbers: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Where a device's numbers will be in main memory, and what will have passed by then."""
+    if numbers.is_cpu:
+        return numbers, None
+    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+    with torch.cuda.device(numbers.device):
+        host.copy_(numbers, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+    return host, event
 
 
 class Later:
@@ -96,18 +113,11 @@ class Fetch:
         """Queue the copies."""
         wanted, self._wanted = self._wanted, []
         wanted.sort(key=lambda each: (each[0].device.type, each[0].device.index or 0))
-        for device, group in groupby(wanted, key=lambda each: each[0].device):
+        for _, group in groupby(wanted, key=lambda each: each[0].device):
             members = list(group)
-            numbers = torch.cat([tensor.reshape(-1).to(torch.float64) for tensor, _ in members])
-            if device.type == "cuda":
-                host = torch.empty(numbers.shape, dtype=torch.float64, pin_memory=True)
-                with torch.cuda.device(device):
-                    host.copy_(numbers, non_blocking=True)
-                    event = torch.cuda.Event()
-                    event.record()
+            host, event = to_host(torch.cat([tensor.reshape(-1).to(torch.float64) for tensor, _ in members]))
+            if event is not None:
                 self._events.append(event)
-            else:
-                host = numbers
             start = 0
             for tensor, later in members:
                 later.arrive_in(host, start, start + tensor.numel())

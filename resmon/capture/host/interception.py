@@ -15,15 +15,21 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from resmon.capture.host.compiler import leave_alone
+
 Function = Callable[..., Any]
 Listener = TypeVar("Listener")
 Around = Callable[..., Any]  # (listeners, the function, *its arguments): calls it and gives what it gives
 
 
 class Interception(Generic[Listener]):
-    """Calls of what stands at `places` (owner and attribute, asked for when the first listener comes) go through `around`."""
+    """Calls of what stands at `places` (owner and attribute, asked for when the first listener comes) go through `around`.
 
-    def __init__(self, places: Callable[[], Iterable[tuple[Any, str]]], around: Around) -> None:
+    `alone` is for functions that are never compiled: called between two graphs of a compiled function they are heard, too.
+    """
+
+    def __init__(self, places: Callable[[], Iterable[tuple[Any, str]]], around: Around, *, alone: bool = False) -> None:
+        self._alone = alone
         self._find = places
         self._around = around
         self._places: tuple[tuple[Any, str], ...] = ()
@@ -55,9 +61,8 @@ class Interception(Generic[Listener]):
                 setattr(owner, name, function)
 
     def _wrapped(self, original: Function) -> Function:
-        @wraps(original)
-        def intercepted(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or self._here.inside:
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            if self._here.inside:
                 return original(*args, **kwargs)
             if not self._listeners:
                 self._take_away()
@@ -68,6 +73,18 @@ class Interception(Generic[Listener]):
             finally:
                 self._here.inside = False
 
+        # The compiler looks at all that a function has about it, and at nothing but functions where it calls one itself, as it does
+        # for a backward pass inside of a graph.
+        @wraps(original)
+        def intercepted(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return original(*args, **kwargs)
+            return heard(*args, **kwargs)
+
+        if self._alone:
+            alone: Any = intercepted
+            alone.__code__ = alone.__code__.replace()  # of its own: the others may be compiled
+            leave_alone((alone,))
         self._originals[intercepted] = original
         return intercepted
 

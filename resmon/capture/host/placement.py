@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +25,18 @@ from resmon.capture.host.compiler import plain
 OtherRanks = Literal["same", "own"]
 
 UNSYNCHRONISED = "the optimizer stepped on gradients that were not synchronised (no_sync)"
+PASSED_BY = (
+    "the pass went by DistributedDataParallel (model.module(...)), which then does not synchronise gradients: each rank stepped on "
+    "its own. Call the wrapper itself"
+)
+UNFROZEN = (
+    "it was frozen when DistributedDataParallel wrapped the model, which does not synchronise its gradient: each rank steps on its "
+    "own. Wrap the model again after unfreezing"
+)
+SOME_UNFROZEN = (
+    "DistributedDataParallel does not synchronise parameters that were frozen when it wrapped the model, and more are trained than "
+    "it knows: each rank steps on its own gradients of some. Wrap the model again after unfreezing"
+)
 UNKNOWN_STREAM = "the sum is a plain tensor in a tensor-parallel region, which does not tell whether it is whole or a part"
 UNLIKE_REPLICAS = "a communication hook that does not average over all ranks leaves each with a gradient of its own"
 FSDP1 = "FullyShardedDataParallel, FSDP1, does not tell what part of a gradient lies on this rank; fully_shard, FSDP2, does"
@@ -120,11 +132,16 @@ def _mesh_dimension(mesh: Any, dimension: int) -> str:
 class _Wrapper:
     """What is known of one DistributedDataParallel: over how many ranks it averages, and why its last pass does not."""
 
-    __slots__ = ("reason", "size")
+    __slots__ = ("passed", "reason", "size", "unsynchronised")
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, module: DistributedDataParallel, parameters: Sequence[nn.Parameter]) -> None:
+        self.size = module.process_group.size()
         self.reason = ""
+        self.passed = False  # a pass has gone through it in this step
+        self.unsynchronised = _unsynchronised(module, parameters)  # by id: why it is so of a parameter
+
+    def why_unknown(self, parameter: Tensor) -> str:
+        return self.reason or self.unsynchronised.get(id(parameter), "")
 
 
 class Placement:
@@ -138,6 +155,7 @@ class Placement:
         self._other_ranks = other_ranks
         self._models = list(models)
         self._wrappers: weakref.WeakKeyDictionary[nn.Module, _Wrapper] = weakref.WeakKeyDictionary()
+        self._around: weakref.WeakKeyDictionary[nn.Module, _Wrapper] = weakref.WeakKeyDictionary()  # of a model, that called it
         self._inside: list[DistributedDataParallel] = []  # those that are parts of the models
         self._fsdp1 = False  # parts of the models are FSDP1's
         self._wrapper_of: dict[int, _Wrapper] = {}  # by the id of a parameter that it synchronises
@@ -179,11 +197,30 @@ class Placement:
                 wrapper.reason = reason
                 self._forget()
 
+    def entered(self, model: nn.Module) -> None:
+        """A pass of `model` begins, outside of graphs: through the DistributedDataParallel around it, or past that?"""
+        if self.world == 1:
+            return
+        active = DistributedDataParallel._active_ddp_module
+        if active is not None:
+            wrapper = self._around[model] = self._wrappers.get(active) or self._learn(active)
+            wrapper.passed = True
+            return
+        around = self._around.get(model)
+        # One pass through it has it synchronise all that the backward passes bring until then.
+        if around is not None and not around.passed and around.reason != PASSED_BY:
+            around.reason = PASSED_BY
+            self._forget()
+
+    def step_over(self) -> None:
+        for wrapper in self._around.values():
+            wrapper.passed = False
+
     def _learn(self, module: DistributedDataParallel) -> _Wrapper:
-        wrapper = self._wrappers[module] = _Wrapper(module.process_group.size())
-        for name, parameter in module.module.named_parameters(remove_duplicate=False):
-            if name not in module.parameters_to_ignore:
-                self._wrapper_of[id(parameter)] = wrapper
+        named = module.module.named_parameters(remove_duplicate=False)
+        parameters = {id(each): each for name, each in named if name not in module.parameters_to_ignore}
+        wrapper = self._wrappers[module] = _Wrapper(module, list(parameters.values()))
+        self._wrapper_of.update(dict.fromkeys(parameters, wrapper))
         self._forget()
         return wrapper
 
@@ -211,8 +248,8 @@ class Placement:
         factor = share.factor
         wrapper = self._wrapper_of.get(id(parameter))
         if wrapper is not None:
-            if wrapper.reason:
-                return unknown(wrapper.reason)
+            if why := wrapper.why_unknown(parameter):
+                return unknown(why)
             accounted *= wrapper.size
             factor /= wrapper.size
         others = self._others(accounted)
@@ -271,6 +308,20 @@ def _why_unsynchronised(module: DistributedDataParallel) -> str:
     # The hooks of torch's own that average over some ranks or none; all the others leave every rank the same gradient.
     hooks = {getattr(hook, "__name__", "") for hook, _ in module._comm_hooks}
     return "" if hooks.isdisjoint(("noop_hook", "post_localSGD_hook")) else UNLIKE_REPLICAS
+
+
+def _unsynchronised(module: DistributedDataParallel, parameters: Sequence[nn.Parameter]) -> dict[int, str]:
+    """Of its parameters, those that it does not synchronise: what was frozen when it was made. It only tells how many it took."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    try:
+        taken: int = module._get_ddp_logging_data()["num_parameter_tensors"]
+    except (KeyError, RuntimeError):
+        return {}
+    if len(trained) > taken:
+        return dict.fromkeys(map(id, trained), SOME_UNFROZEN)
+    if len(trained) < taken:  # some were frozen since, and are synchronised once they are trained again
+        return {}
+    return {id(parameter): UNFROZEN for parameter in parameters if not parameter.requires_grad}
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

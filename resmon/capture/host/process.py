@@ -56,15 +56,17 @@ def knows_its_rank() -> bool:
     return is_in_group() or _from_environment() is not None or multiprocessing.parent_process() is None
 
 
-def launch() -> str:
-    """What the ranks of one launch share and another launch does not.
+def launch() -> tuple[str, bool]:
+    """What the ranks of one launch share and another launch does not, and whether that is sure.
 
     A single process shares with nobody. Ranks that have joined a process group agree through its store; others have the launcher's
-    own words.
+    own words, which the next launch may repeat.
     """
     if rank_and_world()[1] == 1:
-        return uuid.uuid4().hex
-    return agreed("launch", uuid.uuid4().hex) or ":".join(os.environ.get(name, "") for name in _LAUNCH)
+        return uuid.uuid4().hex, True
+    if (name := agreed("launch", uuid.uuid4().hex)) is not None:
+        return name, True
+    return ":".join(os.environ.get(name, "") for name in _LAUNCH), False
 
 
 def agreed(key: str, proposal: str) -> str | None:

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any
 
-import torch
-
-from resmon.capture.host.interception import Function, Interception
+from resmon.capture.gradients.backwards import BACKWARDS, Run
 from resmon.records import PHASES
 
 DATA, FORWARD, BACKWARD, OPTIMIZER = range(len(PHASES))
@@ -35,6 +32,12 @@ class Clock:
     def detach(self) -> None:
         """Leave no wrapped function behind."""
         BACKWARDS.leave(self)
+
+    def backward_begun(self, run: Run) -> None:
+        self.begin(BACKWARD)
+
+    def backward_ended(self, run: Run, *, failed: bool) -> None:
+        self.end(BACKWARD)
 
     def begin(self, phase: int) -> None:
         now = perf_counter()
@@ -70,21 +73,3 @@ class Clock:
         self._running.clear()
         seconds, self._seconds = self._seconds, [0.0] * len(PHASES)
         return [each or None for each in seconds]
-
-
-def _backward(listeners: Sequence[Clock], original: Function, *args: Any, **kwargs: Any) -> Any:
-    for clock in listeners:
-        clock.begin(BACKWARD)
-    try:
-        return original(*args, **kwargs)
-    finally:
-        for clock in listeners:
-            clock.end(BACKWARD)
-
-
-def _places() -> list[tuple[Any, str]]:
-    return [(torch.autograd, "backward"), (torch.autograd, "grad")]
-
-
-# `Tensor.backward` looks it up there, whoever calls it.
-BACKWARDS: Interception[Clock] = Interception(_places, _backward)

@@ -148,6 +148,7 @@ class Draft:
     learning_rates: Sequence[Number | None]  # of each parameter group
     main: int | None  # the group whose rate is the step's
     scales: Mapping[str, Number]
+    summed: Mapping[str, int]  # by model: how many micro-batches' output gradients were added up where their mean is meant
     nonfinite: Sequence[Number]
     not_called: bool
     shares: Floats | None  # [S]: what makes the output gradients' squares this rank's share; NaN where that cannot be known
@@ -220,7 +221,7 @@ class Totals:
             "loss_scale": max(scales, default=None),
             "monitor_seconds": draft.seconds,
             "unknown_gradients": float(len(draft.gradients.unknown)),
-            "replicas": float(draft.gradients.replicas),
+            "replicas": float(draft.gradients.replicas) if draft.blocks and arrived else None,
         }
         values_of_run = [run.get(name) for name in RUN_VALUES]
         return StepRecord(
@@ -274,6 +275,8 @@ class Totals:
         values[3], present[3] = draft.gradients.of(draft.gradients.groups)
         if draft.scales:  # they are of the scaled loss
             values[4] /= [number(draft.scales.get(channel.site.model, 1.0)) ** 2 for channel in draft.channels]
+        if draft.summed:
+            values[4] /= [draft.summed.get(channel.site.model, 1) ** 2 for channel in draft.channels]
         if draft.shares is not None:
             present[4] &= ~np.isnan(draft.shares)
             values[4] *= np.where(present[4], draft.shares, 0.0)

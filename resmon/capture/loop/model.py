@@ -30,7 +30,8 @@ from resmon.capture.discovery.dataflow import Add, Trace, tensors
 from resmon.capture.discovery.sites import is_looking
 from resmon.capture.discovery.survey import Hidden, Names, Sighting, Survey, hidden, is_watched
 from resmon.capture.forensics.birth import Holder
-from resmon.capture.host import compiler
+from resmon.capture.gradients.backwards import Run
+from resmon.capture.host import compiler, pipelines
 from resmon.capture.host.fetch import Fetch, is_capturing
 from resmon.capture.host.hook import Hook
 from resmon.capture.loop.sleepers import Sleepers
@@ -44,15 +45,17 @@ from resmon.capture.probes.entrance import Entered, Entrance
 from resmon.capture.probes.layers import Layer, Looks, last_layer
 from resmon.capture.probes.norms import Norms
 from resmon.capture.probes.positions import Sampling, channel_axis
-from resmon.capture.probes.taps import AddMode, Enter, GradientTap, Installed, Leave, Plan, Tap, install, plan
+from resmon.capture.probes.taps import AddMode, Enter, GradientTap, Habit, Installed, Leave, Plan, Tap, install, plan
 from resmon.records import ResidualSite
 
+# What the backward passes of a step have brought: gradients that were given back, or such as `.grad` has.
+NOTHING, TAKEN, ACCUMULATED = range(3)
 _TRACES_WHILE_ASLEEP = 16
 _TRACES = 64  # in all: a model that takes another way every time is not traced for ever
 _SERVES_SEVERAL = "not: it lies in a block that is compiled by itself and serves several layers; compile the whole model instead"
 _DISAGREEMENTS = 3  # after so many traced passes it is of no use to trace another
 _DECLINED = "not observed in compiled code: "
-_TRACED = ""  # torch.jit.trace and torch.onnx.export: nobody takes that for training, so nothing is to be said
+_TRACED = ""  # torch.jit.trace, make_fx, FakeTensorMode: nobody takes that for training, so nothing is to be said
 _TRANSFORMED = (
     "passes inside of torch.func's transformations (grad, vmap and others) are not observed: tensors have no values there that "
     "could be read. Passes outside of them are"
@@ -60,6 +63,11 @@ _TRANSFORMED = (
 _AT_ONCE = (
     "another thread called the model with gradients while a training pass was under way. Of passes at the same time only the one "
     "that began first is observed. Where a thread only acts, have it do so under torch.no_grad(), or on a copy of the model"
+)
+_ANOTHER_WAY = (
+    f"after {_TRACES} traced passes the model still takes ways that none of them took. What blocks there give is absent, and so "
+    "are, in such passes, blocks whose operands are taken at the call and whose module adds up more or fewer tensors than it did "
+    "when it was traced. An addition that is a module of its own, y = self.add(x, branch), is found whatever is added before it"
 )
 _is_traced, _transformation = torch._C._is_tracing, torch._C._functorch.peek_interpreter_stack
 _UNKNOWN = ResidualSite("", "", "identity", (), (), ())
@@ -99,6 +107,9 @@ class ModelWatch:
         self.active = False
         self.thread = 0  # in which the newest pass was begun
         self.pausing = False
+        self.aside = 0  # thread in which a backward pass runs whose gradients are none of the loss's
+        self._before: list[Tensor] = []  # what graphs had of gradients when it began
+        self._brought = NOTHING  # by the backward passes of this step
         self.compiled = False  # some of its hooks are in graphs
         self.inlined = False  # a pass with gradients has begun inside a graph, in this step
         self._made_around = False  # the pass is part of a function that was compiled before
@@ -114,6 +125,8 @@ class ModelWatch:
         self._names = Names(model, key)
         self._plans: dict[str, Plan] = {}
         self._calls: dict[str, int] = {}  # how often each module ran in a traced pass, at most
+        self._mixed: frozenset[str] = frozenset()  # modules that also run without gradients in a pass, which does not count
+        self._bare: frozenset[str] = frozenset()  # modules of which that counts
         self._cells: list[Cells] = []  # those of one device each
         self._left: list[tuple[Tensor, Sequence[Channel]]] = []  # what cells held that are no more
         self._entrance: Entrance | None = None  # where graphs note what they are given
@@ -136,6 +149,7 @@ class ModelWatch:
         self._handles: list[RemovableHandle] = []
         self._samples = 0  # that have gone through in this step
         self._size = 0  # in elements, of the largest batch in this step
+        self.summed = 1  # over how many micro-batches a pipeline adds up output gradients whose mean it takes
         self.batch = torch.Size()  # the shape of what the newest pass was given
         self.looked_at = torch.Size()  # that of the pass whose activations were looked at last
         self.kept_outside: int | None = None  # bytes that autograd kept of that pass, besides those of the blocks
@@ -243,6 +257,12 @@ class ModelWatch:
 
     def trace_again(self) -> None:
         self._trace_next = True
+        if self._traces >= _TRACES and not compiler.traces():
+            self._owner.passed_over(_ANOTHER_WAY)
+
+    def rebuilt(self) -> None:
+        """Modules have got other parameters than they had, by name: the next pass tells which of them are whose."""
+        self._trace_next = self._new_modules = True
 
     @property
     def wants_pause(self) -> bool:
@@ -253,6 +273,7 @@ class ModelWatch:
         """How many samples have gone through the model; the next step begins."""
         samples, self._samples = self._samples, 0
         self._passes = 0
+        self._brought = NOTHING
         return samples
 
     def take_size(self) -> float:
@@ -270,8 +291,36 @@ class ModelWatch:
         left, self._left = self._left, []
         return left + [(cells.take(), cells.channels) for cells in self._cells if self.compiled]
 
+    def backward_begun(self, run: Run, *, reaches: bool) -> None:
+        """A backward pass begins, which `reaches` parameters of the model: are its gradients those of the loss?
+
+        What `torch.autograd.grad` gives may be: where nothing is accumulated, and no derivative taken of it. A pipeline takes them
+        from it that way, those of a stage's inputs before those of its parameters. What comes before the step's first pass through
+        the model is another one's.
+        """
+        if not (self._passes or self.inlined) or pipelines.around() is not pipelines.NONE:
+            return
+        if reaches and run.accumulates:
+            if self._brought == TAKEN:  # what came before was a part of the loss, or weighed it
+                self.forget_gradients()
+            self._brought = ACCUMULATED
+        elif reaches and not run.differentiable and self._brought != ACCUMULATED:
+            self._brought = TAKEN
+        else:
+            self.aside = threading.get_ident()
+            self._before = [cells.gradients() for cells in self._cells] if self.compiled else []
+
+    def backward_ended(self, run: Run, *, failed: bool) -> None:
+        if self.aside == threading.get_ident():
+            self.aside = 0
+            for cells, before in zip(self._cells, self._before, strict=False):
+                cells.put_back(before)
+        elif run.accumulates and failed and not self._in_pass and self.thread == threading.get_ident():
+            self._aborted = True  # as where the forward pass has failed
+
     def forget_gradients(self) -> None:
         """The loop has cleared the gradients that this step's passes have brought so far."""
+        self._brought = NOTHING
         for channel in self.channels:
             channel.in_all[GRADIENT] = channel.in_all[ARRIVED] = 0.0
         nobody = Channel(_UNKNOWN, self._sampling, self._accelerators, sums_output=False)
@@ -313,8 +362,12 @@ class ModelWatch:
         if (why := self._why_not_now()) is not None:
             self._owner.passed_over(why)
             return
+        pipeline = pipelines.around()
+        if pipeline.tries:
+            return
         started = perf_counter()
         try:
+            self.summed = pipeline.summed
             if self._in_pass:
                 self._give_up_pass()
                 self._aborted = True
@@ -362,7 +415,7 @@ class ModelWatch:
 
     def _why_not_now(self) -> str | None:
         """What is to be said where a pass that begins with gradients is not observed; None where it is."""
-        if _is_traced():
+        if _is_traced() or compiler.is_rehearsed():
             return _TRACED
         if _transformation() is not None:
             return _TRANSFORMED
@@ -449,11 +502,11 @@ class ModelWatch:
 
     def _learn(self, trace: Trace) -> None:
         """Name the sites of a traced pass, give each its channel, and put hooks where the next pass needs them."""
-        stand_ins, self._stand_ins = self._stand_ins, []
+        stand_ins, self._stand_ins = [each for each in self._stand_ins if each[0].counts], []
         sites = self._names.sites([sighting for sighting, _, _ in stand_ins], rebuilt=self._new_modules)
         known = {channel.site.name: channel for channel in self.channels}
         order = [channel.site.name for channel in self.channels]
-        position = 0
+        position, other_parameters = 0, False
         modules = {compiler.plain(path): module for path, module in self.model.named_modules()}
         ran = {compiler.plain(path): count for path, count in trace.calls.items()}
         own = [path for path, module in modules.items() if module._parameters]
@@ -465,6 +518,7 @@ class ModelWatch:
             if site.name in known:
                 channel = known[site.name]
                 channel.absorb(stand_in)
+                other_parameters |= channel.site.parameters != site.parameters
                 position = order.index(site.name) + 1
             else:
                 channel = known[site.name] = stand_in
@@ -501,7 +555,10 @@ class ModelWatch:
         self._installed.remove()
         for path, calls in trace.calls.items():
             self._calls[path] = max(calls, self._calls.get(path, 0))
-        self._installed = install(self, self.model, list(self._plans.values()), self._calls)
+        self._mixed |= trace.mixed
+        self._bare |= trace.bare
+        habits = {path: Habit(most, path in self._bare, path in self._mixed) for path, most in self._calls.items()}
+        self._installed = install(self, self.model, list(self._plans.values()), habits)
         # Code made before the first traced pass is of a model without hooks; later on it may be another's of the same class.
         if self._traces == 1 and (self.compiled or self._made_around or compiler.is_made(self.model)):
             self.outdated = compiler.TOO_EARLY
@@ -511,7 +568,7 @@ class ModelWatch:
         self._sleepers.have_run(trace.calls)
         if self._traces >= _TRACES_WHILE_ASLEEP or self.compiled:
             self._sleepers.set_alarms()
-        if new or self._new_modules or self._traces == 1:
+        if new or other_parameters or self._new_modules or self._traces == 1:
             self._owner.sites_changed()
         self._new_modules = False
 

@@ -6,6 +6,7 @@ OSError, when nothing more can be written: that ends the recording, not the trai
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -47,6 +48,8 @@ class Outbox:
         self._owner = owner
         self._sink: Sink | None = None
         self._waiting: deque[tuple[Fetch | None, Callable[[Sink], None]]] = deque()
+        # A loop may log from another thread than it trains in. Whoever is at it may come again: what is handed on can be news.
+        self._at_it = threading.RLock()
 
     def open(self, sink: Sink) -> None:
         self._sink = sink
@@ -54,11 +57,16 @@ class Outbox:
     def put(self, hand_on: Callable[[Sink], None], awaited: Fetch | None = None) -> None:
         """Hand on as `hand_on` does, in its turn, once `awaited` has arrived."""
         if self._sink is not None:
-            self._waiting.append((awaited, hand_on))
-            self.look()
+            with self._at_it:
+                self._waiting.append((awaited, hand_on))
+                self.look()
 
     def look(self, patience: float = 0.0) -> None:
         """Hand on what has arrived; or all, waiting for what has not as long as patience lasts."""
+        with self._at_it:
+            self._look(patience)
+
+    def _look(self, patience: float) -> None:
         while self._waiting and self._sink is not None:
             awaited, hand_on = self._waiting[0]
             if awaited is not None and not awaited.has_arrived():

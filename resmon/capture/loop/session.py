@@ -10,7 +10,6 @@ no longer be written is no longer written.
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
@@ -33,9 +32,10 @@ from resmon.capture.forensics.diagnoses import diagnose
 from resmon.capture.forensics.failures import Scene
 from resmon.capture.forensics.nonfinite import NonFinite, Policy
 from resmon.capture.forensics.out_of_memory import ran_out
+from resmon.capture.gradients.backwards import BACKWARDS, Run
 from resmon.capture.gradients.clearing import Parameters
 from resmon.capture.gradients.reader import Gradients, Selection
-from resmon.capture.host.compiler import Compiler
+from resmon.capture.host.compiler import Compiler, is_rehearsed
 from resmon.capture.host.fetch import Fetch, held, is_capturing, number
 from resmon.capture.host.memory import Memory, device_memory, main_memory
 from resmon.capture.host.placement import OtherRanks, Placement, class_name, named_parameters
@@ -50,7 +50,7 @@ from resmon.capture.probes.channel import IN_ALL, Channel, begin_step, board
 from resmon.capture.probes.columns import ARRIVED, ELEMENTS
 from resmon.capture.probes.inputs import Inputs
 from resmon.capture.probes.positions import Sampling
-from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError
+from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError, remedy
 from resmon.memory.footprint import Footprint, Held, Trail
 from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord, SpanRecord
 
@@ -120,6 +120,7 @@ class Session:
         self._optimizers.attach()
         self._clock.attach()
         self._compiler.attach()
+        BACKWARDS.listen(self)
         PARAMETERS.listen(self._gradients.given)
 
     def detach(self) -> None:
@@ -129,6 +130,7 @@ class Session:
         self._optimizers.detach()
         self._clock.detach()
         self._compiler.detach()
+        BACKWARDS.leave(self)
         PARAMETERS.leave(self._gradients.given)
 
     def failed(self, error: BaseException) -> Incident | None:
@@ -218,7 +220,10 @@ class Session:
             self._say(self._another)
         self._placement.pass_begun()
         if self._gradients.outdated:
-            self._group()
+            renamed = self._group()
+            for watch in self._watches:
+                if watch.key in renamed:
+                    watch.rebuilt()
         self._clock.begin(FORWARD)
         self._passes += 1
         many = max(FEW_PASSES, 8 * self._most_passes) if self._most_passes else MANY_PASSES
@@ -237,6 +242,7 @@ class Session:
             self._say(why)
 
     def given(self, watch: ModelWatch, args: Any, kwargs: Any) -> None:
+        self._placement.entered(watch.model)
         self._nonfinite.pass_begun(watch, args, kwargs)
         self._inputs.see(watch, args, kwargs)
 
@@ -264,6 +270,31 @@ class Session:
                     watch.stepped_on = True
                 else:
                     watch.forget_gradients()
+
+    def backward_begun(self, run: Run) -> None:
+        if not self._hears():
+            return
+        try:
+            for watch in self._watches:
+                watch.backward_begun(run, reaches=not run.inputs or self._gradients.reaches(watch.key, run.inputs))
+            self._nonfinite.look_away(all(watch.aside for watch in self._watches), differentiated=run.differentiable)
+        except Exception as error:
+            self.fault(error)
+
+    def backward_ended(self, run: Run, *, failed: bool) -> None:
+        if not self._hears():
+            return
+        try:
+            self._nonfinite.look_away(False)
+            for watch in self._watches:
+                watch.backward_ended(run, failed=failed)
+        except Exception as error:
+            self.fault(error)
+
+    def _hears(self) -> bool:
+        """Whether what is computed now may be a part of the training."""
+        here = not self._stepped_aside and os.getpid() == self._process
+        return here and not is_rehearsed() and torch._C._functorch.peek_interpreter_stack() is None
 
     def incident(self, incident: Incident, capsule: bytes) -> None:
         """Something broke, and what `capsule` holds, if anything, repeats it elsewhere."""
@@ -317,8 +348,8 @@ class Session:
             )
         self._tell_columns()
 
-    def _group(self) -> None:
-        self._gradients.group([[(c.site.model, name) for name in c.site.parameters] for c in self._channels])
+    def _group(self) -> set[str]:
+        return self._gradients.group([[(c.site.model, name) for name in c.site.parameters] for c in self._channels])
 
     def _tell_columns(self) -> None:
         sites, self._groups_told = self.sites, self._optimizers.groups
@@ -378,7 +409,14 @@ class Session:
         fetch = Fetch()
         found = {}
         for name, value in values.items():
-            taken = _number(value)
+            try:
+                taken = _number(value)
+            except Exception as error:  # what is no number may raise anything, and the others are logged all the same
+                self._say(
+                    f"log({name}=...) got {type(value).__name__}, whose number cannot be had ({type(error).__name__}), and was "
+                    "ignored; pass a float or a tensor of one element"
+                )
+                continue
             if taken is None:
                 self._say(
                     f"log({name}=...) got {type(value).__name__}, which is no single number, and was ignored; "
@@ -487,6 +525,7 @@ class Session:
             learning_rates=rates,
             main=stepping.main,
             scales=scales,
+            summed={watch.key: watch.summed for watch in self._watches if watch.summed > 1},
             nonfinite=nonfinite,
             not_called=stepping.not_called,
             shares=shares,
@@ -569,8 +608,9 @@ class Session:
 
     def cannot_write(self, error: OSError) -> None:
         self._errors_total += 1
-        what = "Free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "See that its folder is there and can be written"
-        self._say(f"the flight can no longer be written ({error}); recording stops, training goes on. {what}, and start again")
+        self._say(
+            f"the flight can no longer be written ({error}); recording stops, training goes on. {remedy(error)}, and start again"
+        )
 
     def _say(self, message: str, error: Exception | None = None) -> None:
         if message not in self._told:
@@ -605,7 +645,8 @@ _NO_GRADIENTS = (
 
 _NOT_COME = (
     "output_gradient_norm: no gradient came to its sum, though its parameters have theirs: the sum was made in place in a view, or "
-    "by a module that a reentrant checkpoint runs several times, or the parameters have them from elsewhere"
+    "by a module that a reentrant checkpoint runs several times, or the loss is made of its derivatives alone, or the parameters "
+    "have theirs from elsewhere"
 )
 
 _INSIDE = (
@@ -639,25 +680,32 @@ def _checked(models: Mapping[str, Any], given: Any) -> tuple[Optimizer, ...]:
         which = f"optimizer {i + 1} of {len(optimizers)}" if several else "the optimizer"
         if not isinstance(optimizer, Optimizer):
             raise ConfigurationError(
-                f"{which} is a {type(optimizer).__name__}, not a torch.optim.Optimizer; pass the optimizers whose step() the loop "
-                "calls, or none and call monitor.step() after each step."
+                f"{which} is a {type(optimizer).__name__}, not a torch.optim.Optimizer; pass the optimizers whose step() the loop, "
+                "or this one, calls, or none and call monitor.step() after each step."
+            )
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            raise ConfigurationError(
+                f"{which} is a {type(optimizer).__name__} that has not called torch.optim.Optimizer's __init__, so that nobody can "
+                "hear its steps. Have it call super().__init__(params, defaults), or pass none and call monitor.step() after each "
+                "step, before gradients are cleared."
             )
         if watched.isdisjoint(id(parameter) for group in optimizer.param_groups for parameter in group["params"]):
             raise ConfigurationError(
                 f"{which} owns none of the model's parameters, so that its steps say nothing of the model. Pass the optimizer "
                 "that was made from this model's parameters(); one made before the model was replaced or converted owns the old "
-                "ones."
+                "ones. Where it steps copies of them (master weights), pass none and call monitor.step() before gradients are "
+                "cleared."
             )
     return tuple(dict.fromkeys(optimizers))
 
 
 def _that_steps(optimizer: Any) -> Any:
-    """The optimizer that steps where this one only calls it, as those do that Accelerate and Lightning give back."""
+    """The optimizer that steps where this one only calls it: Lookahead, and those that Accelerate and Lightning give back."""
     while isinstance(optimizer, Optimizer) and not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        inner = getattr(optimizer, "optimizer", None) or getattr(optimizer, "_optimizer", None)
-        if not isinstance(inner, Optimizer):
+        held = {id(each): each for each in vars(optimizer).values() if isinstance(each, Optimizer) and each is not optimizer}
+        if len(held) != 1:
             break
-        optimizer = inner
+        (optimizer,) = held.values()
     return optimizer
 
 
@@ -666,7 +714,7 @@ def _number(value: Any) -> float | Tensor | None:
         if value.numel() != 1 or value.is_complex():
             return None
         return held(value)
-    if isinstance(value, (str, bytes)):
+    if isinstance(value, (str, bytes, np.complexfloating)):  # numpy's would give its real part
         return None
     try:
         return float(value)

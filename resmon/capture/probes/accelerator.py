@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resmon.capture.host.fetch import check
+from resmon.capture.host import fetch
 from resmon.capture.probes import keeping
 from resmon.capture.probes.columns import (
     BACKWARD_NONFINITE,
@@ -75,7 +75,7 @@ class Pass:
     __slots__ = ("_broken", "_factors", "_norms", "_numbers", "_sample")
 
     def __init__(self, skip: Tensor, branch: Tensor, factors: tuple[float, float], *, drops: bool) -> None:
-        check(skip.device)
+        fetch.check(skip.device)
         self._numbers: list[tuple[Tensor, int, float]] = []  # others, with the column and factor of each
         for operand in (skip, branch):
             self._peak(operand)
@@ -136,7 +136,7 @@ class Accelerators:
 
     def gradient(self, tensor: Tensor, channel: Channel, factor: float, *, exactly: bool) -> None:
         """A gradient of the channel's output has arrived, whose square is to be multiplied with `factor`."""
-        check(tensor.device)
+        fetch.check(tensor.device)
         self.note(norms([tensor])[0], Place(channel, GRADIENT, factor))
         if exactly:
             self.note(_nonfinite(tensor), Place(channel, BACKWARD_NONFINITE, 1.0))
@@ -189,5 +189,4 @@ def _histograms(device: torch.device, samples: Sequence[Tensor]) -> Tensor:
 @lru_cache(maxsize=64)
 def _rows(device: torch.device, sizes: tuple[int, ...]) -> Tensor:
     """For each element of samples of these sizes, one behind the other, which sample it is of."""
-    rows = torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes))
-    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
+    return fetch.to_device(torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)), device)

@@ -76,6 +76,10 @@ class Cell:
             reason = f"the tensor is on {tensor.device}"
         elif compiler.traces() and compiler.compiles_backward():
             reason = "torch's compiled autograd fails on a graph that keeps such numbers; without it blocks are observed"
+        elif compiler.traces() and compiler.is_in_region():
+            reason = (
+                "torch trains no torch.compiler.nested_compile_region that anything is written in; without it blocks are observed"
+            )
         else:
             return True
         compiler.freely(self._decline, reason)
@@ -97,8 +101,10 @@ class Cell:
             self._numbers[_KEPT].copy_((samples != 0).any(1).sum())
 
     def _fill(self, place: int, tensor: Tensor, wide: Tensor) -> None:
-        if tensor.dtype in ENDS and tensor.numel():
-            peak = wide.abs().amax()
+        elements = tensor.numel()
+        if tensor.dtype in ENDS and not compiler.is_sure(elements == 0):
+            magnitudes = wide.abs()
+            peak = (magnitudes if compiler.is_sure(elements > 0) else _and_zero(magnitudes)).amax()
             self._numbers[place].copy_(peak * (1 / ENDS[tensor.dtype]))
             if place == _OUTPUT_FILL:
                 self._numbers[_PEAK].copy_(peak)
@@ -110,19 +116,20 @@ class Cell:
         self._numbers[_ELEMENTS].fill_(tensor.numel())
         self._numbers[_BROKEN].copy_(_nonfinite(wide))
         self._fill(_OUTPUT_FILL, tensor, wide)
-        elements, most = tensor.numel(), len(self._places)
-        flat = wide.reshape(-1)
-        if elements <= most:
-            self._sample[:elements].copy_(flat)
+        elements = tensor.numel()
+        if compiler.is_sure(elements <= len(self._places)):
+            self._sample[:elements].copy_(wide.reshape(-1))
         else:
-            self._sample.copy_(flat[(self._places * elements).long()])
+            self._sample.copy_(sampled(wide, self._places))
 
     def take_back(self) -> None:
         """The output that was offered was none."""
         self._numbers[_ELEMENTS].fill_(_NOTHING)
 
     def expect_gradient(self, output: Tensor) -> None:
-        """Take the gradient of the output when it arrives."""
+        """Take the gradient of the output when it arrives. What a nested compile region gives is a leaf, and has none."""
+        if output.is_leaf:
+            return
         _Passage.apply(output, *self._numbers[_BACKWARD:])  # type: ignore[no-untyped-call]
 
     def forget(self) -> None:
@@ -179,6 +186,14 @@ class Cells:
     def forget_gradients(self) -> None:
         """The loop has cleared what has arrived."""
         self._numbers[:, [_BACKWARD, _ARRIVED]] = 0
+
+    def gradients(self) -> Tensor:
+        """What has arrived so far."""
+        return self._numbers[:, [_BACKWARD, _ARRIVED]]
+
+    def put_back(self, gradients: Tensor) -> None:
+        """What has arrived since then does not count."""
+        self._numbers[:, [_BACKWARD, _ARRIVED]] = gradients
 
     def take(self) -> Tensor:
         """What has counted, the first columns up to MEDIAN of each site's row; the next step begins."""
@@ -239,6 +254,23 @@ class _Passage(torch.autograd.Function):
         arrived.add_(1)
         broken.add_(_nonfinite(wide))
         return gradient, None, None, None
+
+
+def sampled(tensor: Tensor, places: Tensor) -> Tensor:
+    """As many elements of `tensor` as there are `places`: those there, or all and then others, where it has not so many."""
+    elements, most = tensor.numel(), len(places)
+    flat = tensor.reshape(-1) if compiler.is_sure(elements > 0) else _and_zero(tensor)
+    at = (places * elements).long()
+    if not compiler.is_sure(elements > most):
+        last = torch.full_like(at, elements) - 1
+        each = torch.minimum(torch.arange(most, device=at.device), last).clamp(min=0)
+        at = torch.where(last < most, each, at)
+    return flat[at]
+
+
+def _and_zero(tensor: Tensor) -> Tensor:
+    """All elements, and one more, for there may be none."""
+    return torch.cat([tensor.reshape(-1), tensor.new_zeros(1)])
 
 
 def drawn_places(device: torch.device, sample: int) -> Tensor:

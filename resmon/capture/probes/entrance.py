@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resmon.capture.host import compiler
 from resmon.capture.host.fetch import Fetch, Later
-from resmon.capture.probes.cells import alias, drawn_places
+from resmon.capture.probes.cells import alias, drawn_places, sampled
 from resmon.capture.probes.inputs import INTEGERS
 
 # What is counted: elements of the sample, their sum, the sum of their squares; and samples.
@@ -56,11 +57,15 @@ class Entrance:
         looked_at = [each for each in given if each.is_floating_point()] or [each for each in given if each.dtype in INTEGERS]
         if not looked_at:
             return
-        flat = looked_at[0].detach().reshape(-1)
-        if flat.numel() > len(self._places):
-            flat = flat[(self._places * flat.numel()).long()]
-        wide = flat.double()
-        self._parts[ELEMENTS].add_(flat.numel())
+        seen = looked_at[0].detach()
+        elements, most = seen.numel(), len(self._places)
+        if compiler.is_sure(elements <= most):
+            wide = seen.double()
+            self._parts[ELEMENTS].add_(elements)
+        else:
+            there = torch.arange(most, device=self.device) < elements
+            wide = torch.where(there, sampled(seen, self._places).double(), 0.0)
+            self._parts[ELEMENTS].add_(there.sum())
         self._parts[SUM].add_(wide.sum())
         self._parts[SQUARE].add_(wide.square().sum())
 

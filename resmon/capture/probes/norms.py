@@ -249,7 +249,5 @@ def _constants(layers: _Layers) -> tuple[Tensor, Tensor, Tensor]:
     """Each channel's layer, each layer's momentum, each channel's eps, where the layers are."""
     layer = torch.repeat_interleave(torch.arange(len(layers.sizes), device="cpu"), torch.tensor(layers.sizes, device="cpu"))
     momentum, eps = (torch.tensor(each, dtype=torch.float64, device="cpu") for each in (layers.momenta, layers.eps))
-    found = layer, momentum, eps[layer]
-    if layers.device.type == "cuda":
-        return tuple(each.pin_memory().to(layers.device, non_blocking=True) for each in found)  # type: ignore[return-value]
-    return found
+    on = layers.device
+    return fetch.to_device(layer, on), fetch.to_device(momentum, on), fetch.to_device(eps[layer], on)

@@ -141,7 +141,4 @@ def _rows(tensor: Tensor, axis: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _places(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
-    found = places(shape, POSITIONS)
-    if device.type == "cuda":
-        return tuple(each.pin_memory().to(device, non_blocking=True) for each in found)
-    return found
+    return tuple(fetch.to_device(each, device) for each in places(shape, POSITIONS))

@@ -10,6 +10,7 @@ model they write the same cell.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Watcher(Protocol):
     passes: int  # that were observed so far
     seconds: float  # what observing has cost in this step
     pausing: bool  # a pass is done again, of which nothing is to be observed
+    aside: int  # thread in which a backward pass runs whose gradients are none of the loss's, 0 where there is none
 
     def fault(self, error: Exception) -> None: ...
     def fault_in_graph(self, error: str) -> None: ...
@@ -76,7 +78,7 @@ def plan(sighting: Sighting, channel: Channel) -> Plan:
         return place.path != holder and place.path.startswith(inside)
 
     def choose(places: Sequence[Place], *wanted: Callable[[Place], bool]) -> Place | None:
-        return next((p for want in wanted for p in places if want(p)), None)
+        return next((p for want in wanted for p in places if want(p) and p.call >= 0), None)
 
     def own(side: str) -> Callable[[Place], bool]:
         return lambda p: (p.path, p.call) == sighting.call and p.side == side
@@ -128,20 +130,39 @@ class Installed:
             tap.take_down()
 
 
-def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan], calls: Mapping[str, int]) -> Installed:
-    """Put the hooks that `plans` need on the modules of `model`; `calls` says how often each module runs in a pass, at most."""
+@dataclass(frozen=True, slots=True)
+class Habit:
+    """How a module runs in a pass, as far as is known."""
+
+    most: int  # calls that count
+    bare: bool  # some of them run without gradients, as in a reentrant checkpoint; else none that does so counts
+    mixed: bool  # others that do so were seen
+
+    @property
+    def once(self) -> bool:
+        """So that a graph need not count."""
+        return self.most == 1
+
+    def counts(self, watcher: Watcher) -> bool:
+        """Whether a call does that runs without gradients."""
+        if not (self.bare or self.mixed or compiler.traces()):
+            watcher.trace_again()
+        return self.bare
+
+
+def install(watcher: Watcher, model: nn.Module, plans: Sequence[Plan], habits: Mapping[str, Habit]) -> Installed:
+    """Put the hooks that `plans` need on the modules of `model`, whose habits are told by their paths."""
     taps: dict[tuple[str, bool, bool], Tap] = {}
     modes: dict[str, AddMode] = {}
     for p in plans:
         if p.places is None:
             path, call = p.holder
-            modes.setdefault(path, AddMode(watcher, path, once=calls[path] == 1)).add(call, p)
+            modes.setdefault(path, AddMode(watcher, path, habits[path])).add(call, p)
             continue
         for role, place in enumerate(p.places):
             # A hook of the user's that replaces what passes comes after the value of an add, and before an operand is used.
             first = place.side == "in" or role == OUTPUT
-            once = calls[place.path] == 1
-            tap = taps.setdefault((place.path, place.side == "in", first), Tap(watcher, once=once))
+            tap = taps.setdefault((place.path, place.side == "in", first), Tap(watcher, habits[place.path]))
             tap.add(place.call, Reading(role, place.position, p.channel, GradientTap(watcher, p.channel)))
     handles = []
     for (path, goes_in, first), tap in taps.items():
@@ -193,9 +214,10 @@ def to_be_traced(watcher: Watcher) -> bool:
 class Tap(Hook):
     """The hook on one side of one module; `readings` by the call of the module in the pass."""
 
-    def __init__(self, watcher: Watcher, *, once: bool) -> None:
+    def __init__(self, watcher: Watcher, habit: Habit) -> None:
         self._watcher = watcher
-        self._once = once  # the module runs once in a pass, so that a graph need not count
+        self._habit = habit  # of the module
+        self._once = habit.once
         self._readings: dict[int, list[Reading]] = {}
         self._calls = 0  # of the module
         self._pass = -1  # in which they were counted
@@ -241,12 +263,16 @@ class Tap(Hook):
             if torch._C._current_graph_task_id() != -1 and not watcher.pausing:
                 self._recomputed(args, kwargs, output)
             return
+        if not torch.is_grad_enabled() and not self._habit.counts(watcher):
+            return
         started = perf_counter()
         if self._pass != watcher.passes:
             self._pass, self._calls = watcher.passes, 0
         readings = self._readings.get(self._calls)
         self._calls += 1
         if readings is None:
+            if self._calls > self._habit.most:
+                watcher.trace_again()
             return
         tree = (args, kwargs) if output is None else output
         try:
@@ -269,7 +295,7 @@ class Tap(Hook):
 
     def _trace(self, tree: Any) -> None:
         """What a graph is to do in the place of this hook."""
-        if not to_be_traced(self._watcher):
+        if not to_be_traced(self._watcher) or not (torch.is_grad_enabled() or self._habit.counts(self._watcher)):
             return
         readings = self._readings.get(0 if self._once else compiler.freely(self._count))
         try:
@@ -325,6 +351,8 @@ class GradientTap(Hook):
         watcher, channel = self._watcher, self._channel
         if channel is None or compiler.traces():  # the backward pass is compiled: one that breaks there may fail the loop
             return
+        if watcher.aside and (watcher.aside == get_ident() or not gradient.is_cpu):  # a GPU's have threads of their own
+            return
         started = perf_counter()
         try:
             channel.gradient(gradient)
@@ -373,11 +401,12 @@ class AddMode(Hook, TorchFunctionMode):
     make other adds of the same ordinals.
     """
 
-    def __init__(self, watcher: Watcher, path: str, *, once: bool) -> None:
+    def __init__(self, watcher: Watcher, path: str, habit: Habit) -> None:
         super().__init__()
         self.path = path  # of its module
         self._watcher = watcher
-        self._once = once  # the module runs once in a pass, so that a graph need not count
+        self._habit = habit  # of the module
+        self._once = habit.once
         self._plans: dict[int, dict[int, Plan]] = {}
         self._visit = Visit()
 
@@ -397,7 +426,7 @@ class AddMode(Hook, TorchFunctionMode):
 
     def enter_in_graph(self) -> None:
         visit = self._visit
-        if not to_be_traced(self._watcher):
+        if not to_be_traced(self._watcher) or not (torch.is_grad_enabled() or self._habit.counts(self._watcher)):
             return
         call = next(iter(self._plans)) if self._once else visit.calls
         if not self._once:
@@ -427,9 +456,13 @@ class AddMode(Hook, TorchFunctionMode):
             return
         if visit.entered and visit.thread != get_ident():  # a recomputation in one thread, a pass in another
             return
+        if observing and not torch.is_grad_enabled() and not self._habit.counts(self._watcher):
+            return
         visit.thread = get_ident()
         call = visit.calls if observing else next(iter(self._plans))
         visit.calls += observing
+        if visit.calls > self._habit.most:
+            self._watcher.trace_again()
         visit.here = self._plans.get(call, {})
         visit.observing = observing
         visit.adds = 0
@@ -480,11 +513,13 @@ class AddMode(Hook, TorchFunctionMode):
             if compiler.traces_backward():
                 return func(*args, **kwargs)
             return compiler.freely(self._trace_add, func, args, kwargs, added)
+        watcher = self._watcher
+        if watcher.compiled and compiler.is_of_graph(sys._getframe(1)):  # which has what it needs of ours in it
+            return func(*args, **kwargs)
         plan = visit.here.get(visit.adds)
         visit.adds += 1
         if plan is None:
             return func(*args, **kwargs)
-        watcher = self._watcher
         started = perf_counter()
         if visit.observing:
             self._guarded(lambda: self._offer(plan, added))

@@ -165,6 +165,18 @@ def added_in_place(index: Any, f: Callable[[Tensor], Tensor]) -> Callable[[Tenso
     return add
 
 
+def added_in_part(index: Any, branch: Tensor) -> Callable[[Tensor], None]:
+    """Of a branch that has read the whole stream."""
+
+    def add(y: Tensor) -> None:
+        y[index] += branch[index]
+
+    return add
+
+
+FEW = (slice(None), slice(4))
+
+
 @pytest.mark.parametrize(
     ("add", "shape"),
     [
@@ -172,17 +184,47 @@ def added_in_place(index: Any, f: Callable[[Tensor], Tensor]) -> Callable[[Tenso
         (lambda m, x, _: updated(x, lambda y: y[:, :4].add_(m.part(x[:, :4]))), (5, 4)),
         (lambda m, x, _: updated(x, added_in_place(ROWS, m.f)), (2, WIDTH)),
         (lambda m, x, _: updated(x, added_in_place(x[:, 0] > x[:, 0].median(), m.f)), (2, WIDTH)),
+        (lambda _, x, f: updated(x, added_in_part(FEW, f)), (5, 4)),
+        (lambda _, x, f: updated(x, added_in_part(ROWS, f)), (2, WIDTH)),
+        (lambda _, x, f: updated(x, lambda y: y.narrow(1, 2, 4).add_(f[:, 8:])), (5, 4)),
     ],
-    ids=["slice", "slice of a copy", "rows", "mask, computed twice"],
+    ids=[
+        "slice",
+        "slice of a copy",
+        "rows",
+        "mask, computed twice",
+        "slice, of what the whole gave",
+        "rows, of what the whole gave",
+        "another part of what the whole gave",
+    ],
 )
 def test_a_part_of_the_stream_may_have_a_branch(add: Any, shape: tuple[int, ...]) -> None:
     assert [(site.name, site.kind, site.shape) for site in resmon.discover(model(add), batch())] == [("1", "identity", shape)]
+
+
+@pytest.mark.parametrize("index", [FEW, ROWS], ids=["slice", "rows"])
+def test_what_is_added_into_a_part_is_measured(index: Any) -> None:
+    net = model(lambda _, x, f: updated(x, added_in_part(index, f)))
+    block = net[1]
+    assert isinstance(block, Block)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    _, sink = loops.watch(net, optimizer)
+    for step in range(3):
+        optimizer.zero_grad()
+        net(batch(step)).square().mean().backward()
+        x, branch, y = (tensor.double()[index] for tensor in block.kept)
+        optimizer.step()
+        expected = [float(t.square().sum()) for t in (x, branch, y)]
+        assert sink.newest.blocks[[SKIP, BRANCH, OUTPUT], 0] == pytest.approx(expected, rel=1e-5)
+        assert sink.newest.errors_total == 0
 
 
 @pytest.mark.parametrize(
     "add",
     [
         lambda m, x, f: torch.lerp(x, f, torch.sigmoid(m.gate(x))),
+        lambda _, x, f: torch.cat([x[:, :4], x[:, 4:] + f[:, 4:]], 1),
+        lambda m, x, _: updated(x, added_in_part(FEW, x.roll(1, 0) * m.gamma)),
         lambda m, x, _: torch.lerp(x, x.roll(1, 0), m.gamma),
         lambda m, x, f: torch.addcmul(m.gamma.expand_as(x), x, f),
         lambda m, x, _: torch.addcmul(x, m.gamma, x),
@@ -201,6 +243,8 @@ def test_a_part_of_the_stream_may_have_a_branch(add: Any, shape: tuple[int, ...]
     ],
     ids=[
         "gate",
+        "coupling",
+        "token shift in part",
         "token shift",
         "gated constant",
         "elementwise",
@@ -245,6 +289,13 @@ def kernel(x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
 
 
 kernel.register_autograd(lambda ctx, sum_, normal: (sum_ + normal, sum_ + normal), setup_context=lambda ctx, inputs, output: None)
+
+
+def test_what_is_added_to_itself_through_a_weight_is_told() -> None:
+    """As GCNII's layers do."""
+    sites, told = warned(model(lambda m, x, f: torch.addmm(x, x, m.gate.weight, beta=0.5, alpha=0.5)))
+    assert sites == []
+    assert told and told[0].startswith("addmm in 1 adds a branch to a residual stream")
 
 
 def spread(rows: Tensor) -> Tensor:
@@ -347,3 +398,31 @@ def test_what_is_excluded_is_not_told() -> None:
     net = model(HIDDEN["addmm"])
     assert look(net, (batch(),), {}, exclude=("1",)) == ([], [])
     assert [each.module for each in look(net, (batch(),), {})[1]] == ["1"]
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize(
+    ("add", "says"),
+    [
+        (lambda x, f: resmon.residual_add(None, f), "skip a NoneType, branch a Tensor"),  # type: ignore[arg-type]
+        (lambda x, f: resmon.residual_add(x, None), "skip a Tensor, branch a NoneType"),  # type: ignore[arg-type]
+        (lambda x, f: resmon.residual_add(x, [f]), "skip a Tensor, branch a list"),  # type: ignore[arg-type]
+        (lambda x, f: resmon.residual_add(x, f, output=(x, f)), "branch a Tensor, output a tuple"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_tensor_cannot_be_added(add: Callable[[Tensor, Tensor], Tensor], says: str, watched: bool) -> None:
+    net = model(lambda _, x, f: add(x, f))
+    if watched:
+        loops.watch(net, None)
+    with pytest.raises(
+        resmon.ConfigurationError, match=rf"{says}.*Pass the two tensors as y = resmon.residual_add\(skip, branch\)"
+    ):
+        net(batch())
+
+
+def test_a_branch_may_be_a_number() -> None:
+    x = batch()
+    assert torch.equal(resmon.residual_add(x, 0.5), x + 0.5)  # type: ignore[arg-type]

@@ -219,6 +219,29 @@ class Generator(nn.Module):
         return image
 
 
+class Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wg, self.wx = (nn.Conv2d(8, 4, 1) for _ in range(2))
+        self.psi = nn.Conv2d(4, 1, 1)
+
+    def forward(self, g: Tensor, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.psi(F.relu(self.wg(g) + self.wx(x))))
+
+
+class AttentionUNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.bottom, self.up = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.gate = Gate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.down(x))
+        g = F.relu(self.bottom(F.max_pool2d(x, 2)))
+        g = F.relu(self.up(F.interpolate(g, scale_factor=2)))
+        return torch.cat([self.gate(g, x), g], 1)
+
+
 VECTORS = (3, WIDTH)
 # What stands first in the row; its model; what it is given; its blocks; those that are left.
 NONE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str], list[str]]] = {
@@ -236,6 +259,7 @@ NONE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[str], list[
         ["layers.0", "layers.1", "layers.2"],
     ),
     "a recurrent cell": (Unrolled, VECTORS, ["cell", "cell@2", "cell@3"], ["cell"]),
+    "additive attention": (AttentionUNet, (2, 8, 4, 4), ["gate"], []),
     "outputs of several depths": (Generator, (2, 8, 4, 4), ["rgb.1"], []),
 }
 

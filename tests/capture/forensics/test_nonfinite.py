@@ -535,6 +535,23 @@ def test_a_pass_that_cannot_come_again_names_no_origin() -> None:
     assert "done again" in found.summary
 
 
+def test_a_loss_of_derivatives_is_told_to_be_looked_at() -> None:
+    """The root of a penalty on gradients, which the loop takes outside of the pass."""
+    model = loops.network()
+    _, sink = loops.watch(model, optimizer := torch.optim.SGD(model.parameters(), lr=0.01))
+    for i in range(3):
+        x = torch.randn(6, 16, requires_grad=True)
+        scores = model(x)
+        (steepness,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+        penalty = (steepness.norm(dim=1) - 1).square().mean()
+        optimizer.zero_grad()
+        (scores.mean() + (penalty if i < 2 else torch.sqrt(-penalty))).backward()
+        optimizer.step()
+    (incident,) = sink.incidents
+    assert incident.step == 2 and incident.confidence == "not reproduced"
+    assert "the loss takes derivatives of it (torch.autograd.grad with create_graph=True)" in incident.summary
+
+
 def test_a_models_own_generators_are_put_back() -> None:
     class Draws(Breakable):
         def __init__(self) -> None:

@@ -189,6 +189,53 @@ def test_optimizers_that_cannot_be_used_are_named() -> None:
     with pytest.raises(resmon.ConfigurationError, match="optimizer 1 of 2 is a str"):
         watch(model, ["sgd", sgd(model)])
 
+    bare = type("Bare", (torch.optim.Optimizer,), {"__init__": lambda self, params: setattr(self, "param_groups", params)})
+    with pytest.raises(resmon.ConfigurationError, match=r"a Bare that has not called .* call monitor.step\(\)"):
+        watch(model, bare([{"params": list(model.parameters())}]))
+    masters = [each.detach().double().requires_grad_() for each in model.parameters()]
+    with pytest.raises(resmon.ConfigurationError, match=r"\(master weights\), pass none and call monitor.step\(\)"):
+        watch(model, torch.optim.SGD(masters, lr=0.1))
+
+
+class Lookahead(torch.optim.Optimizer):
+    """As it is often written: it has no hooks, for it never calls its base class's __init__, and its steps are the other's."""
+
+    def __init__(self, base_optimizer: torch.optim.Optimizer) -> None:
+        self.base_optimizer = base_optimizer
+        self.param_groups = base_optimizer.param_groups
+        self.slow = [[each.detach().clone() for each in group["params"]] for group in self.param_groups]
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = self.base_optimizer.step(closure)
+        with torch.no_grad():
+            for group, slow in zip(self.param_groups, self.slow, strict=True):
+                for fast, far in zip(group["params"], slow, strict=True):
+                    fast.copy_(far.lerp_(fast, 0.5))
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.base_optimizer.zero_grad(set_to_none)
+
+
+def test_an_optimizer_around_another_without_hooks_of_its_own() -> None:
+    def train(model: nn.Module, watched: bool) -> list[object]:
+        optimizer = Lookahead(sgd(model))
+        sink = watch(model, optimizer)[1] if watched else None
+        said: list[object] = []
+        for i in range(4):
+            optimizer.zero_grad()
+            loss = model(batch(seed=i)).square().mean()
+            loss.backward()
+            expected = norms(model)
+            optimizer.step()
+            said.append(loss.item())
+            if sink is not None:
+                assert len(sink.steps) == i + 1
+                assert_gradients(sink.newest, sink.now, expected)
+        return said
+
+    assert_same_training(train)
+
 
 # -- gradients that are not as usual -----------------------------------------------------------------------------------
 

@@ -83,7 +83,10 @@ def check(folder: Path, name: str, world: int) -> None:
     case = sharded.CASES[name]
     parts = case.parts or world
     truth = stack.truth(
-        stack.stack(case.uneven, bool(case.detour_on)), tuple(part in case.detour_on for part in range(parts)), case.clip
+        stack.stack(case.uneven, bool(case.detour_on)),
+        tuple(part in case.detour_on for part in range(parts)),
+        case.clip,
+        case.left_out,
     )
     precision = 0.03 if "half" in name else 1e-6
     absent = ABSENT.get(name, {}) if world > 1 else {}
@@ -124,7 +127,11 @@ def test_one_rank(name: str, alone: Path) -> None:
     check(alone, name, 1)
 
 
-@pytest.mark.parametrize("name", [name for name in TWO if name != "plain-own"])
+# Those of which more is to be said than `check` does.
+APART = ("plain-own", "ddp-past", "ddp-unfrozen", "ddp-unfrozen-before")
+
+
+@pytest.mark.parametrize("name", [name for name in TWO if name not in APART])
 def test_two_ranks(name: str, two: Path) -> None:
     check(two, name, 2)
 
@@ -161,6 +168,45 @@ def test_parameters_of_its_own_are_a_ranks_share_whole(two: Path) -> None:
                 parameters = [p for m in modules for p in block.get_submodule(m).parameters()]
                 norm = sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None) ** 0.5
                 assert shares(flight, 0)[f"h.{i}.{name}"][rank] == pytest.approx(norm, rel=1e-6)
+
+
+def absent(flight: Flight) -> dict[str, str]:
+    """What each site says of its gradient's absence, "" where it says nothing."""
+    return {site.name: " ".join(why for why in site.absent if why.startswith("gradient_norm: ")) for site in flight.sites}
+
+
+def test_a_pass_that_goes_by_the_wrapper_is_told(two: Path) -> None:
+    """`model.module(x)` in the place of `model(x)`: nothing is averaged, and ranks drift apart with all numbers looking well."""
+    flight = resmon.load(two / "ddp-past")
+    steps, blocks = flight.steps(), flight.blocks()
+    truth = stack.truth(stack.stack())
+    assert steps["gradient_norm"][0] == pytest.approx(truth[0]["total"], rel=1e-6)
+    assert steps["gradient_norm"][1:].isna().all()
+    assert (blocks["gradient_norm"].isna() == (blocks["step"] > 0)).all()
+    assert all("the pass went by DistributedDataParallel (model.module(...))" in said for said in absent(flight).values())
+
+
+def test_what_was_frozen_when_it_was_wrapped_is_told(two: Path) -> None:
+    """Progressive unfreezing without wrapping again: DistributedDataParallel leaves those gradients to each rank."""
+    flight = resmon.load(two / "ddp-unfrozen")
+    blocks, said = flight.blocks(), absent(flight)
+    first = blocks["block"].str.startswith("h.0")
+    assert blocks[first]["gradient_norm"].isna().all()  # frozen at step 0, and of each rank's own from then on
+    assert blocks[~first]["gradient_norm"].notna().all()
+    assert flight.steps()["gradient_norm"].notna().tolist() == [True, False, False]
+    assert ["it was frozen when DistributedDataParallel wrapped the model" in said[site] for site in SITES] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_what_was_frozen_when_it_was_wrapped_is_told_where_nobody_saw_it_frozen(two: Path) -> None:
+    flight = resmon.load(two / "ddp-unfrozen-before")
+    assert flight.steps()["gradient_norm"].isna().all()
+    assert flight.blocks()["gradient_norm"].isna().all()
+    assert all("more are trained than it knows" in said for said in absent(flight).values())
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])

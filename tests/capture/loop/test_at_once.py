@@ -11,6 +11,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch._functorch.aot_autograd import aot_module
+from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from resmon.capture.discovery.sites import discover
 from tests.capture import models
@@ -176,6 +180,60 @@ def test_a_model_that_is_traced_in_the_middle_of_training() -> None:
     found = []
     train(watched, lambda step: (found.append(traced(watched.model)), models.kept(watched.model)))
     assert found == [bare] * STEPS
+
+
+def written(mode: str) -> Callable[[nn.Module], list[str]]:
+    def trace(model: nn.Module) -> list[str]:
+        graph = make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(torch.ones(2, 16)).graph
+        return [str(node.target) for node in graph.nodes]
+
+    return trace
+
+
+def compiled_ahead(model: nn.Module) -> list[str]:
+    found: list[str] = []
+
+    def keep(graph: GraphModule, _: object) -> GraphModule:
+        found.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    aot_module(model, fw_compiler=keep)(torch.ones(2, 16)).sum().backward()
+    return found
+
+
+def estimated(model: nn.Module) -> list[str]:
+    """As what a step will take is estimated without computing it."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        output = model(torch.ones(2, 16))
+        output.sum().backward()
+    return [str(output.shape)]
+
+
+PLAYED = {**{f"written, {mode}": written(mode) for mode in ("real", "fake", "symbolic")}, "compiled": compiled_ahead}
+
+
+@pytest.mark.filterwarnings("ignore:Your compiler for AOTAutograd")
+@pytest.mark.parametrize("first", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["after the first step", "before"])
+@pytest.mark.parametrize("play", [estimated, *(pytest.param(PLAYED[how], id=how, marks=pytest.mark.slow) for how in PLAYED)])
+def test_a_model_that_is_only_played_through(
+    play: Callable[[nn.Module], list[str]], first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = play(blocks())
+    watched = Watched(blocks())
+    found = []
+
+    def meanwhile(step: int) -> None:
+        found.append(play(watched.model))
+        watched.model.zero_grad()
+        models.kept(watched.model)
+
+    with caplog.at_level(logging.WARNING, "resmon"):
+        if first:
+            meanwhile(-1)
+        train(watched, meanwhile)
+    assert found == [bare] * (STEPS + first)
+    assert not [record for record in caplog.records if record.name == "resmon"]
+    assert len(watched.sink.steps) == STEPS
 
 
 def test_a_model_that_is_copied_in_the_middle_of_a_pass() -> None:

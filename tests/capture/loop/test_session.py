@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.nn.utils import prune
 from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.utils.checkpoint import checkpoint
 
 import resmon
 from resmon.capture.discovery.registration import REGISTRATIONS
+from resmon.capture.loop import model as loop_model
 from resmon.capture.loop.session import Session
 from resmon.errors import ConfigurationError
 from resmon.records import (
@@ -722,6 +724,25 @@ def test_parameters_that_are_replaced_are_read_where_they_are_now(how: str, capl
     assert "owns none of the model's parameters any more" in caplog.text
 
 
+def test_parameters_that_get_other_names_stay_their_blocks() -> None:
+    """Weights are pruned, trained behind their masks, and made plain again."""
+    model = nn.Sequential(nn.Linear(8, 8), models.Alpha(8), models.Alpha(8))
+    watched = Watched(model)
+    for i in range(9):
+        for block in (model[1], model[2]):
+            if i in (3, 4):
+                prune.l1_unstructured(block.fc, "weight", 0.3)
+            if i == 6:
+                prune.remove(block.fc, "weight")
+        record = watched.step(torch.randn(4, 8))
+        assert record is not None
+        assert watched.sink.names[-1] == ["1", "2"]
+        assert watched.session.sites[0].parameters == (f"1.fc.weight{'_orig' if 3 <= i < 6 else ''}", "1.fc.bias")
+        for j in (0, 1):
+            of_block = [square(p.grad) for p in model[j + 1].parameters() if p.grad is not None]
+            assert record.blocks[GRADIENT, j] == pytest.approx(sum(of_block), rel=1e-5), i
+
+
 class Adapted(nn.Module):
     """A frozen projection with a low-rank adapter beside it."""
 
@@ -743,6 +764,132 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.branch(x)  # type: ignore[no-any-return]
+
+
+class Mixture(nn.Module):
+    """Experts of which only those run that tokens are sent to, here always to `chosen`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, 4)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(width, width), nn.GELU()) for _ in range(4))
+        self.chosen = [0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        sent, weights = torch.arange(len(x)) % len(self.chosen), self.gate(x).softmax(-1)
+        y = torch.zeros_like(x)
+        for i, expert in enumerate(self.chosen):
+            (rows,) = torch.where(sent == i)
+            y = y.index_add(0, rows, self.experts[expert](x[rows]) * weights[rows, expert, None])
+        return y
+
+
+class MixtureBlock(models.Kept):
+    def __init__(self, width: int, functional: bool) -> None:
+        super().__init__()
+        self.norm, self.mixture = nn.LayerNorm(width), Mixture(width)
+        self.functional = functional
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.mixture(self.norm(x))
+        branch = branch * 0.5 if self.functional else branch
+        self.keep(x, branch)
+        return x + branch
+
+
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_mixture_whose_experts_take_turns_is_one_block(functional: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), MixtureBlock(8, functional), MixtureBlock(8, functional))
+    watched = Watched(model)
+    for i, chosen in enumerate(([0, 1], [2], [1, 0], [0, 2], [3, 1], [2], [0, 1, 2, 3])):
+        for block in (model[1], model[2]):
+            block.mixture.chosen = chosen
+        record = watched.step(torch.randn(8, 8))
+        assert record is not None
+        assert watched.sink.names[-1] == ["1", "2"], i
+        assert_operands(record, models.kept(model))
+        for j in (0, 1):
+            of_block = [square(p.grad) for p in model[j + 1].parameters() if p.grad is not None]
+            assert record.blocks[GRADIENT, j] == pytest.approx(sum(of_block), rel=1e-5), i
+    assert all(len(site.parameters) == 2 + 2 + 4 * 2 for site in watched.session.sites)
+
+
+class Summing(MixtureBlock):
+    """A mixture of which each expert's output is added, in the block itself, so that the number of additions is never the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, branch = self.norm(x), torch.zeros_like(x)
+        for expert in self.mixture.chosen:
+            branch = branch + self.mixture.experts[expert](h)
+        branch = branch * 0.5
+        self.keep(x, branch)
+        return self.add(x, branch) if self.functional else x + branch
+
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        return self.sum(x, branch)  # type: ignore[no-any-return]
+
+
+class Sum(nn.Module):
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        return x + branch
+
+
+def test_a_block_that_adds_otherwise_in_every_pass_is_told_and_what_helps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop_model, "_TRACES", 3)
+    for helped in (False, True):
+        model = nn.Sequential(nn.Linear(8, 8), Summing(8, functional=helped))
+        model[1].sum = Sum()
+        watched = Watched(model)
+        there = []
+        for i in range(12):
+            model[1].mixture.chosen = [[0], [1, 2], [0, 1, 2, 3]][i % 3]
+            record = watched.step(torch.randn(4, 8))
+            assert record is not None
+            operands = models.kept(model)
+            there.append(bool(record.blocks_present[:3].all()))
+            if there[-1]:
+                assert_operands(record, operands)
+        told = "still takes ways that none of them took" in caplog.text
+        assert (all(there), told) == ((True, False) if helped else (False, True))
+        caplog.clear()
+
+
+class Recycling(nn.Module):
+    """Feeds its blocks with what they gave without gradients, `times` as often as they run with them."""
+
+    def __init__(self, functional: bool) -> None:
+        super().__init__()
+        block = models.FunctionalDropout if functional else models.TwoAdds
+        self.blocks = nn.Sequential(nn.Linear(16, 16), block(16), block(16))
+        self.head = nn.Linear(16, 4)
+        self.times = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            for _ in range(self.times):
+                x = torch.tanh(self.blocks(x))
+        models.kept(self)
+        y: Tensor = self.head(self.blocks(x))
+        return y
+
+
+@pytest.mark.parametrize("functional", [False, True])
+@pytest.mark.parametrize("times", [(2, 2, 2, 2), (0, 1, 3, 0, 2, 1), (1, 0, 3)])
+def test_of_a_pass_that_is_fed_with_its_own_output_only_the_run_with_gradients_counts(
+    times: Sequence[int], functional: bool
+) -> None:
+    watched = Watched(Recycling(functional))
+    names = ["blocks.1", "blocks.2"] if functional else [f"blocks.{i}.{part}" for i in (1, 2) for part in ("attn", "mlp")]
+    for often in times:
+        watched.model.times = often
+        record = watched.step(torch.randn(6, 16))
+        assert record is not None
+        assert watched.sink.names[-1] == names
+        assert_operands(record, models.kept(watched.model))
+        assert record.blocks_present[OUTPUT_GRADIENT].all()
+    assert record.errors_total == 0
 
 
 def test_a_block_keeps_its_name_while_adapters_come_and_are_merged() -> None:
@@ -943,6 +1090,21 @@ def test_what_is_logged_finds_its_step(caplog: pytest.LogCaptureFixture) -> None
     assert watched.sink.logged[-1].values == {"good": 1.0}
     for name in ("text", "vector", "nothing"):
         assert f"log({name}=...)" in caplog.text
+
+
+def test_a_value_that_raises_costs_itself_alone(caplog: pytest.LogCaptureFixture) -> None:
+    class Sealed:
+        def __float__(self) -> float:
+            raise RuntimeError("not computed yet")
+
+    watched = Watched(nn.Sequential(nn.Linear(8, 8), models.Alpha(8)))
+    for _ in range(3):
+        record = watched.step(torch.randn(4, 8))
+        watched.session.log({"sealed": Sealed(), "shape": torch.empty((), device="meta"), "wave": np.complex64(1 + 2j), "good": 1})
+    assert record is not None and record.errors_total == 0 and record.blocks_present[SPINE].all()
+    assert watched.sink.logged[-1].values == {"good": 1.0}
+    for name in ("sealed", "shape", "wave"):
+        assert caplog.text.count(f"log({name}=...)") == 1
 
 
 def test_steps_without_an_optimizer() -> None:

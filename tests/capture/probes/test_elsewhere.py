@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resmon.capture.host.fetch import Fetch
 from resmon.capture.loop import outbox
 from tests.capture import models
+from tests.capture.gradients.test_backwards import *  # noqa: F403
 from tests.capture.gradients.test_clipping import *  # noqa: F403
 from tests.capture.gradients.test_reader import *  # noqa: F403
 from tests.capture.gradients.test_scaler import *  # noqa: F403
@@ -29,6 +30,7 @@ del test_parameters_that_were_replaced_are_known_from_the_next_trace_on  # noqa:
 
 # What is on an accelerator is not taken back (docs/limits.md).
 del test_a_pass_that_failed_and_is_done_again_with_less_does_not_count  # noqa: F821
+del test_a_pass_whose_backward_failed_and_that_is_done_again_with_less_does_not_count  # noqa: F821
 
 
 class Device:

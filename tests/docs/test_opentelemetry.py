@@ -27,7 +27,7 @@ from resmon.monitor import instruments
 from resmon.settings import Settings
 from tests.integrations.networks import batch, network
 
-PAGE = (Path(__file__).parents[1] / "docs" / "opentelemetry.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "opentelemetry.md").read_text()
 
 
 @pytest.fixture(autouse=True)

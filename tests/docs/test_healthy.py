@@ -9,7 +9,7 @@ from resmon.assets.findings import TOLD
 from resmon.catalogue import BY_NAME
 from resmon.statistics import STATISTICS
 
-PAGE = (Path(__file__).parent.parent / "docs" / "healthy.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "healthy.md").read_text()
 LOGGED = {"loss", "val_loss"}
 
 

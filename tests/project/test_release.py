@@ -13,7 +13,7 @@ import pytest
 
 import resmon
 from tests.checkout import CHECKOUT
-from tests.test_wheel import tracked
+from tests.project.test_wheel import tracked
 
 DATE = "2026-01-31"
 

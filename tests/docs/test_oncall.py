@@ -23,7 +23,7 @@ from resmon.settings.origins import VARIABLES
 from tests.programs import program
 from tests.servers.alertmanager.servers import Server, running
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "oncall.md").read_text()
 TEXT = " ".join(PAGE.split())
 CONFIGURATION = yaml.safe_load((ROOT / "alerts" / "alertmanager.yml").read_text())

@@ -33,7 +33,7 @@ from tests.environments import Environment, environment
 from tests.ports import free_port
 from tests.waiting import wait_for
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 NATIVES = {f"resmon/{room}/_native.abi3.so" for room in ("capture", "detectors")}

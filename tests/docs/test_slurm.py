@@ -17,7 +17,7 @@ from tests.programs import program
 from tests.slurm import cluster
 from tests.waiting import wait_for
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "slurm.md").read_text(encoding="utf-8")
 (JOB,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 (TRAINING,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

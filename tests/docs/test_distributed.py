@@ -14,7 +14,7 @@ from resmon.flight import layout
 from tests.ports import free_port
 from tests.ranks import environment, run_all
 
-PAGE = (Path(__file__).parent.parent / "docs" / "distributed.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encoding="utf-8")
 SCRIPT, FSDP, READING, SEVERAL = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 DDP = "model = DistributedDataParallel(model)\n"
 AGREES = 1e-5  # "to five digits"

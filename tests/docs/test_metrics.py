@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resmon.catalogue import CATALOGUE
 
-PAGE = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
 def test_every_metric_answers_one_question() -> None:

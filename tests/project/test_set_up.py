@@ -8,6 +8,7 @@ import re
 import subprocess
 
 from tests.checkout import CHECKOUT
+from tests.terminals import rest
 
 PROGRESS = CHECKOUT / ".ci" / "progress"
 
@@ -21,8 +22,7 @@ def test_in_a_terminal_the_seconds_go_by() -> None:
     master, slave = pty.openpty()
     subprocess.run(["bash", PROGRESS, "building", "sleep", "2.5"], stderr=slave, check=True)
     os.close(slave)
-    said = os.read(master, 4096).decode()
-    os.close(master)
+    said = rest(master).decode()
     assert said.startswith("building\r\n") and "\r  1 s" in said and said.endswith("\r\x1b[K")
 
 

@@ -438,7 +438,7 @@ def test_a_wait_that_torch_warns_of_is_named_by_its_line() -> None:
         warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
         warnings.warn_explicit("called a synchronizing CUDA operation", UserWarning, "/home/someone/venv/torch/optim/adam.py", 7)
     here = next(number for number, line in enumerate(Path(__file__).read_text().splitlines(), 1) if "at somewhere.cpp" in line)
-    assert sorted(waits.named(caught)) == [f"tests/test_benchmarks.py:{here}", "torch/optim/adam.py:7"]
+    assert sorted(waits.named(caught)) == [f"tests/benchmarks/test_step_time.py:{here}", "torch/optim/adam.py:7"]
 
 
 class Allocator:
@@ -495,7 +495,7 @@ def test_on_a_gpu_waits_are_seen_by_both_witnesses() -> None:
     x = torch.ones(3, device="cuda")
     assert waits.count(lambda: x.sum().item(), torch.device("cuda")) >= 1
     assert waits.count(lambda: x.add_(1), torch.device("cuda")) == 0
-    assert [place.partition(":")[0] for place in waits.places(lambda: x.sum().item())] == ["tests/test_benchmarks.py"]
+    assert [place.partition(":")[0] for place in waits.places(lambda: x.sum().item())] == ["tests/benchmarks/test_step_time.py"]
     assert waits.places(lambda: x.add_(1)) == []
 
 
