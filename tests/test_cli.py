@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -12,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,9 @@ from resmon.settings import Settings
 from resmon.terminal.demo import _command
 from resmon.terminal.tail import Tail, page_of
 from resmon.terminal.view import frame
+from tests.programs import program
 from tests.synthetic import Training, info, sites
+from tests.terminals import rest
 
 ROOT = Path(__file__).parent.parent
 
@@ -168,6 +170,7 @@ def test_inspect_says_that_a_plain_model_has_no_block(monkeypatch: pytest.Monkey
     [
         (["mymodels"], "names no model"),
         (["nowhere:make"], "'nowhere' cannot be imported"),
+        (["./here/mymodels.py:make"], "is a file, and a module is named: here.mymodels:make"),
         (["mymodels:Blok"], "has no 'Blok'. It has these models: Block, Scaled, Tokens, Fused"),
         (["mymodels:needs"], "missing a required argument: 'width'"),
         (["mymodels:wrong"], "gives str; it must give a torch.nn.Module"),
@@ -367,12 +370,24 @@ def test_tail_in_a_terminal_is_left_by_ctrl_c(tmp_path: Path, doomed: subprocess
     while shown.count("● running".encode()) < 3:
         shown += os.read(leader, 4096)
     process.send_signal(signal.SIGINT)
-    with contextlib.suppress(OSError):  # the terminal's other end is closed
-        while more := os.read(leader, 4096):
-            shown += more
-    os.close(leader)
+    shown += rest(leader)
     assert process.wait(10) == 0
     assert b"Traceback" not in shown
+    assert doomed.poll() is None
+
+
+def test_a_terminal_that_cannot_be_drawn_over_gets_one_frame_at_once(tmp_path: Path, doomed: subprocess.Popen[str]) -> None:
+    leader, follower = pty.openpty()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "dumb"}
+    command = [sys.executable, "-m", "resmon", "tail", "doomed", "-d", str(tmp_path)]
+    process = subprocess.Popen(command, env=env, stdin=follower, stdout=follower, stderr=follower)
+    os.close(follower)
+    late = threading.Timer(60, process.kill)
+    late.start()
+    shown = rest(leader)
+    late.cancel()
+    assert process.wait() == 0
+    assert "● running" in shown.decode() and b"\x1b[" not in shown
     assert doomed.poll() is None
 
 
@@ -440,7 +455,51 @@ def test_tail_shows_what_a_damaged_flight_still_holds(tmp_path: Path) -> None:
     record(tmp_path, "cut", 5, RunEnd("finished", time.time(), 4))
     segment = next(tmp_path.rglob("steps-*.arrow"))
     segment.write_bytes(segment.read_bytes()[:-100])
-    assert "step 3 " in resmon("tail", "cut", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
+    shown = resmon("tail", "cut", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
+    assert "step 3 " in shown and "cannot be read" not in shown  # what was written as it died is the step under way
+    segment.write_bytes(segment.read_bytes()[:-30_000] + bytes(100) + segment.read_bytes()[-29_900:])
+    shown = resmon("tail", "cut", "--once", "-d", str(tmp_path), cwd=tmp_path).stdout
+    assert "step 3 " in shown
+    assert f"A part of the flight cannot be read: {segment.name}," in shown and "damaged" in shown
+
+
+def test_a_run_that_was_renamed_is_listed_with_the_name_that_finds_it(tmp_path: Path) -> None:
+    record(tmp_path, "lr 0.1", 5, RunEnd("finished", time.time(), 4))
+    shutil.copytree(next(tmp_path.iterdir()), tmp_path / "kept")
+    (tmp_path / "around").symlink_to("around")
+    rows = resmon("ls", str(tmp_path), cwd=tmp_path).stdout.splitlines()[1:]
+    assert sorted(row.partition("  ")[0] for row in rows) == ["lr 0.1", "lr 0.1 (in kept)"]
+    assert "step 4 " in resmon("tail", "kept", "-d", str(tmp_path), cwd=tmp_path).stdout
+
+
+def test_what_this_user_may_not_read_is_told(tmp_path: Path) -> None:
+    record(tmp_path / "runs", "theirs", 5, RunEnd("finished", time.time(), 4))
+    record(tmp_path / "runs", "steps", 5, RunEnd("finished", time.time(), 4))
+    for path in (tmp_path / "runs").glob("steps/**/*.arrow"):
+        path.chmod(0)
+    (tmp_path / "runs" / "theirs").chmod(0)
+
+    def ask(*arguments: str) -> str:
+        command = [sys.executable, "-m", "resmon", *arguments]
+        if os.geteuid() == 0:  # which may read everything, unless it lets go of that right
+            rights = "-dac_override,-dac_read_search"
+            command = [program("setpriv"), "--bounding-set", rights, "--inh-caps", rights, *command]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "300", "NO_COLOR": "1"}
+        found = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+        return found.stdout + found.stderr
+
+    try:
+        listed = ask("ls")
+        assert "steps: None of its steps can be read: steps-000000000000.arrow: cannot be opened: Permission denied" in listed
+        assert "This user may not read runs/theirs" in listed
+        assert "the run 'theirs' cannot be read. This user may not read runs/theirs" in ask("tail", "theirs")
+        assert "there is no step to be shown" in (shown := ask("tail", "steps")) and "Permission denied" in shown
+        (tmp_path / "runs").chmod(0)
+        assert "no runs in runs. This user may not read runs" in ask("ls")
+        assert "may not read" in ask("tail", "steps")
+    finally:
+        (tmp_path / "runs").chmod(0o700)
+        (tmp_path / "runs" / "theirs").chmod(0o700)
 
 
 SETTINGS_FILE = "# ours\nbudget = 3000000\nsample = 64  # fewer\n"

@@ -9,7 +9,6 @@ import pty
 import re
 import subprocess
 import sys
-from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from resmon.postmortem.report import make
 from tests.browser import CHROMIUM
 from tests.browser import Page as Tab
 from tests.postmortem.runs import explosion, incident, record
+from tests.terminals import rest
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -283,11 +283,7 @@ def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
     command, environment = [sys.executable, "-m", "resmon", "postmortem", *arguments], os.environ | {"TERM": "xterm"}
     with subprocess.Popen(command, stdout=slave, stderr=slave, stdin=subprocess.DEVNULL, env=environment) as running:
         os.close(slave)
-        shown = b""
-        with suppress(OSError):  # what is read behind the end of a terminal
-            while part := os.read(master, 4096):
-                shown += part
-    os.close(master)
+        shown = rest(master)
     assert running.returncode == 0, shown
     # The line is drawn a dozen times a second; what takes less may be missing.
     assert b"digits: reading the flight" in shown
