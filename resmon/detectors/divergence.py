@@ -45,7 +45,7 @@ class DivergenceOptions(Options):
 class _Level:
     """One window."""
 
-    value: float  # as `_Scale.of` gives it
+    value: float  # the loss, or its logarithm
     noise: float
     step: int  # the first of it
     rate: float | None

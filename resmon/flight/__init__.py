@@ -15,6 +15,8 @@ A run is a folder; everything in it is appended or written once, nothing is over
                                            by the agent: that no step comes, how a process ended that could not say so
           reactions.jsonl                  one line for each incident that on_incident's command was run for (agent.reaction)
           reached.jsonl                    one line for each target that a score has met (targets.Reached)
+          spans.jsonl                      one line whenever the loop is in another span of OpenTelemetry's (records.SpanRecord)
+          capsule-*.safetensors            what repeats an incident elsewhere (capture/forensics/capsule.py)
           steps-000000000000.arrow         full rows, one per step; named by the first step that the segment holds
           scalars-000000000000.arrow       what was logged: step, time, name, value; rotates and goes together with steps-
           bins-0-000000000000.arrow        thinned rows: bins of 64 steps; bins-1: of 512, bins-2: of 4096, ... bins-5

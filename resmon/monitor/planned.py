@@ -1,8 +1,8 @@
 """`maintenance`: what is planned in a training is silenced while it lasts.
 
 The silence begins and ends with the window, never lasts longer than was planned, and ends within seconds when the process is
-killed. It is kept by a process of its own (resmon/alertmanager/keeper.py), so that neither an Alertmanager that is down or slow nor
-HTTP itself takes time from the training. Whatever goes wrong costs the silence, never the training: it is logged, once.
+killed. It is kept by a process of its own (servers/alertmanager/keeper.py), so that neither an Alertmanager that is down or slow
+nor HTTP itself takes time from the training. Whatever goes wrong costs the silence, never the training: it is logged, once.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ They are read just before their optimizer steps or, where clipping is seen, befo
 were changed after it. What was read in units of a gradient scaler is divided by the scale. Sums of squares are this rank's share of
 the truth; in a single process they are the truth itself.
 
-Gradients on an accelerator are read there, as one norm each in float32, and nobody waits for what comes of it (measured.py).
+Gradients on an accelerator are read there, as one norm each in float64, and nobody waits for what comes of it (measured.py).
 """
 
 from __future__ import annotations

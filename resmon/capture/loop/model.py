@@ -4,8 +4,8 @@ The first pass that builds a graph is traced; so are the next ones while modules
 depth that skips whole blocks), any later one in which such a module wakes up, and the first after modules were added or replaced.
 All others only pass the taps.
 
-A pass of a compiled model can be traced only while the compiler pauses (compiler.py): `wants_pause` says so to whoever ends the
-steps. Where the model is called inside a compiled function the pass's begin and end are themselves part of a graph.
+A pass of a compiled model can be traced only while the compiler pauses (host/compiler.py): `wants_pause` says so to whoever ends
+the steps. Where the model is called inside a compiled function the pass's begin and end are themselves part of a graph.
 """
 
 from __future__ import annotations
@@ -153,8 +153,8 @@ class ModelWatch:
         self.batch = torch.Size()  # the shape of what the newest pass was given
         self.looked_at = torch.Size()  # that of the pass whose activations were looked at last
         self.kept_outside: int | None = None  # bytes that autograd kept of that pass, besides those of the blocks
-        self.reached = 1.0  # share of the modules with parameters that ran in the newest traced pass
         self._looked = -activations.EVERY  # when that was, in observed passes
+        self.reached = 1.0  # share of the modules with parameters that ran in the newest traced pass
         self.hidden: tuple[Hidden, ...] = ()  # residual additions of the traced passes that cannot be observed
         self.left_out = 0  # residual adds that the patterns do not let in
 

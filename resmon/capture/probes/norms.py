@@ -228,7 +228,7 @@ class _Elsewhere:
 
 
 def _look_elsewhere(now: _Elsewhere, before: _Elsewhere | None) -> Look:
-    """As `_look_here`; nothing of it waits for the device."""
+    """As `_Here.look`; nothing of it waits for the device."""
     layer, momentum, eps = _constants(now.layers)
     gap = torch.full_like(eps[0], math.nan)
     if before is not None and before.layers.sizes == now.layers.sizes and before.layers.device == now.layers.device:

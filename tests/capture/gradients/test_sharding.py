@@ -1,4 +1,4 @@
-"""Ranks over gloo against one process in float64 on the same global batch (tests/capture/host/stack.py).
+"""Ranks over gloo against one process in float64 on the same global batch (tests/capture/stack.py).
 
 `sharded.CASES` are the ways to spread the model. All cases of one world size run in one launch, once.
 """
