@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 def number(value: float) -> str:
@@ -88,8 +88,9 @@ def count(number_: int, noun: str, plural: str = "") -> str:
     return f"{number_:,} {noun if number_ == 1 else plural or noun + 's'}"
 
 
-def listed(names: Sequence[str], most: int = 4) -> str:
+def listed(things: Iterable[object], most: int = 4) -> str:
     """a, b and 3 more."""
+    names = list(map(str, things))
     if len(names) <= most:
         return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + "".join(names[-1:])
     return f"{', '.join(names[:most])} and {len(names) - most:,} more"

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resmon.errors import DiscoveryError
+from resmon.quantities import count
 
 
 def inspect(
@@ -50,18 +51,18 @@ def inspect(
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("block", "kind", "branch", "skip", "shape", "parameters", "observed"):
         table.add_column(name, justify="right" if name == "parameters" else "left", overflow="fold")
-    for site, count in zip(sites, counts, strict=True):
+    for site, parameters in zip(sites, counts, strict=True):
         table.add_row(
             site.name,
             site.kind,
             _paths(site.branch, site.module),
             _paths(site.skip, site.module) or "–",
             "×".join(map(str, site.shape)),
-            f"{count:,}",
+            f"{parameters:,}",
             site.observed,
         )
     console.print(table)
-    console.print(f"{len(sites):,} residual {'block' if len(sites) == 1 else 'blocks'} in {type(module).__name__}", style="dim")
+    console.print(f"{count(len(sites), 'residual block')} in {type(module).__name__}", style="dim")
 
 
 def _paths(paths: tuple[str, ...], module: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from resmon.detectors.detector import Detector
 from resmon.detectors.options import Tuned
 from resmon.detectors.window import by_model, rearranged
+from resmon.quantities import count
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
@@ -249,7 +250,7 @@ class NonFinite(Detector):
                 state="updated",
                 step=record.step,
                 time=record.time,
-                summary=f"{before['first']}; by step {record.step} it had reached {_count(len(in_order), 'block')}.",
+                summary=f"{before['first']}; by step {record.step} it had reached {count(len(in_order), 'block')}.",
                 evidence=before | spread,
             )
             yield episode.finding
@@ -258,7 +259,7 @@ class NonFinite(Detector):
         direction, place, born_before = _first(mine, flags)
         site = self._sites[place]
         followers = [name for name in names if name != site.name]
-        elements, forward, backward = (int(record.counts[count, place]) for count in (ELEMENTS, FORWARD, BACKWARD))
+        elements, forward, backward = (int(record.counts[each, place]) for each in (ELEMENTS, FORWARD, BACKWARD))
         where = f"{site.name} of {model}" if model else site.name
         later = [self._sites[i].name for i in mine if i > place]
         if direction == "forward" and born_before:
@@ -296,7 +297,7 @@ class NonFinite(Detector):
             "last_finite": last,
             "last_finite_over_median": over,
         }
-        followed = f"; {_count(len(followers), 'other block')} in the same step" if followers else ""
+        followed = f"; {count(len(followers), 'other block')} in the same step" if followers else ""
         return Finding.opened(
             "nonfinite",
             "page",
@@ -347,7 +348,7 @@ class NonFinite(Detector):
         elif record.skipped and not searching and not self._episodes:
             scale = record.run_value("loss_scale")
             said = (
-                f"The gradient scaler has skipped {_count(self._skips, 'step')} in a row, to step {record.step}"
+                f"The gradient scaler has skipped {count(self._skips, 'step')} in a row, to step {record.step}"
                 + (f" at a scale of {scale:g}," if scale is not None else ",")
                 + " and no watched block is non-finite"
             )
@@ -359,7 +360,7 @@ class NonFinite(Detector):
                 said,
                 ": the gradients that are belong to other parameters",
                 expected="a scale at which the gradients are finite",
-                seen=f"{_count(self._skips, 'skipped step')} in a row",
+                seen=f"{count(self._skips, 'skipped step')} in a row",
                 confidence=0.8,
                 runbook="nonfinite",
                 evidence={"direction": "parameter_gradients", "nonfinite_steps": 1},
@@ -411,8 +412,8 @@ def _first(mine: Ints, flags: _Flags) -> tuple[str, int, bool]:
 def _seen(direction: str, elements: int, forward: int, backward: int) -> str:
     if direction == "parameter_gradients":
         return "non-finite gradients of its parameters"
-    count, what = (forward, "its output") if direction == "forward" else (backward, "its output's gradient")
-    return f"{count} of {elements} elements of {what}" if count and elements else f"non-finite elements in {what}"
+    broken, what = (forward, "its output") if direction == "forward" else (backward, "its output's gradient")
+    return f"{broken} of {elements} elements of {what}" if broken and elements else f"non-finite elements in {what}"
 
 
 def _coming(step: int | None, last: dict[str, float], over: dict[str, float]) -> str:
@@ -424,7 +425,3 @@ def _coming(step: int | None, last: dict[str, float], over: dict[str, float]) ->
         if sign in last
     ]
     return f"; at its last finite step, {step}: {', '.join(told)}" if told else ""
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

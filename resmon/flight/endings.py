@@ -20,6 +20,7 @@ from pathlib import Path
 from resmon.errors import FlightError, FlightVersionError
 from resmon.flight import incidents, layout, stalls
 from resmon.flight.reader import Follower, Item, read_stopped
+from resmon.quantities import listed
 from resmon.records import Columns, Incident, Outcome, RunEnd, RunInfo, StepRecord, incident_id
 
 REMOVED = "the run's folder was removed"
@@ -232,5 +233,4 @@ def _last_sign(remains: Remains) -> float:
 
 
 def _ranks(numbers: Sequence[int]) -> str:
-    some = ", ".join(map(str, numbers[:8])) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
-    return f"rank {some}" if len(numbers) == 1 else f"ranks {some}"
+    return ("rank " if len(numbers) == 1 else "ranks ") + listed(numbers, 8)

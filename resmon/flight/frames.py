@@ -22,6 +22,7 @@ from resmon.flight.gathering import Gathered, Source, gather, is_several, named,
 from resmon.flight.rank import Array, Rank, concatenate, differences, merged_scalars
 from resmon.flight.reader import Skip
 from resmon.flight.schema import BINNED_BLOCK_VALUES, Kind, Records, RowFormat, row_format
+from resmon.quantities import listed
 from resmon.records import (
     BLOCK_COUNTS,
     BLOCK_VALUES,
@@ -71,7 +72,9 @@ def _find(path: Path, attempt: int | None) -> tuple[Path, dict[int, Path], int]:
         ) from error
     if not is_there:
         near = [run.name for run in layout.runs(path.parent)]
-        hint = f"{path.parent} holds the runs {_some(near)}" if near else f"{path.parent} holds no runs; `resmon ls` lists them"
+        hint = (
+            f"{path.parent} holds the runs {listed(near, 10)}" if near else f"{path.parent} holds no runs; `resmon ls` lists them"
+        )
         raise FlightError(f"there is no flight at {path}: no such folder. {hint}.")
     if path in layout.closed(path):
         raise FlightError(f"{path} cannot be read. {layout.not_let_in(path)}")
@@ -86,12 +89,12 @@ def _find(path: Path, attempt: int | None) -> tuple[Path, dict[int, Path], int]:
         ranks, folder = {}, path
         attempts = layout.attempts(path)
         if attempt is not None and attempt not in attempts:
-            there = f"it has {_some([str(n) for n in attempts])}" if attempts else "it has none"
+            there = f"it has {listed(attempts, 10)}" if attempts else "it has none"
             raise FlightError(f"the run in {path} has no attempt {attempt}; {there}.")
         if not attempts:
             inside = [run.name for run in layout.runs(path)]
             hint = (
-                f"It holds the runs {_some(inside)}; name one of them."
+                f"It holds the runs {listed(inside, 10)}; name one of them."
                 if inside
                 else "It has no attempt-* folder; name the folder of a run, which `resmon ls` lists."
             )
@@ -118,10 +121,6 @@ def _find(path: Path, attempt: int | None) -> tuple[Path, dict[int, Path], int]:
 
 def _has_content(rank: Path) -> bool:
     return (rank / layout.INFO).exists() or any(rank.glob("*.arrow"))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 class Flight:

@@ -27,6 +27,7 @@ import pyarrow.fs
 
 from resmon.errors import ConfigurationError, FlightError
 from resmon.flight import layout
+from resmon.quantities import listed
 
 Source = str | os.PathLike[str]
 
@@ -139,9 +140,9 @@ def gather(sources: Source | Iterable[Source], attempt: int | None = None) -> Ga
     try:
         parts = [part for place in places for part in _attempts(place)]
     except Exception as error:
-        raise _unreachable(_some(place.said for place in places), error) from error
+        raise _unreachable(listed(place.said for place in places), error) from error
     if not parts:
-        raise FlightError(f"there is no flight in {_some(place.said for place in places)}. Name the run's folder on each machine.")
+        raise FlightError(f"there is no flight in {listed(place.said for place in places)}. Name the run's folder on each machine.")
     chosen = _chosen(parts, attempt, notes)
     ranks: dict[int, _Place] = {}
     for number, place in ((number, place) for part in chosen for number, place in part.ranks.items()):
@@ -218,14 +219,14 @@ def _chosen(parts: Sequence[_Part], attempt: int | None, notes: list[str]) -> li
         numbered = [part for part in parts if part.number == attempt]
         if not numbered:
             there = sorted({part.number for part in parts})
-            raise FlightError(f"none of the folders has an attempt {attempt}; they have {_some(map(str, there))}.")
+            raise FlightError(f"none of the folders has an attempt {attempt}; they have {listed(there)}.")
         launch = numbered[0].launch
     else:
         launch = max(parts, key=lambda part: part.started).launch
     chosen = [part for part in parts if part.launch == launch]
     homes = {_home(part.place) for part in chosen}
     if left := sorted({_home(part.place) for part in parts} - homes):
-        notes.append(f"{_some(left)} has no part of this launch; it has others")
+        notes.append(f"{listed(left)} has no part of this launch; it has others")
     return chosen
 
 
@@ -278,8 +279,3 @@ def _time(line: bytes) -> float:
         return float(json.loads(line)["time"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return 0.0
-
-
-def _some(names: Iterable[str]) -> str:
-    named = list(names)
-    return ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")

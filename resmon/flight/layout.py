@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from resmon.errors import ConfigurationError
+from resmon.quantities import listed
 
 LAUNCH = "launch.json"
 INFO = "info.json"
@@ -178,8 +179,8 @@ def not_let_in(folder: Path) -> str:
     found = closed(folder)
     if not found:
         return ""
-    names = ", ".join(map(str, found[:5])) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
-    return f"This user may not read {names}: what resmon writes is its owner's alone. Its owner can open it with `chmod -R go+rX`."
+    owner = "what resmon writes is its owner's alone. Its owner can open it with `chmod -R go+rX`."
+    return f"This user may not read {listed(found)}: {owner}"
 
 
 def size(folder: Path) -> int:

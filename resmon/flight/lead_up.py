@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from resmon.quantities import count, listed
 from resmon.records import Ints
 
 if TYPE_CHECKING:
@@ -85,30 +86,29 @@ class LeadUp:
     def sentence(self) -> str:
         """The same for people."""
         if self.usual < LEAST:
-            return f"Whether it was coming cannot be told: only {_count(self.usual, 'step')} before it say what is usual."
+            return f"Whether it was coming cannot be told: only {count(self.usual, 'step')} before it say what is usual."
         if not self.departures:
             return f"Nothing was coming: every block was within its usual range until step {self.step}."
         first = self.departures[0]
         before = self.step - first.since
         when = (
-            f"since step {first.since}, {_count(before, 'step')} before" if before else f"at step {first.since} itself, not before"
+            f"since step {first.since}, {count(before, 'step')} before" if before else f"at step {first.since} itself, not before"
         )
         said = f"{_of(first)} left its usual range ({first.low:.3g} to {first.high:.3g}) {when}, {_last(first)}"
         others = list(dict.fromkeys(each.block for each in self.departures if each.block and each.block != first.block))
-        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-        followed = f"; then came {', '.join(others[:NAMED])}{more}" if others else ""
+        followed = f"; then came {listed(others, NAMED)}" if others else ""
         return f"{said[0].upper()}{said[1:]}{followed}."
 
 
-def lead_up(flight: Flight, step: int | None, window: int = WINDOW) -> LeadUp:
+def lead_up(flight: Flight, step: int | None) -> LeadUp:
     """What led up to an incident at `step`; None is the end of the flight."""
     steps = flight.steps()
     steps = steps[(steps["ranks"] > 0) & (steps["step"] <= (np.iinfo(np.int64).max if step is None else step))]
-    steps = steps.iloc[-(USUAL + window) :]
+    steps = steps.iloc[-(USUAL + WINDOW) :]
     seen = steps["step"].to_numpy(np.int64)
     if not len(seen):
         return LeadUp(-1 if step is None else step, (), 0, flight.blocks(steps=seen), ())
-    inside = seen[-max(1, min(window, len(seen) - LEAST)) :]
+    inside = seen[-max(1, min(WINDOW, len(seen) - LEAST)) :]
     before = len(seen) - len(inside)
     frame = flight.blocks(steps=seen)
     departures = [each for sign in RUN_SIGNS for each in _departures(("", "", sign), seen, steps[sign], before)]
@@ -160,7 +160,3 @@ def _last(departure: Departure) -> str:
     if not np.isfinite(departure.last):
         return f"and was no finite number at step {departure.last_step}"
     return f"and was {departure.last:.3g} at step {departure.last_step}, {departure.factor:.3g} times what is usual"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -370,5 +370,5 @@ def _beside(report: Report) -> Figure | None:
     canvas.set(showlegend=True)
     left = len(report.others) - len(others)
     rest = f"; {left:,} more are not drawn" if left else ""
-    caption = f"The run {report.case.name} beside {listed([case.name for case in others])}{rest}."
+    caption = f"The run {report.case.name} beside {listed(case.name for case in others)}{rest}."
     return Figure("beside", "Beside the other runs", caption, canvas.plot(), 400)

@@ -93,7 +93,7 @@ def render(report: Report) -> str:
         beside=side_by_side(report),
         healthy_peers=any(other.healthy for other in report.others),
         compared=compared(report),
-        compared_with=listed([run.name for run in report.comparison.a]) if report.comparison else "",
+        compared_with=listed(run.name for run in report.comparison.a) if report.comparison else "",
         environment=environment_of(case),
     )
     # Of a page nobody can write half a character; what JSON can hold and UTF-8 cannot is replaced.
@@ -246,8 +246,8 @@ def environment_of(case: Case) -> list[tuple[str, str]]:
         ("seed", str(info["seed"]) if info.get("seed") is not None else ""),
         ("model", f"{info.get('model') or ''}, {count(len(case.blocks), 'residual block')}"),
         ("began", moment(info["started"]) if info.get("started") else ""),
-        ("host", listed(list(info["hosts"]), 8)),
-        ("rank" if len(ranks) == 1 else "ranks", f"{listed([str(rank) for rank in ranks], 8)} of {info.get('world_size') or 1:,}"),
+        ("host", listed(info["hosts"], 8)),
+        ("rank" if len(ranks) == 1 else "ranks", f"{listed(ranks, 8)} of {info.get('world_size') or 1:,}"),
         ("process", str(info.get("pid") or "")),
         *((f"{name} version", version or "") for name, version in info["versions"].items()),
         ("targets", ", ".join(info.get("targets") or ())),

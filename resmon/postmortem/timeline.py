@@ -32,7 +32,7 @@ def timeline(case: Case, signs: Sequence[Departure]) -> tuple[Event, ...]:
     events: list[Event] = []
     started = case.info.get("started")
     first = int(case.run.steps[0]) if len(case.run.steps) else None
-    events.append(Event(first, started, "run", f"The run began on {listed(list(case.info['hosts'])) or 'an unknown machine'}."))
+    events.append(Event(first, started, "run", f"The run began on {listed(case.info['hosts']) or 'an unknown machine'}."))
     events += _checkpoints(case, last_good_checkpoint(case, signs))
     events += _signs(case, signs)
     for finding in case.findings:

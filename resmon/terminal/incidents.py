@@ -6,7 +6,6 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resmon.flight import layout
-from resmon.quantities import printable, size
+from resmon.quantities import moment, printable, size
 from resmon.records import Incident
 from resmon.terminal.view import sparkline
 
@@ -101,7 +100,7 @@ def _said(name: str, value: Any) -> str:
     if isinstance(value, list) and all(isinstance(each, (str, int)) for each in value):
         return ("×" if name in SHAPES else ", ").join(map(str, value))
     if name.endswith("_time") and isinstance(value, float) and 0 <= value < LAST_TIME:
-        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        return moment(value)
     return f"{value:,.4g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 

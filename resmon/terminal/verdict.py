@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from resmon.quantities import printable, size
+from resmon.quantities import count, printable, size
 
 if TYPE_CHECKING:
     from resmon.capture.fitting.check import Fault, Report
@@ -88,8 +88,8 @@ def as_junit(report: Report, kinds: Sequence[str], strict: bool) -> bytes:
                 "\n".join(f"{f.level}: {f.block or f.module}: {f.says}" for f in faults)
             )
     counts = {"tests": str(len(suite)), "failures": str(failures), "errors": "0", "skipped": str(skips)}
-    for name, count in counts.items():
-        suite.set(name, count)
+    for name, number in counts.items():
+        suite.set(name, number)
     root = ElementTree.Element("testsuites", {"name": "resmon check", **counts})
     root.append(suite)
     ElementTree.indent(root)
@@ -145,9 +145,8 @@ def _fault(fault: Fault) -> Text:
 
 def _summary(report: Report, kinds: Sequence[str]) -> Text:
     counts = {level: sum(fault.level == level for fault in report.faults) for level in ("error", "warning")}
-    sites = len(report.sites)
     batches = f"; batches of {', '.join(map(str, report.batches))}" if report.batches else ""
-    said = Text(f"{sites:,} residual {'addition' if sites == 1 else 'additions'}{batches}", style="dim")
+    said = Text(f"{count(len(report.sites), 'residual addition')}{batches}", style="dim")
     skipped = dict(report.skipped)
     found = {fault.kind for fault in report.faults if fault.level != "note"}
     passed = [kind for kind in kinds if kind not in found and kind not in skipped]
@@ -155,9 +154,9 @@ def _summary(report: Report, kinds: Sequence[str]) -> Text:
         said.append(f"\npassed: {', '.join(passed)}", style="green")
     for kind, reason in skipped.items():
         said.append(f"\nnot checked: {kind}: {printable(reason)}", style="yellow")
-    for level, count in counts.items():
-        if count:
-            said.append(f"\n{count:,} {level}{'' if count == 1 else 's'}", style=_SIGNS[level][1])
+    for level, number in counts.items():
+        if number:
+            said.append(f"\n{count(number, level)}", style=_SIGNS[level][1])
     return said
 
 

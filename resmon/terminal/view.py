@@ -22,7 +22,7 @@ from rich.text import Text
 
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
 from resmon.flight.reader import Skip
-from resmon.quantities import printable
+from resmon.quantities import count, printable
 from resmon.records import (
     BLOCK_COUNTS,
     Bools,
@@ -367,7 +367,7 @@ def _rate(view: View) -> float | None:
 def _cost(view: View) -> str:
     spent, monitor = sum(duration for duration, _ in view.recent), sum(own for _, own in view.recent)
     errors = view.record.errors_total if view.record is not None else 0
-    told = f"resmon has met {errors:,} {'error' if errors == 1 else 'errors'} of its own" if errors else ""
+    told = f"resmon has met {count(errors, 'error')} of its own" if errors else ""
     if spent <= 0:
         return told
     share = f"resmon takes {100 * monitor / spent:.1f} % of a step"

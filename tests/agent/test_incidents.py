@@ -94,7 +94,7 @@ def test_a_rank_that_is_lost_while_the_others_live(roster: Roster, runs: Path) -
     assert only(view).outcome is None
     (event,) = events(writers[1].folder)
     assert event["rank"] == 1 and event["evidence"] == {"waiting_ranks": [0, 2]}
-    assert event["summary"] == "Rank 1 was lost after step 0 without a word, while ranks 0, 2 lived on."
+    assert event["summary"] == "Rank 1 was lost after step 0 without a word, while ranks 0 and 2 lived on."
     for writer in (writers[0], writers[2]):
         writer.flight.end(RunEnd("interrupted", time.time(), 0, "SIGTERM"))
     view = poll(roster)

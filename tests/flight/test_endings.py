@@ -48,7 +48,7 @@ def test_killed(tmp_path: Path) -> None:
 def test_lost_while_others_live(tmp_path: Path) -> None:
     _, incident = conclude(remains(tmp_path, waiting=(0, 1)))
     assert incident is not None
-    assert incident.summary == "Rank 3 was lost after step 7 without a word, while ranks 0, 1 lived on."
+    assert incident.summary == "Rank 3 was lost after step 7 without a word, while ranks 0 and 1 lived on."
     assert incident.evidence == {"waiting_ranks": [0, 1]}
 
 

@@ -437,7 +437,7 @@ def test_what_is_no_flight_is_told(tmp_path: Path) -> None:
     (tmp_path / "begun" / "attempt-0001" / "rank-00000").mkdir(parents=True)
     (tmp_path / "begun" / "attempt-0002").mkdir()
     for path, message in [
-        ("nowhere", r"no flight at .*nowhere.*holds the runs begun, digits"),
+        ("nowhere", r"no flight at .*nowhere.*holds the runs begun and digits"),
         ("file", "is a file"),
         ("empty", "no attempt-"),
         ("begun", "empty: no rank wrote anything"),

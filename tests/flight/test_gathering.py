@@ -102,7 +102,7 @@ def test_the_launch_that_began_last_is_chosen_or_the_one_that_is_asked_for(machi
     assert len(lonely.steps()) == 3
     assert lonely.info["ranks"] == (0, 1)
     assert lonely.notes == (f"{machines[1]} has no part of this launch; it has others",)
-    with pytest.raises(FlightError, match="none of the folders has an attempt 9; they have 1, 2, 3"):
+    with pytest.raises(FlightError, match="none of the folders has an attempt 9; they have 1, 2 and 3"):
         resmon.load(machines, attempt=9)
 
 

@@ -14,6 +14,7 @@ from resmon.capture.discovery.dataflow import Add, Does, Frame, Fused, Node
 from resmon.capture.discovery.operations import Operations
 from resmon.capture.host.compiler import plain
 from resmon.capture.host.placement import class_name
+from resmon.quantities import listed
 from resmon.records import ResidualSite, SiteKind
 
 TOLD = 3  # modules that a sentence names
@@ -144,8 +145,7 @@ def tell(hidden: Sequence[Hidden], root: str) -> list[str]:
     said = []
     for operation, does in dict.fromkeys((each.operation, each.does) for each in hidden):
         modules = [each.module or root for each in hidden if (each.operation, each.does) == (operation, does)]
-        where = ", ".join(modules[:TOLD]) + (f" and {len(modules) - TOLD} more" if len(modules) > TOLD else "")
-        said.append(f"{operation} in {where} {_SAID[does]}")
+        said.append(f"{operation} in {listed(modules, TOLD)} {_SAID[does]}")
     return said
 
 
