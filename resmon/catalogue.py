@@ -21,6 +21,7 @@ MAXIMUM_WINDOW = 60.0
 
 RUN = ("run", "model")
 BLOCK = ("run", "model", "block")
+OF_BLOCK = "resmon_block_"  # what the names of blocks' metrics begin with
 
 
 @dataclass(frozen=True, slots=True)

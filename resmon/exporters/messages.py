@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from prometheus_client.metrics_core import Metric as Family
 
-from resmon.catalogue import BLOCK, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, Metric
+from resmon.catalogue import BLOCK, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, OF_BLOCK, Metric
 from resmon.exporters import exponential, protobuf
 from resmon.exporters.names import distinct, writable
 from resmon.exporters.view import AgentView, BlockTable, Row, RunView
 from resmon.records import DURATION_EDGES, MAGNITUDE_EDGES, MAGNITUDE_LOW
 from resmon.statistics import Column
-
-PREFIX = "resmon_block_"
 
 _MAGNITUDE: protobuf.Edges = [(power, float(MAGNITUDE_EDGES[power - MAGNITUDE_LOW])) for power in EXPORTED_MAGNITUDE_EXPONENTS]
 _DURATION: protobuf.Edges = [(exponential.DURATION_LOW + i, float(edge)) for i, edge in enumerate(DURATION_EDGES)]
@@ -72,7 +70,7 @@ class Messages:
                 return b"".join(protobuf.histogram(*each, _MAGNITUDE) for each in zip(encoded.labels, found, strict=True))
             if metric.kind == "counter":
                 return protobuf.values(encoded.counters, blocks.nonfinite_steps.astype("<f8").tobytes())
-            return _gauges(encoded.gauges, blocks.gauges[metric.name.removeprefix(PREFIX)])
+            return _gauges(encoded.gauges, blocks.gauges[metric.name.removeprefix(OF_BLOCK)])
 
         return protobuf.family(metric.name, metric.help, metric.kind, (of_run(*each) for each in tables))
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from resmon.catalogue import BLOCK, Metric
+from resmon.catalogue import BLOCK, OF_BLOCK, Metric
 from resmon.exporters.exponential import Exponential, magnitudes
 from resmon.exporters.names import distinct, writable
-from resmon.exporters.samples import SAMPLES
+from resmon.exporters.samples import samples
 from resmon.exporters.view import AgentView, Row, RunView
-
-PREFIX = "resmon_block_"
 
 Attributes = Mapping[str, str]
 Point = tuple[Attributes, float]
@@ -62,7 +60,7 @@ def of_blocks(metric: Metric, run: RunView, rows: list[Attributes]) -> Iterator[
     if metric.kind == "counter":
         yield from zip(rows, run.blocks.nonfinite_steps.tolist(), strict=True)
         return
-    column = run.blocks.gauges.get(metric.name.removeprefix(PREFIX))
+    column = run.blocks.gauges.get(metric.name.removeprefix(OF_BLOCK))
     if column is not None:
         for attributes, value, is_there in zip(rows, column.values.tolist(), column.present.tolist(), strict=True):
             if is_there:
@@ -76,14 +74,9 @@ def of_magnitudes(run: RunView, rows: list[Attributes]) -> Iterator[tuple[Attrib
 
 
 def of_others(metric: Metric, view: AgentView) -> Iterator[Point]:
-    """Of a gauge or a counter of runs, of GPUs or of the agent; two of the same attributes are one, the first."""
-    seen: set[tuple[str, ...]] = set()
-    for labels, value in SAMPLES[metric.name](view):
-        labels = tuple(map(writable, labels))
-        if labels not in seen:
-            seen.add(labels)
-            yield dict(zip(metric.labels, labels, strict=True)), value
+    """Of a gauge or a counter of runs, of GPUs or of the agent."""
+    return ((dict(zip(metric.labels, labels, strict=True)), value) for labels, value in samples(metric, view))
 
 
 def is_of_blocks(metric: Metric) -> bool:
-    return metric.labels == BLOCK and metric.name.startswith(PREFIX)
+    return metric.labels == BLOCK and metric.name.startswith(OF_BLOCK)

@@ -23,11 +23,11 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
-from resmon.catalogue import BLOCK, BY_NAME, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, Metric
+from resmon.catalogue import BLOCK, BY_NAME, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, OF_BLOCK, Metric
 from resmon.exporters import protobuf
-from resmon.exporters.messages import PREFIX, Messages
+from resmon.exporters.messages import Messages
 from resmon.exporters.names import distinct, writable
-from resmon.exporters.samples import SAMPLES
+from resmon.exporters.samples import SAMPLES, samples
 from resmon.exporters.view import AgentView, BlockTable, Row, RunView
 from resmon.records import (
     DURATION_EDGES,
@@ -61,9 +61,9 @@ _EXPORTED_LE = [repr(float(MAGNITUDE_EDGES[i])) for i in _EXPORTED_EDGES] + ["+I
 # The histogram of one row: its labels before each number.
 _MAGNITUDE = "".join(
     (
-        *(f'{PREFIX}activation_magnitude_bucket{{%s,le="{le}"}} %d\n' for le in _EXPORTED_LE),
-        f"{PREFIX}activation_magnitude_count{{%s}} %d\n",
-        f"{PREFIX}activation_magnitude_sum{{%s}} %s\n",
+        *(f'{OF_BLOCK}activation_magnitude_bucket{{%s,le="{le}"}} %d\n' for le in _EXPORTED_LE),
+        f"{OF_BLOCK}activation_magnitude_count{{%s}} %d\n",
+        f"{OF_BLOCK}activation_magnitude_sum{{%s}} %s\n",
     )
 )
 _DURATION_LE = [repr(float(edge)) for edge in DURATION_EDGES] + ["+Inf"]
@@ -141,7 +141,7 @@ class Prometheus:
                 elif metric.kind == "counter":
                     yield _lines(metric.name, labels.sets, map(str, blocks.nonfinite_steps.tolist()))
                 else:
-                    yield _gauges(metric.name, labels.sets, blocks.gauges[metric.name.removeprefix(PREFIX)])
+                    yield _gauges(metric.name, labels.sets, blocks.gauges[metric.name.removeprefix(OF_BLOCK)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,7 +203,7 @@ def _magnitudes(labels: _Labels, blocks: BlockTable) -> Iterator[str]:
 
 def _series(blocks: BlockTable, native: bool) -> int:
     """How many series the tables have of one run. A native histogram is one."""
-    gauges = sum(int(column.present.sum()) for name, column in blocks.gauges.items() if PREFIX + name in BY_NAME)
+    gauges = sum(int(column.present.sum()) for name, column in blocks.gauges.items() if OF_BLOCK + name in BY_NAME)
     return gauges + len(blocks.rows) * (1 + (1 if native else len(_EXPORTED_LE) + 2))
 
 
@@ -233,12 +233,8 @@ class _Collector(Collector):
             elif metric.name in SAMPLES:
                 make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
                 family = make(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
-                seen: set[tuple[str, ...]] = set()
-                for labels, value in SAMPLES[metric.name](view):
-                    labels = tuple(map(writable, labels))
-                    if labels not in seen:
-                        seen.add(labels)
-                        family.add_metric(labels, value)
+                for labels, value in samples(metric, view):
+                    family.add_metric(labels, value)
                 yield family
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from resmon.exporters.view import AgentView, RunView
+from resmon.catalogue import Metric
+from resmon.exporters.names import writable
+from resmon.exporters.view import AgentView, RankView, RunView
 from resmon.records import GROUP_VALUES, INCIDENT_KINDS, OUTCOMES, PHASES
 
 # Scores that have a metric of their own.
@@ -87,41 +89,21 @@ def _per_run(value: Callable[[RunView], float | None]) -> Callable[[AgentView], 
     return samples
 
 
-def _per_rank(value: Callable[[RunView, int], float | None]) -> Callable[[AgentView], Iterator[Sample]]:
+def _per_rank(value: Callable[[RankView], float | None]) -> Callable[[AgentView], Iterator[Sample]]:
     def samples(view: AgentView) -> Iterator[Sample]:
-        for run in view.runs:
-            for i, rank in enumerate(run.ranks):
-                number = value(run, i)
-                if number is not None:
-                    yield (run.run, str(rank.rank)), number
+        ranks = ((run, rank) for run in view.runs for rank in run.ranks)
+        return (((run.run, str(rank.rank)), number) for run, rank in ranks if (number := value(rank)) is not None)
 
     return samples
 
 
-def _of_record(name: str) -> Callable[[RunView, int], float | None]:
-    def value(run: RunView, i: int) -> float | None:
-        record = run.ranks[i].record
-        return None if record is None else float(getattr(record, name))
-
-    return value
-
-
-def _counter(name: str) -> Callable[[RunView, int], float | None]:
+def _counter(name: str) -> Callable[[RankView], float]:
     """A counter is there, at 0, before the first record: the increase to its first value must be seen."""
-
-    def value(run: RunView, i: int) -> float | None:
-        record = run.ranks[i].record
-        return 0.0 if record is None else float(getattr(record, name))
-
-    return value
+    return lambda rank: 0.0 if rank.record is None else float(getattr(rank.record, name))
 
 
-def _of_run(name: str) -> Callable[[RunView, int], float | None]:
-    def value(run: RunView, i: int) -> float | None:
-        record = run.ranks[i].record
-        return None if record is None else record.run_value(name)
-
-    return value
+def _of_run(name: str) -> Callable[[RankView], float | None]:
+    return lambda rank: None if rank.record is None else rank.record.run_value(name)
 
 
 def _phases(view: AgentView) -> Iterator[Sample]:
@@ -164,12 +146,8 @@ def _target_seconds(view: AgentView) -> Iterator[Sample]:
     )
 
 
-def _of_process(name: str) -> Callable[[RunView, int], float | None]:
-    def value(run: RunView, i: int) -> float | None:
-        process = run.ranks[i].process
-        return None if process is None else getattr(process, name)
-
-    return value
+def _of_process(name: str) -> Callable[[RankView], float | None]:
+    return lambda rank: None if rank.process is None else getattr(rank.process, name)
 
 
 def _of_gpu(name: str) -> Callable[[AgentView], Iterator[Sample]]:
@@ -206,7 +184,7 @@ SAMPLES: Mapping[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_steps_total": _per_rank(_counter("steps_total")),
     "resmon_skipped_steps_total": _per_rank(_counter("skipped_total")),
     "resmon_clipped_steps_total": _per_rank(_counter("clipped_total")),
-    "resmon_nonfinite_steps_total": _per_rank(lambda run, i: run.ranks[i].nonfinite_steps),
+    "resmon_nonfinite_steps_total": _per_rank(lambda rank: rank.nonfinite_steps),
     "resmon_step_phase_seconds_total": _phases,
     "resmon_samples_total": _per_rank(_counter("samples_total")),
     **{
@@ -216,7 +194,7 @@ SAMPLES: Mapping[str, Callable[[AgentView], Iterable[Sample]]] = {
     },
     "resmon_monitor_step_seconds": _per_rank(_of_run("monitor_seconds")),
     "resmon_monitor_errors_total": _per_rank(_counter("errors_total")),
-    "resmon_last_step_timestamp_seconds": _per_rank(_of_record("time")),
+    "resmon_last_step_timestamp_seconds": _per_rank(lambda rank: None if rank.record is None else rank.record.time),
     "resmon_process_cpu_seconds_total": _per_rank(_of_process("cpu_seconds")),
     "resmon_process_threads": _per_rank(_of_process("threads")),
     "resmon_process_open_fds": _per_rank(_of_process("open_fds")),
@@ -236,3 +214,13 @@ SAMPLES: Mapping[str, Callable[[AgentView], Iterable[Sample]]] = {
     "resmon_agent_held_seconds_total": _agent(lambda view: view.held_seconds),
     "resmon_agent_collect_duration_seconds": _agent(lambda view: view.collect_seconds),
 }
+
+
+def samples(metric: Metric, view: AgentView) -> Iterator[Sample]:
+    """Of one in SAMPLES, under label values that an exposition can carry; two that become the same are one, the first."""
+    seen: set[tuple[str, ...]] = set()
+    for labels, value in SAMPLES[metric.name](view):
+        labels = tuple(map(writable, labels))
+        if labels not in seen:
+            seen.add(labels)
+            yield labels, value
