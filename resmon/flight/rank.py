@@ -19,14 +19,10 @@ from resmon.flight import incidents, layout, thinned
 from resmon.flight.bins import LEVELS
 from resmon.flight.endings import Remains, conclude
 from resmon.flight.journal import Lines
-from resmon.flight.reader import Segments, Skip, read_end, read_info, step_records, typed
-from resmon.flight.schema import Kind, Records, RowFormat, present, texts
+from resmon.flight.reader import Segments, Skip, arrays_of, read_end, read_info, step_records, typed
+from resmon.flight.schema import Kind, Records, RowFormat, texts
 from resmon.records import (
-    BLOCK_COUNTS,
-    BLOCK_VALUES,
-    GROUP_VALUES,
     MAGNITUDE_COLUMNS,
-    RUN_VALUES,
     Bools,
     Checkpoint,
     Floats,
@@ -65,8 +61,6 @@ class Span:
 
     @classmethod
     def of(cls, form: RowFormat, records: Records) -> Span:
-        groups = [f"group_{name}" for name in GROUP_VALUES]
-        blocks = [f"block_{name}" for name in BLOCK_VALUES]
         return cls(
             form.sites,
             form.groups,
@@ -74,13 +68,7 @@ class Span:
             records["time"].copy(),
             records["complete"].astype(bool),
             records["skipped"].astype(bool),
-            np.stack([records[name] for name in RUN_VALUES], axis=1),
-            np.stack([present(records, name) for name in RUN_VALUES], axis=1),
-            np.stack([records[name] for name in groups], axis=1),
-            np.stack([present(records, name) for name in groups], axis=1),
-            np.stack([records[name] for name in blocks], axis=1),
-            np.stack([present(records, name) for name in blocks], axis=1),
-            np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1),
+            *arrays_of(records),
         )
 
 

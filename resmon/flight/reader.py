@@ -12,7 +12,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,8 +40,11 @@ from resmon.records import (
     MAGNITUDE_COLUMNS,
     OUTCOMES,
     RUN_VALUES,
+    Bools,
     Checkpoint,
     Columns,
+    Floats,
+    Ints,
     ResidualSite,
     RunEnd,
     RunInfo,
@@ -414,70 +417,42 @@ def newer(path: Path, version: int) -> FlightVersionError:
     )
 
 
+def arrays_of(records: Records) -> tuple[Floats, Bools, Floats, Bools, Floats, Bools, Ints]:
+    """Of rows of kind "steps", in the order of StepRecord: values and which are there of run, groups and blocks, and the counts."""
+
+    def stacked(names: Iterable[str]) -> tuple[Floats, Bools]:
+        names = list(names)
+        return np.stack([records[name] for name in names], axis=1), np.stack([present(records, name) for name in names], axis=1)
+
+    return (
+        *stacked(RUN_VALUES),
+        *stacked(f"group_{name}" for name in GROUP_VALUES),
+        *stacked(f"block_{name}" for name in BLOCK_VALUES),
+        np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1),
+    )
+
+
 def step_records(form: RowFormat, records: Records) -> list[StepRecord]:
     """Rows of kind "steps" as records, which hold nothing of `records`: whoever keeps one for a while would keep whole rows."""
-    sites = len(form.sites)
-    blocks = np.stack([records[f"block_{name}"] for name in BLOCK_VALUES], axis=1)
-    blocks_present = np.stack([present(records, f"block_{name}") for name in BLOCK_VALUES], axis=1)
-    counts = np.stack([records[f"block_{name}"] for name in BLOCK_COUNTS], axis=1)
-    run = np.stack([records[name] for name in RUN_VALUES], axis=1)
-    run_present = np.stack([present(records, name) for name in RUN_VALUES], axis=1)
-    groups = np.stack([records[f"group_{name}"] for name in GROUP_VALUES], axis=1)
-    groups_present = np.stack([present(records, f"group_{name}") for name in GROUP_VALUES], axis=1)
-    buckets = records["magnitude_buckets"].reshape(len(records), sites, MAGNITUDE_COLUMNS)  # most of a row: of each a copy alone
-    phase_totals, duration_buckets, nonfinite_steps, magnitude_sum = (
-        np.array(records[name], order="C") for name in ("phase_totals", "duration_buckets", "nonfinite_steps", "magnitude_sum")
-    )
-    names = (
-        "step",
-        "time",
-        "complete",
-        "skipped",
-        "steps_total",
-        "skipped_total",
-        "clipped_total",
-        "errors_total",
-        "samples_total",
-    )
-    singles = zip(*(records[name].tolist() for name in names), strict=True)
-    duration_total = records["duration_total"].tolist()
-    return [
-        StepRecord(
-            step=step,
-            time=seconds(time),
-            complete=bool(complete),
-            skipped=bool(skipped),
-            run=run[i],
-            run_present=run_present[i],
-            groups=groups[i],
-            groups_present=groups_present[i],
-            blocks=blocks[i],
-            blocks_present=blocks_present[i],
-            counts=counts[i],
-            steps_total=steps_total,
-            skipped_total=skipped_total,
-            clipped_total=clipped_total,
-            errors_total=errors_total,
-            samples_total=samples_total,
-            duration_total=duration_total[i],
-            phase_totals=phase_totals[i],
-            duration_buckets=duration_buckets[i],
-            nonfinite_steps=nonfinite_steps[i],
-            magnitude_buckets=buckets[i].copy(),
-            magnitude_sum=magnitude_sum[i],
-        )
-        for i, (
-            step,
-            time,
-            complete,
-            skipped,
-            steps_total,
-            skipped_total,
-            clipped_total,
-            errors_total,
-            samples_total,
-        ) in enumerate(singles)
-    ]
+    run, run_present, groups, groups_present, blocks, blocks_present, counts = arrays_of(records)
+    buckets = records["magnitude_buckets"].reshape(len(records), len(form.sites), MAGNITUDE_COLUMNS)
+    numbers = ("step", "steps_total", "skipped_total", "clipped_total", "errors_total", "samples_total", "duration_total")
+    lists = ("phase_totals", "duration_buckets", "nonfinite_steps", "magnitude_sum")
+    columns: dict[str, Iterable[Any]] = {
+        **{name: records[name].tolist() for name in numbers},
+        **{name: records[name].astype(bool).tolist() for name in ("complete", "skipped")},
+        "time": map(seconds, records["time"].tolist()),
+        "run": run,
+        "run_present": run_present,
+        "groups": groups,
+        "groups_present": groups_present,
+        "blocks": blocks,
+        "blocks_present": blocks_present,
+        "counts": counts,
+        **{name: np.array(records[name], order="C") for name in lists},
+        "magnitude_buckets": (each.copy() for each in buckets),  # most of a row: of each a copy alone
+    }
+    return [StepRecord(**dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
 
 
 def add_scalar_records(made: list[ScalarRecord], records: Records) -> None:
