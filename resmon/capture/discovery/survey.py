@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -149,7 +149,7 @@ def tell(hidden: Sequence[Hidden], root: str) -> list[str]:
     return said
 
 
-def _owners(parameters: Sequence[str]) -> tuple[str, ...]:
+def _owners(parameters: Iterable[str]) -> tuple[str, ...]:
     """The paths of the modules that own the parameters; a parametrised weight belongs to the module that uses it."""
     paths = (name.rpartition(".")[0].split(".parametrizations")[0] for name in parameters)
     return tuple(dict.fromkeys(paths))
@@ -205,7 +205,7 @@ class Names:
             keys.append(replace(first, turn=seen[first]))
         present = {self._names[key] for key in keys if key in self._names}
         owned = {plain(name) for name, _ in self._model.named_parameters(remove_duplicate=False)}
-        there = {name.rpartition(".")[0].split(".parametrizations")[0] for name in owned}
+        there = set(_owners(owned))
         sites = []
         operations = Operations(self._model)
         for i, s in enumerate(sightings):

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from resmon.capture import _native
-from resmon.capture.host.fetch import Fetch, Later
+from resmon.capture.host.fetch import Fetch, Number, number
 from resmon.records import Bools, Floats
 
 Places = np.ndarray[tuple[int], np.dtype[np.intp]]
@@ -86,9 +86,9 @@ class Measured:
         self._squares[places] = _squares(*values)
         self._factors[places] = 1.0
 
-    def multiply(self, places: Places, coefficient: float | Later) -> None:
+    def multiply(self, places: Places, coefficient: Number) -> None:
         """Clipping has multiplied these with `coefficient`."""
-        self._factors[places] *= _number(coefficient)
+        self._factors[places] *= number(coefficient)
 
     def became(self, places: Places, *values: Any) -> None:
         """Clipping has left these squares."""
@@ -96,9 +96,9 @@ class Measured:
         with np.errstate(divide="ignore", invalid="ignore"):
             self._factors[places] *= np.where(after == before, 1.0, np.sqrt(after / before))
 
-    def divide(self, places: Places, scale: float | Later) -> None:
+    def divide(self, places: Places, scale: Number) -> None:
         """What was read of these was in units of `scale`."""
-        self._squares[places] /= _number(scale) ** 2
+        self._squares[places] /= number(scale) ** 2
 
     # -- what is known of it already -----------------------------------------------------------------------------------
 
@@ -154,7 +154,3 @@ def _squares(squares: Floats, factors: Floats, *parts: Any) -> Floats:
     for places, norms in zip(parts[::2], parts[1::2], strict=True):
         squares[places] = norms.numbers() ** 2 * factors[places]
     return squares
-
-
-def _number(value: float | Later) -> float:
-    return value if isinstance(value, float) else float(value.numbers()[0])

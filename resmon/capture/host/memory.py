@@ -45,7 +45,7 @@ class Memory:
         now = monotonic()
         if now - self._looked >= self._period:
             self._looked, self._period = now, PERIOD
-            self._figures = {**main_memory(), **device_memory({d for d in self._devices() if d.type == "cuda"})}
+            self._figures = {**main_memory(), **device_memory(self._devices())}
         return self._figures
 
 
@@ -58,10 +58,11 @@ def main_memory() -> Figures:
 
 
 def device_memory(devices: set[torch.device]) -> Figures:
-    """Of CUDA devices: what tensors take, summed over devices; free is what is left on the device that has least.
+    """Of those that are CUDA devices: what tensors take, summed over them; free is what is left on the one that has least.
 
     The allocator's cache counts as free, for tensors can have it.
     """
+    devices = {device for device in devices if device.type == "cuda"}
     if not devices or not torch.cuda.is_initialized():
         return {}
     used = {device: torch.cuda.memory_allocated(device) for device in devices}

@@ -67,12 +67,12 @@ class Stepping:
 class Optimizers:
     """Hears when `optimizers` step, when their gradients are clipped and unscaled, and reads `gradients` in time."""
 
-    def __init__(self, owner: Owner, optimizers: Sequence[Optimizer], gradients: Gradients, clock: Clock) -> None:
+    def __init__(self, owner: Owner, optimizers: tuple[Optimizer, ...], gradients: Gradients, clock: Clock) -> None:
         self.seconds = 0.0  # what it has cost in this step
         self.scales: dict[str, float | Tensor] = {}  # what the loss was multiplied with in this step, by model
         self.active = True
         self._owner = owner
-        self._optimizers = tuple(dict.fromkeys(optimizers))
+        self._optimizers = optimizers
         self._gradients = gradients
         self._clock = clock
         self._process = os.getpid()  # children that are forked from it inherit the hooks, and stay silent

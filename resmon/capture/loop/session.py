@@ -52,7 +52,7 @@ from resmon.capture.probes.inputs import Inputs
 from resmon.capture.probes.positions import Sampling
 from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError, remedy
 from resmon.memory.footprint import Footprint, Held, Trail
-from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord, SpanRecord
+from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord
 
 log = logging.getLogger("resmon")
 
@@ -154,7 +154,6 @@ class Session:
         return None
 
     def _footprint(self) -> Footprint:
-        devices = self._devices()
         largest = max(self._watches, key=lambda watch: watch.looked_at.numel())
         outside = [watch.kept_outside for watch in self._watches if watch.kept_outside is not None]
         arrived: Floats = self._board[:, IN_ALL][:, ARRIVED]
@@ -163,7 +162,7 @@ class Session:
         parameters = [each for watch in self._watches for each in watch.model.parameters() if each.requires_grad]
         return Footprint(
             trail=self._trail,
-            now={**main_memory(), **device_memory({device for device in devices if device.type == "cuda"})},
+            now={**main_memory(), **device_memory(self._devices())},
             blocks=[Held(c.site.model, c.site.name, *c.kept) for c in self._channels if c.kept is not None],
             outside=sum(outside) if outside else None,
             size=float(largest.looked_at.numel()) if largest.looked_at else 0.0,
@@ -309,7 +308,7 @@ class Session:
 
     def _see_span(self, step: int) -> None:
         if (span := self._spans.look(step)) is not None:
-            self._outbox.put(partial(_hand_span, span))
+            self._outbox.put(lambda sink: sink.span(span))
 
     def tell(self, message: str) -> None:
         """An optimizer has something to say, once."""
@@ -620,10 +619,6 @@ class Session:
 
 def _hand_incident(incident: Incident, sink: Sink) -> None:
     sink.incident(incident)
-
-
-def _hand_span(span: SpanRecord, sink: Sink) -> None:
-    sink.span(span)
 
 
 _NOBODY: Bools = np.zeros(0, np.bool_)

@@ -81,7 +81,7 @@ def test_figures_are_looked_up_now_and_then(monkeypatch: pytest.MonkeyPatch) -> 
     first = looks.after(0.0)
     assert looks.after(0.9 * memory.PERIOD) is first
     assert looks.after(0.2 * memory.PERIOD) is not first and looks.at == [100.0, looks.now]
-    assert device_memory({torch.device("cpu")} - {torch.device("cpu")}) == {}
+    assert device_memory({torch.device("cpu")}) == {}
 
 
 def test_a_batch_larger_than_every_one_before_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
