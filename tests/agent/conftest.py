@@ -16,6 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from resmon.agent import runtime
+from resmon.agent.roster import Roster
 from resmon.flight import layout
 from tests.ports import free_port
 from tests.waiting import wait_for
@@ -31,6 +32,16 @@ def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("RESMON_RUNTIME_DIR", str(folder))
     monkeypatch.delenv("LAUNCH", raising=False)
     return runtime.folder()
+
+
+@pytest.fixture
+def roster(runtime_folder: Path) -> Roster:
+    return Roster(runtime_folder, "0", linger=1000.0)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
 
 
 @pytest.fixture

@@ -26,16 +26,6 @@ from tests.waiting import wait_for
 
 
 @pytest.fixture
-def roster(runtime_folder: Path) -> Roster:
-    return Roster(runtime_folder, "0", linger=1000.0)
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
-
-
-@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that say 0.25 s of themselves are missed after 0.5."""
     monkeypatch.setattr(stalls, "STEPS", 2)

@@ -23,16 +23,6 @@ from tests.ranks import ROOT
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def roster(runtime_folder: Path) -> Roster:
-    return Roster(runtime_folder, "0", linger=1000.0)
-
-
-@pytest.fixture
 def group(tmp_path: Path) -> Path:
     folder = tmp_path / "group"
     folder.mkdir()

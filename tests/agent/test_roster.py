@@ -66,16 +66,6 @@ class Writer:
         layout.release(self.flight._lock)
 
 
-@pytest.fixture
-def roster(runtime_folder: Path) -> Roster:
-    return Roster(runtime_folder, "0", linger=1000.0)
-
-
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
-
-
 def poll(roster: Roster) -> AgentView:
     while not roster.poll():
         pass

@@ -21,6 +21,22 @@ def nobody_watches_on() -> Iterator[None]:
 
 
 @pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing is compiled when the test begins; once nothing is watched any more the compiler is as it was."""
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    torch.manual_seed(0)
+    yield
+    while loops.watching:
+        loops.watching.pop().detach()
+    torch._dynamo.reset()
+    assert not compiler.PAUSE and torch._dynamo.config.skip_nnmodule_hook_guards
+
+
+@pytest.fixture
 def two_threads() -> Iterator[None]:
     """torch, and what reads large tensors, compute in two threads, also where the tests are shared and each process has one."""
     before = torch.get_num_threads()

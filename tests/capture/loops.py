@@ -28,6 +28,7 @@ class Memory:
     def __init__(self) -> None:
         self.now: tuple[ResidualSite, ...] = ()
         self.steps: list[StepRecord] = []
+        self.names: list[list[str]] = []  # of the sites at each of them
         self.logged: list[ScalarRecord] = []
         self.incidents: list[Incident] = []
         self.capsules: dict[str, bytes] = {}
@@ -37,6 +38,7 @@ class Memory:
 
     def step(self, record: StepRecord) -> None:
         self.steps.append(record)
+        self.names.append([site.name for site in self.now])
 
     def scalars(self, record: ScalarRecord) -> None:
         self.logged.append(record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,11 @@ from resmon.capture.host import compiler
 from resmon.capture.loop.session import Session
 from resmon.capture.probes import cells, entrance
 from resmon.records import StepRecord
-from tests.capture.loop.test_session import BRANCH, GRADIENT, OUTPUT, OUTPUT_GRADIENT, SKIP, Memory
+from tests.capture import loops
+from tests.capture.loop.test_session import BRANCH, GRADIENT, OUTPUT, OUTPUT_GRADIENT, SKIP
+from tests.capture.loops import Memory
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 WIDTH = 16
 Loss = Callable[[Tensor], Tensor]
@@ -166,12 +170,9 @@ def truth(model: Net, batches: Sequence[Tensor]) -> dict[int, np.ndarray]:
     return {"squares": squares, "elements": sum(b.numel() // b.shape[-1] * WIDTH for b in batches)}
 
 
-_SESSIONS: list[Session] = []  # to be detached
-
-
 def session_of(models: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> Session:
-    _SESSIONS.append(Session(models, optimizer))
-    return _SESSIONS[-1]
+    loops.watching.append(Session(models, optimizer))
+    return loops.watching[-1]
 
 
 class Loop:
@@ -214,18 +215,6 @@ def batch(rows: int = 4, seed: int = 0) -> Tensor:
 def counted() -> dict[str, int]:
     stats = counters["stats"]
     return {"graphs": stats["unique_graphs"], "calls": stats["calls_captured"], "breaks": sum(counters["graph_break"].values())}
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    torch.manual_seed(0)
-    yield
-    while _SESSIONS:
-        _SESSIONS.pop().detach()
-    torch._dynamo.reset()
-    assert not compiler.PAUSE and torch._dynamo.config.skip_nnmodule_hook_guards
 
 
 def bare(model: Net, way: Callable[[Net], Loss], *batches: Tensor) -> tuple[dict[str, int], list[float]]:

@@ -17,22 +17,14 @@ from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, distribute_module, distribute_tensor
 
-from resmon.capture.host import compiler
 from resmon.capture.probes.cells import Cell
 from tests.capture.loop.test_session import OUTPUT_GRADIENT
 from tests.capture.loops import Memory, watch
 from tests.capture.test_compiled import Block, InPlaceBlock, Net, batch, counted
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 WAYS = {"hooks": False, "mode": True}
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-    assert not compiler.PAUSE
 
 
 def train(

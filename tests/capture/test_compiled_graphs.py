@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,14 @@ import torch._dynamo
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from resmon.capture.host import compiler
 from resmon.capture.probes.cells import Cell
 from tests.capture.loops import Memory, watch
 from tests.capture.test_compiled import WIDTH, Block, Loop, Loss, Net, bare, batch, counted, loss_of, truth
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 # Batches whose sites have fewer elements than are sampled, and more.
 ROWS = [4, 3, 200, 2, 70]
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    counters.clear()
-    torch.manual_seed(0)
-    yield
-    torch._dynamo.reset()
-    assert not compiler.PAUSE
 
 
 class Backend:

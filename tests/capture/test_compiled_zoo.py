@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,14 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from resmon.capture.discovery.dataflow import leaves
-from resmon.capture.host import compiler
 from tests.capture.discovery.test_sites import HUGGING
 from tests.capture.loops import Memory, watch
 from tests.capture.test_compiled import counted
 from tests.zoo import HANDWRITTEN
 from tests.zoo.case import Case
+
+# Warnings are the models' own.
+pytestmark = [pytest.mark.usefixtures("fresh_compiler"), pytest.mark.filterwarnings("ignore")]
 
 STEPS = 3
 # Those of the zoo's hand-written models that differ most for the compiler; of the published ones all, but most only as slow tests.
@@ -30,16 +31,6 @@ multiplying layer_drop_skipping super_resolution time_shift functional_root_twic
 checkpointed_branch_non_reentrant custom_function_inline low_rank_adapter""".split()
 NAMED = {f"transformers-{case.name}": case for case in HUGGING} | {case.name: case for case in HANDWRITTEN if case.name in QUICK}
 CASES = [pytest.param(case, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, case in NAMED.items()]
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the models' own
-        yield
-    torch._dynamo.reset()
-    assert not compiler.PAUSE
 
 
 def without_dropout(model: nn.Module) -> nn.Module:

@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,9 @@ from resmon.records import RunEnd
 from tests import synthetic
 from tests.checkout import CHECKOUT
 from tests.environments import Environment, closure, environment, modules, names, requirements
-from tests.project.test_wheel import TRAINING, build
+from tests.project.test_wheel import EXTRAS, TRAINING, build
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 OWN = {"bench", "dev", "release"}  # for who works on resmon
 USERS = sorted(EXTRAS.keys() - OWN)
 TORCH = {"torch", "safetensors"}

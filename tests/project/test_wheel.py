@@ -35,7 +35,7 @@ from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-EXTRAS = PROJECT["optional-dependencies"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 NATIVES = {f"resmon/{room}/_native.abi3.so" for room in ("capture", "detectors")}
 
 

@@ -9,15 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resmon import residual_add
-from tests.zoo.attention import GatedMLP
+from tests.zoo.attention import WIDTH, GatedMLP, sequence
 from tests.zoo.case import Case, identity, projection
-
-WIDTH = 16  # GatedMLP's
-
-
-def sequence() -> tuple[Tensor, ...]:
-    """Two sequences of six vectors."""
-    return (torch.randn(2, 6, WIDTH),)
 
 
 class Block(nn.Module):

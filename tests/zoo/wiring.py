@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tests.zoo.case import Case, identity, projection
-
-WIDTH = 12
-
-
-def vector() -> tuple[Tensor, ...]:
-    """A batch of three vectors."""
-    return (torch.randn(3, WIDTH),)
+from tests.zoo.recurrent import WIDTH, vector
 
 
 def branch() -> nn.Sequential:

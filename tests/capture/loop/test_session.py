@@ -31,48 +31,16 @@ from resmon.records import (
     DURATION_EDGES,
     MAGNITUDE_NONFINITE,
     MAGNITUDE_ZERO,
-    Incident,
-    ResidualSite,
-    ScalarRecord,
     StepRecord,
 )
 from tests.capture import loops, models
+from tests.capture.loops import Memory
 from tests.zoo import wiring
 
 SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT = map(
     BLOCK_VALUES.index, ("skip_square", "branch_square", "output_square", "gradient_square", "output_gradient_square")
 )
 SPINE = [SKIP, BRANCH, OUTPUT, GRADIENT, OUTPUT_GRADIENT]  # what is there in every step in which a block runs
-
-
-class Memory:
-    """A sink that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.now: tuple[ResidualSite, ...] = ()
-        self.steps: list[StepRecord] = []
-        self.names: list[list[str]] = []
-        self.logged: list[ScalarRecord] = []
-        self.incidents: list[Incident] = []
-
-    def sites(self, sites: Sequence[ResidualSite], groups: Sequence[str]) -> None:
-        self.now = tuple(sites)
-
-    def step(self, record: StepRecord) -> None:
-        self.steps.append(record)
-        self.names.append([site.name for site in self.now])
-
-    def scalars(self, record: ScalarRecord) -> None:
-        self.logged.append(record)
-
-    def incident(self, incident: Incident) -> None:
-        self.incidents.append(incident)
-
-    def stopped(self, error: OSError) -> None:
-        """Nothing more comes."""
-
-    def capsule(self, name: str, data: bytes) -> bool:
-        return True
 
 
 class Watched:
