@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 _INFINITE = 0x7F800000  # the bits of float32's infinity; those of NaN are larger
 
-
 ENDS = {dtype: torch.finfo(dtype).max for dtype in (torch.float16, torch.bfloat16)}  # of the dtypes whose end may be near
 
 
@@ -169,16 +168,20 @@ def _nonfinite(tensor: Tensor) -> Tensor:
     return torch.count_nonzero(tensor - tensor).double()  # what is finite is 0 less itself, everything else is NaN
 
 
+def buckets(bits: Tensor) -> tuple[Tensor, Tensor]:
+    """The histogram's column of each magnitude, and which are finite, by its bits as float32: of larger numbers they are larger."""
+    finite = bits < _INFINITE
+    # One less, so that a power of two falls into the bucket that it closes.
+    column = (((bits - 1) >> 23) - (126 + MAGNITUDE_LOW)).clamp_(0, MAGNITUDE_LARGER)
+    return torch.where(bits == 0, MAGNITUDE_ZERO, torch.where(finite, column, MAGNITUDE_NONFINITE)), finite
+
+
 def _histograms(device: torch.device, samples: Sequence[Tensor]) -> Tensor:
     """The histogram of each sample's magnitudes, behind the sum of the finite ones: [samples, CELLS]."""
     if not samples:
         return torch.zeros((0, CELLS), dtype=torch.float64, device=device)
-    bits = torch.cat(list(samples)).abs_().view(torch.int32)  # in which larger numbers are larger numbers
-    finite = bits < _INFINITE
-    # One less, so that a power of two falls into the bucket that it closes.
-    column = (((bits - 1) >> 23) - (126 + MAGNITUDE_LOW)).clamp_(0, MAGNITUDE_LARGER)
-    column = torch.where(bits == 0, MAGNITUDE_ZERO, column)
-    column = torch.where(finite, column, MAGNITUDE_NONFINITE)
+    bits = torch.cat(list(samples)).abs_().view(torch.int32)
+    column, finite = buckets(bits)
     row = _rows(device, tuple(sample.numel() for sample in samples))
     table = torch.zeros((len(samples), CELLS), dtype=torch.float64, device=device)
     table.view(-1).index_add_(0, row * CELLS + 1 + column, torch.ones((), dtype=torch.float64, device=device).expand(bits.shape))

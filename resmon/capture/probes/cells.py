@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from resmon.capture.host import compiler
-from resmon.capture.probes.accelerator import ENDS
+from resmon.capture.probes.accelerator import ENDS, buckets
 from resmon.capture.probes.channel import Channel
 from resmon.capture.probes.columns import GRADIENT, MAGNITUDES, MEDIAN, SUMS
-from resmon.records import MAGNITUDE_COLUMNS, MAGNITUDE_LARGER, MAGNITUDE_LOW, MAGNITUDE_NONFINITE, MAGNITUDE_ZERO
+from resmon.records import MAGNITUDE_COLUMNS
 
 # A cell's numbers: square and elements of skip, branch and output, and what is not finite in the output; what share of its dtype's
 # range each of them took, and the output's largest magnitude, of 16 bits only; samples, and those that kept their branch, where it
@@ -47,7 +47,6 @@ from resmon.records import MAGNITUDE_COLUMNS, MAGNITUDE_LARGER, MAGNITUDE_LOW, M
 ) = range(16)
 _WIDTH = 16
 _NOTHING = -1  # elements of what was not offered in this pass
-_INFINITE = 0x7F800000  # the bits of infinity in float32; those of NaN are larger
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -209,11 +208,8 @@ def _folded(numbers: Tensor, samples: Tensor) -> Tensor:
     """The sites' rows, up to MEDIAN, of what a pass has left, 0 where skip, branch and output were not all offered."""
     elements = numbers[:, _ELEMENTS : _ELEMENTS + 1]
     counts = (elements >= 0) & (elements == numbers[:, _SKIP_ELEMENTS, None]) & (elements == numbers[:, _BRANCH_ELEMENTS, None])
-    bits = samples.abs().view(torch.int32)  # in which larger numbers are larger numbers
-    finite = bits < _INFINITE
-    # One less, so that a power of two falls into the bucket that it closes.
-    column = (((bits - 1) >> 23) - (126 + MAGNITUDE_LOW)).clamp(0, MAGNITUDE_LARGER)
-    column = torch.where(bits == 0, MAGNITUDE_ZERO, torch.where(finite, column, MAGNITUDE_NONFINITE))
+    bits = samples.abs().view(torch.int32)
+    column, finite = buckets(bits)
     sampled = torch.arange(samples.shape[1], device=samples.device) < elements
     column = torch.where(sampled, column, MAGNITUDE_COLUMNS)
     ones = torch.ones_like(samples, dtype=torch.float64)
