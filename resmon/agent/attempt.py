@@ -32,7 +32,7 @@ from resmon.exporters.view import BlockTable, RankView, RunView
 from resmon.flight import endings, incidents, layout, stalls
 from resmon.flight.endings import Ending, Remains, conclude
 from resmon.flight.journal import Lines
-from resmon.flight.reader import Follower, typed
+from resmon.flight.reader import WAITING, Follower, typed
 from resmon.records import (
     OUTCOMES,
     Checkpoint,
@@ -53,9 +53,6 @@ from resmon.statistics import STATISTICS, Column
 log = logging.getLogger("resmon.agent")
 
 MAXIMA = ("branch_skip_ratio", "gradient_norm", "output_gradient_norm")
-
-# Steps that wait for a slower rank. The ranks of one attempt run in lockstep, so many waiting say that one is not read any more.
-WAITING = 256
 
 # Numbers (sites times steps) that are read at once of one rank, so that an agent that catches up with a long flight stays small.
 AT_ONCE = 5_000

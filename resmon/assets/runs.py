@@ -62,7 +62,7 @@ NUMBERS = {
 }
 
 # The model of a run, for series that have no such label; one row for each run and machine, whatever attempts were seen.
-_MODEL = "topk by (job, instance, run) (1, last_over_time(resmon_run_info[{window}]))"
+_MODEL = "topk by (job, instance, run) (1, last_over_time(resmon_run_info[5m]))"
 _HERE = "(job, instance, run)"
 
 
@@ -93,9 +93,9 @@ def _ended(outcome: Outcome) -> str:
     )
 
 
-def _with_model(expr: str, window: str = "5m") -> str:
+def _with_model(expr: str) -> str:
     """A query over series of a run and machine, by run and model; the largest where machines differ."""
-    return f"max by (run, model) (\n  ({expr})\n  * on {_HERE} group_left (model) {_MODEL.format(window=window)}\n)"
+    return f"max by (run, model) (\n  ({expr})\n  * on {_HERE} group_left (model) {_MODEL}\n)"
 
 
 _STEPS = asked("max(max_over_time(resmon_steps_total{run=%q}[10m]))", "It made {} steps.", 'printf "%.0f"')
@@ -148,10 +148,7 @@ def _share(of: str) -> str:
     )
 
 
-_MEMORY = (
-    f"min by (run, model, memory) (\n  ({_share('')} or {_share('device_')})\n"
-    f"  * on {_HERE} group_left (model) {_MODEL.format(window='5m')}\n)"
-)
+_MEMORY = f"min by (run, model, memory) (\n  ({_share('')} or {_share('device_')})\n  * on {_HERE} group_left (model) {_MODEL}\n)"
 
 _SLOW = (
     "max by (run, model) (\n  (\n"

@@ -59,6 +59,9 @@ CHUNK = 4 << 20  # bytes that are read at once
 LARGEST_SCHEMA = 64 << 20
 NEIGHBOURS = 8  # segments whose schema is tried in place of a damaged one
 HELD_BACK = 1000  # logged values that wait for the row of their step
+# Steps of one rank that wait for a slower one. The ranks of one attempt run in lockstep, so many waiting say that one is not read
+# any more: the others are shown without it.
+WAITING = 256
 # A folder's time of change is as coarse as the kernel's clock tick: one this fresh may hide another change.
 FRESH = 0.1
 

@@ -13,10 +13,8 @@ from pathlib import Path
 from resmon.errors import FlightError, FlightVersionError
 from resmon.exporters.ranks import MergedStep, Ranks
 from resmon.flight import layout
-from resmon.flight.reader import Follower
+from resmon.flight.reader import WAITING, Follower
 from resmon.records import PHASES, Columns, Floats, Ints, RunInfo, ScalarRecord, StepRecord
-
-WAITING = 256  # steps that wait for a slower rank
 
 # What the ranks of one step have alike or that is shown of the first; and what is the largest of them.
 FIRST = ("learning_rate", "loss_scale")

@@ -18,14 +18,13 @@ import numpy as np
 
 from resmon.flight import layout
 from resmon.flight.bins import FACTOR, LEVELS, STEPS
-from resmon.flight.reader import Segments, Skip, read_info
+from resmon.flight.reader import WAITING, Segments, Skip, read_info
 from resmon.flight.schema import Records, RowFormat, texts
 from resmon.page.rows import Rows, merged, of_bins, of_steps
 from resmon.records import Bools, Floats, Ints
 
 FULL = 96 << 20  # bytes of full rows that are read at most of a rank for one view; beyond it, bins
 AT_ONCE = 4_000  # numbers of blocks times rows that are held at once
-WAITING = 256  # steps that wait for a slower rank before they are shown without it
 NAMES = 64  # logged names that are drawn at most
 
 

@@ -122,7 +122,7 @@ def undefined_operation(on: Scales) -> None:
         return
     found = on.origin
     if found is None or not found.origin:
-        _unseen(on, FAIR)
+        _unseen(on)
         return
     if found.origin in PLACES:
         on.add(-STRONG, f"The first value that was not finite was {PLACES[found.origin]}, not made by an operation.")
@@ -209,7 +209,7 @@ def bad_data(on: Scales) -> None:
     elif not on.nonfinite:
         on.add(-FAIR, "Nothing became NaN or infinite.")
     elif on.jump is None:
-        _unseen(on, FAIR)
+        _unseen(on)
 
 
 def broken_weights(on: Scales) -> None:
@@ -246,11 +246,11 @@ def _came_from(on: Scales, origin: str, so: str, otherwise: str) -> None:
         on.add(-STRONG, otherwise)
 
 
-def _unseen(on: Scales, weight: float) -> None:
+def _unseen(on: Scales) -> None:
     """Nobody knows where the values came from that are not finite."""
     signs = on.departed("gradient_norm", "loss", "output_rms", "output_gradient_norm", "branch_skip_ratio", "learning_rate")
     if not signs:
-        on.add(weight, "Nothing had left its usual range before: it came from one step to the next.")
+        on.add(FAIR, "Nothing had left its usual range before: it came from one step to the next.")
     else:
         on.add(-WEAK, f"It was coming for some steps: {signs[0].what} left its usual range at step {signs[0].step:,}.")
     on.cannot_see("The step was not replayed, so where its first NaN or infinite value was born is not known.")

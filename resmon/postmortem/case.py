@@ -33,7 +33,6 @@ from resmon.postmortem.thinned import Thinned
 from resmon.records import Checkpoint, Columns, Finding, Floats, Incident, Ints, ResidualSite, RunEnd, StepRecord
 
 DENSE = 384  # full steps up to the trouble that are looked at one by one
-FREE = "memory_free"
 
 Progress = Callable[[str], None]
 

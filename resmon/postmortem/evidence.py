@@ -72,8 +72,9 @@ class Suspect:
     def is_indicated(self) -> bool:
         return self.score is not None and self.score >= WEAK
 
-    def pointing(self, *, towards: bool) -> tuple[Evidence, ...]:
-        return tuple(each for each in self.evidence if (each.weight > 0) == towards)
+    @property
+    def supporting(self) -> tuple[Evidence, ...]:
+        return tuple(each for each in self.evidence if each.weight > 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,7 +208,7 @@ def _why(case: Case, indicated: Sequence[Suspect], checkpoint: str) -> str:
     if not indicated:
         return f"No cause is needed{resume}." if case.healthy else f"What was recorded points to no cause{resume}."
     first = indicated[0]
-    reason = next((each.text for each in first.pointing(towards=True)), "")
+    reason = next((each.text for each in first.supporting), "")
     because = f", because {_within(reason.rstrip('.'))}" if reason else ""
     also = f"; also {_within(indicated[1].title)} ({indicated[1].verdict})" if len(indicated) > 1 else ""
     concern = "Likeliest cause" if not case.healthy or case.outcome == "interrupted" else "What deserves a look"

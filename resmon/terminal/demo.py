@@ -40,7 +40,7 @@ AGENT_START = 20.0
 
 def run_demo(console: Console, directory: Path, seconds: float) -> None:
     """Run both, show both, say what to do next. Raises ResmonError where the example cannot run."""
-    script = _example("digits.py")
+    script = _example()
     environment = os.environ | {"RESMON_DIRECTORY": str(directory.absolute())}
     agent = None
     if environment.get("CI") and "RESMON_AGENT" not in environment:
@@ -63,16 +63,16 @@ def run_demo(console: Console, directory: Path, seconds: float) -> None:
     _say_what_next(console, directory, url)
 
 
-def _example(name: str) -> Path:
+def _example() -> Path:
     for package in ("torch", "sklearn"):
         if importlib.util.find_spec(package) is None:
             raise ConfigurationError(f"the demonstration needs {package}, which is not installed: pip install 'resmon[demo]'")
     package_folder = Path(__file__).parents[1]
     # In a wheel the examples lie in the package, in a checkout beside it.
     for folder in (package_folder / "examples", package_folder.parent / "examples"):
-        if (folder / name).is_file():
-            return folder / name
-    raise ConfigurationError(f"{name} is not in {package_folder}: this installation of resmon is not whole; install it again.")
+        if (folder / "digits.py").is_file():
+            return folder / "digits.py"
+    raise ConfigurationError(f"digits.py is not in {package_folder}: this installation of resmon is not whole; install it again.")
 
 
 def _served(settings: Settings) -> str | None:

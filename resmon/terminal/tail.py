@@ -25,15 +25,13 @@ from resmon.exporters.ranks import Ranks
 from resmon.flight import findings, incidents, layout, stalls
 from resmon.flight.endings import Remains, conclude
 from resmon.flight.journal import Lines
-from resmon.flight.reader import Follower
+from resmon.flight.reader import WAITING, Follower
 from resmon.page.address import address
 from resmon.records import OUTCOMES, Columns, Finding, Incident, RunEnd, StepRecord
 from resmon.terminal.view import View, frame
 
 PERIOD = 0.25  # seconds between two frames
 DETECTED = 4096  # newest steps, over which detectors run here
-# Steps that wait for a slower rank before they are shown without it.
-WAITING = 256
 
 
 class Tail:

@@ -169,7 +169,7 @@ def test_what_happens_to_healthy_runs_too_is_no_cause(story: Story, tmp_path: Pa
     assert not [(suspect.key, suspect.evidence) for suspect in report.suspects if suspect.is_indicated]
     assert "No cause is needed" in report.summary[2]
     explosion = next(suspect for suspect in report.suspects if suspect.key == "explosion")
-    assert not explosion.pointing(towards=True)
+    assert not explosion.supporting
 
 
 def test_what_grows_and_takes_back_what_was_learnt_is_an_explosion_though_finite(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_what_grows_and_takes_back_what_was_learnt_is_an_explosion_though_finite
     report = make([record(tmp_path, story=story, steps=32)])
     assert not report.case.findings
     assert top(report) == "explosion"
-    assert [each.text.partition(" reached ")[0] for each in report.suspects[0].pointing(towards=True)] == [
+    assert [each.text.partition(" reached ")[0] for each in report.suspects[0].supporting] == [
         "The gradient norm",
         "The loss",
     ]
