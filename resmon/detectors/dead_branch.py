@@ -14,7 +14,7 @@ from resmon.detectors.history import History, Register
 from resmon.detectors.options import Options, Tuned
 from resmon.detectors.window import WINDOW, Window
 from resmon.quantities import number
-from resmon.records import Bools, Finding, Ints
+from resmon.records import Finding, Ints
 
 USUAL = 32  # windows that tell what was usual
 LEAST = 4  # of them that must be known
@@ -97,7 +97,7 @@ class DeadBranch(Detector):
             with np.errstate(invalid="ignore"):
                 fell = low & (usual >= limit * self.tuned.column("fall", sites))
                 unborn = (self._largest.values <= limit) & (self._still.values >= self.tuned.column("start", sites))
-            never = unborn & _others_learn(window, gradient > 0) if unborn.any() else unborn
+            never = unborn & window.in_model(gradient > 0) if unborn.any() else unborn
         bad = (fell | idle | never) & self.watched(window)
 
         def tell(lead: int, all_: Ints) -> Account:
@@ -120,11 +120,3 @@ class DeadBranch(Detector):
         events = list(self._episodes.take(window, bad, tell, unknown=unknown))
         self._newest.push(np.where(low, np.nan, ratio))
         return events
-
-
-def _others_learn(window: Window, learns: Bools) -> Bools:
-    """Whether any block of the same model has a gradient, [S]."""
-    found = np.zeros(len(learns), bool)
-    for mine in window.models.values():
-        found[mine] = learns[mine].any()
-    return found

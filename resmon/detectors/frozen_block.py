@@ -68,10 +68,7 @@ class FrozenBlock(Detector):
         there: Bools = gradient > 0  # NaN is not
         learns: Bools = np.logical_or.reduce(there, axis=0)
         broken = (window.present("gradient_norm") & np.isnan(gradient)).any(axis=0)
-        others: Bools = np.zeros(len(sites), bool)
-        for mine in window.models.values():
-            others[mine] = learns[mine].any()
-        unknown = np.isnan(window.median("skip_rms")) | broken | ~others
+        unknown = np.isnan(window.median("skip_rms")) | broken | ~window.in_model(learns)
         with np.errstate(invalid="ignore"):
             adds = ~(window.median("branch_skip_ratio") <= 0)
         bad = ~learns & ~unknown & adds & (self._learnt.values >= self.tuned.column("learnt", sites)) & self.watched(window)

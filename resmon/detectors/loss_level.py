@@ -13,7 +13,7 @@ from statistics import median
 
 import numpy as np
 
-from resmon.detectors.noise import deviation
+from resmon.detectors.noise import spread
 from resmon.detectors.window import Window
 from resmon.records import Floats
 from resmon.scores.gaps import role
@@ -54,8 +54,7 @@ class LossLevel:
         values = self.values[~np.isnan(self.values)]
         if self._levels:
             self.usual = median(self._levels)
-            moves = [after - before for before, after in zip(self._levels, list(self._levels)[1:], strict=False)]
-            self.noise = deviation(moves) / 2**0.5 if len(moves) > 1 else nan
+            self.noise = spread(self._levels) if len(self._levels) > 2 else nan
         self.now = nan if not len(values) else log(max(float(np.median(values)), LEAST_LOSS))
         if self.now != self.now:
             return

@@ -87,7 +87,7 @@ class VanishingGradients(Detector):
             )
             learns = self._loss.left > self.tuned.everywhere.left
             if not learns:
-                fallen &= self._others_kept(fall, window)
+                fallen &= window.in_model(fall < NEAR)  # of which another block has kept its gradient
             shallow = self._lost_with_depth(level, window) if learns else np.zeros(len(sites), bool)
             bad = (fallen | shallow) & self.watched(window)
 
@@ -130,13 +130,6 @@ class VanishingGradients(Detector):
         """The first block behind it that has its gradient still; "" where none has."""
         mine = next(mine for mine in window.models.values() if lead in mine)
         return next((window.sites[i].name for i in mine[mine > lead] if not fallen[i]), "")
-
-    def _others_kept(self, fall: Floats, window: Window) -> Bools:
-        """The sites of models of which another site has kept its gradient."""
-        found = np.zeros(len(window.sites), bool)
-        for mine in window.models.values():
-            found[mine] = (fall[mine] < NEAR).any()
-        return found
 
     def _lost_with_depth(self, level: Floats, window: Window) -> Bools:
         """The blocks of each model whose gradient gets lost from the last of them to the first."""

@@ -119,6 +119,13 @@ class Window:
         rows = [np.where(record.groups_present[i], record.groups[i], np.nan)[:width] for record in self._records]
         return _finite(np.stack(rows))
 
+    def in_model(self, flags: Bools) -> Bools:
+        """Whether it is so of any site of the same model, [S]."""
+        found = np.zeros(len(self.sites), bool)
+        for mine in self.models.values():
+            found[mine] = flags[mine].any()
+        return found
+
     @property
     def histogram(self) -> Ints:
         """Sampled |y| of each site in these steps, [S, MAGNITUDE_COLUMNS]."""
