@@ -107,7 +107,7 @@ class Rank:
         self.reached: list[Reached] = []
         self.incidents: dict[str, Incident] = {}  # by id, in their newest state
         self._heard = _moment(self.info.started)
-        self._incidents = Lines(follower.folder / layout.INCIDENTS, partial(incidents.of_json, rank=self.info.rank), "an incident")
+        self._incidents = incidents.lines(follower.folder)
         self._checkpoints = Lines(follower.folder / layout.CHECKPOINTS, partial(typed, Checkpoint), "a checkpoint")
         self._targets = Lines(follower.folder / layout.REACHED, partial(typed, Reached), "a target that was met")
         self._span_lines = Lines(follower.folder / layout.SPANS, _span, "a span")

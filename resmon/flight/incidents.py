@@ -35,8 +35,13 @@ def append(rank_folder: Path, incident: Incident) -> Incident:
 
 def read(rank_folder: Path, ended: bool = True) -> tuple[list[Incident], list[Skip]]:
     """Every event in order, and the lines that are none. `ended` says that nobody writes any more."""
-    lines = Lines(rank_folder / layout.INCIDENTS, partial(of_json, rank=layout.rank_number(rank_folder) or 0), "an incident")
-    return lines.poll(ended), lines.skips
+    found = lines(rank_folder)
+    return found.poll(ended), found.skips
+
+
+def lines(rank_folder: Path) -> Lines[Incident]:
+    """For whoever reads them as they come."""
+    return Lines(rank_folder / layout.INCIDENTS, partial(_incident, rank=layout.rank_number(rank_folder) or 0), "an incident")
 
 
 def newest(events: Iterable[Incident]) -> list[Incident]:
@@ -69,7 +74,7 @@ def last_checkpoint(attempt_folder: Path, step: int | None) -> Checkpoint | None
     return max(before, key=lambda each: (-1 if each.step is None else each.step, each.time), default=None)
 
 
-def of_json(values: dict[str, Any], rank: int) -> Incident:
+def _incident(values: dict[str, Any], rank: int) -> Incident:
     """An incident from a line's values. Raises ValueError, TypeError or KeyError where these are none."""
     made = {name: values[name] for name in _TEXTS} | {name: values[name] for name in _NUMBERS}
     if not all(isinstance(made[name], str) for name in _TEXTS):

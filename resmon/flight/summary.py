@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from resmon.errors import FlightError
 from resmon.flight import findings, incidents, layout, stalls
 from resmon.flight.endings import Remains, conclude
-from resmon.flight.journal import Lines
 from resmon.flight.reader import Follower, read_stopped
 from resmon.records import OUTCOMES, Finding, Incident, Outcome, ScalarRecord, StepRecord
 
@@ -66,7 +64,7 @@ def summary(attempt: Path) -> Summary:
     outcomes: list[Outcome | None] = []
     broke: list[Incident] = []
     quiet, unread = False, ""
-    for rank, folder in sorted(layout.ranks(attempt).items(), reverse=True):
+    for folder in reversed(layout.ranks(attempt).values()):
         try:
             follower = Follower(folder, newest=True)
         except FlightError:
@@ -82,8 +80,7 @@ def summary(attempt: Path) -> Summary:
         follower.close()
         if newest is None and follower.skips:
             unread = str(follower.skips[0])
-        lines = Lines(folder / layout.INCIDENTS, partial(incidents.of_json, rank=rank), "an incident")
-        known = {incident.id: incident for incident in lines.poll(ended=not alive)}
+        known = {incident.id: incident for incident in incidents.read(folder, ended=not alive)[0]}
         name, model, started = info.run, ", ".join(info.models.values()), info.started
         when = newest.time if newest else info.started
         steps = max(steps, newest.steps_total if newest else 0)

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -24,7 +23,6 @@ from resmon.errors import AgentError, FlightError, FlightVersionError
 from resmon.exporters.ranks import Ranks
 from resmon.flight import findings, incidents, layout, stalls
 from resmon.flight.endings import Remains, conclude
-from resmon.flight.journal import Lines
 from resmon.flight.reader import WAITING, Follower
 from resmon.page.address import address
 from resmon.records import OUTCOMES, Columns, Finding, Incident, RunEnd, StepRecord
@@ -162,8 +160,7 @@ class _Rank:
         self.bank = Bank(follower.info.detectors)
         self.detect_from = 0  # the step from which on the bank is told
         self.incidents: dict[str, Incident] = {}
-        number = layout.rank_number(follower.folder) or 0
-        self.lines = Lines(follower.folder / layout.INCIDENTS, partial(incidents.of_json, rank=number), "an incident")
+        self.lines = incidents.lines(follower.folder)
 
     def remains(self) -> Remains:
         """What is left of it, once its process is gone."""
