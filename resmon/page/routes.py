@@ -7,7 +7,8 @@
     /runbooks/NAME        a runbook
     /static/...           what the browser needs, under names that change when it does
 
-Whoever serves these leaves alone what a response has set of HEADERS: the post-mortem is a document with a policy of its own.
+Whoever serves these tells browsers what holds for every answer (access/door.py), and leaves alone what one has set itself: its
+policy, as the post-mortem is a document with one of its own.
 """
 
 from __future__ import annotations
@@ -58,13 +59,7 @@ POSTMORTEM = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
+HEADERS = {"content-security-policy": POLICY}
 # Threads that read and draw; /metrics has others, in which no page is waited for. Few, as each keeps the memory that it once took.
 AT_ONCE = 2
 MOST_AWAITED = 8  # post-mortems, which are made one after the other also for who has gone meanwhile
