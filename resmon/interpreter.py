@@ -12,6 +12,10 @@ import resmon
 # By these a user has what is no terminal taken for one; what is printed here is read by a program or put into a page.
 FORCING = ("FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE")
 
+# For what works beside a training: it needs no GPU and must not take memory on one; its arrays are small, and pools of threads
+# would only cost memory.
+BESIDE = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 
 def program(module: str, *arguments: str) -> list[str]:
     """What starts a module of resmon's. Raises OSError where this interpreter could not start anything."""

@@ -104,13 +104,7 @@ def _start(folder: Path, settings: Settings) -> int:
             log.replace(log.with_suffix(".log.1"))
     except OSError:
         pass  # there is none yet
-    changes = {
-        "CUDA_VISIBLE_DEVICES": "",  # it needs no GPU and must not take memory on one
-        "OMP_NUM_THREADS": "1",  # its arrays are small; pools of threads would only cost memory
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    changes |= interpreter.finding()
+    changes = interpreter.BESIDE | {"PYTHONUNBUFFERED": "1"} | interpreter.finding()
     # What on_incident starts is not meant to have them.
     replaced = json.dumps({name: os.environ.get(name) for name in changes})
     environment = os.environ | changes | {"RESMON_RUNTIME_DIR": str(folder), REPLACED: replaced}

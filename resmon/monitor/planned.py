@@ -23,8 +23,6 @@ from resmon import interpreter
 
 log = logging.getLogger("resmon")
 
-# Set for the keeper: it needs no GPU, and its libraries no pools of threads.
-_CHANGES = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _RANKS = ("RANK", "SLURM_PROCID")
 
 _said: set[str] = set()
@@ -183,7 +181,7 @@ class Window:
 def _start() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         interpreter.program("resmon.servers.alertmanager.keeper"),
-        env=os.environ | _CHANGES | interpreter.finding(),
+        env=os.environ | interpreter.BESIDE | interpreter.finding(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
