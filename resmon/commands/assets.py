@@ -42,6 +42,6 @@ def assets(
     try:
         written = write(folder, links, folders)
     except OSError as error:
-        raise ConfigurationError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error
+        raise ConfigurationError(f"{error.filename or folder} cannot be written: {error.strerror}. Name another folder.") from error
     for path in written:
         print(folder / path)

@@ -40,6 +40,6 @@ def check(
         try:
             junit.write_bytes(as_junit(report, checking.KINDS, strict))
         except OSError as error:
-            raise ConfigurationError(f"--junit {junit} cannot be written: {error}.") from error
+            raise ConfigurationError(f"--junit {junit} cannot be written: {error}. Name another file.") from error
     if not is_good(report, strict):
         raise typer.Exit(1)

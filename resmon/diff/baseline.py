@@ -119,7 +119,7 @@ def measure(attempt: Path, first: int | None = None, last: int | None = None) ->
     windows = [list(_windows(follower)) for follower in followers]
     every = [window for each in windows for window in each]
     if not every:
-        raise ConfigurationError(f"{attempt.parent.name} has recorded no step yet.")
+        raise ConfigurationError(f"{attempt.parent.name} has recorded no step yet. Come again when it has, or name another run.")
     begin, end = min(window.first_step for window in every), max(window.step for window in every)
     if last is None:
         broken = [each.step for folder in layout.ranks(attempt).values() for each in _incidents(folder) if each.step is not None]
@@ -156,21 +156,24 @@ def save(baseline: Baseline, path: Path, force: bool = False) -> None:
     try:
         path.write_text(baseline.model_dump_json() + "\n", encoding="utf-8")
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}.") from error
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}. Choose another name.") from error
+
+
+_MAKES = "`resmon baseline save NAME RUN` makes one."
 
 
 def load(path: Path) -> Baseline:
     """Read one. Raises ConfigurationError, which says what is wrong with it."""
     try:
         if path.stat().st_size > LARGEST:
-            raise ConfigurationError(f"{path} is no baseline: it is larger than {LARGEST >> 20} MiB.")
+            raise ConfigurationError(f"{path} is no baseline: it is larger than {LARGEST >> 20} MiB. {_MAKES}")
         found = json.loads(path.read_bytes())
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. `resmon baseline save NAME RUN` makes one.") from error
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. {_MAKES}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path} is no baseline: it is no JSON ({error!s:.80}).") from error
+        raise ConfigurationError(f"{path} is no baseline: it is no JSON ({error!s:.80}). {_MAKES}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ConfigurationError(f"{path} is no baseline: its format is not {FORMAT!r}.")
+        raise ConfigurationError(f"{path} is no baseline: its format is not {FORMAT!r}. {_MAKES}")
     if found.get("version") != VERSION:
         raise ConfigurationError(f"{path} is a baseline of version {found.get('version')!r:.20}; this resmon reads {VERSION}.")
     if found.get("edges") != MAGNITUDE_EDGES.tolist():
@@ -179,7 +182,7 @@ def load(path: Path) -> Baseline:
         return Baseline.model_validate(found)
     except ValidationError as error:
         nits = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
-        raise ConfigurationError(f"{path} is no baseline: {nits}.") from error
+        raise ConfigurationError(f"{path} is no baseline: {nits}. {_MAKES}") from error
 
 
 def compare(run: Baseline, baseline: Baseline, alpha: float = ALPHA, shift: float = SHIFT) -> Comparison:
@@ -190,7 +193,7 @@ def compare(run: Baseline, baseline: Baseline, alpha: float = ALPHA, shift: floa
     if not both:
         raise ConfigurationError(
             f"{run.run} and the baseline of {baseline.run} are of other models: they have no block in common "
-            f"({_some(ours)} beside {_some(theirs)})."
+            f"({_some(ours)} beside {_some(theirs)}). Name a run of the same model."
         )
     tested = [_test(ours[key], theirs[key]) for key in both]
     adjusted = benjamini_hochberg(np.array([row.p for row in tested]))

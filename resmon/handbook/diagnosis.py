@@ -112,7 +112,7 @@ def run(command: str, known: Mapping[str, str], width: int = 80) -> tuple[str, s
     """
     words = [_VALUE.sub(lambda value: known[value[0]], word) for word in shlex.split(command)]
     if words[0] != "resmon":
-        raise ConfigurationError(f"{command!r} is no command of resmon's, and is not run.")
+        raise ConfigurationError(f"{command!r} is no command of resmon's, and is not run. Run it by hand.")
     try:
         done = printed(*words[1:], columns=width, seconds=PATIENCE)
     except subprocess.TimeoutExpired:

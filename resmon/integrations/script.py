@@ -132,7 +132,7 @@ def _module(name: str) -> tuple[ModuleType, CodeType]:
         if spec is not None and spec.submodule_search_locations is not None:
             spec = importlib.util.find_spec(f"{name}.__main__")
     except (ImportError, ValueError) as error:
-        raise ConfigurationError(f"there is no module {name}: {error}.") from error
+        raise ConfigurationError(f"there is no module {name}: {error}. Name one that Python finds: python -m {name}.") from error
     if spec is None or spec.origin is None or not spec.has_location:
         raise ConfigurationError(f"there is no module {name} that could be run. Name one that Python finds: python -m {name}.")
     main = ModuleType("__main__")

@@ -283,7 +283,9 @@ class Connection:
             )
         if status == 404 and not said.startswith(("silence", "alert")):
             raise ServerError(
-                f"what answers at {url} has no {response.request.url.path} (status 404{quoted}).", status=status, said=said
+                f"what answers at {url} has no {response.request.url.path} (status 404{quoted}). {_named_by(self.access.service)}",
+                status=status,
+                said=said,
             )
         passing = status in (429, 500, 502, 503, 504)
         wait = response.headers.get("Retry-After", "")

@@ -50,8 +50,10 @@ def imported(name: str) -> Any:
     for attribute in path.split("."):
         if not hasattr(found, attribute):
             models = [key for key, value in vars(found).items() if isinstance(value, type) and issubclass(value, nn.Module)]
-            known = f" It has these models: {', '.join(models)}." if models else ""
-            raise ConfigurationError(f"{module_name!r} has no {path!r}.{known}")
+            known = (
+                f"It has these models: {', '.join(models)}." if models else "Name a model, its class or a function that makes it."
+            )
+            raise ConfigurationError(f"{module_name!r} has no {path!r}. {known}")
         found = getattr(found, attribute)
     return found
 

@@ -31,6 +31,9 @@ VERSION = 1
 _HEADER = "resmon"
 _RANDOM = "random"
 
+_NAME_ONE = "Name a capsule-*.safetensors of a rank's folder."
+_NOT_SAID = "the capsule does not say how the module was called. Run the training script."
+
 
 class Recorder:
     """Hears of a pass that is done again, and keeps what goes into one call of one module and what comes back to it."""
@@ -169,13 +172,13 @@ def read(path: Path) -> Capsule:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_HEADER])
     except OSError as error:
-        raise ResmonError(
-            f"{path} cannot be read: {error.strerror or error}. Name a capsule-*.safetensors of a rank's folder."
-        ) from error
+        raise ResmonError(f"{path} cannot be read: {error.strerror or error}. {_NAME_ONE}") from error
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ResmonError(f"{path} is no capsule, or is damaged ({type(error).__name__}: {str(error)[:200]}).") from error
+        raise ResmonError(
+            f"{path} is no capsule, or is damaged ({type(error).__name__}: {str(error)[:200]}). {_NAME_ONE}"
+        ) from error
     if not isinstance(header, dict) or not isinstance(header.get("version"), int):
-        raise ResmonError(f"{path} is a safetensors file, but no capsule of resmon's.")
+        raise ResmonError(f"{path} is a safetensors file, but no capsule of resmon's. {_NAME_ONE}")
     if header["version"] > VERSION:
         raise ResmonError(f"{path} was written by a newer resmon; read it with that one.")
     return Capsule(header, tensors)
@@ -199,7 +202,7 @@ def run(capsule: Capsule, model: nn.Module) -> Verdict:
         or not isinstance(arguments[0], list)
         or not isinstance(arguments[1], dict)
     ):
-        raise ConfigurationError("the capsule does not say how the module was called.")
+        raise ConfigurationError(_NOT_SAID)
     args, kwargs = tuple(arguments[0]), arguments[1]
     if (state := capsule.tensors.get(_RANDOM)) is not None:
         torch.set_rng_state(state)
@@ -274,11 +277,13 @@ def _load(capsule: Capsule, module: nn.Module) -> list[str]:
 
 def _read_back(capsule: Capsule, written: Any, depth: int) -> Any:
     if not isinstance(written, dict) or depth > DEPTH + 2:
-        raise ConfigurationError("the capsule does not say how the module was called.")
+        raise ConfigurationError(_NOT_SAID)
     if "tensor" in written:
         tensor = capsule.tensors.get(str(written["tensor"]))
         if tensor is None:
-            raise ConfigurationError(f"the argument {written['tensor']} is not in the capsule: it was too large.")
+            raise ConfigurationError(
+                f"the argument {written['tensor']} is not in the capsule: it was too large. Run the training script."
+            )
         wants = bool(written.get("requires_grad")) and tensor.is_floating_point()
         return tensor.clone().requires_grad_(wants)
     for kind in ("list", "tuple"):

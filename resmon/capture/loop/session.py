@@ -661,7 +661,7 @@ FEW_PASSES, MANY_PASSES = 64, 1024
 def _checked(models: Mapping[str, Any], given: Any) -> tuple[Optimizer, ...]:
     """The optimizers given, none twice. Raises ConfigurationError for what cannot be watched."""
     if not models:
-        raise ConfigurationError("there is no model to watch: the dict of models is empty.")
+        raise ConfigurationError("there is no model to watch: the dict of models is empty. Pass the model that the loop calls.")
     for key, model in models.items():
         what = f"model {key!r} is" if key else "the model is"
         if isinstance(model, torch.jit.ScriptModule):
