@@ -10,7 +10,7 @@ from prometheus_client.metrics_core import Metric as Family
 
 from resmon.catalogue import BLOCK, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, OF_BLOCK, Metric
 from resmon.exporters import exponential, protobuf
-from resmon.exporters.names import distinct, writable
+from resmon.exporters.names import row_labels, writable
 from resmon.exporters.view import AgentView, BlockTable, Row, RunView
 from resmon.records import DURATION_EDGES, MAGNITUDE_EDGES, MAGNITUDE_LOW
 from resmon.statistics import Column
@@ -31,13 +31,9 @@ class _Encoded:
 
     @classmethod
     def of(cls, run: RunView, rows: tuple[Row, ...]) -> _Encoded:
-        models = run.info.models
-        labels = [
-            protobuf.labels({"run": writable(run.run), "model": writable(models.get(row.model, row.model)), "block": row.name})
-            for row in distinct(rows, models)
-        ]
-        heads = ([protobuf.head(kind, each) for each in labels] for kind in ("gauge", "counter"))
-        return cls(rows, dict(models), labels, *heads)
+        encoded = [protobuf.labels(each) for each in row_labels(run, rows)]
+        heads = ([protobuf.head(kind, each) for each in encoded] for kind in ("gauge", "counter"))
+        return cls(rows, dict(run.info.models), encoded, *heads)
 
 
 class Messages:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from resmon.exporters.view import Row
+from resmon.exporters.view import Row, RunView
 
 # Halves of surrogate pairs are not UTF-8 at all; Prometheus' text parser ends at a NUL.
 _UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
@@ -34,3 +34,12 @@ def distinct(rows: Sequence[Row], models: Mapping[str, str]) -> tuple[Row, ...]:
         seen.add((model, name))
         found.append(row if name == row.name else replace(row, name=name))
     return tuple(found)
+
+
+def row_labels(run: RunView, rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Of each row of a run's table, those that all metrics of blocks share."""
+    models = run.info.models
+    return [
+        {"run": writable(run.run), "model": writable(models.get(row.model, row.model)), "block": row.name}
+        for row in distinct(rows, models)
+    ]

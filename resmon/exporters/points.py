@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from resmon.catalogue import BLOCK, OF_BLOCK, Metric
 from resmon.exporters.exponential import Exponential, magnitudes
-from resmon.exporters.names import distinct, writable
+from resmon.exporters.names import row_labels
 from resmon.exporters.samples import samples
 from resmon.exporters.view import AgentView, Row, RunView
 
@@ -41,11 +41,7 @@ class Rows:
         rows, models = run.blocks.rows, dict(run.info.models)
         known = self._known.get(run.run)
         if known is None or known[0] is not rows or known[1] != models:
-            made: list[Attributes] = [
-                {"run": writable(run.run), "model": writable(models.get(row.model, row.model)), "block": row.name}
-                for row in distinct(rows, models)
-            ]
-            known = self._known[run.run] = rows, models, made
+            known = self._known[run.run] = rows, models, [*row_labels(run, rows)]
         return known[2]
 
     def keep(self, runs: tuple[RunView, ...]) -> None:

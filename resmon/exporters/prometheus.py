@@ -26,7 +26,7 @@ from prometheus_client.registry import Collector
 from resmon.catalogue import BLOCK, BY_NAME, CATALOGUE, EXPORTED_MAGNITUDE_EXPONENTS, OF_BLOCK, Metric
 from resmon.exporters import protobuf
 from resmon.exporters.messages import Messages
-from resmon.exporters.names import distinct, writable
+from resmon.exporters.names import row_labels, writable
 from resmon.exporters.samples import SAMPLES, samples
 from resmon.exporters.view import AgentView, BlockTable, Row, RunView
 from resmon.records import (
@@ -86,7 +86,7 @@ def negotiate(accept: str) -> str:
 
 
 def _escaped(value: str) -> str:
-    return writable(value).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 class Prometheus:
@@ -155,12 +155,8 @@ class _Labels:
 
     @classmethod
     def of(cls, run: RunView, rows: tuple[Row, ...]) -> _Labels:
-        models = run.info.models
-        bare = [
-            f'run="{_escaped(run.run)}",model="{_escaped(models.get(row.model, row.model))}",block="{_escaped(row.name)}"'
-            for row in distinct(rows, models)
-        ]
-        return cls(rows, dict(models), [f"{{{labels}}} " for labels in bare], bare)
+        bare = [",".join(f'{name}="{_escaped(value)}"' for name, value in each.items()) for each in row_labels(run, rows)]
+        return cls(rows, dict(run.info.models), [f"{{{each}}} " for each in bare], bare)
 
 
 def _gauges(name: str, sets: list[str], column: Column) -> str:
