@@ -445,6 +445,24 @@ class RunEnd:
     reason: str = ""  # the exception's type and message, or what the reader concluded from
 
 
+Doing = Literal["data", "forward", "backward", "optimizer", "collective", "compile", "resmon", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class StackDump:
+    """Where a rank's training was, when no step had come for some time. What is not known is empty."""
+
+    step: int | None  # the newest that was over
+    seconds: float  # since then
+    since: float  # likewise when it was first found in this very place
+    doing: Doing
+    line: str  # of the user's code: "file:number: source"
+    model: str  # key of the model whose module was running
+    module: str
+    block: str
+    calls: tuple[str, ...]  # "file:number in function", the innermost last
+
+
 @dataclass(frozen=True, slots=True)
 class Stopped:
     """A rank is recorded no more, because that could not be written; its training goes on."""

@@ -59,7 +59,7 @@ def as_folder(folder: Path) -> None:
 
 def with_pipes(folder: Path) -> None:
     """Whoever opens one in the usual way waits for ever."""
-    for name in (layout.END, layout.STOPPED, layout.CHECKPOINTS, layout.REACHED, f"../{layout.FINDINGS}"):
+    for name in (layout.END, layout.STOPPED, layout.STACK, layout.CHECKPOINTS, layout.REACHED, f"../{layout.FINDINGS}"):
         (folder / name).unlink(missing_ok=True)
         os.mkfifo(folder / name)
     os.mkfifo(folder / "steps-000000000031.arrow")

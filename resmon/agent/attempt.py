@@ -32,7 +32,7 @@ from resmon.exporters.view import BlockTable, RankView, RunView
 from resmon.flight import endings, incidents, layout, stalls
 from resmon.flight.endings import Ending, Remains, conclude
 from resmon.flight.journal import Lines
-from resmon.flight.reader import WAITING, Follower, typed
+from resmon.flight.reader import WAITING, Follower, read_stack, typed
 from resmon.records import (
     OUTCOMES,
     Checkpoint,
@@ -226,7 +226,7 @@ class Rank:
         quiet = time.monotonic() - self._heard
         if quiet < stalls.patience(self.info, record) or self.follower.stopped is not None:
             return None
-        found = stalls.stall(self.info, record, quiet, time.time())
+        found = stalls.stall(self.info, record, quiet, time.time(), read_stack(self.follower.folder))
         return None if found.id in self.incidents else found
 
     @property

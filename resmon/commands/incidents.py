@@ -23,6 +23,7 @@ def incidents(
     from resmon.flight.endings import of_attempt
     from resmon.flight.layout import ranks
     from resmon.flight.reader import read_stopped
+    from resmon.flight.stalls import apart
     from resmon.terminal.incidents import next_commands, panel
 
     attempt = find_run(run, runs_directory(directory))
@@ -35,6 +36,8 @@ def incidents(
         console.print(panel(each))
         for command in next_commands(each, attempt):
             console.print(Text(printable(command)), soft_wrap=True)
+    if first := apart(found):
+        console.print(Text(first))
     stopped = [mark for folder in ranks(attempt).values() if (mark := read_stopped(folder)) is not None]
     if stopped:
         console.print(Text(printable(stopped[0].summary)))

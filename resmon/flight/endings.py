@@ -19,8 +19,7 @@ from pathlib import Path
 
 from resmon.errors import FlightError, FlightVersionError
 from resmon.flight import incidents, layout, stalls
-from resmon.flight.reader import Follower, Item, read_stopped
-from resmon.quantities import listed
+from resmon.flight.reader import Follower, Item, read_stack, read_stopped
 from resmon.records import Columns, Incident, Outcome, RunEnd, RunInfo, StepRecord, incident_id
 
 REMOVED = "the run's folder was removed"
@@ -134,7 +133,8 @@ def of_attempt(attempt_folder: Path) -> list[Incident]:
             quiet = time.time() - max((item.time for item in items), default=follower.info.started)
             late = quiet > stalls.patience(follower.info, newest) and follower.stopped is None
             if late and stalls.open_stall(on_file) is None:
-                stall = replace(stalls.stall(follower.info, newest, quiet, time.time()), rank=layout.rank_number(folder) or 0)
+                stall = stalls.stall(follower.info, newest, quiet, time.time(), read_stack(folder))
+                stall = replace(stall, rank=layout.rank_number(folder) or 0)
                 found.append(_with_checkpoint(stall, attempt_folder, incidents.first_in_doubt(stall)))
         else:
             concluded = conclude(Remains(folder, follower.info, follower.end, newest, on_file))[1]
@@ -179,7 +179,7 @@ def _stalled(remains: Remains) -> Ending | None:
     if recorded and stall is None and mark is not None and mark.reason in signal.Signals.__members__ and remains.info is not None:
         quiet = mark.time - _last_sign(remains)
         if quiet > stalls.patience(remains.info, remains.newest):
-            stall = stalls.stall(remains.info, remains.newest, quiet, mark.time)
+            stall = stalls.stall(remains.info, remains.newest, quiet, mark.time, read_stack(remains.folder))
     if stall is None or stall.step != remains.step:
         return None
     how = f"{mark.reason} ended it" if mark is not None else "the process was killed"
@@ -205,7 +205,7 @@ def _killed(remains: Remains) -> Ending:
         return end, _incident(remains, "killed", f"The machine went down {remains.after}.", "Go on from the checkpoint.")
     rank = layout.rank_number(remains.folder)
     lost = f"Rank {rank} was lost {remains.after}" if remains.waiting else f"The process was killed {remains.after}"
-    waiting = f", while {_ranks(remains.waiting)} lived on" if remains.waiting else ""
+    waiting = f", while {stalls.ranks(remains.waiting)} lived on" if remains.waiting else ""
     advice = (
         "It could say nothing: `dmesg -T | grep -i -e oom -e killed` tells whether the kernel killed it for memory, the "
         "scheduler's log whether a limit did; os._exit in its own code looks the same."
@@ -230,7 +230,3 @@ def _last_sign(remains: Remains) -> float:
     if remains.newest is not None:
         return remains.newest.time
     return remains.info.started if remains.info is not None else remains.now
-
-
-def _ranks(numbers: Sequence[int]) -> str:
-    return ("rank " if len(numbers) == 1 else "ranks ") + listed(numbers, 8)

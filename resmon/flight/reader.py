@@ -50,6 +50,7 @@ from resmon.records import (
     RunInfo,
     ScalarRecord,
     SpanRecord,
+    StackDump,
     StepRecord,
     Stopped,
 )
@@ -626,6 +627,14 @@ def read_stopped(rank_folder: Path) -> Stopped | None:
         return None
 
 
+def read_stack(rank_folder: Path) -> StackDump | None:
+    """Where the rank's training was when it was last looked for; None where that was never needed, or cannot be read."""
+    try:
+        return typed(StackDump, _json_object(rank_folder / layout.STACK) or {})
+    except ValueError:
+        return None
+
+
 def _json_object(path: Path) -> dict[str, Any] | None:
     try:
         with os.fdopen(_open(path), "rb") as file:
@@ -635,7 +644,7 @@ def _json_object(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
-Typed = TypeVar("Typed", RunInfo, RunEnd, Stopped, Checkpoint, Reached, SpanRecord)
+Typed = TypeVar("Typed", RunInfo, RunEnd, StackDump, Stopped, Checkpoint, Reached, SpanRecord)
 
 # The types that their fields may have, by annotation.
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -645,6 +654,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "str | None": (str, type(None)),
     "int | None": (int, type(None)),
     "Outcome": (str,),
+    "Doing": (str,),
     "tuple[str, ...]": (list,),
     "dict[str, str]": (dict,),
     "dict[str, Any]": (dict,),

@@ -30,14 +30,26 @@ from resmon.capture.loop.session import Session
 from resmon.errors import ConfigurationError, ResmonError, remedy
 from resmon.flight import journal, layout
 from resmon.flight.endings import Remains, conclude, told
-from resmon.flight.layout import CHECKPOINTS, END, REACHED, SPANS, boot_id, claim, reserved, safe_name
+from resmon.flight.layout import CHECKPOINTS, END, REACHED, SPANS, STACK, boot_id, claim, reserved, safe_name
 from resmon.flight.writer import FlightWriter
 from resmon.memory.kills import kills, memory_group
 from resmon.monitor import notebook
 from resmon.monitor.instruments import Shown, show
 from resmon.monitor.tuning import resolved
+from resmon.monitor.watchdog import Watchdog
 from resmon.page.address import address
-from resmon.records import Checkpoint, Incident, Outcome, ResidualSite, RunEnd, RunInfo, ScalarRecord, SpanRecord, StepRecord
+from resmon.records import (
+    Checkpoint,
+    Incident,
+    Outcome,
+    ResidualSite,
+    RunEnd,
+    RunInfo,
+    ScalarRecord,
+    SpanRecord,
+    StackDump,
+    StepRecord,
+)
 from resmon.scores.targets import Reached, parse
 from resmon.settings import Settings
 
@@ -50,6 +62,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("resmon")
 
+DEEPEST = 40  # calls of a stack
 LONGEST_LOCATION = 8192  # characters of a checkpoint's path or URL
 
 _FORGOTTEN = (
@@ -192,6 +205,7 @@ class Monitor:
         # A child of multiprocessing does not leave by the interpreter's usual way out.
         is_child = multiprocessing.parent_process() is not None
         self._child_exits = Finalize(None, self.close, exitpriority=0) if is_child else None
+        self._watchdog = self._watch_over(settings.stall_after)
 
     @property
     def sites(self) -> tuple[ResidualSite, ...]:
@@ -326,6 +340,27 @@ class Monitor:
         finally:
             self._thread_hook(args)
 
+    def _watch_over(self, stall_after: float) -> Watchdog | None:
+        if not stall_after:
+            return None
+        flight = self._flight
+        try:
+            return Watchdog(stall_after, lambda: flight.moved, self._look, flight.stack)
+        except RuntimeError as error:  # no thread can be started: a limit of the user's or of the control group
+            self._warn("where the training is will not be looked at if no step comes", str(error))
+            return None
+
+    def _look(self, seconds: float) -> StackDump | None:
+        """Where the training is, so long after its newest step; None where that cannot be told."""
+        session = self._watching()
+        if session is None or self._flight.attempt is None:
+            return None
+        where, doing, calls = session.running(self._flight.thread)
+        if not calls:
+            return None
+        module, deepest = where.module or "", tuple(calls[-DEEPEST:])
+        return StackDump(session.last_step, seconds, seconds, doing, where.line, where.model, module, where.block, deepest)
+
     def _cell_begins(self) -> None:
         self._cell = self.last_step
 
@@ -343,6 +378,8 @@ class Monitor:
             return
         self._ended = True
         atexit.unregister(self._interpreter_exits)
+        if self._watchdog is not None:
+            self._watchdog.close()
         self._leave_notebook()
         if self._child_exits is not None:
             self._child_exits.cancel()
@@ -415,7 +452,8 @@ class _Flight:
         self._folder = Path()  # this rank's, once it is claimed
         self._info: RunInfo | None = None
         self._incidents: dict[str, Incident] = {}  # by id
-        self.thread: int | None = None  # that trains
+        self.thread = threading.main_thread().ident or 0  # that trains
+        self.moved = self._clock  # when the newest step was over
 
     @property
     def directory(self) -> Path:
@@ -500,7 +538,7 @@ class _Flight:
         (self._writer or self.open()).step(record)
         if self._shown is not None:
             self._shown.step(record)
-        self.thread = threading.get_ident()
+        self.thread, self.moved = threading.get_ident(), time.monotonic()
         if self._last_words is not None and record.complete:
             self._last_words.step(record.step)
 
@@ -551,6 +589,9 @@ class _Flight:
     def stopped(self, error: OSError) -> None:
         if self._writer is not None:
             self._writer.stopped(error)
+
+    def stack(self, dump: StackDump) -> None:
+        layout.write_json(self._folder / STACK, asdict(dump))
 
     def checkpoint(self, path: str, step: int | None) -> None:
         if self._writer is None:

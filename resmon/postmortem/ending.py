@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from resmon.flight.stalls import apart
 from resmon.postmortem.case import Case
 from resmon.postmortem.evidence import FAIR, PROVEN, STRONG, WEAK, Scales, said
 from resmon.quantities import count, size
@@ -88,8 +89,11 @@ def killed(on: Scales) -> None:
 
 
 def stalled(on: Scales) -> None:
-    if "stalled" in on.kinds:
-        on.add(PROVEN, "Steps stopped coming while the process lived.")
+    stalls = [each for each in on.case.incidents if each.kind == "stalled"]
+    if stalls:
+        on.add(PROVEN, said(stalls[0]))
+        if first := apart(on.case.incidents):
+            on.add(FAIR, first)
         return
     on.add(-STRONG, "Steps kept coming until the end.")
 

@@ -68,6 +68,8 @@ def _lines(name: str, value: Any) -> Iterator[str]:
             yield f"{'█' * round(count / largest * BAR):{BAR}} {size(count):>9}  {block}"
         if len(held) > MOST:
             yield f"and {len(held) - MOST:,} more"
+    elif name == "stack" and isinstance(value, list):
+        yield from map(str, value[-MOST:])
     elif isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
         for each in value[:MOST]:
             yield _said(name, each)

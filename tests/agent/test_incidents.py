@@ -18,7 +18,7 @@ from resmon.agent.roster import Roster
 from resmon.exporters.prometheus import Prometheus
 from resmon.flight import journal, layout, stalls
 from resmon.flight.summary import summary
-from resmon.records import Checkpoint, Incident, Outcome, RunEnd
+from resmon.records import Checkpoint, Incident, Outcome, RunEnd, StackDump
 from tests.agent.conftest import House, scrape
 from tests.agent.test_roster import Writer, only, poll
 from tests.agent.test_service import PACE, rank_folder
@@ -158,9 +158,13 @@ def test_a_stall_that_an_end_closes_says_so(outcome: Outcome, roster: Roster, ru
 def test_who_never_went_on_has_stalled(roster: Roster, runs: Path, runtime_folder: Path) -> None:
     writer = Writer(runs, stall_after=0.3)
     writer.step(time=time.time())
+    seen = StackDump(0, 0.6, 0.3, "forward", "model.py:7: h = slow(h)", "", "h.1", "h.1", ("model.py:7 in forward",))
+    layout.write_json(writer.folder / layout.STACK, asdict(seen))
     poll(roster)
     time.sleep(0.7)
-    poll(roster)
+    (incident,) = only(poll(roster)).incidents
+    assert "For 0.3 s at least it has been in the forward pass, in block h.1" in incident.summary
+    assert (incident.block, incident.line) == ("h.1", "model.py:7: h = slow(h)")
     writer.die()
     view = poll(roster)
     assert only(view).outcome == "stalled"
@@ -168,7 +172,8 @@ def test_who_never_went_on_has_stalled(roster: Roster, runs: Path, runtime_folde
     assert json.loads((writer.folder / layout.END).read_text())["outcome"] == "stalled"
     assert [event["kind"] for event in events(writer.folder)] == ["stalled", "stalled"]
     (incident,) = only(poll(Roster(runtime_folder, "0", 1000.0))).incidents
-    assert incident.summary == "No step came after step 0, until the process was killed."
+    where = "It was in the forward pass, in block h.1, at model.py:7: h = slow(h)."
+    assert incident.summary == f"No step came after step 0, until the process was killed. {where}"
 
 
 @pytest.mark.usefixtures("impatient")

@@ -15,7 +15,7 @@ from resmon.errors import FlightVersionError
 from resmon.flight import endings, incidents, journal, layout, stalls
 from resmon.flight.endings import Remains, conclude
 from resmon.handbook import pages as handbook
-from resmon.records import Checkpoint, Incident, RunEnd, StepRecord
+from resmon.records import Checkpoint, Incident, RunEnd, StackDump, StepRecord
 from tests import synthetic
 from tests.flight.flights import begin, write
 
@@ -153,6 +153,14 @@ def test_a_signal_long_after_the_last_step_shows_a_stall_that_nobody_saw(seconds
     assert end.outcome == outcome
     assert incident is not None and incident.kind == outcome
     assert conclude(remains(tmp_path, end=mark, info=synthetic.info(**HERE, stall_after=0.0)))[0].outcome == "interrupted"
+
+
+def test_where_a_process_stood_that_was_ended_is_known_from_its_own_words(tmp_path: Path) -> None:
+    seen = StackDump(7, 240.0, 120.0, "data", "train.py:31: for x in loader:", "", "", "", ("train.py:31 in main",))
+    layout.write_json(tmp_path / layout.STACK, asdict(seen))
+    _, incident = conclude(remains(tmp_path, end=RunEnd("interrupted", 1400.0, 7, "SIGTERM")))
+    assert incident is not None and incident.line == seen.line and incident.evidence["stack"] == list(seen.calls)
+    assert incident.summary.endswith("until SIGTERM ended it. It was waiting for data, at train.py:31: for x in loader:.")
 
 
 def test_what_a_room_sees_more_is_asked_first(tmp_path: Path) -> None:

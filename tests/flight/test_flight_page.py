@@ -58,6 +58,7 @@ def test_files_are_those_that_the_page_names(flight: Path) -> None:
         layout.SPANS,
         layout.END,
         layout.STOPPED,
+        layout.STACK,
     ):
         assert name in named
 

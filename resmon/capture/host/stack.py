@@ -1,11 +1,14 @@
-"""Where an exception arose: in which module of a watched model, in which residual block, at which line of the user's code."""
+"""Where an exception arose, or where a thread is: in which module of a watched model, in which residual block, at which line of the
+user's code.
+"""
 
 from __future__ import annotations
 
 import linecache
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,11 +18,28 @@ import torch
 from torch import nn
 
 from resmon.capture.host.compiler import plain
-from resmon.records import ResidualSite
+from resmon.records import Doing, ResidualSite
 
 LONGEST = 200  # characters of a source line
 
-_NOT_THE_USERS = tuple(str(Path(str(module)).parent) + os.sep for module in (torch.__file__, Path(__file__).parent.parent))
+_OURS = tuple(str(Path(__file__).parents[2] / room) + os.sep for room in ("capture", "monitor"))  # where a training is watched
+_NOT_THE_USERS = ("<frozen ", *_OURS, str(Path(torch.__file__).parent) + os.sep)
+_PYTHON = sysconfig.get_path("stdlib") + os.sep
+_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")  # may be inside of it
+
+# What a thread is doing whose innermost call of these modules is one of that module, or of its submodules.
+_DOING: Mapping[str, Doing] = {
+    "resmon.capture": "resmon",
+    "resmon.monitor": "resmon",
+    "torch._dynamo": "compile",
+    "torch._inductor": "compile",
+    "torch.autograd": "backward",
+    "torch.distributed.distributed_c10d": "collective",
+    "torch.nn.modules.module": "forward",
+    "torch.nn.parallel.distributed": "collective",
+    "torch.optim": "optimizer",
+    "torch.utils.data": "data",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +49,56 @@ class Whereabouts:
     model: str = ""  # key of the model
     module: str | None = None  # path of the innermost module whose code was running; "" is the model itself
     block: str = ""
-    line: str = ""  # "file:number: source", the innermost one that is neither torch's nor resmon's
+    line: str = ""  # "file:number: source", the innermost one that is neither torch's nor resmon's nor Python's own
 
 
 def whereabouts(error: BaseException, models: Mapping[str, nn.Module], sites: Sequence[ResidualSite]) -> Whereabouts:
     """Follow the exception's traceback inwards."""
+    calls = ((code, locals_.get("self"), number) for code, locals_, number in frames(error.__traceback__))
+    return _follow(calls, models, sites)
+
+
+def running(thread: int, models: Mapping[str, nn.Module], sites: Sequence[ResidualSite]) -> tuple[Whereabouts, Doing, list[str]]:
+    """Where a thread of this process is now, what it is doing there, and its calls but for resmon's, the innermost last.
+
+    Of local variables it looks at none but those of torch's own call of a module: a frame that was asked for them keeps what they
+    are now, the user's tensors among it, for as long as it runs.
+    """
+    stack: list[FrameType] = []
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        stack.append(frame)
+        frame = frame.f_back
+    doing: Doing = next((found for each in stack if (found := _doing(each))), "")
+    stack.reverse()
+    calls = ((each.f_code, each.f_locals["self"] if each.f_code is _CALL else None, each.f_lineno) for each in stack)
+    said = [
+        f"{each.f_code.co_filename}:{each.f_lineno} in {each.f_code.co_name}"
+        for each in stack
+        if doing == "resmon" or not each.f_code.co_filename.startswith(_OURS)
+    ]
+    return _follow(calls, models, sites), doing, said
+
+
+_CALL: CodeType = nn.Module._call_impl.__code__  # a module runs in it, whatever its forward is
+
+
+def _doing(frame: FrameType) -> Doing:
+    name = str(frame.f_globals.get("__name__", ""))
+    while name and name not in _DOING:
+        name = name.rpartition(".")[0]
+    return _DOING[name] if name else ""
+
+
+def _follow(
+    calls: Iterable[tuple[CodeType, object, int]], models: Mapping[str, nn.Module], sites: Sequence[ResidualSite]
+) -> Whereabouts:
+    """Inwards along the calls: their code, what is `self` in them, and their line."""
     paths = {id(module): (key, plain(path)) for key, model in models.items() for path, module in model.named_modules()}
     found: tuple[str, str] | None = None
     line = ""
-    for code, locals_, number in frames(error.__traceback__):
-        found = paths.get(id(locals_.get("self")), found)
+    for code, self, number in calls:
+        found = paths.get(id(self), found)
         if is_the_users(code.co_filename):
             line = source_line(code.co_filename, number)
     key, path = found or ("", None)
@@ -55,8 +115,9 @@ def frames(traceback: TracebackType | None) -> Iterator[tuple[CodeType, Mapping[
 
 @cache
 def is_the_users(file: str) -> bool:
-    """Whether the code in it is neither torch's nor ours."""
-    return not file.startswith(_NOT_THE_USERS)
+    """Whether the code in it is neither torch's nor ours nor Python's own."""
+    is_pythons = file.startswith(_PYTHON) and not any(each in file for each in _PACKAGES)
+    return not (is_pythons or file.startswith(_NOT_THE_USERS))
 
 
 def source_line(file: str, number: int) -> str:

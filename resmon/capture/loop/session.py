@@ -40,6 +40,7 @@ from resmon.capture.host.fetch import Fetch, held, is_capturing, number
 from resmon.capture.host.memory import Memory, device_memory, main_memory
 from resmon.capture.host.placement import OtherRanks, Placement, class_name, named_parameters
 from resmon.capture.host.spans import Spans
+from resmon.capture.host.stack import Whereabouts, running
 from resmon.capture.loop.clock import FORWARD, Clock
 from resmon.capture.loop.drafts import Draft, Part, Totals, parts
 from resmon.capture.loop.model import ModelWatch
@@ -52,7 +53,7 @@ from resmon.capture.probes.inputs import Inputs
 from resmon.capture.probes.positions import Sampling
 from resmon.errors import ConfigurationError, NonFiniteError, UnobservableError, remedy
 from resmon.memory.footprint import Footprint, Held, Trail
-from resmon.records import Bools, Floats, Incident, ResidualSite, ScalarRecord
+from resmon.records import Bools, Doing, Floats, Incident, ResidualSite, ScalarRecord
 
 log = logging.getLogger("resmon")
 
@@ -192,6 +193,10 @@ class Session:
     def is_nonfinite(self) -> bool:
         """Whether the newest step that is over had gradients, or a loss, that were NaN or infinite."""
         return self._nonfinite.lasts
+
+    def running(self, thread: int) -> tuple[Whereabouts, Doing, list[str]]:
+        """Where that thread is now; from any other."""
+        return running(thread, {watch.key: watch.model for watch in self._watches}, self.sites)
 
     @property
     def step_under_way(self) -> int:
