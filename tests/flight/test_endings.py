@@ -157,8 +157,9 @@ def test_a_signal_long_after_the_last_step_shows_a_stall_that_nobody_saw(seconds
 
 def test_where_a_process_stood_that_was_ended_is_known_from_its_own_words(tmp_path: Path) -> None:
     seen = StackDump(7, 240.0, 120.0, "data", "train.py:31: for x in loader:", "", "", "", ("train.py:31 in main",))
-    layout.write_json(tmp_path / layout.STACK, asdict(seen))
-    _, incident = conclude(remains(tmp_path, end=RunEnd("interrupted", 1400.0, 7, "SIGTERM")))
+    what = remains(tmp_path, end=RunEnd("interrupted", 1400.0, 7, "SIGTERM"))
+    layout.write_json(what.folder / layout.STACK, asdict(seen))
+    _, incident = conclude(what)
     assert incident is not None and incident.line == seen.line and incident.evidence["stack"] == list(seen.calls)
     assert incident.summary.endswith("until SIGTERM ended it. It was waiting for data, at train.py:31: for x in loader:.")
 
