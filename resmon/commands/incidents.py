@@ -36,8 +36,8 @@ def incidents(
         console.print(panel(each))
         for command in next_commands(each, attempt):
             console.print(Text(printable(command)), soft_wrap=True)
-    if first := apart(found):
-        console.print(Text(first))
+    if why := apart(found)[1]:
+        console.print(Text(why))
     stopped = [mark for folder in ranks(attempt).values() if (mark := read_stopped(folder)) is not None]
     if stopped:
         console.print(Text(printable(stopped[0].summary)))

@@ -165,23 +165,23 @@ def spoken(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if rest else f"{minutes} min"
 
 
-def apart(incidents: Iterable[Incident]) -> str:
-    """A sentence on which ranks the others wait for, where their newest stalls tell; empty where they do not."""
+def apart(incidents: Iterable[Incident]) -> tuple[list[int], str]:
+    """The ranks that the others wait for, where their newest stalls tell, and a sentence on it; nothing where they do not."""
     newest: dict[int, Incident] = {}
-    for incident in sorted(incidents, key=lambda each: each.time):
+    for incident in sorted(incidents, key=lambda each: (each.rank, each.time)):
         if incident.kind == "stalled" and "resumed_step" not in incident.evidence:
             newest[incident.rank] = incident
-    doing = {rank: str(newest[rank].evidence["doing"]) for rank in sorted(newest) if "doing" in newest[rank].evidence}
+    doing = {rank: str(stall.evidence["doing"]) for rank, stall in newest.items() if "doing" in stall.evidence}
     others = [rank for rank, what in doing.items() if what in _WAITS]
     first, why = [rank for rank in doing if rank not in others], "did not wait for others"
     if not first:
-        steps = {rank: -1 if (step := newest[rank].step) is None else step for rank in sorted(newest)}
+        steps = {rank: -1 if stall.step is None else stall.step for rank, stall in newest.items()}
         others = [rank for rank, step in steps.items() if step == max(steps.values())]
         first, why = [rank for rank in steps if rank not in others], "fell behind"
     if not first or not others:
-        return ""
+        return [], ""
     wait, whom = "wait" if others[1:] else "waits", "them" if first[1:] else "it"
-    return f"Look first at {ranks(first)}, which {why}: {ranks(others)} probably {wait} for {whom}."
+    return first, f"Look first at {ranks(first)}, which {why}: {ranks(others)} probably {wait} for {whom}."
 
 
 def ranks(numbers: Sequence[int]) -> str:

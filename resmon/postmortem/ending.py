@@ -91,9 +91,10 @@ def killed(on: Scales) -> None:
 def stalled(on: Scales) -> None:
     stalls = [each for each in on.case.incidents if each.kind == "stalled"]
     if stalls:
-        on.add(PROVEN, said(stalls[0]))
-        if first := apart(on.case.incidents):
-            on.add(FAIR, first)
+        first, why = apart(on.case.incidents)
+        on.add(PROVEN, said(next((each for each in stalls if each.rank in first), stalls[0])))
+        if why:
+            on.add(FAIR, why)
         return
     on.add(-STRONG, "Steps kept coming until the end.")
 

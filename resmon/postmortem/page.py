@@ -159,8 +159,10 @@ def card(incident: Incident, case: Case) -> Card:
         flat |= {f"{name} {inner}": each for inner, each in value.items()} if isinstance(value, dict) else {name: value}
     for name, value in flat.items():
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            as_size = name.endswith("bytes") and not isinstance(value, str)
-            said = value if isinstance(value, str) else size(value) if as_size else number(value)
+            if isinstance(value, str) or name == "pid":  # which is pasted
+                said = str(value)
+            else:
+                said = size(value) if name.endswith("bytes") else number(value)
             measured.append((name.removesuffix("_bytes").replace("_", " "), said))
     details, more = (tuple((name, value[:LONGEST]) for name, value in part if value) for part in (rows, measured))
     return Card(incident.summary, details, more)

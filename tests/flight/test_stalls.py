@@ -143,7 +143,9 @@ LATER = replace(after([0.2] * 9), step=1)
     ],
 )
 def test_which_rank_the_others_wait_for(found: list[Incident], said: str) -> None:
-    assert stalls.apart(found).startswith(said) and bool(stalls.apart(found)) == bool(said)
+    first, sentence = stalls.apart(found)
+    assert sentence.startswith(said) and bool(sentence) == bool(said) == bool(first)
+    assert all(str(rank) in said for rank in first)
 
 
 @pytest.mark.parametrize(

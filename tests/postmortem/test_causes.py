@@ -53,7 +53,7 @@ SLOW = {
     "shapes_at_once": ("shape_mismatch", "skip 32×32"),
     "exception": ("exception", "KeyError: 'image-70.png'"),
     "preempted": ("killed", "SIGTERM"),
-    "hang": ("stalled", "steps stopped coming"),
+    "hang": ("stalled", "sigterm ended it. it was outside of any pass, at"),
     "by_hand": ("killed", "somebody stopped it by hand"),
 }
 HEALTHY = ("healthy_sgd", "healthy_warm_up", "healthy_zero_init", "healthy_half", "healthy_scaled", "healthy_depth")
