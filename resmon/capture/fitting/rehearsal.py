@@ -31,6 +31,9 @@ MOST_MISMATCHES = 64  # of one pass, which then ends
 MOST_PASSES = 24  # of one exploration
 MOST_SECONDS = 20.0  # likewise
 
+_EVERY_MODULES = frozenset(nn.Module().__dict__)  # attributes that all have
+_STATES = (Tensor, list, dict, tuple, type(None))  # what a pass may leave in others
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operand:
@@ -260,7 +263,7 @@ class Ground:
         trace = Rehearsal(self.model, survey, choices)
         made = Outcome(trace.mismatches, trace.broadcasts, [], survey, trace)
         PAUSE.hold(trace)
-        with self.inside(), torch.enable_grad():
+        with self.inside(), torch.enable_grad(), _left_as_it_was(self.model):
             hook = self.model.register_forward_pre_hook(lambda _, a, k: trace.begin(a, k), with_kwargs=True)
             try:
                 with around(trace) if around else nullcontext():
@@ -296,6 +299,29 @@ class Ground:
                     best = tried
             i += 1
         return best
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """What a pass leaves in attributes of modules (a hidden state, a cache) is not there in the next one."""
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    held = [attributes for module in modules for attributes in (module.__dict__, module._buffers)]
+    before = [{name: each for name, each in attributes.items() if name not in _EVERY_MODULES} for attributes in held]
+    lists = [(each, each.copy()) for kept in before for each in kept.values() if type(each) is list]
+    dicts = [(each, each.copy()) for kept in before for each in kept.values() if type(each) is dict]
+    try:
+        yield
+    finally:
+        for attributes, kept in zip(held, before, strict=True):
+            new = {name: each for name, each in attributes.items() if name not in _EVERY_MODULES and name not in kept}
+            for name in (name for name, each in new.items() if isinstance(each, _STATES)):
+                del attributes[name]
+            attributes.update({name: each for name, each in kept.items() if isinstance(each, _STATES)})
+        for a_list, items in lists:
+            a_list[:] = items
+        for a_dict, entries in dicts:
+            a_dict.clear()
+            a_dict.update(entries)
 
 
 @contextmanager

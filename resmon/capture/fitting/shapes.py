@@ -262,13 +262,13 @@ def roles(mismatch: Mismatch) -> tuple[str, ...]:
 
 
 def operation(name: str) -> str:
-    """A torch function as torch calls it: `__iadd__` is add_."""
+    """A torch function as torch calls it: `__iadd__` is add_, `__invert__` is invert."""
     if not name.startswith("__"):
         return name
     bare = name.strip("_")
-    if name.startswith("__i"):
-        return f"{bare[1:]}_"
-    return bare[1:] if name.startswith("__r") else bare
+    if not hasattr(Tensor, f"__{bare[1:]}__"):
+        return bare
+    return {"i": f"{bare[1:]}_", "r": bare[1:]}.get(bare[0], bare)
 
 
 def _operand(role: str, operand: Operand, outcome: Outcome) -> dict[str, Any]:

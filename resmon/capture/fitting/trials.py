@@ -23,6 +23,7 @@ from resmon.capture.fitting.rehearsal import Ground, Outcome
 MOST_SECONDS = 20.0  # of all trials
 MOST_ELEMENTS = 4  # times those of the arguments, where a trial takes real memory
 LARGEST_BATCH = 4096
+MULTIPLES = (2, 4, 8, 16, 32, 64)
 IMAGE_SIZES = (28, 32, 64, 96, 128, 224, 256, 384, 8, 16, 512)
 
 Given = tuple[tuple[Any, ...], dict[str, Any]]
@@ -54,11 +55,15 @@ def cause_of(ground: Ground, outcome: Outcome, usual: int | None = None) -> Caus
             break
         if not ground.is_fake and _elements(given) > MOST_ELEMENTS * _elements((ground.args, ground.kwargs)):
             continue
-        # Arguments that the model was never meant for may raise anything.
-        with suppress(Exception):
-            if ground.rehearse(None, given).error is None:
-                return cause
+        if _fits(ground, given):
+            return cause
     return None
+
+
+def _fits(ground: Ground, given: Given) -> bool:
+    with suppress(Exception):  # arguments that the model was never meant for may raise anything
+        return ground.rehearse(None, given).error is None
+    return False
 
 
 def batch_of(ground: Ground) -> int | None:
@@ -155,9 +160,13 @@ def _lengths(ground: Ground, outcome: Outcome) -> Trials:
     met = {int(size) for operand in outcome.mismatches[0].operands for size in operand.shape}
     if length not in met:
         return
+    others = {int(t.shape[1]) for t in _tensors(ground) if t.dim() >= 2}
     for size in sorted((size for size in met if 0 < size <= 2 * length and size != length), key=lambda size: abs(size - length)):
         says = f"The model fits a length of {size}, and this one is {length}"
         do = f"Cut the sequences to {size}, or build the model for {length}: it has {size} positions."
+        if size in others:
+            says = f"The model fits arguments of one length, and one here has a length of {length} and another of {size}"
+            do = f"Cut or pad them alike, to {length} or to {size}, where the batch is put together."
         yield Cause("length", says, do), _changed(ground, partial(_of_length, length, size))
 
 
@@ -171,7 +180,8 @@ def _images(ground: Ground, outcome: Outcome) -> Trials:
     images = [t for t in _tensors(ground) if t.dim() == 4]
     if not images:
         return
-    height, width = images[0].shape[-2:]
+    height, width = (int(size) for size in images[0].shape[-2:])
+    yield from _multiples(ground, height, width)
     guesses: list[int] = []
     if outcome.mismatches and len(outcome.mismatches[0].operands) == 2:
         # Features that were flattened grow with the square of the size.
@@ -181,11 +191,22 @@ def _images(ground: Ground, outcome: Outcome) -> Trials:
         if 0 < size != width:
             says = f"The model fits images of {size}×{size}, and these are {height}×{width}"
             do = f"Resize the images to {size}×{size}, or pool to a fixed size, nn.AdaptiveAvgPool2d, before they are flattened."
-            yield Cause("size", says, do), _changed(ground, partial(_of_size, size))
+            yield Cause("size", says, do), _changed(ground, partial(_of_size, size, size))
 
 
-def _of_size(size: int, tensor: Tensor) -> Tensor:
-    return tensor.new_zeros((*tensor.shape[:2], size, size)) if tensor.dim() == 4 else tensor
+def _multiples(ground: Ground, height: int, width: int) -> Trials:
+    """Images with sides that are multiples of a number, as what halves and doubles them needs. Two sizes have to fit."""
+    for factor in MULTIPLES:
+        high, wide = (-(-size // factor) * factor for size in (height, width))
+        if (high, wide) == (height, width) or not _fits(ground, _changed(ground, partial(_of_size, high + factor, wide + factor))):
+            continue
+        says = f"The model fits images of {high}×{wide}, and these are {height}×{width}"
+        do = f"Pad or resize the images so that both sides are multiples of {factor}, {high}×{wide} here."
+        yield Cause("size", says, do), _changed(ground, partial(_of_size, high, wide))
+
+
+def _of_size(height: int, width: int, tensor: Tensor) -> Tensor:
+    return tensor.new_zeros((*tensor.shape[:2], height, width)) if tensor.dim() == 4 else tensor
 
 
 def _numbers(tree: Any) -> list[int]:

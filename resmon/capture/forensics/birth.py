@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import CodeType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from resmon.capture.discovery.additions import ADDITIONS, addition
 from resmon.capture.discovery.dataflow import contents, leaves
 from resmon.capture.host.compiler import plain
 from resmon.capture.host.stack import is_the_users, source_line
+from resmon.records import ResidualSite
 
 NAN, ABOVE, BELOW = 1, 2, 4  # kinds of values that are not finite: NaN, +Inf, -Inf
 
@@ -60,6 +61,15 @@ class Holder:
     ordinal: int
     block: str
     inside: tuple[str, ...]  # modules of its branch and projection
+
+
+class Sign(NamedTuple):
+    """What of a block was not finite so far in a step: elements of its sum and of its sum's gradient; and its skip's square."""
+
+    site: ResidualSite
+    forward: int
+    backward: int
+    skip: float
 
 
 @dataclass(slots=True, eq=False)
@@ -287,7 +297,8 @@ class Trace(TorchFunctionMode):
         """The residual block that what runs now belongs to.
 
         That on whose branch or projection its module lies; else that of the next add in the innermost call that makes any; else
-        that of which the smallest module around it holds parts, if it holds parts of no other. Outside of blocks none.
+        that of which the smallest module around it holds parts, if it holds parts of no other. Outside of blocks none, nor
+        behind the last add of the model's own forward.
         """
         path = self._frames[-1].path
         if found := self._next(holder for holder in self._holders if any(is_in(path, part) for part in holder.inside if part)):
@@ -297,7 +308,8 @@ class Trace(TorchFunctionMode):
                 mine = [holder for holder in self._holders if holder.path == frame.path]
                 mine = sorted([h for h in mine if h.call == frame.call] or mine, key=lambda holder: holder.ordinal)
                 if mine:
-                    return next((holder for holder in mine if holder.ordinal >= frame.adds), mine[-1]).block
+                    to_come = (holder.block for holder in mine if holder.ordinal >= frame.adds)
+                    return next(to_come, mine[-1].block if frame.path else "")
         while "." in path:
             path = path.rpartition(".")[0]
             around = [holder for holder in self._holders if any(is_in(part, path) for part in holder.inside)]

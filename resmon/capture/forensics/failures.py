@@ -32,6 +32,7 @@ Diagnosis = Callable[[BaseException, Scene, Whereabouts], Incident | None]
 
 # How torch hands on what was raised in a worker of a data loader, or in a replica: as text, with its whole traceback.
 _ELSEWHERE = re.compile(r"Caught \w+ in (.+?)\.\nOriginal Traceback \(most recent call last\):\n(.*)", re.DOTALL)
+_GONE = re.compile(r"DataLoader worker \(pid")  # and this is how it says that a worker ended without a word
 _FRAME = re.compile(r'^  File "(.+)", line (\d+)', re.MULTILINE)
 
 
@@ -56,7 +57,17 @@ def place(where: Whereabouts) -> str:
 def plain_failure(error: BaseException, scene: Scene, where: Whereabouts) -> Incident:
     """What no diagnosis knows."""
     kind: Outcome = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-    summary = f"{signal.Signals.SIGINT.name} ended the run" if kind == "interrupted" else f"{said(error)},{place(where)}"
+    summary = f"{signal.Signals.SIGINT.name} ended the run"
+    advice = ""
+    if kind == "failed":
+        at = place(where)
+        summary = f"{said(error)},{at}" if at else said(error)
+        advice = "The exception's message says what; the line is the innermost that is yours."
+    if _GONE.match(str(error)):
+        advice = (
+            "A worker of the data loader ended without a word. With num_workers=0 its exception is seen; one that was killed most "
+            "likely lacked memory, one with a bus error shared memory (/dev/shm): fewer workers, or smaller batches."
+        )
     return Incident(
         id=incident_id(kind, scene.step),
         kind=kind,
@@ -67,7 +78,7 @@ def plain_failure(error: BaseException, scene: Scene, where: Whereabouts) -> Inc
         block=where.block,
         module=where.module or "",
         line=where.line,
-        advice="" if kind == "interrupted" else "The exception's message says what; the line is the innermost that is yours.",
+        advice=advice,
         runbook=kind,
         evidence={"exception": said(error)},
     )

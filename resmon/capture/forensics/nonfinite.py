@@ -109,6 +109,8 @@ class NonFinite:
         has stepped already."""
         if not self._looks:
             return False
+        if not self._looked:
+            self._writes.step_begins()
         bad = self._nonfinite(selection)
         self._looked = True
         if scale is not None:
@@ -191,7 +193,7 @@ class NonFinite:
         if complete and self._looked:
             self._count(step, bad)
             self._finite_step = None if self._bad else step
-            self._writes.step_over()
+        self._writes.step_over(whole=complete and self._looked)
         self._bad.clear()
         self._scaled, self._looked, self._searching = None, False, False
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from resmon.capture.discovery.dataflow import leaves
 from resmon.capture.forensics import capsule
-from resmon.capture.forensics.birth import Event, Holder, is_in, kinds, position_name
+from resmon.capture.forensics.birth import Event, Holder, Sign, is_in, kinds, position_name
 from resmon.capture.forensics.references import Held, Pass, References, given
 from resmon.capture.forensics.replay import Repeated, ReplayError, refusal, repeated, same
 from resmon.capture.gradients.writes import Writes
@@ -25,7 +25,6 @@ from resmon.capture.host.compiler import plain
 from resmon.capture.host.placement import local
 from resmon.capture.host.process import rank_and_world
 from resmon.capture.probes.channel import Channel
-from resmon.capture.probes.columns import BACKWARD_NONFINITE, FORWARD_NONFINITE, SKIP
 from resmon.records import Confidence, Incident, incident_id
 
 REPLAYS = 4  # passes of a model that are done again to find the guilty one
@@ -42,6 +41,8 @@ class Watched(Protocol):
     compiled: bool
     inlined: bool
     pausing: bool
+
+    def signs(self) -> Sequence[Sign]: ...
 
     def holders(self) -> Sequence[Holder]: ...
 
@@ -81,7 +82,7 @@ class Origin:
 
     def is_serious(self) -> bool:
         """Whether the forward pass was not finite, which no gradient scaler's search explains."""
-        if any(_first_forward(watch.channels) for watch in self._watches):
+        if any(_first_forward(watch.signs()) for watch in self._watches):
             return True
         return any(kinds(held.tensor) for made in self._references.passes for held in made.outputs.values() if held.is_as_it_was)
 
@@ -112,21 +113,21 @@ class Origin:
             evidence["loss_scale"] = broken.scale
         if (sign := self.first_sign()) is None:
             return evidence | {"first_block": "", "direction": "parameters"}
-        channel, direction = sign
+        first, direction = sign
         return evidence | {
-            "first_block": channel.site.name,
-            "first_model": channel.site.model,
+            "first_block": first.site.name,
+            "first_model": first.site.model,
             "direction": direction,
-            "nonfinite_forward": int(channel.in_all[FORWARD_NONFINITE]),
-            "nonfinite_backward": int(channel.in_all[BACKWARD_NONFINITE]),
+            "nonfinite_forward": first.forward,
+            "nonfinite_backward": first.backward,
         }
 
-    def first_sign(self) -> tuple[Channel, str] | None:
+    def first_sign(self) -> tuple[Sign, str] | None:
         """The first block that was not finite in this step, as far as the probes have seen it, and in which direction."""
         for first, direction in ((_first_forward, "forward"), (_first_backward, "backward")):
             for watch in self._watches:
-                if (channel := first(watch.channels)) is not None:
-                    return channel, direction
+                if (sign := first(watch.signs())) is not None:
+                    return sign, direction
         return None
 
     def _replayed(self, broken: BrokenStep) -> tuple[str, tuple[Watched, Pass, Traced] | None]:
@@ -178,21 +179,35 @@ class Origin:
     def _compared(self, broken: BrokenStep, watch: Watched, made: Pass, again: Repeated) -> tuple[Traced | None, str]:
         confidence = self._confidence(made, again)
         if confidence == "not reproduced":
-            if again.gradients is not None and not any(map(kinds, again.gradients.values())):
-                if rank_and_world()[1] > 1 and self.first_sign() is None:
-                    return None, "done again, this rank's pass was finite: with another rank's gradients it came"
-                if self._references.differentiated:
-                    return None, (
-                        "done again, the pass was finite: the loss takes derivatives of it (torch.autograd.grad with "
-                        "create_graph=True), which are not computed again. Look there first, at roots and norms near 0"
-                    )
-                return None, (
-                    "done again, the pass was finite: it depends on what changed since, or on a random state that is not torch's, "
-                    "Python's or numpy's"
-                )
-            return None, "done again, the pass came out differently"
+            finite = not any(map(kinds, (*again.outputs.values(), *(again.gradients or {}).values())))
+            return None, self._why_finite(made, again) if finite else "done again, the pass came out differently"
         finding = _Finder(broken, made, again, confidence).found()
         return finding, "" if finding.origin else "done again, nothing was found that was born in the pass"
+
+    def _why_finite(self, made: Pass, again: Repeated) -> str:
+        """Why a step was not finite whose pass, done again, is."""
+        if rank_and_world()[1] > 1 and self.first_sign() is None:
+            return "done again, this rank's pass was finite: with another rank's gradients it came"
+        if self._references.differentiated:
+            return (
+                "done again, the pass was finite: the loss takes derivatives of it (torch.autograd.grad with "
+                "create_graph=True), which are not computed again. Look there first, at roots and norms near 0"
+            )
+        as_before = [same(held.tensor, again.outputs[i]) for i, held in made.outputs.items() if i in again.outputs]
+        if again.gradients is None and all(as_before):
+            return (
+                "done again, the pass was finite, and no gradient had come to its outputs: look at what else gave the "
+                "parameters their gradients"
+            )
+        if as_before and all(as_before) and self._references.count(made.key) == 1 and self.first_sign() is None:
+            return (
+                "done again, the pass was finite, and so was what had come to its outputs: look for a term of the loss that reads "
+                "weights itself, such as a penalty on their norm, and for what else writes gradients"
+            )
+        return (
+            "done again, the pass was finite: it depends on what changed since, or on a random state that is not torch's, "
+            "Python's or numpy's"
+        )
 
     def _confidence(self, made: Pass, again: Repeated) -> Confidence:
         """How the pass that was done again compares with what is left of the original."""
@@ -360,7 +375,8 @@ ADVICE: Mapping[str, str] = {
     "parameters": "The weights were broken before this step: something other than the optimizer wrote them. Go back to the last "
     "checkpoint, and look at what loads, averages or edits weights.",
     "optimizer": "The gradients of the step before were finite and its update was not: look at the learning rate and its schedule, "
-    "at the optimizer's eps and state. Go back to the last checkpoint.",
+    "at the optimizer's eps and state, and at what writes weights through .data after it, which cannot be told from it. Go back to "
+    "the last checkpoint.",
     "data": "The batch itself holds NaN or Inf: look at the rows named, and at the normalisation that they went through.",
     "": "Look at the first block named and at what feeds it.",
     "elsewhere": "Look at the other ranks' incidents of this step: the one in which it was born names a block.",
@@ -417,12 +433,12 @@ def unexplained(step: int, model: str, probes: Mapping[str, Any], why: str, more
     )
 
 
-def _first_forward(channels: Sequence[Channel]) -> Channel | None:
-    return next((c for c in channels if c.in_all[FORWARD_NONFINITE] > 0 or math.isnan(c.in_all[SKIP])), None)
+def _first_forward(signs: Sequence[Sign]) -> Sign | None:
+    return next((sign for sign in signs if sign.forward > 0 or math.isnan(sign.skip)), None)
 
 
-def _first_backward(channels: Sequence[Channel]) -> Channel | None:
-    return next((c for c in reversed(channels) if c.in_all[BACKWARD_NONFINITE] > 0), None)
+def _first_backward(signs: Sequence[Sign]) -> Sign | None:
+    return next((sign for sign in reversed(signs) if sign.backward > 0), None)
 
 
 def _suspicion(made: Pass) -> tuple[bool, int]:

@@ -16,6 +16,7 @@ from types import CodeType, FrameType, TracebackType
 
 import torch
 from torch import nn
+from torch.utils.data._utils import signal_handling
 
 from resmon.capture.host.compiler import plain
 from resmon.records import Doing, ResidualSite
@@ -41,6 +42,8 @@ _DOING: Mapping[str, Doing] = {
     "torch.utils.data": "data",
 }
 
+_SIGNALS = str(signal_handling.__file__)  # raises in the loop that a worker of a data loader is gone
+
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
@@ -53,8 +56,10 @@ class Whereabouts:
 
 
 def whereabouts(error: BaseException, models: Mapping[str, nn.Module], sites: Sequence[ResidualSite]) -> Whereabouts:
-    """Follow the exception's traceback inwards."""
-    calls = ((code, locals_.get("self"), number) for code, locals_, number in frames(error.__traceback__))
+    """Follow the exception's traceback inwards. What torch raises in a signal handler does not concern the code it came upon."""
+    calls = [(code, locals_.get("self"), number) for code, locals_, number in frames(error.__traceback__)]
+    if any(code.co_filename == _SIGNALS for code, _, _ in calls):
+        return Whereabouts()
     return _follow(calls, models, sites)
 
 
@@ -137,13 +142,24 @@ def current_line() -> str:
 
 
 def block_of(sites: Sequence[ResidualSite], model: str, path: str) -> str:
-    """The residual site that a module belongs to: whose branch or projection it is part of, else the innermost that holds it."""
+    """The residual site that a module belongs to: whose branch or projection it is part of, else the innermost that holds it.
+
+    Of several in one module it is that of whose parts the smallest module around it holds some, and of no other's.
+    """
     mine = [site for site in sites if site.model == model]
     for site in mine:
         if any(_is_in(path, part) for part in (*site.branch, *site.skip) if part):
             return site.name
     holders = [site for site in mine if site.module and _is_in(path, site.module)]
-    return max(holders, key=lambda site: len(site.module)).name if holders else ""
+    innermost = max((site.module for site in holders), key=len, default="")
+    holders = [site for site in holders if site.module == innermost]
+    around = path
+    while len(around) > len(innermost):
+        beside = [site for site in holders if any(_is_in(part, around) for part in (*site.branch, *site.skip))]
+        if beside:
+            return beside[0].name
+        around = around.rpartition(".")[0]
+    return holders[0].name if holders else ""
 
 
 def _like_a_block(model: nn.Module, sites: Sequence[ResidualSite], key: str, path: str) -> str:

@@ -29,7 +29,7 @@ from resmon.capture.discovery import rule
 from resmon.capture.discovery.dataflow import Add, Trace, tensors
 from resmon.capture.discovery.sites import is_looking
 from resmon.capture.discovery.survey import Hidden, Names, Sighting, Survey, hidden, is_watched
-from resmon.capture.forensics.birth import Holder
+from resmon.capture.forensics.birth import Holder, Sign
 from resmon.capture.gradients.backwards import Run
 from resmon.capture.host import compiler, pipelines
 from resmon.capture.host.fetch import Fetch, is_capturing
@@ -40,7 +40,7 @@ from resmon.capture.probes.accelerator import Accelerators
 from resmon.capture.probes.activations import Activations
 from resmon.capture.probes.cells import Cells
 from resmon.capture.probes.channel import Channel, begin_step
-from resmon.capture.probes.columns import ARRIVED, GRADIENT
+from resmon.capture.probes.columns import ARRIVED, BACKWARD_NONFINITE, FORWARD_NONFINITE, GRADIENT, SKIP
 from resmon.capture.probes.entrance import Entered, Entrance
 from resmon.capture.probes.layers import Layer, Looks, last_layer
 from resmon.capture.probes.norms import Norms
@@ -254,6 +254,14 @@ class ModelWatch:
             Holder(compiler.plain(p.holder[0]), p.holder[1], p.ordinal, site.name, (*site.branch, *site.skip))
             for site, p in zip(sites, plans, strict=True)
         ]
+
+    def signs(self) -> list[Sign]:
+        """What of each block was not finite so far in the step under way, in order of execution."""
+        rows = {each: each.in_all[[FORWARD_NONFINITE, BACKWARD_NONFINITE, SKIP]] for each in self.channels}
+        for cells in self._cells if self.compiled else ():
+            for channel, row in zip(cells.channels, cells.signs(), strict=True):
+                rows[channel] = rows[channel] + row
+        return [Sign(each.site, int(forward), int(backward), float(skip)) for each, (forward, backward, skip) in rows.items()]
 
     def trace_again(self) -> None:
         self._trace_next = True

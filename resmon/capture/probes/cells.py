@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from resmon.capture.host import compiler
 from resmon.capture.probes.accelerator import ENDS, buckets
 from resmon.capture.probes.channel import Channel
-from resmon.capture.probes.columns import GRADIENT, MAGNITUDES, MEDIAN, SUMS
-from resmon.records import MAGNITUDE_COLUMNS
+from resmon.capture.probes.columns import FORWARD_NONFINITE, GRADIENT, MAGNITUDES, MEDIAN, SKIP, SUMS
+from resmon.records import MAGNITUDE_COLUMNS, Floats
 
 # A cell's numbers: square and elements of skip, branch and output, and what is not finite in the output; what share of its dtype's
 # range each of them took, and the output's largest magnitude, of 16 bits only; samples, and those that kept their branch, where it
@@ -181,6 +181,11 @@ class Cells:
 
     def _add(self, rows: Tensor) -> None:
         self._sums.copy_(torch.cat([self._sums[:, :SUMS] + rows[:, :SUMS], torch.maximum(self._sums[:, SUMS:], rows[:, SUMS:])], 1))
+
+    def signs(self) -> Floats:
+        """What was not finite so far, [sites, 3]: FORWARD_NONFINITE, BACKWARD_NONFINITE and SKIP."""
+        sums, backward = self._sums, self._numbers[:, _BACKWARD_BROKEN]
+        return torch.stack([sums[:, FORWARD_NONFINITE], backward, sums[:, SKIP]], 1).cpu().numpy()
 
     def forget_gradients(self) -> None:
         """The loop has cleared what has arrived."""

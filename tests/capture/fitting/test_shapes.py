@@ -307,6 +307,67 @@ def test_a_sequence_longer_than_the_positions() -> None:
     assert (found.evidence["cause"], found.evidence["rows"], found.evidence["index"]) == ("length", 8, 8)
 
 
+class Remembers(nn.Module):
+    """A hidden state of the last batch is in the next one, as in a stateful recurrent network."""
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        self.state: Tensor | None = torch.zeros(batch, 4)
+        self.seen: list[Tensor] = [torch.zeros(batch, 4)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.stem(x) + self.seen[-1]
+        self.seen.append(h.detach())
+        self.state = h.detach()
+        return h
+
+
+def test_a_state_of_another_batch_is_told() -> None:
+    """What a rehearsed pass leaves in the model is not there in the next."""
+    found = said(model := Remembers(8), torch.randn(3, 4), sites=(ResidualSite("b", "b", "identity", (), (), (8, 4)),))
+    assert [each["shape"] for each in found.evidence["operands"]] == [[3, 4], [8, 4]]
+    assert found.evidence["cause"] == "batch" and "batch of 8, not of 3" in found.summary
+    assert len(model.seen) == 1
+
+
+class Pyramid(nn.Module):
+    """What was halved twice is doubled once, and added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(nn.Conv2d(3 if i == 0 else 4, 4, 3, 2, 1) for i in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.down[0](x)
+        y: Tensor = half + F.interpolate(self.down[1](half), scale_factor=2)
+        return y
+
+
+def test_images_whose_sides_have_to_be_multiples() -> None:
+    found = said(Pyramid(), torch.randn(2, 3, 17, 16))
+    assert found.evidence["cause"] == "size"
+    assert "images of 20×16, and these are 17×16" in found.summary
+    assert "multiples of 4" in found.advice and "flattened" not in found.advice
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.q = nn.Embedding(10, 4), nn.Linear(4, 4)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.q(self.embedding(ids))
+        return (x @ x.mT).masked_fill(~mask[:, None], -1e9).softmax(-1) @ x
+
+
+def test_a_mask_of_another_length_than_the_sequence() -> None:
+    found = said(Masked(), tokens(9), torch.ones(2, 8, dtype=torch.bool))
+    assert "invert" in found.summary and "nvert_" not in found.summary.replace("invert", "")
+    assert found.evidence["cause"] == "length"
+    assert "has a length of 9 and another of 8" in found.summary and "alike" in found.advice
+
+
 def test_a_token_beyond_the_vocabulary_is_the_datas_fault() -> None:
     model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4))
     found = said(model, torch.tensor([[1, 9]]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -67,6 +69,43 @@ def test_outside_of_the_models_only_the_line_is_known() -> None:
     assert (found.module, found.block) == ("", "")
     assert "test_failures.py" in found.line
     assert found.summary.startswith("KeyError: 'key', at ")
+
+
+def test_of_two_blocks_in_one_module_that_is_named_whose_part_failed() -> None:
+    """An activation has no parameters, so that it is on no block's list."""
+    model = nn.ModuleDict({"attn": nn.Linear(4, 4), "mlp": nn.Sequential(nn.Linear(4, 4), Fails(), nn.Linear(4, 4))})
+    sites = [
+        ResidualSite("h.attn", "h", "identity", ("h.attn",), (), (2, 4)),
+        ResidualSite("h.mlp", "h", "identity", ("h.mlp.0", "h.mlp.2"), (), (2, 4)),
+    ]
+    error = caught(lambda: model["mlp"](torch.ones(2, 4)))
+    where = whereabouts(error, {"": nn.ModuleDict({"h": model})}, sites)
+    assert (where.module, where.block) == ("h.mlp.1", "h.mlp")
+
+
+def test_a_worker_that_is_gone_is_not_laid_to_the_module_that_was_running() -> None:
+    """Torch hears of it by a signal, which may come anywhere."""
+
+    class Waits(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            os.kill(worker, signal.SIGKILL)
+            os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+            return x
+
+    class Gone(torch.utils.data.Dataset[Tensor]):
+        def __getitem__(self, i: int) -> Tensor:
+            return torch.zeros(2)
+
+        def __len__(self) -> int:
+            return 4
+
+    model = nn.Sequential(Block(Waits()))
+    loader = iter(torch.utils.data.DataLoader(Gone(), num_workers=1))
+    worker = loader._workers[0].pid  # type: ignore[attr-defined]
+    found = incident(model, caught(lambda: model(torch.ones(2, 4))))
+    assert found.kind == "failed" and "killed by signal" in found.summary
+    assert (found.module, found.block, found.line) == ("", "", "")
+    assert "data loader" in found.advice
 
 
 class Samples(torch.utils.data.Dataset[Tensor]):

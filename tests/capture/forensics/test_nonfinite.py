@@ -239,6 +239,37 @@ def test_an_update_that_is_not_finite_is_the_optimizers() -> None:
     assert "update of step 1" in found.summary
 
 
+def test_weights_that_were_all_written_between_two_steps_are_not_the_optimizers() -> None:
+    """As where an average of weights that has no samples yet is loaded into the model."""
+    model = network()
+    average = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+
+    def before(step: int) -> None:
+        if step == 2:
+            model.load_state_dict({name: value / 0 for name, value in average.items()})
+
+    _, sink, _ = train(model, before=before)
+    found = only(sink)
+    assert (found.origin, found.step, found.since) == ("parameters", 2, 2)
+
+
+def test_a_loop_that_always_writes_its_weights_between_steps_may_still_have_an_optimizer_at_fault() -> None:
+    """Weights that are scaled after each step, and a learning rate that is infinite once."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def before(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = math.inf if step == 2 else 0.1
+        with torch.no_grad():
+            for each in model.parameters():
+                each.mul_(0.99)
+
+    _, sink, _ = train(model, before=before, optimizer=optimizer)
+    found = only(sink)
+    assert (found.origin, found.step, found.since) == ("optimizer", 3, 2)
+    assert ".data" in found.advice
+
+
 class Masks(nn.Module):
     """Healthy, and full of infinities that are meant: attention with masked scores, where, logits that are ruled out."""
 
@@ -552,6 +583,44 @@ def test_a_loss_of_derivatives_is_told_to_be_looked_at() -> None:
     assert "the loss takes derivatives of it (torch.autograd.grad with create_graph=True)" in incident.summary
 
 
+def test_a_loss_of_derivatives_alone_is_told_likewise() -> None:
+    """Of that pass nothing comes to the outputs themselves."""
+    model = loops.network()
+    _, sink = loops.watch(model, optimizer := torch.optim.SGD(model.parameters(), lr=0.01))
+    x = torch.randn(6, 16, requires_grad=True)
+    (steepness,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    optimizer.zero_grad()
+    torch.sqrt(-steepness.square().sum()).backward()
+    optimizer.step()
+    (incident,) = sink.incidents
+    assert incident.confidence == "not reproduced"
+    assert "the loss takes derivatives of it (torch.autograd.grad with create_graph=True)" in incident.summary
+
+
+def test_gradients_that_go_by_the_outputs_are_told_to_be_looked_for_elsewhere() -> None:
+    """The norm of weights that are 0, as a penalty has it: the pass and all that came to its outputs were finite."""
+    model = network()
+    with torch.no_grad():
+        model[2].fc2.weight.zero_()
+    _, sink, _ = train(model, loss_of=lambda y, step: y.square().mean() + model[2].fc2.weight.square().sum().sqrt(), steps=1)
+    found = only(sink)
+    assert (found.origin, found.confidence, found.evidence["parameters_nonfinite"]) == ("", "not reproduced", ["2.fc2.weight"])
+    assert "a term of the loss that reads weights itself" in found.summary
+
+
+def test_gradients_of_no_backward_pass_are_not_laid_to_the_pass() -> None:
+    """As torch.func gives them: the pass beside them came out as before."""
+    model = loops.network()
+    _, sink = loops.watch(model, optimizer := torch.optim.SGD(model.parameters(), lr=0.01))
+    model(torch.randn(6, 16))
+    for each in model.parameters():
+        each.grad = torch.full_like(each, math.nan)
+    optimizer.step()
+    (incident,) = sink.incidents
+    assert incident.confidence == "not reproduced"
+    assert "no gradient had come to its outputs" in incident.summary and "differently" not in incident.summary
+
+
 def test_a_models_own_generators_are_put_back() -> None:
     class Draws(Breakable):
         def __init__(self) -> None:
@@ -654,6 +723,23 @@ def test_a_compiled_model_is_done_again_uncompiled() -> None:
     assert found.confidence == "consistent" and "eager approximation" in found.evidence["replay"]
 
 
+def test_a_compiled_models_blocks_say_which_was_first_where_nothing_can_be_done_again() -> None:
+    torch.manual_seed(0)
+    inner = busy("plain")
+    model = torch.compile(inner, backend="eager")
+    optimizer = torch.optim.SGD(inner.parameters(), lr=0.0)
+    _, sink = loops.watch(inner, optimizer)
+    for step in range(4):
+        x = batch(step)
+        optimizer.zero_grad()
+        model(x, fault="yes" if step == 3 else "").square().mean().backward()
+        x.zero_()
+        optimizer.step()
+    found = only(sink)
+    assert (found.step, found.block, found.evidence["direction"]) == (3, "1", "forward")
+    assert "changed in place" in found.summary
+
+
 def test_what_would_ask_other_ranks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not refusal(network())
     monkeypatch.setattr("resmon.capture.forensics.replay.rank_and_world", lambda: (0, 2))
@@ -719,6 +805,26 @@ def test_what_stands_beside_the_blocks_is_of_none_of_them(module: str, operation
     _, sink, _ = train(model, steps=2, before=before, optimizer=torch.optim.SGD(model.parameters(), lr=0.0))
     found = only(sink)
     assert (found.module, found.operation, found.block) == (module, operation, block)
+
+
+class Heads(nn.Module):
+    """Adds in its own forward, and goes on there with what is of no block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.branch(torch.tanh(x))
+        return (self.head(x) * 1e30).exp()  # of the head
+
+
+def test_what_the_model_does_itself_behind_its_last_block_is_of_none() -> None:
+    torch.manual_seed(0)
+    _, sink, _ = train(Heads(), steps=1)
+    found = only(sink)
+    assert (found.operation, found.line, found.block) == ("exp", line_of("of the head"), "")
 
 
 def test_a_parameter_in_front_of_a_blocks_fork_is_of_the_block() -> None:
