@@ -404,7 +404,8 @@ class _Check:
             return
         sites = outcome.sites if outcome is not None else ()
         order = [plain(path) for path in outcome.trace.calls] if outcome is not None else ()
-        for weight in suspicious(real[0], sites, order):
+        sightings = outcome.survey.sightings if outcome is not None else ()
+        for weight in suspicious(real[0], sites, order, sightings):
             self.faults.append(_of_weight(weight))
 
 

@@ -1,7 +1,7 @@
 """Initial weights with which a model cannot learn well: not finite, all equal, or far too large for what they sum over.
 
-Zeros at the end of a branch are healthy (a block that begins as the identity), and so they are in the last layer of all. What is
-judged besides is the weights of linear maps and convolutions only.
+Zeros at the end of a branch are healthy (a block that begins as the identity), so they are in the last layer of all, and where the
+branch goes by that layer, too (an adapter, a gate). What is judged besides is the weights of linear maps and convolutions only.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from resmon.capture.discovery.survey import Sighting
 from resmon.capture.fitting.fixes import layer_of
 from resmon.capture.host.compiler import plain
 from resmon.capture.host.stack import block_of
@@ -36,14 +37,19 @@ class Weight:
     do: str
 
 
-def suspicious(model: nn.Module, sites: Sequence[ResidualSite], order: Sequence[str]) -> Iterator[Weight]:
-    """Weights to look at. `order` is that in which modules ran, of which the last with parameters may begin at zero."""
+def suspicious(
+    model: nn.Module, sites: Sequence[ResidualSite], order: Sequence[str], sightings: Sequence[Sighting]
+) -> Iterator[Weight]:
+    """Weights to look at. `order` is that in which modules ran, of which the last with parameters may begin at zero; `sightings`
+    are those of the sites."""
     modules = {plain(path): module for path, module in model.named_modules()}
     last = next((path for path in reversed(order) if path in modules and modules[path]._parameters), "")
     ends = {last}
     for site in sites:
         shaping = [path for path in site.branch if path in modules and _shapes(modules[path])]
         ends.update(shaping[-1:])
+    inside = {path: [sighting for sighting in sightings if path in sighting.branch_modules] for path in modules}
+    ends |= {path for path, around in inside.items() if around and all(_goes_by(each, path) for each in around)}
     for path, module in modules.items():
         for own, held in ((True, module._parameters), (False, module._buffers)):
             for key, tensor in held.items():
@@ -54,6 +60,16 @@ def suspicious(model: nn.Module, sites: Sequence[ResidualSite], order: Sequence[
                 if said is not None:
                     level, says, do = said
                     yield Weight(name, block_of(sites, "", path), level, f"{name} {says}", do)
+
+
+def _goes_by(sighting: Sighting, path: str) -> bool:
+    """Whether a branch has a way from the skip to the sum that leaves out what the module at `path` gives."""
+    reached = {sighting.residual.shared}
+    for node in sighting.residual.branch:
+        made_there = any(place.side == "out" and plain(place.frame.path) == path for place in node.places)
+        if not made_there and not reached.isdisjoint(node.parents):
+            reached.add(node)
+    return sighting.branch in reached
 
 
 def _of(

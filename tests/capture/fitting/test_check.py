@@ -258,6 +258,24 @@ def test_initial_weights(monkeypatch: pytest.MonkeyPatch, how: Callable[[Any], o
     assert [(fault.level, fault.block, fault.module) for fault in report.faults if fault.kind == "initialisation"] == found
 
 
+class Adapted(nn.Module):
+    """A gate and an adapter that begin at zero, beside what the branch computes anyway."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.down, self.up, self.gate = (nn.Linear(8, 8) for _ in range(5))
+        for zeros in (self.up, self.gate):
+            nn.init.zeros_(zeros.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x) + self.up(self.down(x))
+        return x + self.second(torch.relu(h)) * (1 + self.gate(x))
+
+
+def test_adapters_and_gates_may_begin_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not checked(monkeypatch, lambda: nn.Sequential(nn.Linear(8, 8), Adapted(), nn.Linear(8, 4)), "2,8").faults
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 

@@ -136,7 +136,7 @@ def test_a_long_message_is_cut() -> None:
 
 @pytest.mark.parametrize("error", [ValueError(), RuntimeError("")])
 def test_a_message_may_be_empty(error: Exception) -> None:
-    assert incident(nn.Sequential(), error).summary.startswith(type(error).__name__ + ",")
+    assert incident(nn.Sequential(), error).summary == type(error).__name__
 
 
 def test_a_block_that_was_not_met_yet_is_known_by_its_like() -> None:
