@@ -305,7 +305,7 @@ class Ground:
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     """What a pass leaves in attributes of modules (a hidden state, a cache) is not there in the next one."""
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    held = [attributes for module in modules for attributes in (module.__dict__, module._buffers)]
+    held: list[dict[str, Any]] = [attributes for module in modules for attributes in (module.__dict__, module._buffers)]
     before = [{name: each for name, each in attributes.items() if name not in _EVERY_MODULES} for attributes in held]
     lists = [(each, each.copy()) for kept in before for each in kept.values() if type(each) is list]
     dicts = [(each, each.copy()) for kept in before for each in kept.values() if type(each) is dict]
