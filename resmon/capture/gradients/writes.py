@@ -20,14 +20,16 @@ class Writes:
         self._generation = 0  # of the gradients' selections, for which the versions were taken
         self._versions: dict[int, int] = {}  # of the parameters, by their ids, as they were first
         self._witnesses: Sequence[Tensor] = ()
-        self._left: list[int] = []  # the witnesses' versions when the newest step was over
-        self._between: list[int] = []  # how often they were written between it and the one before
-        self._usually: list[int] = []  # and how often between those before
+        self._left = 0  # how often the witnesses had been written when the newest step was over
+        self._between = 0  # and were since then, until the first optimizer stepped
+        self._usually = 0  # and were so before the step before it
+
+    def _written(self) -> int:
+        return sum([each._version for each in self._witnesses])
 
     def step_begins(self) -> None:
         """The first optimizer of a step is about to write."""
-        self._usually = self._between
-        self._between = [each._version - left for each, left in zip(self._witnesses, self._left, strict=True)]
+        self._usually, self._between = self._between, self._written() - self._left
 
     def step_over(self, *, whole: bool) -> None:
         """A step is over; in a `whole` one the optimizers have written, or were kept from it."""
@@ -36,12 +38,12 @@ class Writes:
             parameters = self._gradients.everything.parameters
             self._versions = {id(each): each._version for each in parameters}
             self._witnesses = parameters[:: max(1, len(parameters) // WITNESSES)][:WITNESSES]
-            self._between = [0] * len(self._witnesses)
-        self._left = [each._version for each in self._witnesses]
+            self._between = 0
+        self._left = self._written()
 
     def are_the_optimizers(self, parameter: Tensor, model: nn.Module) -> bool:
         """Whether a parameter was written as often as most of its model's that have gradients, and none of them now out of turn."""
-        if any(now > before for now, before in zip(self._between, self._usually, strict=True)):
+        if self._between > self._usually:
             return False
         written = Counter(
             each._version - first
