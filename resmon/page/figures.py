@@ -50,8 +50,7 @@ class Seen:
 
     @property
     def blocks(self) -> list[str]:
-        several = len({site.model for site in self.course.sites}) > 1
-        return [f"{site.model}:{site.name}" if several else site.name for site in self.course.sites]
+        return [site.place for site in self.course.sites]
 
 
 @dataclass(frozen=True, slots=True)

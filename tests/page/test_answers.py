@@ -95,6 +95,13 @@ def test_a_run_is_told_with_its_figures(tmp_path: Path) -> None:
     assert [each["name"] for each in told["quantities"]] == [measure.name for measure in MEASURES]
 
 
+def test_what_is_said_of_a_block_leads_to_it_where_models_share_its_name(tmp_path: Path) -> None:
+    record(tmp_path, "gan", broken_at=60, models=("g", "d"))
+    told = House(tmp_path).run("gan")
+    assert told["blocks"].index("d:h.4") > told["blocks"].index("g:h.4")
+    assert told["run"]["findings"][0]["block"] == "d:h.4" == told["run"]["incidents"][0]["block"]
+
+
 @pytest.mark.parametrize(
     ("quantity", "narrow"), [("branch_skip_ratio", True), ("gradient_norm", False), ("dead_unit_ratio", False)]
 )
