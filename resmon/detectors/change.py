@@ -87,7 +87,7 @@ class Change(Detector):
         self._loss = LossLevel()
         # Of windows: their first steps and learning rates, and likewise batches.
         self._rates: deque[tuple[int, float]] = deque(maxlen=SCHEDULE)
-        self._batches: deque[tuple[int, float]] = deque(maxlen=SCHEDULE)
+        self._batches: deque[tuple[int, float]] = deque(maxlen=2 * SCHEDULE)
         self._seen = 0  # windows
         over = "the new level has become the usual one"
         self._of_blocks = Episodes(self.name, runbook="change", lasts=1, calm=TOLD, over=over)
@@ -99,9 +99,10 @@ class Change(Detector):
         known = rate[rate > 0]
         if len(known):
             self._rates.append((window.first_step, float(np.median(known))))
-        low, batch, high = np.quantile(window.run("samples"), (0.25, 0.5, 0.75), method="nearest")
-        if low == high:  # batches that are as long as their texts have no size that could change
-            self._batches.append((window.first_step, float(batch)))
+        for half in np.array_split(window.run("samples"), 2):  # one that changes within a window is known in it
+            low, batch, high = np.quantile(half, (0.25, 0.5, 0.75), method="nearest") if len(half) else (0, 0, 1)
+            if low == high:  # batches that are as long as their texts have no size that could change
+                self._batches.append((window.first_step, float(batch)))
         of_blocks, of_run = self._changed(window)
         if self._seen <= BEGIN:  # it has been seen, and is no news later
             of_blocks, of_run = [], []

@@ -82,11 +82,11 @@ def test_a_learning_rate_that_moves_explains_it(moved: float) -> None:
     assert said(Change(), course(1800, run={"learning_rate": rate}, gradient_norm=level(3.0, list(range(6))))) == []
 
 
-@pytest.mark.parametrize("times", [0.25, 3.0])
-def test_a_batch_of_another_size_explains_it(times: float) -> None:
-    batch = np.where(np.arange(1800) < BEFORE, 32, 32 * times)
+@pytest.mark.parametrize(("times", "at"), [(0.25, BEFORE), (3.0, BEFORE), (3.0, BEFORE - 4)])
+def test_a_batch_of_another_size_explains_it(times: float, at: int) -> None:
+    batch = np.where(np.arange(1800) < at, 32, 32 * times)
     batch[::40] = 20  # the last one of an epoch
-    quieter = level(times**-0.5, list(range(6)))
+    quieter = level(times**-0.5, list(range(6)), at=at)
     assert said(Change(), course(1800, run={"samples": batch}, gradient_norm=quieter)) == []
     assert said(Change(), course(1800, run={"samples": np.where(batch == 20, 20, 32)}, gradient_norm=quieter))
     texts = np.random.default_rng(2).integers(8, 64, 1800)  # as many as there is room for
