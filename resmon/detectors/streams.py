@@ -55,7 +55,8 @@ class Streams:
         logs = _logarithms(values)
         count, levels, spreads = _summary(logs)
         rows = (self._pushed % REMEMBERED)[None]
-        for kept, newest in zip(self._windows, (window.first_step, len(window), count, levels, spreads), strict=True):
+        summary: tuple[int | Ints | Floats, ...] = (window.first_step, len(window), count, levels, spreads)
+        for kept, newest in zip(self._windows, summary, strict=True):
             np.put_along_axis(kept, rows, np.where(count > 0, newest, np.take_along_axis(kept, rows, 0)), 0)
         self._pushed += count > 0
         evidence: Floats = self._charts.block(logs.reshape(len(logs), -1)).max(axis=0, initial=0.0)

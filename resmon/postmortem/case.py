@@ -123,7 +123,8 @@ def read(folder: Path, say: Progress = lambda _: None) -> Case:
     whole, close = grids(flight, run, thinned, names, window.steps, window.blocks)
     say("reading the histograms")
     labels = flight.info["models"] if any(site.model for site in sites) else {}
-    named = [place(labels.get(each.model, ""), each.block) for each in (*incidents, *found)]
+    told: list[Incident | Finding] = [*incidents, *found]
+    named = [place(labels.get(each.model, ""), each.block) for each in told]
     before_and_after = magnitudes(flight, names, window.steps, named)
     say("reading the run's curves")
     return Case(

@@ -271,7 +271,7 @@ def _blocks(view: View, width: int, room: int) -> RenderableType:
         farthest = np.concatenate(([worst], farthest[farthest != worst]))
     shown = np.sort(farthest[:room])
 
-    heads, bar, mark = next(layout for least, *layout in LAYOUTS if width >= least)
+    _, heads, bar, mark = next(layout for layout in LAYOUTS if width >= layout[0])
     fixed = [max(NUMBER, len(head)) for head in heads] + [bar] * (bar > 0) + [len(mark)]
     room = max(8, width - BORDERS - sum(fixed) - len(fixed))
     table = Table.grid(padding=(0, 1))
