@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 
 def number(value: float) -> str:
@@ -94,3 +95,17 @@ def listed(things: Iterable[object], most: int = 4) -> str:
     if len(names) <= most:
         return ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + "".join(names[-1:])
     return f"{', '.join(names[:most])} and {len(names) - most:,} more"
+
+
+def shortened(names: Sequence[str], longest: int) -> list[str]:
+    """Blocks' names side by side: where one does not fit, all of them without the modules that hold every block.
+
+    What is too long even so keeps its end, which tells it from others.
+    """
+    if len(names) > 1 and max(map(len, names)) > longest:
+        parts = [name.split(".") for name in names]
+        columns = zip(*(part[:-1] for part in parts), strict=False)
+        same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        if same:
+            names = [f"…{'.'.join(part[same:])}" for part in parts]
+    return [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]

@@ -130,6 +130,11 @@ BLOCK_VALUES = tuple(BLOCK_MERGES)
 BLOCK_COUNTS = ("elements", "nonfinite_forward", "nonfinite_backward", "samples", "kept")
 
 
+def place(model: str, block: str) -> str:
+    """A block by a name that no block of another model has."""
+    return f"{model}:{block}" if model and block else block
+
+
 @dataclass(frozen=True, slots=True)
 class ResidualSite:
     """One residual addition y = skip + branch in a model.
@@ -161,6 +166,11 @@ class ResidualSite:
     operations: tuple[str, ...] = ()
     skip_operations: tuple[str, ...] = ()
     following: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Its name among those of all models that are watched together."""
+        return place(self.model, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +297,11 @@ class Finding:
     runbook: str  # name of the runbook, runbooks/<name>.md
     evidence: dict[str, Any] = field(default_factory=dict)  # "first" is the sentence that it began with
 
+    @property
+    def place(self) -> str:
+        """Its block's `ResidualSite.place`."""
+        return place(self.model, self.block)
+
     @classmethod
     def opened(
         cls,
@@ -375,6 +390,11 @@ class Incident:
     runbook: str = ""  # runbooks/<name>.md
     capsule: str = ""  # file in the rank's folder with which the failure can be repeated elsewhere
     evidence: dict[str, Any] = field(default_factory=dict)  # values as JSON has them
+
+    @property
+    def place(self) -> str:
+        """Its block's `ResidualSite.place`."""
+        return place(self.model, self.block)
 
 
 def incident_id(kind: Outcome, step: int | None) -> str:

@@ -15,15 +15,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
+from rich.text import Text
 
 from resmon import __version__
 from resmon.agent import runtime
 from resmon.agent.runtime import Seat
-from resmon.cli import GROUPS, VERBS, main
+from resmon.cli import GROUPS, VERBS, application, main
 from resmon.commands.ls import _age
 from resmon.commands.runs import find_run
 from resmon.errors import FlightError
@@ -113,6 +116,20 @@ def test_the_help_lists_every_verb(tmp_path: Path) -> None:
     for name, function in VERBS:
         assert f" {name} " in result.stdout
         assert function.__doc__
+
+
+def test_what_help_says_reaches_the_reader_as_it_is_written() -> None:
+    """Square brackets are patterns of names here, and markup to whoever prints them."""
+
+    def texts(command: Any) -> Iterator[str]:
+        yield command.help or ""
+        yield from (getattr(parameter, "help", "") or "" for parameter in command.params)
+        for verb in getattr(command, "commands", {}).values():
+            yield from texts(verb)
+
+    said = list(texts(typer.main.get_command(application())))
+    assert len(said) > 100
+    assert [text for text in said if Text.from_markup(text).plain != text.replace("\\[", "[")] == []
 
 
 def test_the_version(tmp_path: Path) -> None:
@@ -571,6 +588,7 @@ def test_settings_takes_names_and_values(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["tail", "digitz"], "there is no run 'digitz' in runs. It holds digits."),
+        (["tail", "digitz", "-d", "."], "there is no run 'digitz' in this folder. It holds no runs."),
         (["tail", "digits", "-d", "nowhere"], "there is no folder nowhere"),
         (["ls", "nowhere"], "there is no folder nowhere"),
         (["tail", "broken", "--once"], "info.json is missing or damaged"),

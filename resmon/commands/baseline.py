@@ -44,9 +44,11 @@ def baseline(
     if as_json:
         print(json.dumps(asdict(compared) | {"drifted": len(compared.drifted)}, indent=2, allow_nan=False))
     else:
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for title in ("block", "", "PSI", "JS", "KS", "Wasserstein", "q", "samples"):
-            table.add_column(title, justify="left" if title in ("block", "") else "right", overflow="fold")
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+        table.add_column("block", overflow="fold", min_width=7)
+        table.add_column("", no_wrap=True)
+        for title in ("PSI", "JS", "KS", "Wasserstein", "q", "samples"):
+            table.add_column(title, justify="right", no_wrap=title != "Wasserstein", overflow="fold")
         for row in compared.rows:
             distances = (row.population_stability, row.jensen_shannon, row.kolmogorov_smirnov, row.wasserstein)
             values = [f"{value:.4f}" for value in distances]

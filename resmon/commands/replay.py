@@ -20,7 +20,7 @@ def replay(
         typer.Option(
             "--set",
             metavar="DETECTOR.OPTION=VALUE",
-            help="Try this on top of the run's own settings, once for each; of some blocks: 'dead_branch[h.0.*].enabled=false'.",
+            help=r"Try this on top of the run's own settings, once for each; of some blocks: 'dead_branch\[h.0.*].enabled=false'.",
         ),
     ] = None,
     detector: Annotated[

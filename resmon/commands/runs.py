@@ -50,7 +50,9 @@ def find_run(run: str, directory: Path) -> Path:
     near = get_close_matches(run, names, n=3) or names[:3]
     there = f"It holds {', '.join(near)}{' and others' if len(names) > len(near) else ''}." if near else "It holds no runs."
     there = layout.not_let_in(directory) if not near and directory in layout.closed(directory) else there
-    raise FlightError(f"there is no run {run!r} in {directory}. {there} `resmon ls` lists them; --directory names another folder.")
+    raise FlightError(
+        f"there is no run {run!r} in {_spoken(directory)}. {there} `resmon ls` lists them; --directory names another folder."
+    )
 
 
 def find_runs(runs: str, directory: Path) -> list[Path]:
@@ -69,9 +71,15 @@ def find_runs(runs: str, directory: Path) -> list[Path]:
         folders = [folder for folder in layout.runs(directory) if fnmatchcase(folder.name, part)]
         folders = folders or [folder for folder in layout.runs(Path(part).parent) if fnmatchcase(folder.name, Path(part).name)]
         if not folders:
-            raise FlightError(f"no run in {directory} matches {part!r}. `resmon ls` lists them; --directory names another folder.")
+            raise FlightError(
+                f"no run in {_spoken(directory)} matches {part!r}. `resmon ls` lists them; --directory names another folder."
+            )
         found += [find_run(str(folder), directory) for folder in folders]
     return found
+
+
+def _spoken(directory: Path) -> str:
+    return "this folder" if directory == Path() else str(directory)  # ". It" reads as the folder above
 
 
 def _is_pattern(text: str) -> bool:

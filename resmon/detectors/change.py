@@ -29,9 +29,9 @@ OF_BLOCKS = {
 RUN_ALONE = (RUN,)  # one and the same: streams are arranged anew for other sites
 OF_RUN = {"loss": "loss", "gradient_norm": "gradient norm of the model"}
 BEGIN = 64  # windows before anything is said: a run that begins learns faster than any forecast follows
-EXPLAINED = 1.2  # times that the learning rate moved since shortly before the change
+EXPLAINED = 1.2  # times that the learning rate or the batch moved since shortly before the change
 BEFORE = 4  # windows: so shortly
-RATES = 1024  # windows whose learning rates are known: a loss that is seldom logged changes slowly
+SCHEDULE = 1024  # windows of which both are known: a loss that is seldom logged changes slowly
 ALL = 0.75  # part of a model's blocks that move together as one: the network's change
 TOLD = 8  # windows after which what was told is over: the new level is learnt by then
 LISTED = 20  # streams in the evidence
@@ -62,10 +62,11 @@ class Change(Detector):
     loss and the model's gradient norm stand in its evidence, and are a finding without a block where no block moved. The evidence
     lists the streams, by how much they moved, and their charts.
 
-    *Trade-off.* Where the learning rate is more than 1.2 times above or below what it was shortly before, it explains the change:
-    nothing is said, and the streams learn anew. So do streams that were told of: a new level is news once. Nothing is said in the
-    first 64 windows, in which a run learns faster than a forecast follows, and a lasting change of less than a quarter is nobody's
-    concern. A loss that was ever negative has no logarithm and is not followed here; loss_divergence follows it.
+    *Trade-off.* Where the learning rate, or the number of samples that most steps have, is more than 1.2 times above or below what
+    it was shortly before, it explains the change: nothing is said, and the streams learn anew. So do streams that were told of: a
+    new level is news once. Nothing is said in the first 64 windows, in which a run learns faster than a forecast follows, nor of
+    what has lasted for less than half a window, and a lasting change of less than a quarter is nobody's concern. A loss that was
+    ever negative has no logarithm and is not followed here; loss_divergence follows it.
 
     *Delay.* A level that doubles, with noise of 5 %: 16 to 48 steps.
 
@@ -84,7 +85,9 @@ class Change(Detector):
         self._blocks = Streams(tuple(OF_BLOCKS))
         self._run = Streams(tuple(OF_RUN))
         self._loss = LossLevel()
-        self._rates: deque[tuple[int, float]] = deque(maxlen=RATES)  # of windows: their first steps, and the medians
+        # Of windows: their first steps and learning rates, and likewise batches.
+        self._rates: deque[tuple[int, float]] = deque(maxlen=SCHEDULE)
+        self._batches: deque[tuple[int, float]] = deque(maxlen=2 * SCHEDULE)
         self._seen = 0  # windows
         over = "the new level has become the usual one"
         self._of_blocks = Episodes(self.name, runbook="change", lasts=1, calm=TOLD, over=over)
@@ -96,6 +99,10 @@ class Change(Detector):
         known = rate[rate > 0]
         if len(known):
             self._rates.append((window.first_step, float(np.median(known))))
+        for half in np.array_split(window.run("samples"), 2):  # one that changes within a window is known in it
+            low, batch, high = np.quantile(half, (0.25, 0.5, 0.75), method="nearest") if len(half) else (0, 0, 1)
+            if low == high:  # batches that are as long as their texts have no size that could change
+                self._batches.append((window.first_step, float(batch)))
         of_blocks, of_run = self._changed(window)
         if self._seen <= BEGIN:  # it has been seen, and is no news later
             of_blocks, of_run = [], []
@@ -112,7 +119,7 @@ class Change(Detector):
             clearest = max((each for each in of_blocks if each.site == lead), key=_evidence)
             name, site = OF_BLOCKS[clearest.statistic], window.sites[lead]
             together = len(blocks) >= ALL * len(window.models[site.model]) and len(blocks) > 2
-            where = f"nearly all blocks, first in {site.name}" if together else site.name
+            where = f"nearly all blocks (first in {site.name})" if together else site.name
             more = f", together with {count(len(blocks) - 1, 'other block')}" if len(blocks) > 1 and not together else ""
             evidence = {"network": together} | _listed([*of_blocks, *of_run])
             return _account(f"{name} in {where}", clearest, more, evidence)
@@ -138,14 +145,24 @@ class Change(Detector):
         reached = np.flatnonzero(evidence >= np.r_[limits, np.full(len(of_run), self.tuned.everywhere.evidence)])
         if not len(reached):
             return [], []
+        split, sites = len(of_blocks), len(window.sites)
+        # A change that has hardly begun waits for the next window, where a spike is over.
+        reached = np.array(
+            [
+                i
+                for i in reached.tolist()
+                if (self._blocks.is_settled(*divmod(i, sites)) if i < split else self._run.is_settled(i - split, 0))
+            ],
+            np.int64,
+        )
         found = self._discovered(evidence, reached)
-        split = len(of_blocks)
         changed = [
-            self._blocks.moved(*divmod(i, len(window.sites)), *self._least(window.sites[i % len(window.sites)].name))
-            for i in found
-            if i < split
+            self._blocks.moved(k, s, blocks[:, k, s], *self._least(window.sites[s].name))
+            for k, s in (divmod(i, sites) for i in found if i < split)
         ]
-        run_changed = [self._run.moved(i - split, 0, *self._least(RUN.name)) for i in found if i >= split]
+        run_changed = [
+            self._run.moved(k, 0, run[:, k, 0], *self._least(RUN.name)) for k in (i - split for i in found if i >= split)
+        ]
         # Whatever is made of it, it has been seen: the level is learnt anew.
         self._blocks.forget(reached[reached < split])
         self._run.forget(reached[reached >= split] - split)
@@ -171,9 +188,12 @@ class Change(Detector):
         return moved.direction != "wider" or moved.factor >= self.tuned.at(moved.block, "wider")
 
     def _is_explained(self, since: int) -> bool:
-        """Whether the learning rate moved since shortly before."""
-        rates = [rate for step, rate in self._rates if step > since - (BEFORE + 1) * WINDOW]
-        return bool(rates) and max(rates) > EXPLAINED * min(rates)
+        """Whether the learning rate or the batch moved since shortly before."""
+        for course in (self._rates, self._batches):
+            values = [value for step, value in course if step > since - (BEFORE + 1) * WINDOW]
+            if values and max(values) > EXPLAINED * min(values):
+                return True
+        return False
 
 
 def _evidence(moved: Moved) -> float:

@@ -26,6 +26,7 @@ WANDERING = 4.0  # of a level's usual moves, times the root of how many there we
 PART = 0.1  # of what had been gained until the best, that a rise gives back
 RATE = 1.5  # a learning rate so many times that of the best level explains that the best is lost, but not
 BEGINNING = 0.8  # that the loss is back at so much of where the run began
+ALL, LEARNT = 0.9, 3.0  # of what had been gained, where the best was so many times below the beginning, is all of it
 ENOUGH, SUDDEN_ENOUGH = 2.0, 10.0  # times the level at which the run began are a divergence without regard to noise
 SUDDEN = 8  # losses in a row that are ten times as large need no window
 SUDDEN_NOISES = 10.0
@@ -65,7 +66,9 @@ class Divergence(Detector):
 
         limit = max(best + 2 rise, 0.8 of the level at which the run began)
 
-    Twice the level at which the run began is above every limit: near zero a loss is so noisy that hardly anything is a rise.
+    Twice the level at which the run began is above every limit: near zero a loss is so noisy that hardly anything is a rise. So is,
+    where no learning rate explains it, a level at which nine tenths of what had been gained are lost, if the best was three times
+    below the beginning.
 
     *Meaning.* `loss_divergence` (page): three levels in a row are above the limit, and the last is not on its way back. Or, at
     once: 8 losses in a row are above a limit with log 10 and 10 noises in place of log 1.5 and 6, or above ten times the beginning.
@@ -161,7 +164,7 @@ class Divergence(Detector):
         elif self._best is not None and self._count > self._options.windows:
             rise = self._rise(log(self._options.factor), self._options.noises, WANDERING)
             newest = list(self._levels)[-self._options.windows :]
-            lowest, limit = min(each.value for each in newest), self._above_which(rise, ENOUGH)
+            lowest, limit = min(each.value for each in newest), min(self._above_which(rise, ENOUGH), self._where_all_is_lost())
             if lowest > limit and level.value > newest[0].value - rise / 4 and self._loses(lowest):
                 yield self._opened(step, time, level.value, newest[0].step, limit)
         if self._best is None or level.value < self._best.value:
@@ -177,6 +180,16 @@ class Divergence(Detector):
         if rate is None or then is None or rate <= RATE * then:
             return min(best + rise, enough)
         return min(max(best + 2 * rise, first - (1 - BEGINNING) * abs(first) if self._linear else first + log(BEGINNING)), enough)
+
+    def _where_all_is_lost(self) -> float:
+        """The level at which all that had been learnt is lost, and no noise of single losses, large near 0, tells otherwise."""
+        assert self._best is not None  # noqa: S101, its callers asked
+        assert self._first is not None  # noqa: S101, likewise
+        rate, then, best, first = self._rate, self._best.rate, self._best.value, self._first.value
+        risen = rate is not None and then is not None and rate > RATE * then
+        if self._linear or risen or first - best < log(LEARNT):
+            return inf
+        return log(self._loss(best) + ALL * (self._loss(first) - self._loss(best)))
 
     def _rise(self, factor: float, noises: float, wandering: float) -> float:
         """What a level or loss must be above the reference; the newest windows, which are judged, have no part in the noise."""

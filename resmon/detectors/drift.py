@@ -16,6 +16,7 @@ from resmon.detectors.detector import Detector, Weight
 from resmon.detectors.episode import Account, Episodes, with_others
 from resmon.detectors.history import History
 from resmon.detectors.options import Options, Tuned
+from resmon.detectors.schedule import Schedule
 from resmon.detectors.window import Window, rearranged
 from resmon.quantities import number
 from resmon.records import MAGNITUDE_NONFINITE, MAGNITUDE_ZERO, Finding, Floats, Ints, ResidualSite
@@ -52,7 +53,8 @@ class Drift(Detector):
 
     *Trade-off.* By its own past the detector knows how much samples within a step depend on each other, which the count of samples
     does not tell; where the past is restless it is deaf. Bins are powers of 2: a change by a few percent of all values is seen as
-    what crosses an edge. Nothing is said in the first 36 windows.
+    what crosses an edge. Nothing is said in the first 36 windows, nor where the learning rate is more than 1.25 times the smallest
+    of the reference: after a warm restart a network puts out other values because it learns again.
 
     *Delay.* A sudden change by a factor of 2 of all values: 48 to 96 steps; a gradual one about as long as it takes.
 
@@ -72,6 +74,7 @@ class Drift(Detector):
         self._sites: tuple[ResidualSite, ...] = ()
         self._held: deque[npt.NDArray[np.int32]] = deque()  # histograms of windows, [S, B] each
         self._distances = History(USUAL + UNUSED)
+        self._schedule = Schedule(NEWEST + GAP + REFERENCE, REFERENCE)
         self._episodes = Episodes(
             self.name, runbook="drift", lasts=self.tuned.everywhere.windows, over="the distributions are settled"
         )
@@ -82,6 +85,7 @@ class Drift(Detector):
             self._held = deque(rearranged(each.T, self._sites, sites, 0).T for each in self._held)
             self._sites = sites
         self._distances.arrange(sites)
+        self._schedule.take(window)
         self._held.append(np.minimum(in_order(window.histogram), _MOST).astype(np.int32))
         if len(self._held) < NEWEST + GAP + REFERENCE:
             return ()
@@ -98,7 +102,7 @@ class Drift(Detector):
             bad = known & (distance >= limit)
         if bad.any():
             bad &= divergence >= by_chance(newest, reference)
-        bad &= self.watched(window)
+        bad &= self.watched(window) & (not self._schedule.rose)
 
         def tell(lead: int, all_: Ints) -> Account:
             site, since = sites[lead], self._episodes.since(lead)

@@ -15,6 +15,7 @@ from resmon.detectors.episode import Account, Episodes
 from resmon.detectors.history import History
 from resmon.detectors.noise import MAD
 from resmon.detectors.options import Options, Tuned
+from resmon.detectors.schedule import Schedule
 from resmon.detectors.window import Window, median
 from resmon.quantities import number
 from resmon.records import Bools, Finding, Floats, Ints
@@ -22,7 +23,6 @@ from resmon.records import Bools, Finding, Floats, Ints
 NEWEST, GAP, REFERENCE = 4, 8, 12  # windows that are looked at, that lie between, and that they are compared with
 BEGIN = 28  # windows before anything is said
 TOLERANCE = 0.01  # that a level may wander even where it never did, on the log scale
-RAISED = 1.25  # times the smallest learning rate of the reference: more explains a change
 MOST = 0.75  # share of a model's blocks that are to move for "all of them"
 
 
@@ -76,7 +76,7 @@ class DriftingInputs(Detector):
         length = NEWEST + GAP + REFERENCE
         self._stream, self._branches = History(length), History(length)
         self._inputs: deque[tuple[float, float]] = deque(maxlen=length)  # log RMS, and mean in parts of it
-        self._rates: list[float] = []
+        self._schedule = Schedule(length, REFERENCE)
         self._seen = 0  # windows
         lasts, over = self.tuned.everywhere.windows, "what comes in is settled"
         self._episodes = Episodes(self.name, runbook="drifting-inputs", lasts=lasts, over=over)
@@ -92,12 +92,11 @@ class DriftingInputs(Detector):
             self._branches.push(np.where(branch > 0, np.log(branch), np.nan))
         self._seen += 1
         length = NEWEST + GAP + REFERENCE
-        rates = window.run("learning_rate")
-        self._rates = [*self._rates[-(length - 1) :], float(np.fmax.reduce(rates))]
+        self._schedule.take(window)
         events, inputs_are_bad = self._judge_inputs(window)
         bad, moved, spreads = np.zeros(len(sites), bool), np.zeros(len(sites)), np.zeros(len(sites))
         everywhere = np.zeros(len(sites), bool)
-        if self._seen > BEGIN and not inputs_are_bad and not self._raised():
+        if self._seen > BEGIN and not inputs_are_bad and not self._schedule.rose:
             streams, branches = self._stream.newest(length), self._branches.newest(length)
             for mine in window.models.values():
                 first = mine[:1]
@@ -158,11 +157,6 @@ class DriftingInputs(Detector):
             )
 
         return list(self._of_inputs.run(window, bad, tell)), bad
-
-    def _raised(self) -> bool:
-        """Whether a learning rate that rose explains what changed."""
-        before = [rate for rate in self._rates[:REFERENCE] if rate == rate]
-        return bool(before) and self._rates[-1] > RAISED * min(before)
 
     def _far(self, moved: Floats, spreads: Floats, window: Window, places: Ints, factor: str, times: str) -> Bools:
         far: Bools = (np.abs(moved) >= np.log(self.tuned.column(factor, window.sites)[places])) & (

@@ -36,7 +36,7 @@ class Moved:
     direction: Literal["up", "down", "wider"] | None  # None where nothing is seen of it but its chart
     factor: float  # that its level moved by or, where it became wider, its noise
     noises: float  # standard deviations of its noise, before, that its level moved by
-    now: float  # the level of its newest window
+    now: float  # the level of the newest window's values since then
 
 
 class Streams:
@@ -52,22 +52,28 @@ class Streams:
     def take(self, window: Window, sites: tuple[ResidualSite, ...], values: Floats) -> Floats:
         """Take a window's values, [n, K, S]; the most evidence in it of each stream, [K, S]."""
         self._arrange(sites)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            logs = np.where(values > 0, np.log(values), np.nan)
-            levels = median(logs)
-            there = ~np.isnan(logs)
-            count = there.sum(axis=0)
-            apart = np.where(there, np.abs(logs - levels), 0.0).sum(axis=0) / count
-        spreads = np.log(np.maximum(apart, LEAST))
+        logs = _logarithms(values)
+        count, levels, spreads = _summary(logs)
         rows = (self._pushed % REMEMBERED)[None]
-        for kept, newest in zip(self._windows, (window.first_step, len(window), count, levels, spreads), strict=True):
+        summary: tuple[int | Ints | Floats, ...] = (window.first_step, len(window), count, levels, spreads)
+        for kept, newest in zip(self._windows, summary, strict=True):
             np.put_along_axis(kept, rows, np.where(count > 0, newest, np.take_along_axis(kept, rows, 0)), 0)
         self._pushed += count > 0
         evidence: Floats = self._charts.block(logs.reshape(len(logs), -1)).max(axis=0, initial=0.0)
         return evidence.reshape(levels.shape)
 
-    def moved(self, statistic: int, site: int, factor: float, noises: float) -> Moved:
-        """How a stream changed, as its windows say: its level, where that moved by this factor and by so many noises."""
+    def is_settled(self, statistic: int, site: int) -> bool:
+        """Whether at least half of the newest window's values are of the change that the charts see: fewer may be a spike."""
+        newest = (int(self._pushed[statistic, site]) - 1) % REMEMBERED
+        ago = self._charts.change(statistic * len(self._sites) + site).ago
+        return bool(2 * ago >= self._windows[COUNT, newest, statistic, site])
+
+    def moved(self, statistic: int, site: int, newest: Floats, factor: float, noises: float) -> Moved:
+        """How a stream changed, as its windows say: its level, where that moved by this factor and by so many noises.
+
+        `newest` is what it was at the steps of the newest window. Of these the values since the change count alone: together with
+        those before they would be neither level.
+        """
         said = self._charts.change(statistic * len(self._sites) + site)
         pushed = int(self._pushed[statistic, site])
         rows = (pushed - 1 - np.arange(min(pushed, REMEMBERED))) % REMEMBERED  # newest first
@@ -76,7 +82,8 @@ class Streams:
         began = min(int(np.searchsorted(values, said.ago)), len(rows) - 1)  # in this window
         step, steps, count = kept[: COUNT + 1, began]
         since = int(step + max(0.0, values[began] - said.ago) * steps / count)
-        now, usual = kept[LEVEL:, 0], kept[LEVEL:, began + 2 :][:, :USUAL]
+        logs = _logarithms(newest)
+        now, usual = np.array(_summary(logs[~np.isnan(logs)][-said.ago :])[1:]), kept[LEVEL:, began + 2 :][:, :USUAL]
         level, spread = (now - np.median(usual, axis=1)).tolist() if usual.shape[1] > 1 else (0.0, 0.0)
         away, least = abs(said.size), noises
         if said.direction == "wider":  # as a level that leaps is for charts that only see how far from its forecast it is
@@ -106,3 +113,18 @@ class Streams:
         self._windows = rearranged(self._windows, self._sites, sites, np.nan)
         self._pushed = rearranged(self._pushed, self._sites, sites, 0)
         self._sites = sites
+
+
+def _logarithms(values: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(values > 0, np.log(values), np.nan)
+
+
+def _summary(logs: Floats) -> tuple[Ints, Floats, Floats]:
+    """Over the first axis: how many there are, their median, and the logarithm of their mean distance from that."""
+    with np.errstate(invalid="ignore"):
+        levels = median(logs)
+        there = ~np.isnan(logs)
+        count = there.sum(axis=0)
+        apart = np.where(there, np.abs(logs - levels), 0.0).sum(axis=0) / count
+    return count, levels, np.log(np.maximum(apart, LEAST))

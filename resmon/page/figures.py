@@ -50,8 +50,7 @@ class Seen:
 
     @property
     def blocks(self) -> list[str]:
-        several = len({site.model for site in self.course.sites}) > 1
-        return [f"{site.model}:{site.name}" if several else site.name for site in self.course.sites]
+        return [site.place for site in self.course.sites]
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,15 +380,17 @@ def _depth(seen: Sequence[Seen], look: Look) -> Figure | None:
             customdata=told,
             hovertemplate=hover,
         )
+        models = [site.model for site in each.course.sites]
+        gaps = [k for k in range(1, len(models)) if models[k] != models[k - 1]]  # no stream leads from one model to the next
         canvas.add(
             "scatter",
-            x=places,
-            y=rounded(skip),
+            x=np.insert(np.array(places, float), gaps, [k - 0.5 for k in gaps]).tolist(),
+            y=rounded(np.insert(skip, gaps, np.nan)),
             name=f"{whose}the stream that comes to it",
             mode="lines+markers",
             line={"color": stream, "width": 2},
             marker={"size": 5, "color": stream},
-            customdata=told,
+            customdata=np.insert(np.array(told, object), gaps, "").tolist(),
             hovertemplate=hover,
         )
         canvas.add(

@@ -7,12 +7,12 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from resmon.quantities import shortened
 from resmon.records import Floats
 
 SERIES = tuple(f"var(--series-{i})" for i in range(1, 8))
@@ -187,19 +187,13 @@ def escaped(text: str, longest: int = 120) -> str:
 
 
 def short(name: str, longest: int = LONGEST_NAME) -> str:
-    """A block's name at an axis: its end tells it from others."""
-    return escaped(name if len(name) <= longest else f"…{name[1 - longest :]}")
+    """A block's name at an axis."""
+    return shorter([name], longest)[0]
 
 
 def shorter(names: Sequence[str], longest: int = LONGEST_NAME) -> list[str]:
-    """Blocks' names at one axis: where one does not fit, all of them without the modules that hold every block."""
-    if len(names) > 1 and max(map(len, names)) > longest:
-        parts = [name.split(".") for name in names]
-        columns = zip(*(part[:-1] for part in parts), strict=False)
-        same = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-        if same:
-            names = [f"…{'.'.join(part[same:])}" for part in parts]
-    return [short(name, longest) for name in names]
+    """Blocks' names at one axis."""
+    return [escaped(name) for name in shortened(names, longest)]
 
 
 def wrapped(text: str, width: int = 64) -> str:

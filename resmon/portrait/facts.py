@@ -55,8 +55,7 @@ class Facts:
     scores: tuple[tuple[str, str], ...]  # name and newest value, the learning rate and the gradient norm among them
     troubles: tuple[Trouble, ...]  # what is open first
     span: tuple[int, int] | None  # first and newest step; None where there is none
-    blocks: tuple[str, ...]  # as they are shown: with their model's name where there are several
-    sites: tuple[str, ...]  # as findings and incidents name them
+    blocks: tuple[str, ...]
     newest: Floats
     losses: tuple[tuple[str, Curve], ...]
     maps: tuple[Map, ...]
@@ -81,8 +80,7 @@ def _facts(sight: Sight, run: Summary, quantities: tuple[str, ...]) -> Facts:
     course, info = sight.course, sight.info
     span = None if course is None else (course.begin, course.newest)
     close = None if course is None else sight.window(course.newest, course.newest)
-    several = course is not None and len({site.model for site in course.sites}) > 1
-    blocks = () if course is None else tuple(f"{site.model}:{site.name}" if several else site.name for site in course.sites)
+    blocks = () if course is None else tuple(site.place for site in course.sites)
     maps = () if course is None else tuple(_map(course, BY_NAME[name]) for name in quantities if BY_NAME[name] in course.there())
     return Facts(
         run=run,
@@ -93,7 +91,6 @@ def _facts(sight: Sight, run: Summary, quantities: tuple[str, ...]) -> Facts:
         troubles=_troubles(sight),
         span=span,
         blocks=blocks,
-        sites=() if course is None else tuple(site.name for site in course.sites),
         newest=np.full((len(TABLED), len(blocks)), np.nan) if close is None else _newest(close, blocks),
         losses=() if course is None else _losses(course),
         maps=maps,
@@ -159,11 +156,11 @@ def _troubles(sight: Sight) -> tuple[Trouble, ...]:
         return finding.state == "closed", finding.severity != "page", -finding.opened_step
 
     broke = [
-        Trouble(each.kind, each.summary, "incident", each.step, each.block, True)
+        Trouble(each.kind, each.summary, "incident", each.step, each.place, True)
         for each in sorted(sight.incidents, key=lambda each: -each.time)
     ]
     said = [
-        Trouble(each.kind, each.summary, each.severity, each.opened_step, each.block, each.state != "closed")
+        Trouble(each.kind, each.summary, each.severity, each.opened_step, each.place, each.state != "closed")
         for each in sorted(sight.findings, key=weight)
     ]
     return (*broke, *said)

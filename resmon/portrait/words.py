@@ -72,7 +72,7 @@ def _table(facts: Facts, places: Sequence[int]) -> str:
             value = facts.newest[k, i]
             style = f'style="text-align:right;color:{bad};font-weight:bold"' if math.isinf(value) else right
             cells.append(f"<td {style}>{_value(value)}</td>")
-        told = ", ".join(dict.fromkeys(each.kind for each in facts.troubles if each.block == facts.sites[i] and each.is_open))
+        told = ", ".join(dict.fromkeys(each.kind for each in facts.troubles if each.block == facts.blocks[i] and each.is_open))
         rows.append(
             f'<tr><td style="text-align:left">{_safe(facts.blocks[i])}</td>{"".join(cells)}'
             f'<td style="text-align:left">{_safe(told)}</td></tr>'
@@ -121,7 +121,7 @@ def _chosen(facts: Facts, most: int) -> list[int]:
     if blocks <= most:
         return list(range(blocks))
     known = {each.block for each in facts.troubles}
-    told = [i for i in range(blocks) if facts.sites[i] in known or bool(np.isinf(facts.newest[:, i]).any())][: most // 2]
+    told = [i for i in range(blocks) if facts.blocks[i] in known or bool(np.isinf(facts.newest[:, i]).any())][: most // 2]
     others = [i for i in range(blocks) if i not in set(told)]
     even = np.unique(np.linspace(0, len(others) - 1, most - len(told)).astype(int)).tolist()
     return sorted([*told, *(others[i] for i in even)])

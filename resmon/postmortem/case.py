@@ -30,7 +30,7 @@ from resmon.postmortem.curves import clock, curves
 from resmon.postmortem.grids import CELLS, Grid, grids
 from resmon.postmortem.magnitudes import Magnitudes, magnitudes
 from resmon.postmortem.thinned import Thinned
-from resmon.records import Checkpoint, Columns, Finding, Floats, Incident, Ints, ResidualSite, RunEnd, StepRecord
+from resmon.records import Checkpoint, Columns, Finding, Floats, Incident, Ints, ResidualSite, RunEnd, StepRecord, place
 
 DENSE = 384  # full steps up to the trouble that are looked at one by one
 
@@ -114,7 +114,7 @@ def read(folder: Path, say: Progress = lambda _: None) -> Case:
         notes.append(f"{len(info['ranks'])} of {info['world_size']} ranks are here; what is summed over ranks lacks the others")
     trouble = _trouble(run, flight.outcome, incidents, found)
     sites = run.sites
-    names = tuple(f"{site.model}:{site.name}" if site.model else site.name for site in sites)
+    names = tuple(site.place for site in sites)
     say("reading the blocks")
     window = _window(flight, run, names, trouble)
     frame = flight.steps()
@@ -122,7 +122,9 @@ def read(folder: Path, say: Progress = lambda _: None) -> Case:
     thinned = Thinned(flight, recorded)
     whole, close = grids(flight, run, thinned, names, window.steps, window.blocks)
     say("reading the histograms")
-    named = [*(each.block for each in incidents), *(each.block for each in found)]
+    labels = flight.info["models"] if any(site.model for site in sites) else {}
+    told: list[Incident | Finding] = [*incidents, *found]
+    named = [place(labels.get(each.model, ""), each.block) for each in told]
     before_and_after = magnitudes(flight, names, window.steps, named)
     say("reading the run's curves")
     return Case(

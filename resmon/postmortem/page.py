@@ -137,7 +137,7 @@ def card(incident: Incident, case: Case) -> Card:
         ("what", incident.kind + (f" in rank {incident.rank}" if len(case.info["ranks"]) > 1 else "")),
         ("when", f"{when}, {moment(incident.time)}"),
         ("since", f"step {incident.since:,}" if incident.since is not None else ""),
-        ("block", incident.block),
+        ("block", incident.place),
         ("module", incident.module),
         ("operation", incident.operation),
         ("line", incident.line),

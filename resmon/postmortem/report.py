@@ -150,9 +150,9 @@ def _what(case: Case) -> str:
         pages = [each for each in case.findings if each.severity == "page"]
         finding = min(pages, key=lambda each: each.opened_step != case.trouble)
         did = f"finished, but {FOUND.get(finding.kind, f'raised the finding {finding.kind}')}"
-        place = f" in block {finding.block}" if finding.block else ""
+        place = f" in block {finding.place}" if finding.block else ""
     else:
-        place = f" in block {incident.block}" if incident and incident.block and kind != "interrupted" else ""
+        place = f" in block {incident.place}" if incident and incident.block and kind != "interrupted" else ""
     step = case.trouble if case.trouble is not None else last
     if incident is not None and kind == incident.kind and incident.step is not None:
         step = incident.step

@@ -84,7 +84,8 @@ def _columns(*names: str) -> Table:
 
 def _said(finding: Finding) -> Text:
     """What it is, by the name under which it is tuned, and in words."""
-    return Text.assemble((finding.kind, "bold"), f": {printable(finding.summary)}")
+    where = f" in {printable(finding.place)}" if finding.model else ""
+    return Text.assemble((finding.kind, "bold"), f"{where}: {printable(finding.summary)}")
 
 
 def _span(finding: Finding) -> tuple[str, str]:

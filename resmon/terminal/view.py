@@ -22,7 +22,7 @@ from rich.text import Text
 
 from resmon.exporters.ranks import MergedStep, Ranks, Sites
 from resmon.flight.reader import Skip
-from resmon.quantities import count, printable
+from resmon.quantities import count, printable, shortened
 from resmon.records import (
     BLOCK_COUNTS,
     Bools,
@@ -46,6 +46,13 @@ RATIO_DECADES = (-2.0, 1.0)
 # as a fault is for detectors to say.
 WARM, HOT = 2.0, 5.0
 STATES: tuple[FindingState, ...] = get_args(FindingState)  # in the order of a finding's life
+# By the least width of the frame: the heads of the numbers, how wide the ratio's bar is, and what marks the worst block.
+LAYOUTS: tuple[tuple[int, tuple[str, ...], int, str], ...] = (
+    (96, ("branch/skip", "skip rms", "branch rms", "gradient"), 16, "◀ worst"),
+    (76, ("branch/skip", "skip rms", "branch", "grad"), 8, "◀ worst"),
+    (0, ("ratio", "skip rms", "branch", "grad"), 0, "◀"),
+)
+NUMBER, BORDERS = 8, 4  # characters of a number, and of the frame's two sides
 FINDINGS = 6  # that are shown
 INCIDENTS = 4  # that are shown
 RATE_WINDOW = 50  # steps over which steps per second and the monitor's cost are averaged
@@ -264,34 +271,33 @@ def _blocks(view: View, width: int, room: int) -> RenderableType:
         farthest = np.concatenate(([worst], farthest[farthest != worst]))
     shown = np.sort(farthest[:room])
 
-    wide = width >= 96
-    bar = 16 if wide else 8
+    _, heads, bar, mark = next(layout for layout in LAYOUTS if width >= layout[0])
+    fixed = [max(NUMBER, len(head)) for head in heads] + [bar] * (bar > 0) + [len(mark)]
+    room = max(8, width - BORDERS - sum(fixed) - len(fixed))
     table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, overflow="ellipsis", max_width=max(12, width - (68 if wide else 58)))
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, min_width=bar)
-    for _ in range(3):
-        table.add_column(justify="right", no_wrap=True, min_width=8)
+    table.add_column(no_wrap=True, overflow="ellipsis", max_width=room)
+    for i, head in enumerate(heads):
+        table.add_column(justify="right", no_wrap=True, min_width=max(NUMBER, len(head)))
+        if bar and i == 0:
+            table.add_column(no_wrap=True, min_width=bar)
     table.add_column(no_wrap=True)
-    head = ("block", "branch/skip", "", "skip rms", "branch rms" if wide else "branch", "gradient" if wide else "grad", "")
-    table.add_row(*(Text(text, style="dim") for text in head))
+    table.add_row(*(Text(text, style="dim") for text in ("block", heads[0], *[""] * (bar > 0), *heads[1:], "")))
     gauges = view.merged.gauges
-    several = len({site.model for site in view.sites}) > 1
+    names = dict(zip(shown.tolist(), shortened([printable(view.sites[i].place) for i in shown], room), strict=True))
     for i in shown:
-        site = view.sites[i]
         style = _heat(deviation[i])
         ratio, skip, branch, gradient = (
             float(gauges[name].values[i]) if gauges[name].present[i] else None
             for name in ("branch_skip_ratio", "skip_rms", "branch_rms", "gradient_norm")
         )
         table.add_row(
-            Text(printable(f"{site.model}:{site.name}" if several else site.name), style="bold red" if view.nonfinite[i] else ""),
+            Text(names[int(i)], style="bold red" if view.nonfinite[i] else ""),
             Text(_number(ratio), style=style),
-            Text(_bar(ratio, bar), style=style),
+            *[Text(_bar(ratio, bar), style=style)] * (bar > 0),
             _number(skip),
             _number(branch),
             _number(gradient),
-            Text("◀ worst", style=style) if i == worst else "",
+            Text(mark, style=style) if i == worst else "",
         )
     return Group(table, Text(_legend(deviation, worst, len(shown)), style="dim", overflow="fold"))
 
@@ -331,7 +337,7 @@ def _finding(finding: Finding) -> RenderableType:
     text = Text(style="red" if finding.state != "closed" else "dim red")
     text.append(f"✖ {finding.kind}", style="bold")
     if finding.block:
-        text.append(" in block ").append(printable(finding.block), style="bold")
+        text.append(" in block ").append(printable(finding.place), style="bold")
     text.append(f" at step {finding.opened_step:,}: {printable(finding.summary)}")
     return text
 
@@ -341,7 +347,7 @@ def _incident(incident: Incident, view: View) -> RenderableType:
     text = Text(style="red")
     text.append(f"✖ {incident.kind}", style="bold")
     if incident.block:
-        text.append(" in block ").append(printable(incident.block), style="bold")
+        text.append(" in block ").append(printable(incident.place), style="bold")
     text.append(f" on rank {incident.rank}" if several else "")
     text.append(f": {printable(incident.summary)}")
     if incident.checkpoint:

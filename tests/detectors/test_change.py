@@ -38,6 +38,17 @@ def test_a_level_that_moves(statistic: str, factor: float) -> None:
     assert {each["block"] for each in opened.evidence["streams"]} == {"h.3"}
 
 
+@pytest.mark.parametrize("offset", [5, 9, 10])
+def test_a_level_that_moves_within_a_window(offset: int) -> None:
+    """Neither lost nor told as noise, whatever share of the window it has."""
+    began = BEFORE - BEFORE % WINDOW + offset
+    events = said(Change(), course(1800, jitter=0.12, gradient_norm=level(0.5, list(range(6)), at=began)))
+    assert events and began < events[0].opened_step <= began + 3 * WINDOW
+    streams = events[0].evidence["streams"]
+    assert {each["direction"] for each in streams} == {"down"}
+    assert np.median([each["factor"] for each in streams]) == pytest.approx(0.5, rel=0.25)
+
+
 def test_a_small_change_is_nobodys_concern() -> None:
     assert said(Change(), course(2200, branch_rms=level(1.15, [3], 2200))) == []
 
@@ -69,6 +80,17 @@ def test_what_all_blocks_do_is_the_networks() -> None:
 def test_a_learning_rate_that_moves_explains_it(moved: float) -> None:
     rate = np.where(np.arange(1800) < BEFORE - 20, 0.1, 0.1 * moved)
     assert said(Change(), course(1800, run={"learning_rate": rate}, gradient_norm=level(3.0, list(range(6))))) == []
+
+
+@pytest.mark.parametrize(("times", "at"), [(0.25, BEFORE), (3.0, BEFORE), (3.0, BEFORE - 4)])
+def test_a_batch_of_another_size_explains_it(times: float, at: int) -> None:
+    batch = np.where(np.arange(1800) < at, 32, 32 * times)
+    batch[::40] = 20  # the last one of an epoch
+    quieter = level(times**-0.5, list(range(6)), at=at)
+    assert said(Change(), course(1800, run={"samples": batch}, gradient_norm=quieter)) == []
+    assert said(Change(), course(1800, run={"samples": np.where(batch == 20, 20, 32)}, gradient_norm=quieter))
+    texts = np.random.default_rng(2).integers(8, 64, 1800)  # as many as there is room for
+    assert said(Change(), course(1800, run={"samples": texts}, gradient_norm=quieter))
 
 
 def test_a_new_level_is_news_once() -> None:

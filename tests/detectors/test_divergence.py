@@ -35,6 +35,19 @@ def test_a_loss_that_leaves_its_level_for_good() -> None:
     assert finding.runbook == "loss-divergence"
 
 
+def test_a_loss_that_is_back_where_it_began_however_noisy_it_was_at_its_best() -> None:
+    """As where labels are no longer those of their samples: it is chance again, and as quiet as chance is."""
+    random = np.random.default_rng(3)
+    losses = 0.12 + 2.18 * np.exp(-np.arange(1200) / 60)
+    losses *= np.exp(np.where(losses < 1.0, 0.65, 0.05) * random.normal(0, 1, 1200))
+    assert said(losses[:900]) == []
+    losses[800:] = 2.303 * np.exp(0.02 * random.normal(0, 1, 400))
+    opened = said(losses)[0]
+    assert 800 + WINDOW * (LASTS - 1) <= opened.opened_step <= 800 + WINDOW * (LASTS + 1)
+    raised = np.where(np.arange(1200) < 800, 0.1, 1.0)  # a restart of a schedule begins there too
+    assert all(event.opened_step > opened.opened_step for event in said(losses, raised))
+
+
 def test_a_sudden_explosion_needs_no_window() -> None:
     losses = falling(1000)
     losses[600:] *= 10.0 ** (1 + np.arange(400) / 4)

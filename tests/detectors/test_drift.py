@@ -57,6 +57,15 @@ def test_where_the_past_is_restless_it_says_nothing() -> None:
     assert said(Drift(), course(2000, magnitude=magnitude)) == []
 
 
+@pytest.mark.parametrize(("restarts", "told"), [(False, True), (True, False)])
+def test_a_learning_rate_that_rose_explains_it(restarts: bool, told: bool) -> None:
+    magnitude = settled(1400)
+    magnitude[1000:, 3] += 1.0
+    falling = 0.1 * (1 + np.cos(np.pi * np.arange(1400) / 1400))
+    rate = np.where(np.arange(1400) < 960, falling, 0.2) if restarts else falling
+    assert bool(said(Drift(), course(1400, magnitude=magnitude, run={"learning_rate": rate}))) == told
+
+
 def test_it_waits_until_it_knows_what_is_usual() -> None:
     magnitude = settled()
     magnitude[FIRST - 8 * WINDOW :, 3] += 3.0

@@ -34,7 +34,8 @@ def followed(values: Floats, site: int = 1, sites: tuple[ResidualSite, ...] = SI
                 logs[:, 1, site] = values[window.steps]
                 evidence = streams.take(window, window.sites, np.exp(logs))
                 assert evidence.shape == (2, len(window.sites))
-    return streams.moved(1, site, factor=1.25, noises=2.0)
+                newest = np.exp(logs[:, 1, site])
+    return streams.moved(1, site, newest, factor=1.25, noises=2.0)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.5, 100.0])
@@ -102,5 +103,5 @@ def test_what_is_known_of_a_site_stays_with_it() -> None:
                 values = levels * np.exp(random.normal(0, 0.05, (len(window), 1, len(levels))))
                 evidence = streams.take(window, window.sites, values)
     assert evidence[0, 0] > 40 > evidence[0, 1]
-    moved = streams.moved(0, 0, factor=1.25, noises=2.0)
+    moved = streams.moved(0, 0, values[:, 0, 0], factor=1.25, noises=2.0)
     assert moved.block == "h.2" and moved.factor == pytest.approx(2.0, rel=0.1) and abs(moved.since - CHANGED) <= WINDOW

@@ -168,8 +168,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(*words: str) -> tuple[int, str]:
-    result = CliRunner().invoke(application(), ["baseline", *words], env={"COLUMNS": "200"})
+def command(*words: str, width: int = 200) -> tuple[int, str]:
+    result = CliRunner().invoke(application(), ["baseline", *words], env={"COLUMNS": str(width)})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.stdout
@@ -181,6 +181,9 @@ def test_a_model_that_is_served_beside_its_training(runs: Path, tmp_path: Path) 
     assert status == 0 and "3 blocks of trained" in printed
     status, printed = command("compare", "served", name, *where)
     assert status == 0 and "No block of served has drifted from the baseline of trained (3 blocks compared)." in printed
+    _, narrow = command("compare", "served", name, *where, width=60)
+    numbers = {word for line in printed.splitlines()[1:4] for word in line.split()[2:]}
+    assert len(numbers) > 8 and numbers <= set(narrow.split()), "no number is cut or broken"
     status, printed = command("compare", "drifting", name, "--json", *where)
     assert status == 1
     found = json.loads(printed)

@@ -29,21 +29,36 @@ def record(
     names: tuple[str, ...] = (),
     broken_at: int | None = None,
     end: bool = True,
+    models: tuple[str, ...] = ("",),
 ) -> Path:
-    """A run whose stream grows with depth; from `broken_at` on the last block but one is not finite. The rank's folder."""
-    folder, writer = begin(directory, run, launch=f"launch of {run}")
-    fill(writer, steps, blocks, names, broken_at)
+    """A run whose stream grows with depth; from `broken_at` on the last block but one is not finite. The rank's folder.
+
+    Where there are several `models` all have the same names of blocks, and it is the last one's.
+    """
+    folder, writer = begin(directory, run, launch=f"launch of {run}", models={model: model or "Net" for model in models})
+    fill(writer, steps, blocks, names, broken_at, models)
     if broken_at is not None:
         name = names[-2] if names else f"h.{blocks - 2}"
-        tell(folder, name, broken_at)
+        tell(folder, name, broken_at, model=models[-1])
     if end:
         writer.end(RunEnd("finished" if broken_at is None else "nonfinite", 1000.0 + steps, steps - 1))
     return folder
 
 
-def fill(writer: FlightWriter, steps: int, blocks: int, names: tuple[str, ...] = (), broken_at: int | None = None) -> None:
+def fill(
+    writer: FlightWriter,
+    steps: int,
+    blocks: int,
+    names: tuple[str, ...] = (),
+    broken_at: int | None = None,
+    models: tuple[str, ...] = ("",),
+) -> None:
     names = names or tuple(f"h.{i}" for i in range(blocks))
-    sites = tuple(ResidualSite(name, f"h.{i}", "identity", (f"h.{i}.mlp",), (), (4, 8)) for i, name in enumerate(names))
+    sites = tuple(
+        ResidualSite(name, f"h.{i}", "identity", (f"h.{i}.mlp",), (), (4, 8), model=model)
+        for model in models
+        for i, name in enumerate(names)
+    )
     training = synthetic.Training(sites)
     writer.sites(sites)
     depth, noise = np.arange(len(sites)), np.random.default_rng(0)
@@ -58,7 +73,7 @@ def fill(writer: FlightWriter, steps: int, blocks: int, names: tuple[str, ...] =
         writer.scalars(ScalarRecord(step, made.time, {"loss": 2.3 / (1 + step / 20), "accuracy": 1 - 1 / (1 + step / 20)}))
 
 
-def tell(folder: Path, block: str, step: int, summary: str = "") -> None:
+def tell(folder: Path, block: str, step: int, summary: str = "", model: str = "") -> None:
     """Write down what the training and the agent say of a failure."""
     incidents.append(
         folder,
@@ -68,6 +83,7 @@ def tell(folder: Path, block: str, step: int, summary: str = "") -> None:
             time=1000.0 + step,
             step=step,
             summary=summary or f"Step {step}: sqrt in module {block} made NaN of finite values.",
+            model=model,
             block=block,
             advice="Look at what that operation was given.",
             runbook="nonfinite",
@@ -84,6 +100,7 @@ def tell(folder: Path, block: str, step: int, summary: str = "") -> None:
         confidence=0.9,
         runbook="straying-block",
         evidence={},
+        model=model,
         block=block,
     )
     journal.append(folder.parent / layout.FINDINGS, finding_values(finding))

@@ -95,6 +95,21 @@ def test_a_run_is_told_with_its_figures(tmp_path: Path) -> None:
     assert [each["name"] for each in told["quantities"]] == [measure.name for measure in MEASURES]
 
 
+def test_no_stream_leads_from_one_model_to_the_next(tmp_path: Path) -> None:
+    record(tmp_path, "gan", models=("g", "d"))
+    depth = next(figure for figure in House(tmp_path).run("gan")["figures"] if figure["key"] == "depth")
+    (line,) = (trace for trace in depth["plot"]["data"] if trace["type"] == "scatter" and "stream" in trace["name"])
+    assert [x for x, y in zip(line["x"], line["y"], strict=True) if y is None] == [5.5]
+    assert [x for x, y in zip(line["x"], line["y"], strict=True) if y is not None] == list(range(12))
+
+
+def test_what_is_said_of_a_block_leads_to_it_where_models_share_its_name(tmp_path: Path) -> None:
+    record(tmp_path, "gan", broken_at=60, models=("g", "d"))
+    told = House(tmp_path).run("gan")
+    assert told["blocks"].index("d:h.4") > told["blocks"].index("g:h.4")
+    assert told["run"]["findings"][0]["block"] == "d:h.4" == told["run"]["incidents"][0]["block"]
+
+
 @pytest.mark.parametrize(
     ("quantity", "narrow"), [("branch_skip_ratio", True), ("gradient_norm", False), ("dead_unit_ratio", False)]
 )

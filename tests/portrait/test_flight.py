@@ -75,6 +75,13 @@ def test_what_broke_is_told_first_and_marked(tmp_path: Path) -> None:
     assert "nonfinite, straying_block" in page.split(">h.4</td>")[1].split("</tr>")[0]
 
 
+def test_what_broke_in_one_model_is_not_marked_in_another(tmp_path: Path) -> None:
+    folder = record(tmp_path, "gan", steps=120, broken_at=100, models=("g", "d")).parents[1]
+    page = bundle(folder)["text/html"]
+    g, d = (page.split(f">{model}:h.4</td>")[1].split("</tr>")[0] for model in "gd")
+    assert "straying_block" in d and "straying_block" not in g
+
+
 def test_names_are_texts_and_nothing_is_a_script(tmp_path: Path) -> None:
     for i, name in enumerate((*HOSTILE, "\x1b[31mred\u202e")):
         folder = record(tmp_path, name, steps=40, names=HOSTILE, blocks=4, broken_at=30 if i else None).parents[1]

@@ -41,7 +41,7 @@ def row(shown: str, block: str) -> str:
 
 
 def a_finding(block: str, state: str = "opened", summary: str = "it is not finite") -> Finding:
-    return Finding("1", state, "nonfinite", "page", "Net", block, 7, 0.0, 7, 0.0, summary, "", "", 1.0, "nonfinite")  # type: ignore[arg-type]
+    return Finding("1", state, "nonfinite", "page", "", block, 7, 0.0, 7, 0.0, summary, "", "", 1.0, "nonfinite")  # type: ignore[arg-type]
 
 
 def test_a_trace_keeps_the_whole_course_in_bounded_room() -> None:
@@ -165,12 +165,31 @@ def test_no_line_is_wider_than_the_terminal(width: int, count: int) -> None:
     assert max(len(line) for line in text(view, width).splitlines()) <= width
 
 
+@pytest.mark.parametrize("width", [60, 76, 80, 96, 120])
+def test_each_block_is_told_from_its_neighbours_at_any_width(width: int) -> None:
+    names = [f"bert.encoder.layer.{i}.{part}" for i in (0, 10) for part in ("attention", "output.dense")]
+    made = tuple(replace(site, name=name) for site, name in zip(sites(4), names, strict=True))
+    records = [with_ratios(Training(made).step(), [0.5] * 4) for _ in range(3)]
+    lines = text(view_of([*records, with_ratios(Training(made).step(), [0.5, 0.5, 0.5, 5.0])], made), width).splitlines()
+    shown = [line for line in lines if ".attention " in line or ".output.dense " in line]
+    ends = ["0.attention", "0.output.dense", "10.attention", "10.output.dense"]
+    assert [line.split()[1].removeprefix("bert.encoder.layer.").removeprefix("…") for line in shown] == ends
+    assert [("◀" in line) for line in shown] == [False, False, False, True]
+    assert "…" not in " ".join(word for line in shown for word in line.split()[2:])
+
+
 def test_findings_stand_in_the_frame_newest_state_each() -> None:
     made = sites(2)
     view = view_of([Training(made).step()], made).found(a_finding("h.1")).found(a_finding("h.1", "updated", summary="worse now"))
     shown = text(view)
     assert "✖ nonfinite in block h.1 at step 7: worse now" in shown
     assert "it is not finite" not in shown
+
+
+def test_of_several_models_a_finding_says_whose_block_it_is() -> None:
+    made = (*sites(2, model="g"), *sites(2, model="d"))
+    view = view_of([Training(made).step()], made).found(replace(a_finding("h.1"), model="d"))
+    assert "nonfinite in block d:h.1 at step 7" in text(view)
 
 
 def test_the_end_says_how() -> None:
