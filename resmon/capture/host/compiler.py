@@ -118,6 +118,27 @@ def leave_alone(functions: Iterable[Callable[..., Any]], *, within: bool = True)
     eval_frame.set_code_exec_strategy(traces.__code__, wholly)  # it is what they ask first
 
 
+def apart(function: Callable[..., None]) -> Callable[..., None]:
+    """`function`, for calls between graphs to run as it is, with all that it calls. An older torch takes a wrapper for that.
+
+    Without it torch 2.6 compiles what hears of a module that is still being made, and fails.
+    """
+    if hasattr(eval_frame, "set_code_exec_strategy"):
+        leave_alone((function,))
+        return function
+    older: Any = eval_frame
+
+    def uncompiled(*args: Any) -> None:
+        callback = older.set_eval_frame(None)
+        try:
+            function(*args)
+        finally:
+            older.set_eval_frame(callback)
+
+    older.skip_code(uncompiled.__code__)
+    return uncompiled
+
+
 def plain(path: str) -> str:
     """The path of a module or parameter as it is without the wrappers that torch.compile and checkpointing put around modules."""
     return _WRAPPER.sub("", path)
