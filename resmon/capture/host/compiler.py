@@ -106,9 +106,13 @@ def is_sure(condition: Any) -> bool:
 def leave_alone(functions: Iterable[Callable[..., Any]], *, within: bool = True) -> None:
     """Have these run as they are where they are called between graphs, and traced where they are called inside of one.
 
-    `within` says whether that goes for what they call, too.
+    `within` says whether that goes for what they call, too. An older torch, with which compiled models are not observed, can
+    only be told what goes for a function alone.
     """
-    if not hasattr(eval_frame, "set_code_exec_strategy"):  # an older torch, with which compiled models are not observed
+    if not hasattr(eval_frame, "set_code_exec_strategy"):
+        older: Any = eval_frame
+        for function in () if within else functions:
+            older.skip_code(function.__code__)
         return
     skip, default = eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
     wholly = eval_frame._FrameExecStrategy(skip, skip)
