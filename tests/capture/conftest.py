@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from resmon.capture.host import compiler, fetch
+from resmon.capture.host.requirement import at_least
 from tests.capture import loops
 
 
@@ -56,13 +57,22 @@ OLDER: tuple[tuple[bool, str, str], ...] = (
     (
         compiler.OBSERVES,
         "the blocks of compiled models are observed from torch 2.13 on",
-        r"test_compiled\w*\.py|test_entrance\.py|test_(norms|inputs)\.py::test_compiled\[|::test_in_a_graph_|test_copies\.py.*\[compiled\]|test_backwards\.py::.*_compiled_|done_again_with_less.*-True\]|::test_a_compiled_model",
+        r"test_compiled\w*\.py|test_entrance\.py|test_(norms|inputs)\.py::test_compiled\[|::test_in_a_graph_|test_copies\.py.*\[compiled\]|test_backwards\.py::.*_compiled_|done_again_with_less.*-True\]|test_nonfinite\.py::test_a_compiled_model",
     ),
-    (compiler.OBSERVES, "pipelines were tried from torch 2.13 on", r"test_pipelines\.py::test_(a_pipeline|other)"),
+    (
+        compiler.OBSERVES,
+        "the other schedules of this torch wait for ever, or fail, without resmon too",
+        r"test_a_pipeline_is_as_one_process\[(?!gpipe\])",
+    ),
+    (
+        at_least(torch.__version__, (2, 8)),
+        "this torch may wait for ever where a process group ends (pytorch/pytorch#154976)",
+        r"::test_norms_are_without_the_scale\[ShardedGradScaler-",
+    ),
     (
         hasattr(torch._C._autograd.SavedTensor, "data"),
         "this torch does not show what autograd keeps",
-        r"test_activations\.py|::test_checkpointed_blocks_are_counted_once|::test_a_thousand_blocks|::test_the_block_is_named_and_the_batch",
+        r"test_activations\.py|::test_checkpointed_blocks_are_counted_once|::test_a_run_that_never_came_to_the_end|::test_a_thousand_blocks|::test_the_block_is_named_and_the_batch",
     ),
     (
         hasattr(torch.compiler, "is_exporting"),

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections import Counter
@@ -32,6 +33,8 @@ BLOCKS, BATCH, MICRO_BATCHES, STEPS, RATE = 4, 8, 4, 3, 0.1
 BRANCHES = {"attn": ("ln_1", "attn"), "down": ("ln_2", "up", "down")}
 SINGLE = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 SEVERAL = {"interleaved": ScheduleInterleaved1F1B, "zero-bubble": ScheduleZBVZeroBubble}  # two stages a rank
+# torch 2.6 adds up the gradients of the micro-batches, a newer one takes their mean.
+SHARES = 1 if "scale_grads" in inspect.signature(ScheduleGPipe).parameters else MICRO_BATCHES
 
 
 class Stage(nn.Module):
@@ -57,6 +60,11 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
 
 def loss_of(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().mean()
+
+
+def share_of(output: Tensor, target: Tensor) -> Tensor:
+    """The loss of a micro-batch, as the schedule is to be given it."""
+    return loss_of(output, target) / SHARES
 
 
 def truth() -> list[dict[str, float]]:
@@ -98,9 +106,9 @@ def train(name: str, folder: Path | None) -> dict[str, object]:
     models = [Stage(tuple(range(place * width, (place + 1) * width))) for place in places]
     stages = [PipelineStage(m, i, stages_in_all, torch.device("cpu")) for m, i in zip(models, places, strict=True)]
     schedule = (
-        SINGLE[name](stages[0], MICRO_BATCHES, loss_fn=loss_of)
+        SINGLE[name](stages[0], MICRO_BATCHES, loss_fn=share_of)
         if name in SINGLE
-        else SEVERAL[name](stages, MICRO_BATCHES, loss_fn=loss_of)
+        else SEVERAL[name](stages, MICRO_BATCHES, loss_fn=share_of)
     )
     optimizer = torch.optim.SGD([p for model in models for p in model.parameters()], lr=RATE)
     watched = models[0] if name in SINGLE else {f"stage{i}": model for i, model in zip(places, models, strict=True)}

@@ -24,8 +24,7 @@ class Registrations:
 
     def listen(self, listener: Listener) -> None:
         if self._handle is None:
-            compiler.leave_alone((Registrations._heard,))  # where code that is compiled makes modules
-            self._handle = self._register(self._heard)
+            self._handle = self._register(compiler.apart(self._heard))  # where code that is compiled makes modules
         self._listeners += (listener,)
 
     def leave(self, listener: Listener) -> None:

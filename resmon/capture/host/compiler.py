@@ -106,9 +106,13 @@ def is_sure(condition: Any) -> bool:
 def leave_alone(functions: Iterable[Callable[..., Any]], *, within: bool = True) -> None:
     """Have these run as they are where they are called between graphs, and traced where they are called inside of one.
 
-    `within` says whether that goes for what they call, too.
+    `within` says whether that goes for what they call, too. An older torch, with which compiled models are not observed, can
+    only be told what goes for a function alone.
     """
-    if not hasattr(eval_frame, "set_code_exec_strategy"):  # an older torch, with which compiled models are not observed
+    if not hasattr(eval_frame, "set_code_exec_strategy"):
+        older: Any = eval_frame
+        for function in () if within else functions:
+            older.skip_code(function.__code__)
         return
     skip, default = eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT
     wholly = eval_frame._FrameExecStrategy(skip, skip)
@@ -116,6 +120,27 @@ def leave_alone(functions: Iterable[Callable[..., Any]], *, within: bool = True)
     for function in functions:
         eval_frame.set_code_exec_strategy(function.__code__, strategy)
     eval_frame.set_code_exec_strategy(traces.__code__, wholly)  # it is what they ask first
+
+
+def apart(function: Callable[..., None]) -> Callable[..., None]:
+    """`function`, for calls between graphs to run as it is, with all that it calls. An older torch takes a wrapper for that.
+
+    Without it torch 2.6 compiles what hears of a module that is still being made, and fails.
+    """
+    if hasattr(eval_frame, "set_code_exec_strategy"):
+        leave_alone((function,))
+        return function
+    older: Any = eval_frame
+
+    def uncompiled(*args: Any) -> None:
+        callback = older.set_eval_frame(None)
+        try:
+            function(*args)
+        finally:
+            older.set_eval_frame(callback)
+
+    older.skip_code(uncompiled.__code__)
+    return uncompiled
 
 
 def plain(path: str) -> str:

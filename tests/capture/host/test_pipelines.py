@@ -37,18 +37,14 @@ def check(folder: Path, name: str) -> None:
         assert said["watched"] == said["bare"]
 
 
-def test_a_pipeline_is_as_one_process(tmp_path: Path) -> None:
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("1f1b", "zero-bubble")]
+
+
+@pytest.mark.parametrize("schedule", ["gpipe", "interleaved", *SLOW])
+def test_a_pipeline_is_as_one_process(schedule: str, tmp_path: Path) -> None:
     """Its trial pass over memory that holds anything is no part of the first step; output gradients are of the mean loss."""
-    run_ranks(2, "tests.capture.staged", str(tmp_path), "gpipe", "interleaved")
-    for name in ("gpipe", "interleaved"):
-        check(tmp_path, name)
-
-
-@pytest.mark.slow
-def test_other_schedules(tmp_path: Path) -> None:
-    run_ranks(2, "tests.capture.staged", str(tmp_path), "1f1b", "zero-bubble")
-    for name in ("1f1b", "zero-bubble"):
-        check(tmp_path, name)
+    run_ranks(2, "tests.capture.staged", str(tmp_path), schedule)
+    check(tmp_path, schedule)
 
 
 def test_outside_of_a_pipeline_there_is_none() -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from resmon.capture.host import compiler
 from resmon.capture.host.requirement import LEAST, at_least
+from tests.capture.loops import watch
 from tests.capture.test_compiled import EVERY_WAY, WAYS, Loop, Net, bare, batch, counted
 
 WATCH = "import resmon\ntry:\n    resmon.watch(None)\nexcept resmon.ConfigurationError as error:\n    print(error)\n"
@@ -93,6 +95,36 @@ def test_eager_models_with_a_torch_that_is_too_old_for_graphs(
             loop.checked_step(batch(seed=i))
     assert not said(caplog)
     loop.session.detach()
+
+
+def test_a_module_that_is_made_between_two_graphs() -> None:
+    """Compiled autograd makes one when `backward` is called there; torch 2.6 compiled what heard of that, and failed."""
+
+    def training(*, watched: bool) -> list[float]:
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        session = watch(model, optimizer)[0] if watched else None
+
+        @torch.compile(backend="eager")
+        def backward(x: Tensor) -> Tensor:
+            loss: Tensor = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        losses = []
+        for i in range(2):
+            optimizer.zero_grad()
+            losses.append(backward(batch(seed=i)).item())
+            optimizer.step()
+        if session is not None:
+            session.detach()
+        return losses
+
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        assert training(watched=True) == pytest.approx(training(watched=False), rel=1e-6)
+    torch._dynamo.reset()
 
 
 def test_the_bound_that_pip_is_told_is_the_same() -> None:

@@ -985,6 +985,27 @@ def test_exporting_a_watched_model_gives_the_bare_model_s_graph_and_changes_noth
     assert record.errors_total == 0 and record.blocks_present[SPINE].all()
 
 
+def test_a_watched_model_is_exported_without_gradients() -> None:
+    """The exporter of torch 2.6 takes one graph, and would have had one of our hooks as a second."""
+
+    class Whole(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for module in self:
+                x = module(x)
+            return x
+
+    model = Whole(nn.Linear(8, 8), Plain(8))
+    watched = Watched(model)
+    watched.step(torch.randn(4, 8))
+    x = torch.randn(4, 8)
+    with torch.no_grad():
+        exported = torch.export.export(model, (x,))
+    assert torch.equal(exported.module()(x), model(x))
+    record = watched.step(x)
+    assert record is not None
+    assert record.errors_total == 0 and record.blocks_present[SPINE].all()
+
+
 class Plain(nn.Module):
     """A block that keeps nothing, so that it can be exported."""
 
