@@ -59,14 +59,21 @@ def everything(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+# What `-m resmon` runs, in an agent that takes all the time it needs for its answers.
+UNPACED = ("-c", "from resmon.access import pace; from resmon.cli import main; pace.SHARE = 1.0; main()")
+
+
 @contextmanager
 def agent(
-    folder: Path, *options: str, tls: bool = False, listen: str = "127.0.0.1", runtime: Path | None = None
+    folder: Path, *options: str, tls: bool = False, listen: str = "127.0.0.1", runtime: Path | None = None, paced: bool = True
 ) -> Iterator[Agent]:
-    """An agent that is ready, as long as it is wanted."""
+    """An agent that is ready, as long as it is wanted. One that is not `paced` is for thousands of questions: on a busy machine
+    the others would take a share of it for them that lasts for many minutes.
+    """
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    command = (sys.executable, "-m", "resmon", "agent", "--listen", f"{listen}:{port}", "--linger", "600", *options)
+    program = ("-m", "resmon") if paced else UNPACED
+    command = (sys.executable, *program, "agent", "--listen", f"{listen}:{port}", "--linger", "600", *options)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RESMON_")}
     environment |= {"PYTHONPATH": str(ROOT), "RESMON_RUNTIME_DIR": str(runtime or folder / "runtime"), "OMP_NUM_THREADS": "1"}
     with (folder / "agent.txt").open("w") as output:

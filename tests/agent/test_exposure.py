@@ -103,7 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     (folder / "secret.txt").write_text(SECRET)
     inside = rank / "link.txt"
     inside.symlink_to(folder / "secret.txt")
-    with agent(folder, runtime=folder / "runtime") as served:
+    with agent(folder, runtime=folder / "runtime", paced=False) as served:
         made = Place(served, routes, inside, rank.parent.parent.name)
         wait_for(lambda: "onerror" in made.ask("/metrics")[2])
         yield made
