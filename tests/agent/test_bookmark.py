@@ -284,7 +284,8 @@ def test_it_goes_with_its_registration(tmp_path: Path, runtime_folder: Path) -> 
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("budget", [pytest.param(BUDGET, marks=pytest.mark.slow), 1 << 20], ids=["whole", "thinned"])
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [BUDGET, 1 << 20], ids=["whole", "thinned"])
 def test_a_real_agent_is_killed_and_the_next_one_says_the_rest(budget: int, tmp_path: Path, house: House, port: int) -> None:
     expected = whole(tmp_path / "twin", troubled())
     run = Run(tmp_path / "runs", troubled(), budget)

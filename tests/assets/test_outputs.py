@@ -54,6 +54,7 @@ def test_the_command_checks_and_writes(tmp_path: Path) -> None:
     assert (tmp_path / "alerts" / "resmon.yaml").read_bytes() == (ROOT / "alerts" / "resmon.yaml").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_check_asks_for_the_same_options(tmp_path: Path) -> None:
     options = ("--runbooks", "https://wiki.example/books/", "--dashboards", "https://grafana.example/d")
     assert resmon(*options, cwd=tmp_path).returncode == 0

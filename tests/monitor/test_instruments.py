@@ -228,6 +228,7 @@ print("well")
     assert "already been created" not in result.stderr and "Traceback" not in result.stderr, result.stderr
 
 
+@pytest.mark.slow
 def test_training_is_the_same_to_the_last_bit_while_a_reader_collects(tmp_path: Path) -> None:
     def weights(**settings: Any) -> list[torch.Tensor]:
         model = network(4)

@@ -130,6 +130,7 @@ def test_a_command_prints_what_the_page_shows(command: str, printed: str, folder
     assert run(command, folder) == printed.strip()
 
 
+@pytest.mark.slow
 def test_the_report_that_the_page_shows(tmp_path: Path) -> None:
     runs = [f'resmon_runs_total{{outcome="{outcome}"}}' for outcome in ("finished", "failed")]
     labels = 'run="r",rank="0"'
