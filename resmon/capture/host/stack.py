@@ -16,7 +16,6 @@ from types import CodeType, FrameType, TracebackType
 
 import torch
 from torch import nn
-from torch.utils.data._utils import signal_handling
 
 from resmon.capture.host.compiler import plain
 from resmon.records import Doing, ResidualSite
@@ -42,7 +41,8 @@ _DOING: Mapping[str, Doing] = {
     "torch.utils.data": "data",
 }
 
-_SIGNALS = str(signal_handling.__file__)  # raises in the loop that a worker of a data loader is gone
+# Raises in the loop that a worker of a data loader is gone; by its path, as torch may move what is its own.
+_SIGNALS = str(Path(torch.__file__).parent / "utils" / "data" / "_utils" / "signal_handling.py")
 
 
 @dataclass(frozen=True, slots=True)

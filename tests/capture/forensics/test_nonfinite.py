@@ -708,22 +708,8 @@ def test_a_loss_that_the_model_computes_itself(where: str) -> None:
     assert found.line == line_of("the model's own loss" if where == "loss" else "log of zero")
 
 
-def test_a_compiled_model_is_done_again_uncompiled() -> None:
-    torch.manual_seed(0)
-    inner = busy("plain")
-    model = torch.compile(inner, backend="eager")
-    optimizer = torch.optim.SGD(inner.parameters(), lr=0.0)
-    _, sink = loops.watch(inner, optimizer)
-    for step in range(4):
-        optimizer.zero_grad()
-        model(batch(step), fault="yes" if step == 3 else "").square().mean().backward()
-        optimizer.step()
-    found = only(sink)
-    assert (found.step, found.origin, found.block, found.operation) == (3, "forward", "1", "div")
-    assert found.confidence == "consistent" and "eager approximation" in found.evidence["replay"]
-
-
-def test_a_compiled_models_blocks_say_which_was_first_where_nothing_can_be_done_again() -> None:
+def broken_compiled(after: Callable[[Tensor], object] = lambda x: None) -> Incident:
+    """What is said of a compiled model that breaks in step 3; `after` has the batch between backward pass and step."""
     torch.manual_seed(0)
     inner = busy("plain")
     model = torch.compile(inner, backend="eager")
@@ -733,9 +719,19 @@ def test_a_compiled_models_blocks_say_which_was_first_where_nothing_can_be_done_
         x = batch(step)
         optimizer.zero_grad()
         model(x, fault="yes" if step == 3 else "").square().mean().backward()
-        x.zero_()
+        after(x)
         optimizer.step()
-    found = only(sink)
+    return only(sink)
+
+
+def test_a_compiled_model_is_done_again_uncompiled() -> None:
+    found = broken_compiled()
+    assert (found.step, found.origin, found.block, found.operation) == (3, "forward", "1", "div")
+    assert found.confidence == "consistent" and "eager approximation" in found.evidence["replay"]
+
+
+def test_a_compiled_models_blocks_say_which_was_first_where_nothing_can_be_done_again() -> None:
+    found = broken_compiled(Tensor.zero_)
     assert (found.step, found.block, found.evidence["direction"]) == (3, "1", "forward")
     assert "changed in place" in found.summary
 
